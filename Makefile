@@ -1,0 +1,37 @@
+# The two commands of a newcomer are `make train` and `make test`; both create .venv when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN ?= runs/digits_tiny
+
+.PHONY: install train test test-slow test-gpu lint clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+train: install
+	$(BIN)/python train.py
+	$(BIN)/python eval.py checkpoint=$(RUN) probe=knn
+	$(BIN)/python eval.py checkpoint=$(RUN) probe=linear
+	$(BIN)/python -m mae.export $(RUN) --to timm --out $(RUN)/export/encoder.safetensors --overwrite
+	$(BIN)/python -m mae.summary $(RUN)
+
+test: install
+	$(BIN)/python -m pytest
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: install
+	$(BIN)/python -m pytest -m gpu
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

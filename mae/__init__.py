@@ -1,0 +1,23 @@
+"""Masked autoencoders: models, objective, training and interchange of weights.
+
+model = mae.load("runs/NAME")              # or a published .pth, or a Hugging Face ViTMAE folder
+out = model(images, noise)                 # out.loss, out.pred, out.target, out.mask
+model = mae.MaskedAutoencoder(mae.MAEConfig(width=384, depth=12, num_heads=6))
+"""
+
+from mae.errors import CheckpointError, ConfigError
+from mae.load import load
+from mae.models.config import MAEConfig
+from mae.models.mae import MaskedAutoencoder, Output, Reconstruction
+from mae.models.vit import Encoder
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "Encoder",
+    "MAEConfig",
+    "MaskedAutoencoder",
+    "Output",
+    "Reconstruction",
+    "load",
+]

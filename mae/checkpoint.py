@@ -1,0 +1,131 @@
+"""Checkpoint files of a run: their names, how they are written, and which one can be trusted."""
+
+import os
+import pickle
+import re
+import zipfile
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from mae.errors import CheckpointError, ConfigError
+
+NAME = re.compile(r"step-(\d{8})\.ckpt")
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    """runs/NAME/checkpoints/step-00000500.ckpt for step 500."""
+    return run / "checkpoints" / f"step-{step:08d}.ckpt"
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run, newest first, valid or not. Nothing but our own names counts."""
+    folder = run / "checkpoints"
+    found = [path for path in folder.glob("step-*.ckpt") if NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(found, reverse=True)
+
+
+def verify(path: Path) -> None:
+    """Reads the whole file against the checksums inside it; raises CheckpointError when it is torn or altered."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise CheckpointError(f"{path} is not a whole checkpoint ({error}); it was probably cut off") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged: the checksum of its record {damaged} does not match")
+
+
+def newest_valid(run: Path) -> Path | None:
+    """The newest checkpoint of a run that verifies; torn ones are skipped with a warning. None when the run has none.
+
+    Raises CheckpointError when there are checkpoints and every one of them is damaged.
+    """
+    candidates = checkpoints(run)
+    for path in candidates:
+        try:
+            verify(path)
+        except CheckpointError as error:
+            rank_zero_warn(f"skipped: {error}")
+        else:
+            return path
+    if candidates:
+        raise CheckpointError(
+            f"all {len(candidates)} checkpoints in {run / 'checkpoints'} are damaged. Start again with "
+            "resume=never overwrite=true, or choose another name="
+        )
+    return None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The contents of a file written by torch.save: tensors and plain values only, never code.
+
+    Raises CheckpointError when the file is missing, damaged, or would need to run code.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist")
+    try:
+        # Published training checkpoints carry their argparse settings.
+        with torch.serialization.safe_globals([Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from error
+
+
+def read_own(path: Path) -> dict[str, Any]:
+    """A checkpoint of this framework; raises CheckpointError for anything else."""
+    contents = read(path)
+    if not isinstance(contents, dict) or "mae" not in contents:
+        raise CheckpointError(
+            f"{path} was not written by this framework, so there is no run in it to go on with. For a warm start from "
+            f"foreign weights use init_from={path}"
+        )
+    return contents
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's torch.save, into a temporary name that becomes the final one only when everything is on disk."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        final = Path(path)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = final.with_name(final.name + ".tmp")
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, final)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def refuse_other_run(stored: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+    """Raises ConfigError naming every setting in which a checkpoint differs from the run that wants to go on from it.
+
+    stored, wanted  nested plain dictionaries of the settings that decide the result
+    """
+    stored_flat, wanted_flat = dict(_flatten(stored)), dict(_flatten(wanted))
+    differing = [
+        f"{key} ({stored_flat.get(key, 'absent')} in the checkpoint, {wanted_flat.get(key, 'absent')} now)"
+        for key in sorted(stored_flat.keys() | wanted_flat.keys())
+        if stored_flat.get(key) != wanted_flat.get(key)
+    ]
+    if differing:
+        raise ConfigError(
+            f"{path} belongs to a different run: {', '.join(differing)}. Go on with the checkpoint's settings, or start "
+            f"a new run with another name= (init_from={path} takes the weights along)"
+        )
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> Any:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,24 @@
+"""The two ways in which a user's input can be wrong here (the data package has its own)."""
+
+from pydantic import ValidationError
+
+
+class ConfigError(Exception):
+    """A setting that cannot work; the message names it, its value, the reason and the way out."""
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be read, is damaged, or belongs to something else."""
+
+
+def first_sentence(error: ValidationError) -> str:
+    """The first complaint of a pydantic validation as one sentence: setting, value, reason."""
+    detail = error.errors(include_url=False)[0]
+    setting = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"unknown setting {setting}={detail['input']!r}"
+    reason = detail["msg"].removeprefix("Value error, ")
+    reason = reason[:1].lower() + reason[1:]
+    if not setting or detail["type"] == "value_error":
+        return f"{setting}: {reason}" if setting else reason
+    return f"{setting}={detail['input']!r}: {reason}"

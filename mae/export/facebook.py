@@ -1,0 +1,74 @@
+"""facebookresearch/mae `.pth` files: {"model": state dict} or the bare state dict. The key names are ours."""
+
+from math import isqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mae.errors import CheckpointError
+from mae.models.config import MAEConfig
+from mae.models.pos_embed import sincos_positions
+
+# Heads leave no trace in the weights; these are the widths of the published models.
+ENCODER_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+DECODER_HEADS = {512: 16}
+
+
+def has_decoder(state: dict[str, Tensor]) -> bool:
+    """Whether the weights hold the whole autoencoder; the published fine-tuning files hold the encoder only."""
+    return "decoder_pred.weight" in state
+
+
+def infer_config(state: dict[str, Tensor], given: dict[str, Any]) -> MAEConfig:
+    """The architecture that a state dict shows; what it cannot show comes from `given` or from the paper.
+
+    Raises CheckpointError for weights that are no MAE, and when heads or the image size cannot be told.
+    """
+    projection = state.get("patch_embed.proj.weight")
+    if projection is None or "pos_embed" not in state:
+        raise CheckpointError(
+            "these are no masked-autoencoder weights: patch_embed.proj.weight or pos_embed is missing; the keys begin "
+            f"with {', '.join(list(state)[:3])}"
+        )
+    width, in_channels, patch_size = projection.shape[0], projection.shape[1], projection.shape[2]
+    class_token = "cls_token" in state
+    shown = {
+        "width": width,
+        "in_channels": in_channels,
+        "patch_size": patch_size,
+        "class_token": class_token,
+        "depth": _count(state, "blocks"),
+        "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / width,
+        "num_heads": given.get("num_heads") or _heads("num_heads", width, ENCODER_HEADS),
+        "image_size": given.get("image_size") or _image_size(state["pos_embed"].shape[1] - class_token, patch_size),
+    }
+    if has_decoder(state):
+        decoder_width = state["decoder_pred.weight"].shape[1]
+        shown |= {
+            "decoder_width": decoder_width,
+            "decoder_depth": _count(state, "decoder_blocks"),
+            "decoder_num_heads": given.get("decoder_num_heads")
+            or _heads("decoder_num_heads", decoder_width, DECODER_HEADS),
+        }
+    config = MAEConfig.model_validate(shown | given)
+    fixed = sincos_positions(width, config.grid, class_token) if width % 4 == 0 else None
+    learned = fixed is None or not torch.allclose(fixed, state["pos_embed"].float(), atol=1e-5)
+    return config.model_copy(update={"positions": given.get("positions", "learned" if learned else "sincos")})
+
+
+def _count(state: dict[str, Tensor], blocks: str) -> int:
+    return len({key.split(".")[1] for key in state if key.startswith(f"{blocks}.")})
+
+
+def _heads(setting: str, width: int, known: dict[int, int]) -> int:
+    if width not in known:
+        raise CheckpointError(f"the number of heads at width {width} cannot be told from weights: give {setting}=")
+    return known[width]
+
+
+def _image_size(patches: int, patch_size: int) -> int:
+    side = isqrt(patches)
+    if side * side != patches:
+        raise CheckpointError(f"{patches} positions are no square grid: give image_size=(height, width)")
+    return side * patch_size

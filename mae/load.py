@@ -1,0 +1,90 @@
+"""`mae.load`: a model from any file or folder that holds a masked autoencoder."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from mae.checkpoint import newest_valid, read
+from mae.errors import CheckpointError, ConfigError, first_sentence
+from mae.export.facebook import has_decoder, infer_config
+from mae.export.huggingface import read_vitmae
+from mae.models.config import MAEConfig
+from mae.models.mae import MaskedAutoencoder
+from mae.models.vit import Encoder
+
+
+def load(path: str | Path, **given: Any) -> MaskedAutoencoder | Encoder:
+    """The model in `path`, in evaluation mode on the CPU.
+
+    path   an own checkpoint or run folder, a facebookresearch/mae .pth ({"model": ...} or bare), or a Hugging Face
+           ViTMAE folder
+    given  fields of MAEConfig that the file cannot say or that shall differ: num_heads, norm_pix, mask_ratio, ...
+    returns a MaskedAutoencoder; an Encoder when the file holds no decoder, as the published fine-tuning files do
+
+    Raises CheckpointError when the file is missing, damaged or holds something else (missing and left-over keys are
+    named), ConfigError when `given` does not fit.
+    """
+    path = Path(path)
+    described, state = _read_any(path)
+    try:
+        if described is None:
+            config = infer_config(state, given)
+        elif "positions" in described:
+            config = MAEConfig.model_validate(described | given)
+        else:
+            # Hugging Face does not say whether positions are the fixed table; the weights do.
+            config = infer_config(state, described | given)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {first_sentence(error)}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    with torch.device("meta"):
+        model = MaskedAutoencoder(config) if has_decoder(state) else Encoder(config)
+    _load_strictly(model, state, path)
+    return model.eval()
+
+
+def _read_any(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    """What the file says of the architecture (None: nothing), and the weights under our names."""
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return read_vitmae(path)
+        newest = newest_valid(path)
+        if newest is None:
+            raise CheckpointError(
+                f"{path} is neither a run with checkpoints nor a Hugging Face folder with a config.json"
+            )
+        path = newest
+    contents = read(path)
+    if "mae" in contents:
+        return contents["mae"]["recipe"]["model"], model_weights(contents)
+    weights = contents.get("model", contents)
+    return None, {key.removeprefix("module.").replace("_orig_mod.", ""): value for key, value in weights.items()}
+
+
+def model_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights of an own checkpoint under the names of `MaskedAutoencoder`."""
+    return {
+        key.removeprefix("model.").replace("_orig_mod.", ""): value for key, value in checkpoint["state_dict"].items()
+    }
+
+
+def _load_strictly(model: torch.nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    own = model.state_dict()
+    complaints = [f"{key} is missing" for key in own if key not in state]
+    complaints += [f"{key} is left over" for key in state if key not in own]
+    complaints += [
+        f"{key} has shape {tuple(state[key].shape)} where the model has {tuple(value.shape)}"
+        for key, value in own.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if complaints:
+        raise CheckpointError(f"{path} does not fit the model: {'; '.join(complaints[:8])}")
+    model.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+    for name, parameter in model.named_parameters():
+        # `assign` makes every parameter trainable; the fixed tables are not.
+        fixed = name in ("pos_embed", "decoder_pos_embed") and getattr(model, "config").positions == "sincos"
+        parameter.requires_grad_(not fixed)

@@ -1,0 +1,33 @@
+"""The objective: mean squared error on hidden patches."""
+
+import torch
+from torch import Tensor
+
+
+def patch_statistics(patches: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each patch, the deviation from the unbiased variance + eps.
+
+    patches  [..., P]
+    returns  two tensors [..., 1], float32 whatever the input
+    """
+    variance, mean = torch.var_mean(patches.float(), dim=-1, keepdim=True)
+    return mean, (variance + eps).sqrt()
+
+
+def normalise_patches(patches: Tensor) -> Tensor:
+    """Each patch with its own mean and deviation taken out (He et al. 2022, section 4.2).
+
+    patches  [B, n, p*p*C]  pixels, any scale
+    returns  [B, n, p*p*C]  float32 whatever the input
+    """
+    mean, deviation = patch_statistics(patches)
+    return (patches.float() - mean) / deviation
+
+
+def reconstruction_loss(pred: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error over hidden patches, in float32 (He et al. 2022, section 3).
+
+    pred, target  [B, N-K, p*p*C]  hidden patches only; as many in every image, so the plain mean is the paper's
+    returns       []
+    """
+    return (pred.float() - target.float()).square().mean()

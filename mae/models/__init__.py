@@ -1,0 +1,1 @@
+"""The network: a Vision Transformer encoder, a light decoder, and the masked autoencoder made of both."""

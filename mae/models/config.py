@@ -1,0 +1,87 @@
+"""What a masked autoencoder is made of, as a frozen and validated description."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from mae.models.masking import visible_patches
+
+
+class MAEConfig(BaseModel):
+    """The architecture and the objective. Lengths in pixels, widths in channels.
+
+    The defaults are ViT-B/16 with the decoder of the paper (He et al. 2022, section 4).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image_size: tuple[int, int] = (224, 224)
+    patch_size: int = Field(16, ge=1)
+    in_channels: int = Field(3, ge=1)
+
+    width: int = Field(768, ge=4)
+    depth: int = Field(12, ge=1)
+    num_heads: int = Field(12, ge=1)
+    mlp_ratio: float = Field(4.0, gt=0)
+    class_token: bool = True
+    positions: Literal["sincos", "learned"] = "sincos"
+
+    decoder_width: int = Field(512, ge=4)
+    decoder_depth: int = Field(8, ge=1)
+    decoder_num_heads: int = Field(16, ge=1)
+
+    mask_ratio: float = Field(0.75, gt=0, lt=1)
+    norm_pix: bool = True
+
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _square_from_one_number(cls, value: object) -> object:
+        return (value, value) if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _fits(self) -> "MAEConfig":
+        for side, length in zip(("height", "width"), self.image_size, strict=True):
+            if length < 1 or length % self.patch_size:
+                raise ValueError(
+                    f"image_size {side} {length} is not a multiple of patch_size={self.patch_size}: the grid would cut "
+                    f"through a patch. Nearest sizes: {_neighbours(length, self.patch_size)}"
+                )
+        for name, width, heads in (
+            ("width", self.width, self.num_heads),
+            ("decoder_width", self.decoder_width, self.decoder_num_heads),
+        ):
+            if width % heads:
+                raise ValueError(f"{name}={width} cannot be split over {heads} heads: choose a divisor of {width}")
+            if self.positions == "sincos" and width % 4:
+                raise ValueError(f"{name}={width} is not a multiple of 4, which sine-cosine positions need")
+        if not 0 < self.visible < self.patches:
+            raise ValueError(
+                f"mask_ratio={self.mask_ratio} leaves {self.visible} of {self.patches} patches visible: at least one "
+                "patch has to be visible and one hidden. Change mask_ratio, patch_size or image_size"
+            )
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches per column and per row of the image, (h, w)."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        """N, the number of patches of an image."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def visible(self) -> int:
+        """K, the number of patches that the encoder sees."""
+        return visible_patches(self.patches, self.mask_ratio)
+
+    @property
+    def patch_values(self) -> int:
+        """P = p*p*C, the number of values in a patch."""
+        return self.patch_size**2 * self.in_channels
+
+
+def _neighbours(length: int, patch: int) -> str:
+    below = length // patch * patch
+    return f"{below} or {below + patch}" if below else f"{patch}"

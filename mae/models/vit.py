@@ -1,0 +1,96 @@
+"""The encoder: a plain pre-norm Vision Transformer that embeds and encodes visible patches only."""
+
+from functools import partial
+
+import torch
+from einops import rearrange
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mae.models.config import MAEConfig
+from mae.models.patches import patchify
+from mae.models.pos_embed import sincos_positions
+
+LayerNorm = partial(nn.LayerNorm, eps=1e-6)
+
+
+class Encoder(nn.Module):
+    """ViT encoder with the parameter names of the published checkpoints (cls_token, pos_embed, patch_embed, blocks, norm).
+
+    Source: Dosovitskiy et al. 2021; He et al. 2022, section 3.
+    """
+
+    def __init__(self, config: MAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self._add_encoder(config)
+
+    def _add_encoder(self, config: MAEConfig) -> None:
+        self.patch_embed = PatchEmbed(config.image_size, config.patch_size, config.in_channels, config.width)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.width)) if config.class_token else None
+        self.pos_embed = position_parameter(config, config.width)
+        self.blocks = transformer_blocks(config.depth, config.width, config.num_heads, config.mlp_ratio)
+        self.norm = LayerNorm(config.width)
+        initialise(self.patch_embed, self.blocks)
+        if self.cls_token is not None:
+            nn.init.normal_(self.cls_token, std=0.02)
+
+    def embed(self, patches: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Tokens of the given patches with their positions, class token first.
+
+        patches  [B, n, p*p*C]
+        ids      [B, n]  the grid position of each patch; None when all N patches are given in order
+        returns  [B, 1+n, D]  or [B, n, D] without a class token
+
+        A product over the pixels of a patch is the published convolution, for the patches that are needed only.
+        """
+        weight = rearrange(self.patch_embed.proj.weight, "d c p q -> d (p q c)")
+        tokens = F.linear(patches, weight, self.patch_embed.proj.bias)
+        first = 0 if self.cls_token is None else 1
+        positions = self.pos_embed[:, first:]
+        tokens = tokens + (positions if ids is None else positions[0][ids])
+        if self.cls_token is None:
+            return tokens
+        class_token = (self.cls_token + self.pos_embed[:, :1]).to(tokens.dtype)
+        return torch.cat([class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+
+    def encode_tokens(self, tokens: Tensor) -> Tensor:
+        """Embedded tokens through all blocks and the final norm: [B, n, D] -> [B, n, D]."""
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Features of whole images; never masks.
+
+        images   [B, C, H, W]  normalised
+        returns  [B, 1+N, D]   class token first (absent when the model has none)
+        """
+        return self.encode_tokens(self.embed(patchify(images, self.config.patch_size)))
+
+
+def position_parameter(config: MAEConfig, width: int) -> nn.Parameter:
+    """Position embedding [1, (1+)N, width]: the fixed sine-cosine table, or a learned one that starts from N(0, .02)."""
+    table = sincos_positions(width, config.grid, config.class_token) if config.positions == "sincos" else None
+    if table is not None:
+        return nn.Parameter(table, requires_grad=False)
+    positions = nn.Parameter(torch.empty(1, config.patches + config.class_token, width))
+    nn.init.normal_(positions, std=0.02)
+    return positions
+
+
+def transformer_blocks(depth: int, width: int, num_heads: int, mlp_ratio: float = 4.0) -> nn.ModuleList:
+    """`depth` pre-norm blocks of timm with biases on q, k and v, and the paper's LayerNorm epsilon of 1e-6."""
+    return nn.ModuleList(Block(width, num_heads, mlp_ratio, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth))
+
+
+def initialise(*modules: nn.Module) -> None:
+    """Xavier-uniform weights, the patch embedding seen as a linear layer, zero biases (He et al. 2022, appendix A.1)."""
+    for root in modules:
+        for module in root.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)

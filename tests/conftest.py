@@ -1,0 +1,23 @@
+"""What several tests share: where real images lie, and small models."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+DATASETS = Path(os.environ.get("MAE_DATASETS", ROOT.parent / "shared" / "datasets"))
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def real_images() -> Path:
+    """The folder of real images; tests that need it skip where it is not to be had."""
+    if not DATASETS.is_dir():
+        pytest.skip(f"no real images: {DATASETS} does not exist (set MAE_DATASETS)")
+    return DATASETS
