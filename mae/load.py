@@ -15,6 +15,9 @@ from mae.models.config import MAEConfig
 from mae.models.mae import MaskedAutoencoder
 from mae.models.vit import Encoder
 
+# Settings of MAEConfig that leave no trace in the weights.
+UNSEEN = ("num_heads", "decoder_num_heads", "norm_pix", "mask_ratio", "image_size")
+
 
 def load(path: str | Path, **given: Any) -> MaskedAutoencoder | Encoder:
     """The model in `path`, in evaluation mode on the CPU.
@@ -45,6 +48,23 @@ def load(path: str | Path, **given: Any) -> MaskedAutoencoder | Encoder:
         model = MaskedAutoencoder(config) if has_decoder(state) else Encoder(config)
     _load_strictly(model, state, path)
     return model.eval()
+
+
+def initialise_from(model: MaskedAutoencoder, path: Path) -> None:
+    """Warm start: the weights in `path` (any format of `load`) into a fresh model of the same architecture.
+
+    A file with an encoder only leaves the decoder as it is. Raises CheckpointError naming what does not fit.
+    """
+    # What the weights cannot say, such as the number of heads, is the model's to say.
+    source = load(path, **{name: getattr(model.config, name) for name in UNSEEN})
+    own = model.state_dict()
+    state = source.state_dict()
+    differing = [key for key, value in state.items() if key not in own or own[key].shape != value.shape]
+    if isinstance(source, MaskedAutoencoder):
+        differing += [key for key in own if key not in state]
+    if differing:
+        raise CheckpointError(f"init_from={path} is of another architecture: {', '.join(differing[:8])} differ")
+    model.load_state_dict(state, strict=False)
 
 
 def _read_any(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:

@@ -1,0 +1,1 @@
+"""Shards and streams: from bytes in tars to uint8 batches. Knows nothing of `mae`."""

@@ -1,0 +1,155 @@
+"""All samples of a set of shards as numbers 0 … n - 1, and the command that indexes tars.
+
+python -m data.index SHARDS…                    index tars that others wrote
+python -m data.index --unpack OUT SHARDS…       unpack .tar.gz first
+"""
+
+import argparse
+import gzip
+import hashlib
+import mmap
+import os
+import shutil
+import zlib
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from data import index_file
+from data.errors import DataError, command
+from data.index_file import HEADER, RECORD, IndexFile
+from data.read import read_line
+from data.recent import Recent
+from data.splits import COMPRESSED, Paths, find_shards, list_shards
+
+
+class ShardIndex:
+    """Where each sample lies in a list of shards.
+
+    shards  [S] paths; sizes [S] int64, samples in each; samples are numbered through the shards in this order
+
+    Holds paths and sizes alone; the records of a shard are mapped when one is asked for, a bounded number at a time.
+    """
+
+    def __init__(self, files: list[IndexFile]):
+        self.shards = [file.tar for file in files]
+        self.texts = [file.text for file in files]
+        self.sizes = np.array([file.samples for file in files], np.int64)
+        self.ends = np.cumsum(self.sizes)
+        digest = hashlib.sha256()
+        for file in files:
+            name = os.fsencode(os.path.basename(file.tar))
+            digest.update(b"%s %d %d %s\n" % (name, file.samples, file.tar_bytes, file.probe.hex().encode()))
+        self.fingerprint = digest.hexdigest()  # The same wherever the shards lie.
+        self._maps: Recent[str, mmap.mmap] = Recent(_map, mmap.mmap.close, limit=64)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def locate(self, sample: int) -> tuple[int, int, int]:
+        """(number of the shard, offset, size) of the image of a sample."""
+        shard, (offset, size, _, _) = self._record(sample)
+        return shard, offset, size
+
+    def label(self, sample: int) -> int:
+        """The class that the sample's .cls member names, -1 if there is none."""
+        return self._record(sample)[1][3]
+
+    def key(self, sample: int) -> str:
+        """The name that the members of a sample have in common, with its folder."""
+        shard, (offset, _, line, _) = self._record(sample)
+        key = index_file.key_of(read_line(self.texts[shard], line), offset)
+        if key is None:
+            raise DataError(
+                f"{self.texts[shard]} was changed after {self.shards[shard]} was indexed. "
+                f"Run `python -m data.index {self.shards[shard]}`."
+            )
+        return key
+
+    def _record(self, sample: int) -> tuple[int, tuple[int, int, int, int]]:
+        shard = int(np.searchsorted(self.ends, sample, side="right"))
+        first = int(self.ends[shard]) - int(self.sizes[shard])
+        records = self._maps[f"{self.texts[shard]}.bin"]
+        return shard, RECORD.unpack_from(records, HEADER.size + (int(sample) - first) * RECORD.size)
+
+
+def open_shards(paths: Paths, split: str | None = None) -> ShardIndex:
+    """The index of the shards that a path means (see `splits.find_shards`); shards without one are indexed first.
+
+    DataError: no such shards, two splits mixed, a shard that is truncated, compressed, not a tar or without an image.
+    """
+    shards = find_shards(paths, split)
+    files = {shard: index_file.load(shard) for shard in shards}
+    _build([shard for shard, file in files.items() if file is None], files)
+    return ShardIndex([file for file in files.values() if file])
+
+
+def _build(shards: list[str], files: dict[str, IndexFile | None]) -> None:
+    # Every rank may come here at once: each writes the same files and renames them into place.
+    for shard in _progress(shards, "indexing"):
+        try:
+            files[shard] = index_file.build(shard)
+        except OSError as error:
+            raise DataError(
+                f"{shard} cannot be indexed ({error}). Check the permissions and the free space; "
+                "MAE_CACHE names the folder for indexes of shards that lie where nothing may be written."
+            ) from None
+
+
+def _progress(items: list[str], what: str):
+    return track(items, f"{what} {len(items)} shards", console=Console(stderr=True), disable=not items)
+
+
+def _map(path: str) -> mmap.mmap:
+    try:
+        with open(path, "rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise DataError(f"the index {path} cannot be opened: {error.strerror}. Was it removed while in use?") from None
+
+
+def unpack(packed: str, out: str | Path) -> str:
+    """The path of the tar in folder `out` with the contents of a .tar.gz."""
+    name = os.path.basename(packed)
+    tar = Path(out) / (name.removesuffix(".gz") if name.endswith(".tar.gz") else f"{name.removesuffix('.tgz')}.tar")
+    temporary = tar.with_name(f"{tar.name}.{os.getpid()}.tmp")
+    try:
+        with gzip.open(packed) as source, open(temporary, "wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        temporary.unlink()
+        raise DataError(f"{packed} is no complete gzip file ({error}). Copy or download it again.") from None
+    os.replace(temporary, tar)
+    return str(tar)
+
+
+def _compressed(paths: list[str]) -> list[str]:
+    """The .tar.gz among the paths and in the folders among them."""
+    folders = [sorted(map(str, Path(path).iterdir())) if os.path.isdir(path) else [path] for path in paths]
+    return [path for folder in folders for path in folder if path.endswith(COMPRESSED)]
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m data.index", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, or folders of tars")
+    parser.add_argument("--unpack", metavar="OUT", help="first unpack .tar.gz into this folder")
+    arguments = parser.parse_args(words)
+    shards = arguments.shards
+    if arguments.unpack:
+        packed = _compressed(shards)
+        if not packed:
+            raise DataError(f"there is no .tar.gz or .tgz in {', '.join(shards)}. Leave out --unpack.")
+        os.makedirs(arguments.unpack, exist_ok=True)
+        shards = [unpack(path, arguments.unpack) for path in _progress(packed, "unpacking")]
+    tars = list_shards(shards)
+    files: dict[str, IndexFile | None] = {}
+    _build(tars, files)
+    index = ShardIndex([file for file in files.values() if file])
+    print(f"{len(index.shards)} shards, {len(index)} samples, fingerprint {index.fingerprint[:16]}")
+    print(f"indexes in {', '.join(sorted({os.path.dirname(text) for text in index.texts}))}")
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,61 @@
+"""Saves the run every so many steps and keeps the newest few."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from pydantic import BaseModel, ConfigDict, Field
+
+from mae.checkpoint import checkpoint_path, checkpoints
+
+
+class CheckpointConfig(BaseModel):
+    """Every how many steps the run is saved, and how many checkpoints are kept."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every_steps: int = Field(1000, ge=1)
+    keep: int = Field(2, ge=1)
+
+
+class Checkpoints(pl.Callback):
+    """runs/NAME/checkpoints/step-00000500.ckpt every `every_steps` steps and at the end.
+
+    A step that is also validated is saved after its validation: a run that dies in between repeats both.
+    """
+
+    def __init__(self, run: Path, config: CheckpointConfig, val_every: int | None) -> None:
+        self.run = run
+        self.config = config
+        self.val_every = val_every
+        self.saved_step = -1
+
+    def save(self, trainer: pl.Trainer) -> Path:
+        """Saves now (on every rank, as Lightning wants it) unless this step is saved already."""
+        step = trainer.global_step
+        path = checkpoint_path(self.run, step)
+        if step != self.saved_step:
+            trainer.save_checkpoint(path)
+            self.saved_step = step
+            if trainer.is_global_zero:
+                for old in checkpoints(self.run)[self.config.keep :]:
+                    old.unlink()
+        return path
+
+    def _due(self, trainer: pl.Trainer) -> bool:
+        return trainer.global_step % self.config.every_steps == 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step_done = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        validated_next = self.val_every is not None and trainer.global_step % self.val_every == 0
+        if step_done and self._due(trainer) and not validated_next:
+            self.save(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit" and self._due(trainer):
+            self.save(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.save(trainer)

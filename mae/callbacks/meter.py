@@ -1,0 +1,95 @@
+"""Measures the run and writes it down: loss of the global batch, learning rate, images per second, share of waiting."""
+
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.profilers import Profiler
+
+from mae.pretrain import Pretraining
+
+
+class FetchTimer(Profiler):
+    """Seconds spent waiting for the training loader. Lightning announces each fetch to its profiler."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0
+        self._since = 0.0
+
+    def start(self, action_name: str) -> None:
+        if action_name.endswith("train_dataloader_next"):
+            self._since = time.perf_counter()
+
+    def stop(self, action_name: str) -> None:
+        if action_name.endswith("train_dataloader_next"):
+            self.seconds += time.perf_counter() - self._since
+
+
+class Meter(pl.Callback):
+    """Logs every `log_every` steps to all loggers, under the number of steps made.
+
+    train/loss         mean over the global batch of exactly this step, so that a repeated step repeats its value
+    train/lr           of the update just made
+    perf/images_per_s  over all ranks since the last line, without validation and saving
+    perf/data_wait     share of that time spent waiting for the loader
+    """
+
+    def __init__(self, log_every: int, timer: FetchTimer) -> None:
+        self.log_every = log_every
+        self.timer = timer
+        self.latest: dict[str, float] = {}
+        self.images = 0
+        self.total_images = 0
+        self.total_seconds = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.loss = torch.zeros((), device=module.device)
+        self._start_window()
+
+    def _start_window(self) -> None:
+        self.images = 0
+        self.since = time.perf_counter()
+        self.waited = self.timer.seconds
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.paused = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self.since += time.perf_counter() - self.paused
+        loss = float(trainer.callback_metrics["val/loss"])
+        self.latest["val/loss"] = loss
+        _log(trainer, {"val/loss": loss})
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(module, Pretraining)
+        self.loss += outputs["value"]
+        self.images += len(batch["images"])
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        step = trainer.global_step
+        if step % self.log_every == 0 or step == trainer.max_steps:
+            loss = trainer.strategy.reduce(self.loss / trainer.accumulate_grad_batches, reduce_op="mean")
+            seconds = time.perf_counter() - self.since
+            images = self.images * trainer.world_size
+            self.total_images += images
+            self.total_seconds += seconds
+            metrics = {
+                "train/loss": float(loss),
+                "train/lr": module.lr(step - 1),
+                "perf/images_per_s": images / seconds,
+                "perf/data_wait": (self.timer.seconds - self.waited) / seconds,
+            }
+            self.latest |= metrics
+            _log(trainer, metrics)
+            self._start_window()
+        self.loss.zero_()
+
+
+def _log(trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step=trainer.global_step)

@@ -1,0 +1,70 @@
+"""Shows the run: a bar on a terminal, a line now and then in a log file."""
+
+from datetime import timedelta
+from typing import Any
+
+import lightning.pytorch as pl
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mae.callbacks.meter import Meter
+
+
+class ShowProgress(pl.Callback):
+    """The whole run as one bar with loss, images per second, share of waiting for data, and time left. Rank 0 only."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+        self.bar: Progress | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        console = Console()
+        if console.is_terminal:
+            self.bar = Progress(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[numbers]}"),
+                console=console,
+            )
+            self.task = self.bar.add_task("", total=trainer.max_steps, completed=trainer.global_step, numbers="")
+            self.bar.start()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if not trainer.is_global_zero or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        logged = step % self.meter.log_every == 0 or step == trainer.max_steps
+        if self.bar is not None:
+            numbers = {"numbers": self._numbers()} if logged else {}
+            self.bar.update(self.task, completed=step, **numbers)
+        elif logged:
+            rate = self.meter.latest["perf/images_per_s"] / getattr(module, "plan").global_batch  # noqa: B009
+            left = timedelta(seconds=round((trainer.max_steps - step) / rate))
+            print(f"step {step}/{trainer.max_steps}  {self._numbers()}  left {left}", flush=True)
+
+    def _numbers(self) -> str:
+        latest = self.meter.latest
+        text = (
+            f"loss {latest['train/loss']:.4f}  {latest['perf/images_per_s']:,.0f} images/s"
+            f"  data wait {latest['perf/data_wait']:.0%}"
+        )
+        return text + (f"  val {latest['val/loss']:.4f}" if "val/loss" in latest else "")
+
+    def _stop(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        self._stop()

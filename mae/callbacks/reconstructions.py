@@ -1,0 +1,53 @@
+"""Paints the same few images every so many steps."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from mae.pictures import reconstruction_grid
+from mae.pretrain import VALIDATION, Pretraining
+
+
+class Reconstructions(pl.Callback):
+    """runs/NAME/reconstructions/step-00000500.png every `every` steps and at the end. Rank 0 only.
+
+    images  uint8 [B, C, H, W]  always the same, under the same masks
+    """
+
+    def __init__(self, run: Path, images: Tensor, every: int) -> None:
+        self.folder = run / "reconstructions"
+        self.images = images
+        self.every = every
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step_done = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if step_done and trainer.global_step % self.every == 0:
+            self.paint(trainer, module)
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.paint(trainer, module)
+
+    def paint(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, Pretraining)
+        if not trainer.is_global_zero:
+            return
+        images = module.normalise(self.images.to(module.device))
+        noise = module.noise(VALIDATION, torch.arange(len(images), device=module.device))
+        with trainer.precision_plugin.forward_context():
+            reconstruction = module.model.reconstruct(images, noise)
+        unit = reconstruction._replace(images=(reconstruction.images * module.std + module.mean) / 255)
+        config = module.model.config
+        picture = reconstruction_grid(
+            self.images.to(module.device) / 255,
+            unit,
+            config.patch_size,
+            config.norm_pix,
+            f"step {trainer.global_step}, {config.mask_ratio:.0%} masked",
+        )
+        self.folder.mkdir(exist_ok=True)
+        picture.save(self.folder / f"step-{trainer.global_step:08d}.png")

@@ -1,0 +1,78 @@
+"""metrics.csv: one line per logged step, continued on a resume."""
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+
+class MetricsCSV(Logger):
+    """A Lightning logger that appends to runs/NAME/metrics.csv.
+
+    Lightning's own CSVLogger deletes the file of an earlier start. This one keeps it, and drops what lies beyond the
+    step that the run goes on from, so that no step stands twice in the file.
+    """
+
+    def __init__(self, path: Path, resumed_step: int = 0) -> None:
+        super().__init__()
+        self.path = path
+        self.resumed_step = resumed_step
+        self.columns: list[str] | None = None
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Path:
+        """The file, cut to the resumed step at first use."""
+        if self.columns is None:
+            rows = [row for row in read_metrics(self.path) if int(row["step"]) <= self.resumed_step]
+            self.columns = list(dict.fromkeys(["step", *(key for row in rows for key in row)]))
+            self._rewrite(rows)
+        return self.path
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        path = self.experiment
+        assert self.columns is not None and step is not None
+        row = {"step": step, **metrics}
+        if new := [key for key in row if key not in self.columns]:
+            self.columns += new
+            self._rewrite(read_metrics(path))
+        with open(path, "a", newline="") as file:
+            csv.DictWriter(file, self.columns).writerow(row)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the settings stand in config.yaml."""
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        assert self.columns is not None
+        temporary = self.path.with_suffix(".csv.tmp")
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, self.path)
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """The rows of a metrics.csv, empty cells left out; a last line that was cut off in writing is dropped."""
+    if not path.is_file():
+        return []
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [
+        {key: value for key, value in row.items() if value != ""}
+        for row in rows
+        if None not in row and None not in row.values() and row["step"].isdigit()
+    ]

@@ -1,0 +1,39 @@
+"""Lightning's progress counters as a function of the step.
+
+Lightning counts micro-batches and restores that count as it was saved, so a resume with another accumulation would skip
+or repeat part of the epoch. The step is the only position here: the counters are made anew for the present topology.
+"""
+
+from typing import Any
+
+import lightning.pytorch as pl
+
+from mae.recipe import Plan
+
+
+def loops_at_step(trainer: pl.Trainer, step: int, plan: Plan) -> dict[str, Any]:
+    """The `loops` entry of a Lightning checkpoint taken after `step` optimiser steps, between two steps."""
+    epoch, step_in_epoch = divmod(step, plan.steps_per_epoch)
+    mid_epoch = int(step_in_epoch > 0)
+    fit = trainer.fit_loop.state_dict()
+    fit["epoch_progress"] = _counts(
+        fit["epoch_progress"], epoch, current=epoch, ready=epoch + mid_epoch, started=epoch + mid_epoch
+    )
+    fit["epoch_loop.batch_progress"] = {
+        **_counts(fit["epoch_loop.batch_progress"], step * plan.accumulate, current=step_in_epoch * plan.accumulate),
+        "is_last_batch": False,
+    }
+    fit["epoch_loop.scheduler_progress"] = _counts(fit["epoch_loop.scheduler_progress"], step, current=step_in_epoch)
+    optimizer = fit["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+    for name in ("step", "zero_grad"):
+        optimizer[name] = _counts(optimizer[name], step, current=step_in_epoch)
+    fit["epoch_loop.state_dict"]["_batches_that_stepped"] = step
+    return {"fit_loop": fit}
+
+
+def _counts(progress: dict[str, Any], total: int, *, current: int, **total_over: int) -> dict[str, Any]:
+    """Every counter of a progress entry set: all of `total`, and of `current`, to the given numbers."""
+    return {
+        "total": {key: total_over.get(key, total) for key in progress["total"]},
+        "current": {key: total_over.get(key, current) for key in progress["current"]},
+    }

@@ -1,0 +1,47 @@
+"""AdamW and its schedule: which parameters decay, and the learning rate as a pure function of the step."""
+
+import math
+from collections.abc import Iterable
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+from torch.optim import AdamW
+
+
+class OptimConfig(BaseModel):
+    """Optimiser settings (He et al. 2022, table 8): lr = base_lr * global_batch / 256."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base_lr: float = Field(1.5e-4, gt=0)
+    min_lr: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.05, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup_epochs: float = Field(40.0, ge=0)
+    grad_clip: float | None = Field(None, gt=0)
+
+
+def learning_rate(step: int, *, peak: float, floor: float, warmup: int, total: int) -> float:
+    """Linear warm-up from 0, then half a cosine down to `floor` (He et al. 2022, table 8; Loshchilov & Hutter 2017).
+
+    step  number of updates made before this one
+    """
+    if step < warmup:
+        return peak * step / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Weight decay is for matrices: not for biases, norms, tokens or positions."""
+    return parameter.ndim >= 2 and name.endswith("weight")
+
+
+def adamw(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, lr: float) -> AdamW:
+    """Fused AdamW over the trainable parameters, those that decay and those that do not."""
+    trainable = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
+    groups = [
+        {"params": [p for n, p in trainable if decays(n, p)], "weight_decay": config.weight_decay},
+        {"params": [p for n, p in trainable if not decays(n, p)], "weight_decay": 0.0},
+    ]
+    return AdamW(groups, lr=lr, betas=config.betas, fused=True)

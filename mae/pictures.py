@@ -1,0 +1,79 @@
+"""Pictures of a run: reconstructions and the loss curve."""
+
+from pathlib import Path
+
+import matplotlib
+import torch
+from einops import rearrange
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn import functional as F
+
+from mae.csvlog import read_metrics
+from mae.models.mae import Reconstruction
+from mae.models.patches import patchify, unpatchify
+
+matplotlib.use("Agg")
+
+TRUE_STATISTICS = "normalised pixels: hidden patches carry the mean and deviation of the true patches"
+
+
+def hide(images: Tensor, mask: Tensor, patch_size: int) -> Tensor:
+    """Images with their hidden patches in mid grey.
+
+    images  [B, C, H, W] in [0, 1];  mask [B, N], 1 hidden
+    """
+    grid = images.shape[-2] // patch_size, images.shape[-1] // patch_size
+    patches = torch.where(mask[..., None].bool(), 0.5, patchify(images, patch_size))
+    return unpatchify(patches, patch_size, grid)
+
+
+def reconstruction_grid(
+    images: Tensor, reconstruction: Reconstruction, patch_size: int, norm_pix: bool, title: str
+) -> Image.Image:
+    """One row per image: original, masked, reconstruction, at least 128 pixels each.
+
+    images, reconstruction.images  [B, C, H, W] in [0, 1]
+    """
+    columns = torch.stack(
+        [images, hide(images, reconstruction.mask, patch_size), reconstruction.images.to(images)], dim=1
+    )
+    shown = rearrange(columns.clamp(0, 1), "b k c h w -> (b k) c h w")[:, :3]
+    shown = shown.mean(1, keepdim=True).expand(-1, 3, -1, -1) if shown.shape[1] < 3 else shown
+    enlarge = max(1, -(-128 // shown.shape[-1]))
+    shown = F.pad(F.interpolate(shown, scale_factor=enlarge, mode="nearest"), (2, 2, 2, 2), value=1.0)
+    pixels = rearrange(shown, "(b k) c h w -> (b h) (k w) c", k=3)
+    rows = Image.fromarray((pixels * 255).round().byte().cpu().numpy())
+    caption = [title, "original | masked | reconstruction"] + ([TRUE_STATISTICS] if norm_pix else [])
+    font = ImageFont.load_default(size=13)
+    line = 18
+    text_width = int(max(font.getlength(text) for text in caption)) + 8
+    picture = Image.new("RGB", (max(rows.width, text_width), rows.height + line * len(caption) + 6), "white")
+    draw = ImageDraw.Draw(picture)
+    for number, text in enumerate(caption):
+        draw.text((4, 3 + number * line), text, fill="black", font=font)
+    picture.paste(rows, (0, line * len(caption) + 6))
+    return picture
+
+
+def draw_loss_curve(run: Path, floors: dict[str, float]) -> Path:
+    """runs/NAME/loss.png: training and validation loss over steps, with the losses of trivial predictors as lines."""
+    rows = read_metrics(run / "metrics.csv")
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for name, colour in (("train/loss", "tab:blue"), ("val/loss", "tab:orange")):
+        points = [(int(row["step"]), float(row[name])) for row in rows if name in row]
+        if points:
+            marker = "o" if len(points) < 30 else None
+            axes.plot(*zip(*points, strict=True), color=colour, label=name, marker=marker, markersize=3, linewidth=1)
+    for number, (name, value) in enumerate(floors.items()):
+        axes.axhline(
+            value, color="grey", linestyle=("--", ":", "-.")[number % 3], linewidth=1, label=f"{name}: {value:.3f}"
+        )
+    axes.set(xlabel="step", ylabel="loss on hidden patches", title=run.name)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    path = run / "loss.png"
+    figure.savefig(path)
+    return path

@@ -1,0 +1,96 @@
+"""The Lightning module of pre-training: normalises on the device, draws the mask noise, steps, remembers."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from mae.models.mae import MaskedAutoencoder
+from mae.models.masking import uniform_noise
+from mae.optim import OptimConfig, adamw, learning_rate
+from mae.loops import loops_at_step
+from mae.recipe import Plan
+
+# Validation masks follow from the sample alone, so that values compare across steps; no training step has this number.
+VALIDATION = -1
+
+
+class Pretraining(pl.LightningModule):
+    """Masked pre-training of `model` by `plan`.
+
+    recipe    plain dictionary of the settings that decide the result; stored in every checkpoint
+    mean, std per channel, in units of 1 (ImageNet: .485 ...)
+
+    A batch holds `images` uint8 [B, C, H, W] and `positions` int64 [B]: the place of each sample in its epoch.
+    """
+
+    def __init__(
+        self,
+        model: MaskedAutoencoder,
+        optim: OptimConfig,
+        plan: Plan,
+        *,
+        seed: int,
+        mean: list[float],
+        std: list[float],
+        recipe: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.optim = optim
+        self.plan = plan
+        self.seed = seed
+        self.recipe = recipe
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1) * 255, persistent=False)
+        self.validation_sum: Tensor
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] -> float32 with the mean and deviation of the data set taken out."""
+        return (images.float() - self.mean) / self.std
+
+    def noise(self, step: int, rows: Tensor) -> Tensor:
+        """Mask noise [B, N] for rows of the global batch of `step`."""
+        return uniform_noise(self.seed, step, rows, self.model.config.patches)
+
+    def lr(self, step: int) -> float:
+        """Learning rate of the update that follows after `step` updates."""
+        plan = self.plan
+        return learning_rate(
+            step, peak=plan.peak_lr, floor=plan.min_lr, warmup=plan.warmup_steps, total=plan.total_steps
+        )
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        rows = batch["positions"] % self.plan.global_batch
+        out = self.model(self.normalise(batch["images"]), self.noise(self.global_step, rows))
+        # Lightning divides `loss` by the accumulation; `value` stays as it is, for the log.
+        return {"loss": out.loss, "value": out.loss.detach()}
+
+    def on_validation_epoch_start(self) -> None:
+        self.validation_sum = torch.zeros(2, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        count = len(batch["images"])
+        if count == 0:  # more ranks than samples
+            return
+        out = self.model(self.normalise(batch["images"]), self.noise(VALIDATION, batch["positions"]))
+        self.validation_sum += torch.tensor([float(out.loss) * count, count], dtype=torch.float64, device=self.device)
+
+    def on_validation_epoch_end(self) -> None:
+        """The mean over all samples of all ranks, each counted once, whatever their numbers of batches."""
+        total, count = self.trainer.strategy.reduce(self.validation_sum, reduce_op="sum")
+        self.log("val/loss", total / count, logger=False)
+
+    def configure_optimizers(self) -> Any:
+        plan = self.plan
+        optimizer = adamw(self.model.named_parameters(), self.optim, plan.peak_lr)
+        scheduler = LambdaLR(optimizer, lambda step: self.lr(step) / plan.peak_lr)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["mae"] = {"step": self.global_step, "recipe": self.recipe}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["loops"] = loops_at_step(self.trainer, checkpoint["mae"]["step"], self.plan)

@@ -1,0 +1,79 @@
+"""What follows from the recipe on a given machine: accumulation, steps, learning rate."""
+
+from dataclasses import dataclass
+
+from mae.errors import ConfigError
+from mae.optim import OptimConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The derived numbers of one run. `step` counts optimiser steps, batches are images."""
+
+    samples: int
+    global_batch: int
+    micro_batch: int
+    ranks: int
+    accumulate: int
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    peak_lr: float
+    min_lr: float
+
+
+def derive(
+    optim: OptimConfig,
+    *,
+    samples: int,
+    global_batch: int,
+    micro_batch: int | None,
+    ranks: int,
+    epochs: float,
+    max_steps: int | None,
+) -> Plan:
+    """The plan of a run over `samples` images on `ranks` devices.
+
+    micro_batch  images per device and forward pass; None takes the whole share of a device at once
+    max_steps    replaces epochs; the schedule keeps its shape over the shorter or longer run
+
+    Raises ConfigError when the global batch cannot be split, or exceeds the samples.
+    """
+    if micro_batch is None:
+        if global_batch % ranks:
+            raise ConfigError(
+                f"global_batch={global_batch} cannot be split over {ranks} ranks: it is not a multiple of {ranks}"
+            )
+        micro_batch = global_batch // ranks
+    if global_batch % (micro_batch * ranks):
+        share = global_batch // ranks
+        way_out = (
+            f"Set micro_batch to a divisor of {share}" if global_batch % ranks == 0 else f"Use a multiple of {ranks}"
+        )
+        raise ConfigError(
+            f"global_batch={global_batch} cannot be split over {ranks} ranks of micro_batch={micro_batch}: "
+            f"{global_batch} is not a multiple of {ranks * micro_batch}. {way_out}"
+        )
+    steps_per_epoch = samples // global_batch
+    if steps_per_epoch == 0:
+        raise ConfigError(
+            f"global_batch={global_batch} is more than the {samples} training samples: no step fits into an epoch. "
+            f"Set global_batch to at most {samples}"
+        )
+    total_steps = max_steps if max_steps is not None else round(epochs * steps_per_epoch)
+    if total_steps < 1:
+        raise ConfigError(
+            f"epochs={epochs} of {steps_per_epoch} steps are no whole step: raise epochs or set max_steps"
+        )
+    return Plan(
+        samples=samples,
+        global_batch=global_batch,
+        micro_batch=micro_batch,
+        ranks=ranks,
+        accumulate=global_batch // (micro_batch * ranks),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        warmup_steps=round(total_steps * min(1.0, optim.warmup_epochs / epochs)),
+        peak_lr=optim.base_lr * global_batch / 256,
+        min_lr=optim.min_lr,
+    )

@@ -1,0 +1,123 @@
+"""The run folder runs/NAME: where a run goes on from, and what it writes about itself."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mae.checkpoint import NAME, checkpoints, newest_valid, verify
+from mae.errors import CheckpointError, ConfigError
+
+PACKAGES = ("torch", "lightning", "timm", "numpy", "webdataset", "simplejpeg", "hydra-core")
+
+
+def starting_point(run: Path, resume: str, overwrite: bool) -> Path | None:
+    """The checkpoint that a run goes on from; None for a fresh start. Reads only.
+
+    resume  "auto"   the newest valid checkpoint of this run
+            "never"  none; refused when the run has checkpoints, unless `overwrite`
+            a path   that checkpoint, or the newest of that run folder, unless this run has come further since
+
+    Raises ConfigError when the run exists and must not, CheckpointError when a checkpoint is missing or damaged.
+    """
+    if resume == "never":
+        if checkpoints(run) and not overwrite:
+            raise ConfigError(
+                f"resume=never, but {run} already holds the checkpoint {checkpoints(run)[0].name}: two runs would be "
+                "mixed. Choose another name=, go on with resume=auto, or delete it with overwrite=true"
+            )
+        return None
+    if overwrite:
+        raise ConfigError(f"overwrite=true deletes what {run} holds and goes with resume=never only")
+    own = newest_valid(run)
+    if resume == "auto":
+        return own
+    given = _given(Path(resume))
+    if own is not None and step_of(own) > step_of(given):
+        print(f"resume={resume}: this run has come further since, going on from {own}", flush=True)
+        return own
+    return given
+
+
+def _given(path: Path) -> Path:
+    if not path.exists():
+        raise CheckpointError(f"resume={path} does not exist. Use resume=auto, or the path of a checkpoint")
+    if path.is_dir():
+        newest = newest_valid(path)
+        if newest is None:
+            raise CheckpointError(f"resume={path} is a folder without checkpoints/step-*.ckpt")
+        return newest
+    verify(path)
+    return path
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name; -1 for a foreign name."""
+    match = NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
+def create(run: Path, overwrite: bool) -> None:
+    """Makes the run folder, after everything else has been checked; raises ConfigError when it cannot be written."""
+    try:
+        if overwrite and run.exists():
+            shutil.rmtree(run)
+        run.mkdir(parents=True, exist_ok=True)
+        probe = run / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"the run folder {run} cannot be written ({error.strerror}). Choose another place with runs= or name="
+        ) from error
+
+
+def write_json(path: Path, contents: Any) -> None:
+    """Written whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(contents, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def record_start(run: Path, step: int, ranks: int) -> None:
+    """environment.json: machine and versions of this start, and the list of all starts of the run."""
+    path = run / "environment.json"
+    starts = json.loads(path.read_text())["starts"] if path.is_file() else []
+    starts.append(
+        {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "step": step,
+            "ranks": ranks,
+            "command": sys.argv,
+            "git": _git_commit(),
+        }
+    )
+    write_json(
+        path,
+        {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "packages": {name: version(name) for name in PACKAGES},
+            "starts": starts,
+        },
+    )
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).resolve().parent
+    try:
+        answer = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,41 @@
+"""python -m mae.summary runs/NAME: what came out of a run, in a few lines."""
+
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+def main() -> int:
+    if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "summary.json").is_file():
+        print("usage: python -m mae.summary RUN, a finished run (with a summary.json)", file=sys.stderr)
+        return 2
+    run = Path(sys.argv[1])
+    summary = json.loads((run / "summary.json").read_text())
+    table = Table(title=str(run), show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column()
+    floors = ", ".join(f"{name} {value:.4f}" for name, value in summary["floors"].items())
+    if summary["val/loss"] is not None:
+        table.add_row("validation loss", f"{summary['val/loss']:.4f}")
+    table.add_row("training loss", f"{summary['train/loss']:.4f}")
+    table.add_row("trivial predictors", floors)
+    for probe in ("knn", "linear"):
+        file = run / "eval" / f"{probe}.json"
+        if file.is_file():
+            result = json.loads(file.read_text())
+            trained, untrained = result["trained"]["top1"], result["untrained"]["top1"]
+            table.add_row(f"{probe} accuracy", f"{trained:.1%} trained, {untrained:.1%} untrained")
+    table.add_row("speed", f"{summary['images_per_s']:,.0f} images/s")
+    for name, key in (("checkpoint", "checkpoint"), ("reconstruction", "reconstruction"), ("loss curve", "loss_curve")):
+        table.add_row(name, summary[key])
+    for exported in sorted((run / "export").glob("*.safetensors")):
+        table.add_row("exported encoder", str(exported))
+    Console().print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

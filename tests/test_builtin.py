@@ -1,0 +1,93 @@
+"""The images that come with installed packages."""
+
+import io
+import multiprocessing
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.neighbors import KNeighborsClassifier
+
+from data import builtin
+from data.decode import decode
+from data.errors import DataError
+from data.index import ShardIndex, open_shards
+from data.read import read
+
+
+def pictures(index: ShardIndex, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels [n, h·w] in grey and labels [n] of all samples."""
+    images, labels = [], []
+    for sample in range(len(index)):
+        shard, offset, length = index.locate(sample)
+        data = read(index.shards[shard], offset, length)
+        with Image.open(io.BytesIO(data)) as image:
+            box = (0, 0, image.height, image.width)
+        images.append(decode(data, box, size, 1).numpy().ravel())
+        labels.append(index.label(sample))
+    return np.array(images), np.array(labels)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("datasets")
+
+
+def test_digits_are_scikit_learns(root):
+    folder = builtin.ensure("digits", root)
+    train, test = open_shards(folder, "train"), open_shards(folder, "test")
+    assert (len(train), len(test)) == (1438, 359)
+    keys = {index.key(sample) for index in (train, test) for sample in range(len(index))}
+    assert len(keys) == 1797
+    values, labels = load_digits(return_X_y=True)
+    images, found = pictures(train, (8, 8))
+    for sample in range(0, 1438, 97):
+        number = int(train.key(sample).split("/")[1])
+        assert found[sample] == labels[number]
+        assert np.corrcoef(images[sample], values[number])[0, 1] > 0.95
+    share = np.bincount(pictures(test, (8, 8))[1]) / np.bincount(labels)
+    assert np.all(np.abs(share - 0.2) < 0.01)
+
+
+def test_digits_can_be_told_apart(root):
+    folder = builtin.ensure("digits", root)
+    train, test = (pictures(open_shards(folder, part), (32, 32)) for part in ("train", "test"))
+    assert KNeighborsClassifier(1).fit(*train).score(*test) > 0.97
+
+
+def test_test_photographs_share_no_pixel_with_training(root):
+    folder = builtin.ensure("photos", root)
+    train, test = open_shards(folder, "train"), open_shards(folder, "test")
+    assert len(train) > 1000 and len(test) > 90
+
+    def places(index: ShardIndex) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for sample in range(len(index)):
+            photo, place = index.key(sample).split("/")
+            found.setdefault(photo, []).append(int(place.split("_")[1]))
+        return found
+
+    lefts, rights = places(train), places(test)
+    assert lefts.keys() == rights.keys() and len(lefts) >= 15
+    assert all(max(lefts[photo]) + builtin.CROP <= min(rights[photo]) for photo in lefts)
+
+
+def test_a_second_call_packs_nothing(root):
+    folder = builtin.ensure("digits", root)
+    before = open_shards(folder, "train").fingerprint
+    assert builtin.ensure("digits", root) == folder and open_shards(folder, "train").fingerprint == before
+
+
+def test_processes_that_ask_at_once_get_the_same(tmp_path):
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        folders = pool.starmap(builtin.ensure, [("digits", tmp_path)] * 2)
+    assert set(folders) == {str(tmp_path / "digits")}
+    assert [path.name for path in tmp_path.iterdir()] == ["digits"]
+    assert len(open_shards(folders[0], "train")) == 1438
+
+
+def test_a_root_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cannot be created .* Set data\.root"):
+        builtin.ensure("digits", tmp_path / "file")

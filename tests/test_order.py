@@ -1,0 +1,135 @@
+"""The order of the samples: a permutation per epoch, independent of ranks, micro-batches and where reading starts."""
+
+import time
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.datamodule import AllSamples, MicroBatches
+from data.draw import uniforms
+from data.order import ORDER_VERSION, Order, usable
+
+sizes = st.lists(st.integers(1, 40), min_size=1, max_size=30).map(np.array)
+seeds = st.integers(0, 2**32)
+epochs = st.integers(0, 1000)
+windows = st.integers(1, 20)
+topologies = st.sampled_from([(1, 12), (1, 4), (2, 6), (2, 3), (3, 4), (3, 1), (4, 3), (6, 2)])  # ranks, micro-batch
+
+
+def test_the_order_of_version_1_is_what_it_was():
+    """Checkpoints rely on it: a change here needs a new ORDER_VERSION."""
+    assert ORDER_VERSION == 1
+    order = Order(np.array([5, 3, 7, 4]), seed=7, window=2)
+    assert order.samples(3, 0, 19).tolist() == [8, 7, 9, 5, 13, 12, 11, 6, 14, 10, 1, 15, 18, 0, 17, 16, 4, 2, 3]
+    np.testing.assert_array_equal(uniforms(7, 3, np.array([11]), 2)[0], [0.6412575629833426, 0.4355017533631639])
+
+
+@given(sizes, seeds, epochs, windows)
+def test_an_epoch_is_a_permutation_of_all_samples(sizes, seed, epoch, window):
+    order = Order(sizes, seed, window)
+    assert sorted(order.samples(epoch, 0, len(order))) == list(range(sizes.sum()))
+
+
+@given(sizes, seeds, epochs, windows, st.data())
+def test_seeking_equals_iterating(sizes, seed, epoch, window, data):
+    order = Order(sizes, seed, window)
+    whole = order.samples(epoch, 0, len(order))
+    start = data.draw(st.integers(0, len(order)))
+    stop = data.draw(st.integers(start, len(order)))
+    np.testing.assert_array_equal(Order(sizes, seed, window).samples(epoch, start, stop), whole[start:stop])
+    np.testing.assert_array_equal(order.samples(epoch, start, stop), whole[start:stop])
+
+
+@given(sizes, seeds, epochs, windows)
+def test_each_window_holds_whole_shards(sizes, seed, epoch, window):
+    order = Order(sizes, seed, window)
+    shard_of = np.repeat(np.arange(len(sizes)), sizes)
+    visited, start = set(), 0
+    while start < len(order):
+        shards = set(shard_of[order.samples(epoch, start, start + 1)])
+        stop = start + 1
+        while stop < len(order) and len(shards) <= window and sum(sizes[list(shards)]) > stop - start:
+            shards |= set(shard_of[order.samples(epoch, stop, stop + 1)])
+            stop += 1
+        assert len(shards) <= window and not shards & visited
+        visited |= shards
+        start = stop
+    assert len(visited) == len(sizes)
+
+
+def test_the_remainder_that_an_epoch_leaves_out_changes():
+    order = Order(np.array([10] * 10 + [3]), seed=0, window=4)
+    seen = usable(len(order), 32)
+    left_out = [frozenset(order.samples(epoch, seen, len(order))) for epoch in range(200)]
+    assert seen == 96 and len(set(left_out)) > 190
+    assert set().union(*left_out) == set(range(len(order)))
+
+
+def test_epochs_and_seeds_give_different_orders():
+    sizes = np.full(20, 50)
+    orders = [Order(sizes, seed).samples(epoch, 0, 1000) for seed in (0, 1) for epoch in (0, 1)]
+    for i, one in enumerate(orders):
+        for other in orders[:i]:
+            assert (one == other).mean() < 0.02
+
+
+@settings(max_examples=50)
+@given(sizes, seeds, topologies, st.integers(0, 60))
+def test_global_batches_do_not_depend_on_ranks_and_micro_batches(sizes, seed, topology, step):
+    order = Order(np.append(sizes, 12), seed)
+    ranks, micro_batch = topology
+    one = list(MicroBatches(order, lambda: step, 12, 12))
+    steps_per_epoch = len(order) // 12
+    assert len(one) == steps_per_epoch - step % steps_per_epoch
+    per_rank = [list(MicroBatches(order, lambda: step, 12, micro_batch, rank, ranks)) for rank in range(ranks)]
+    accumulate = 12 // (micro_batch * ranks)
+    assert {len(draws) for draws in per_rank} == {len(one) * accumulate}
+    for number, (epoch, positions, samples) in enumerate(one):
+        parts = [draws[number * accumulate + j] for j in range(accumulate) for draws in per_rank]
+        assert {part[0] for part in parts} == {epoch} == {step // steps_per_epoch}
+        np.testing.assert_array_equal(np.concatenate([part[1] for part in parts]), positions)
+        np.testing.assert_array_equal(np.concatenate([part[2] for part in parts]), samples)
+
+
+def test_a_sampler_asks_for_the_step_when_an_iteration_starts():
+    order, step = Order(np.array([50]), seed=0), 0
+    draws = MicroBatches(order, lambda: step, 10, 5)
+    assert len(draws) == 10
+    first = [positions[0] for _, positions, _ in draws]
+    step = 3
+    assert [positions[0] for _, positions, _ in draws] == first[6:] and len(draws) == 10
+    step = 5  # The edge of the epoch: the next one from its beginning.
+    assert [(epoch, positions[0]) for epoch, positions, _ in draws] == [(1, start) for start in first]
+
+
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 5))
+def test_validation_visits_every_sample_once_in_equally_many_batches(samples, batch, ranks):
+    per_rank = [list(AllSamples(samples, batch, rank, ranks)) for rank in range(ranks)]
+    assert len({len(draws) for draws in per_rank}) == 1
+    visited = [sample for draws in per_rank for _, _, numbers in draws for sample in numbers]
+    assert sorted(visited) == list(range(samples))
+    assert all(len(numbers) <= batch for draws in per_rank for _, _, numbers in draws)
+
+
+def test_uniforms_are_uniform_and_follow_from_seed_epoch_and_position():
+    u = uniforms(0, 0, np.arange(20_000), 5)
+    assert u.shape == (20_000, 5) and u.min() >= 0 and u.max() < 1
+    np.testing.assert_allclose(u.mean(0), 0.5, atol=0.01)
+    np.testing.assert_allclose(u.std(0), 12**-0.5, atol=0.01)
+    np.testing.assert_allclose(np.corrcoef(u.T), np.eye(5), atol=0.03)
+    assert abs(np.corrcoef(u[:-1, 0], u[1:, 0])[0, 1]) < 0.03
+    np.testing.assert_array_equal(uniforms(0, 0, np.array([17, 4]), 2), u[[17, 4], :2])
+    for other in (uniforms(1, 0, np.arange(100), 5), uniforms(0, 1, np.arange(100), 5)):
+        assert (other == u[:100]).sum() == 0
+
+
+def test_seeking_in_eleven_million_samples_takes_milliseconds():
+    sizes = np.full(11_000, 1000)
+    times = []
+    for seed in range(9):
+        order = Order(sizes, seed)
+        started = time.perf_counter()
+        order.samples(seed, 7_654_321, 7_654_385)
+        times.append(time.perf_counter() - started)
+    assert np.median(times) < 0.01

@@ -1,0 +1,326 @@
+"""Pre-train a masked autoencoder: python train.py [experiment=NAME] [SETTING=VALUE ...]"""
+
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import hydra
+import lightning.pytorch as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from rich.console import Console
+from rich.table import Table
+
+import mae
+from data.datamodule import DataConfig, ShardDataModule
+from data.errors import DataError
+from mae.callbacks.checkpoints import CheckpointConfig, Checkpoints
+from mae.callbacks.meter import FetchTimer, Meter
+from mae.callbacks.progress import ShowProgress
+from mae.callbacks.reconstructions import Reconstructions
+from mae.callbacks.signals import Stopped, StopOnSignal
+from mae.checkpoint import AtomicCheckpointIO, checkpoint_path, read_own, refuse_other_run
+from mae.csvlog import MetricsCSV
+from mae.errors import CheckpointError, ConfigError, first_sentence
+from mae.floors import trivial_losses
+from mae.launch import Topology, launched, relaunch_under_torchrun, wanted_devices
+from mae.load import initialise_from
+from mae.models.config import MAEConfig
+from mae.models.mae import MaskedAutoencoder
+from mae.optim import OptimConfig
+from mae.pictures import draw_loss_curve
+from mae.precision import resolve_precision
+from mae.pretrain import VALIDATION, Pretraining
+from mae.recipe import Plan, derive
+from mae.run import create, record_start, starting_point, step_of, write_json
+from mae.tracking import finish_wandb, wandb_identity
+
+FLOOR_IMAGES = 256
+PICTURE_IMAGES = 8
+
+
+class TrainConfig(BaseModel):
+    """All settings of a pre-training run; conf/ holds their values."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[\w.+=,@-]+$")
+    runs: str = "runs"
+    seed: int = Field(0, ge=0, lt=2**31)
+    epochs: float = Field(800, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    global_batch: int = Field(ge=1)
+    micro_batch: int | None = Field(None, ge=1)
+    resume: str = "auto"
+    overwrite: bool = False
+    init_from: str | None = None
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    val_every: int | None = Field(None, ge=1)
+    log_every: int = Field(50, ge=1)
+    pictures_every: int = Field(1000, ge=1)
+    model: MAEConfig
+    data: DataConfig
+    optim: OptimConfig
+    checkpoint: CheckpointConfig
+    trainer: dict[str, Any]
+    logger: dict[str, Any]
+
+    @property
+    def run(self) -> Path:
+        return Path(self.runs) / self.name
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(raw: DictConfig) -> None:
+    config = TrainConfig.model_validate(OmegaConf.to_container(raw, resolve=True, throw_on_missing=True))
+    topology = launched()
+    if topology is None:
+        devices = wanted_devices(config.trainer["devices"])
+        if devices > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise ConfigError(f"trainer.devices={devices} in a multirun (-m): launch each trial with torchrun or SLURM")
+        if devices > 1:
+            relaunch_under_torchrun(devices)
+        topology = Topology(rank=0, ranks=1, devices=1, nodes=1)
+    pretrain(config, topology)
+
+
+def pretrain(config: TrainConfig, topology: Topology) -> None:
+    """One run from the settings to summary.json; everything is checked before anything is written."""
+    started = time.monotonic()
+    data = open_data(config, topology)
+    plan = derive(
+        config.optim,
+        samples=len(data.train_index),
+        global_batch=config.global_batch,
+        micro_batch=config.micro_batch,
+        ranks=topology.ranks,
+        epochs=config.epochs,
+        max_steps=config.max_steps,
+    )
+    start = starting_point(config.run, config.resume, config.overwrite)
+    recipe, start_step = settle_recipe(config, data, start)
+    if start_step >= plan.total_steps:
+        say(topology, f"{config.run} is finished: step {start_step} of {plan.total_steps}, {start}. Nothing to do.")
+        return
+    torch.manual_seed(config.seed)
+    model = MaskedAutoencoder(config.model)
+    if config.init_from is not None and start is None:
+        initialise_from(model, Path(config.init_from))
+
+    if topology.rank == 0:
+        create(config.run, config.overwrite)
+        OmegaConf.save(OmegaConf.create(config.model_dump(mode="json")), config.run / "config.yaml")
+        record_start(config.run, start_step, topology.ranks)
+        show_plan(config, plan, data, model, recipe["precision"], start, topology)
+    module = Pretraining(
+        model,
+        config.optim,
+        plan,
+        seed=config.seed,
+        mean=list(config.data.mean),
+        std=list(config.data.std),
+        recipe=recipe,
+    )
+    meter = Meter(config.log_every, FetchTimer())
+    trainer = build_trainer(config, plan, topology, data, meter, recipe["precision"], start_step)
+    trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+    if data.val_index is not None and (config.val_every is None or plan.total_steps % config.val_every):
+        trainer.validate(module, datamodule=data, verbose=False)
+    if topology.rank == 0:
+        summarise(config, plan, module, data, meter, time.monotonic() - started)
+
+
+def open_data(config: TrainConfig, topology: Topology) -> ShardDataModule:
+    return ShardDataModule(
+        config.data,
+        image_size=config.model.image_size,
+        channels=config.model.in_channels,
+        seed=config.seed,
+        global_batch=config.global_batch,
+        micro_batch=config.micro_batch or max(1, config.global_batch // topology.ranks),
+    )
+
+
+def settle_recipe(config: TrainConfig, data: ShardDataModule, start: Path | None) -> tuple[dict[str, Any], int]:
+    """The settings that decide the result, as stored in every checkpoint, and the step to start from.
+
+    Raises ConfigError when the checkpoint to go on from was made with other ones.
+    """
+    stored = read_own(start)["mae"] if start is not None else None
+    precision = resolve_precision(config.precision)
+    if stored is not None and config.precision == "auto":
+        precision = stored["recipe"]["precision"]
+    recipe = {
+        "seed": config.seed,
+        "global_batch": config.global_batch,
+        "precision": precision,
+        "model": config.model.model_dump(mode="json"),
+        "optim": config.optim.model_dump(mode="json"),
+        "data": config.data.model_dump(mode="json", include={"scale", "flip", "mean", "std"}),
+        "order": data.identity,
+    }
+    if stored is None or start is None:
+        return recipe, 0
+    refuse_other_run(stored["recipe"], recipe, start)
+    return recipe, stored["step"]
+
+
+def build_trainer(
+    config: TrainConfig,
+    plan: Plan,
+    topology: Topology,
+    data: ShardDataModule,
+    meter: Meter,
+    precision: str,
+    start_step: int,
+) -> pl.Trainer:
+    """Lightning's trainer for this topology, counting in optimiser steps."""
+    val_every = config.val_every if data.val_index is not None else None
+    checkpoints = Checkpoints(config.run, config.checkpoint, val_every)
+    pictures = Reconstructions(config.run, data.examples(PICTURE_IMAGES)["images"], config.pictures_every)
+    # The order matters: a step is measured, painted and saved before the run may stop at it.
+    callbacks = [meter, ShowProgress(meter), pictures, checkpoints, StopOnSignal(checkpoints)]
+    loggers: list[Any] = [MetricsCSV(config.run / "metrics.csv", start_step)]
+    for name, settings in config.logger.items():
+        identity = wandb_identity(config.run) if name == "wandb" and topology.rank == 0 else {}
+        loggers.append(instantiate(settings, **identity))
+    settings = config.trainer | {"devices": topology.devices, "num_nodes": topology.nodes}
+    if topology.ranks > 1 and settings["strategy"] == "auto":
+        settings["strategy"] = "ddp"
+    return instantiate(
+        settings,
+        precision=precision,
+        max_steps=plan.total_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=plan.accumulate,
+        gradient_clip_val=config.optim.grad_clip,
+        check_val_every_n_epoch=None,
+        val_check_interval=(val_every or plan.total_steps + 1) * plan.accumulate,
+        limit_val_batches=0 if data.val_index is None else 1.0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,  # Meter decides
+        use_distributed_sampler=False,  # the order is ours
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=loggers,
+        profiler=meter.timer,
+        plugins=[AtomicCheckpointIO()],
+        callbacks=callbacks,
+        default_root_dir=config.run,
+    )
+
+
+def show_plan(
+    config: TrainConfig,
+    plan: Plan,
+    data: ShardDataModule,
+    model: MaskedAutoencoder,
+    precision: str,
+    start: Path | None,
+    topology: Topology,
+) -> None:
+    """The derived numbers as a table: what will really happen."""
+    table = Table(title=f"{config.name}", show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column()
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    h, w = config.model.grid
+    rows = {
+        "images": f"{plan.samples:,} for training in {len(data.train_index.shards)} shards, "
+        f"{len(data.val_index) if data.val_index is not None else 0:,} for validation",
+        "model": f"width {config.model.width} x {config.model.depth} blocks, decoder {config.model.decoder_width} x "
+        f"{config.model.decoder_depth}, {millions:.1f} M parameters",
+        "patches": f"{h} x {w} of {config.model.patch_size} px, {config.model.visible} of {config.model.patches} visible",
+        "batch": f"{plan.global_batch} = {plan.micro_batch} x {plan.ranks} ranks x {plan.accumulate} accumulated",
+        "steps": f"{plan.total_steps:,} = {plan.total_steps / plan.steps_per_epoch:.4g} epochs of {plan.steps_per_epoch:,}, "
+        f"{plan.warmup_steps:,} of warm-up",
+        "learning rate": f"{plan.peak_lr:.3g} = {config.optim.base_lr:.3g} x {plan.global_batch} / 256",
+        "precision": precision,
+        "starts from": str(start or config.init_from or "random weights"),
+        "run folder": str(config.run),
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def summarise(
+    config: TrainConfig, plan: Plan, module: Pretraining, data: ShardDataModule, meter: Meter, seconds: float
+) -> None:
+    """summary.json, the loss curve, and a few lines that say what came out and what to do next."""
+    run = config.run
+    examples = data.examples(FLOOR_IMAGES)
+    module.cpu()
+    images = module.normalise(examples["images"])
+    floors = trivial_losses(images, module.noise(VALIDATION, examples["positions"]), config.model)
+    curve = draw_loss_curve(run, floors)
+    summary = {
+        "name": config.name,
+        "step": plan.total_steps,
+        "epochs": plan.total_steps / plan.steps_per_epoch,
+        "train/loss": meter.latest["train/loss"],
+        "val/loss": meter.latest.get("val/loss"),
+        "floors": floors,
+        "images_per_s": meter.total_images / meter.total_seconds,
+        "seconds": round(seconds, 1),
+        "checkpoint": str(checkpoint_path(run, plan.total_steps)),
+        "reconstruction": str(run / "reconstructions" / f"step-{plan.total_steps:08d}.png"),
+        "loss_curve": str(curve),
+    }
+    write_json(run / "summary.json", summary)
+    floor_text = ", ".join(f"{name} {value:.3f}" for name, value in floors.items())
+    validation = f", validation {summary['val/loss']:.4f}" if summary["val/loss"] is not None else ""
+    print(f"loss {summary['train/loss']:.4f}{validation} (trivial predictors: {floor_text})")
+    print(f"{summary['images_per_s']:,.0f} images/s; {summary['checkpoint']}")
+    print(f"next: python eval.py checkpoint={run} probe=knn")
+
+
+def say(topology: Topology, sentence: str) -> None:
+    if topology.rank == 0:
+        print(sentence, flush=True)
+
+
+def run_program(program: Callable[[], None]) -> None:
+    """Runs a Hydra program; wrong input becomes one sentence and exit code 2, with HYDRA_FULL_ERROR=1 a traceback."""
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them and exiting with 1
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # it is: see data/datamodule.py
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="lightning.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    code = 1
+    try:
+        program()
+        code = 0
+    except Stopped as stop:
+        code = stop.exit_code
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"{stop}; the same command goes on from there", flush=True)
+    except (ConfigError, CheckpointError, DataError, ValidationError, HydraException, OmegaConfBaseException) as error:
+        if full:
+            raise
+        code = 2
+        if int(os.environ.get("RANK", "0")) == 0:
+            sentence = first_sentence(error) if isinstance(error, ValidationError) else str(error)
+            print(f"error: {sentence.strip()}", file=sys.stderr, flush=True)
+    finally:
+        finish_wandb(code)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    run_program(main)
