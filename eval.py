@@ -21,7 +21,7 @@ from mae.models.vit import Encoder
 from mae.precision import resolve_precision
 from mae.probes import knn_accuracy, linear_accuracy
 from mae.run import write_json
-from train import run_program
+from train import readable_errors, run_program
 
 
 class KNN(BaseModel):
@@ -67,6 +67,12 @@ class EvalConfig(BaseModel):
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
 def main(raw: DictConfig) -> None:
+    with readable_errors():
+        evaluate(raw)
+
+
+def evaluate(raw: DictConfig) -> None:
+    """One probe of a checkpoint and of its untrained twin, on the images of the run."""
     config = EvalConfig.model_validate(OmegaConf.to_container(raw, resolve=True, throw_on_missing=True))
     path = Path(config.checkpoint)
     trained = mae.load(path)

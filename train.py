@@ -5,7 +5,8 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,15 +23,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-import mae
 from data.datamodule import DataConfig, ShardDataModule
 from data.errors import DataError
 from mae.callbacks.checkpoints import CheckpointConfig, Checkpoints
 from mae.callbacks.meter import FetchTimer, Meter
 from mae.callbacks.progress import ShowProgress
 from mae.callbacks.reconstructions import Reconstructions
-from mae.callbacks.signals import Stopped, StopOnSignal
-from mae.checkpoint import AtomicCheckpointIO, checkpoint_path, read_own, refuse_other_run
+from mae.callbacks.signals import StopOnSignal, Stopped
+from mae.checkpoint import AtomicCheckpointIO, read_own, refuse_other_run
 from mae.csvlog import MetricsCSV
 from mae.errors import CheckpointError, ConfigError, first_sentence
 from mae.floors import trivial_losses
@@ -43,11 +43,18 @@ from mae.pictures import draw_loss_curve
 from mae.precision import resolve_precision
 from mae.pretrain import VALIDATION, Pretraining
 from mae.recipe import Plan, derive
-from mae.run import create, record_start, starting_point, step_of, write_json
+from mae.run import create, record_start, starting_point
+from mae.summary import summarise
 from mae.tracking import finish_wandb, wandb_identity
 
 FLOOR_IMAGES = 256
 PICTURE_IMAGES = 8
+FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
+QUIET = (
+    ".*your dataloader is not resumable.*",  # it is: see MicroBatches
+    ".*does not have many workers.*",  # data.workers is the user's to set
+    ".*LeafSpec.*",  # Lightning's own use of torch
+)
 
 
 class TrainConfig(BaseModel):
@@ -83,6 +90,12 @@ class TrainConfig(BaseModel):
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(raw: DictConfig) -> None:
+    with readable_errors():
+        launch(raw)
+
+
+def launch(raw: DictConfig) -> None:
+    """Validates the settings and finds the ranks: those of torchrun or SLURM, or as many as trainer.devices says."""
     config = TrainConfig.model_validate(OmegaConf.to_container(raw, resolve=True, throw_on_missing=True))
     topology = launched()
     if topology is None:
@@ -95,7 +108,7 @@ def main(raw: DictConfig) -> None:
     pretrain(config, topology)
 
 
-def pretrain(config: TrainConfig, topology: Topology) -> None:
+def pretrain(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.Callback] = ()) -> None:
     """One run from the settings to summary.json; everything is checked before anything is written."""
     started = time.monotonic()
     data = open_data(config, topology)
@@ -122,7 +135,8 @@ def pretrain(config: TrainConfig, topology: Topology) -> None:
         create(config.run, config.overwrite)
         OmegaConf.save(OmegaConf.create(config.model_dump(mode="json")), config.run / "config.yaml")
         record_start(config.run, start_step, topology.ranks)
-        show_plan(config, plan, data, model, recipe["precision"], start, topology)
+        source = str(start or config.init_from or "random weights")
+        show_plan(config, plan, data, model, recipe["precision"], source)
     module = Pretraining(
         model,
         config.optim,
@@ -134,11 +148,17 @@ def pretrain(config: TrainConfig, topology: Topology) -> None:
     )
     meter = Meter(config.log_every, FetchTimer())
     trainer = build_trainer(config, plan, topology, data, meter, recipe["precision"], start_step)
-    trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
-    if data.val_index is not None and (config.val_every is None or plan.total_steps % config.val_every):
-        trainer.validate(module, datamodule=data, verbose=False)
+    trainer.callbacks = [*extra_callbacks, *trainer.callbacks]  # pyright: ignore[reportAttributeAccessIssue]
+    code = 1
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+        if data.val_index is not None and (config.val_every is None or plan.total_steps % config.val_every):
+            trainer.validate(module, datamodule=data, verbose=False)
+        code = 0
+    finally:
+        finish_wandb(code)
     if topology.rank == 0:
-        summarise(config, plan, module, data, meter, time.monotonic() - started)
+        finish(config, plan, module, data, meter, time.monotonic() - started)
 
 
 def open_data(config: TrainConfig, topology: Topology) -> ShardDataModule:
@@ -223,68 +243,47 @@ def build_trainer(
 
 
 def show_plan(
-    config: TrainConfig,
-    plan: Plan,
-    data: ShardDataModule,
-    model: MaskedAutoencoder,
-    precision: str,
-    start: Path | None,
-    topology: Topology,
+    config: TrainConfig, plan: Plan, data: ShardDataModule, model: MaskedAutoencoder, precision: str, source: str
 ) -> None:
     """The derived numbers as a table: what will really happen."""
-    table = Table(title=f"{config.name}", show_header=False, title_justify="left")
+    table = Table(title=config.name, show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column()
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    h, w = config.model.grid
-    rows = {
-        "images": f"{plan.samples:,} for training in {len(data.train_index.shards)} shards, "
-        f"{len(data.val_index) if data.val_index is not None else 0:,} for validation",
-        "model": f"width {config.model.width} x {config.model.depth} blocks, decoder {config.model.decoder_width} x "
-        f"{config.model.decoder_depth}, {millions:.1f} M parameters",
-        "patches": f"{h} x {w} of {config.model.patch_size} px, {config.model.visible} of {config.model.patches} visible",
-        "batch": f"{plan.global_batch} = {plan.micro_batch} x {plan.ranks} ranks x {plan.accumulate} accumulated",
-        "steps": f"{plan.total_steps:,} = {plan.total_steps / plan.steps_per_epoch:.4g} epochs of {plan.steps_per_epoch:,}, "
-        f"{plan.warmup_steps:,} of warm-up",
-        "learning rate": f"{plan.peak_lr:.3g} = {config.optim.base_lr:.3g} x {plan.global_batch} / 256",
-        "precision": precision,
-        "starts from": str(start or config.init_from or "random weights"),
-        "run folder": str(config.run),
-    }
-    for name, value in rows.items():
-        table.add_row(name, value)
+    validation = len(data.val_index) if data.val_index is not None else 0
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    m, h, w = config.model, *config.model.grid
+    table.add_row(
+        "images",
+        f"{plan.samples:,} for training in {len(data.train_index.shards)} shards, {validation:,} for validation",
+    )
+    table.add_row(
+        "model",
+        f"encoder {m.width} x {m.depth} blocks, decoder {m.decoder_width} x {m.decoder_depth}, "
+        f"{parameters / 1e6:.1f} M parameters",
+    )
+    table.add_row("patches", f"{h} x {w} of {m.patch_size} px, {m.visible} of {m.patches} visible")
+    table.add_row(
+        "batch", f"{plan.global_batch} = {plan.micro_batch} x {plan.ranks} ranks x {plan.accumulate} accumulated"
+    )
+    epochs = f"{plan.total_steps / plan.steps_per_epoch:.4g} epochs of {plan.steps_per_epoch:,}"
+    table.add_row("steps", f"{plan.total_steps:,} = {epochs}, {plan.warmup_steps:,} of warm-up")
+    table.add_row("learning rate", f"{plan.peak_lr:.3g} = {config.optim.base_lr:.3g} x {plan.global_batch} / 256")
+    table.add_row("precision", precision)
+    table.add_row("starts from", source)
+    table.add_row("run folder", str(config.run))
     Console().print(table)
 
 
-def summarise(
+def finish(
     config: TrainConfig, plan: Plan, module: Pretraining, data: ShardDataModule, meter: Meter, seconds: float
 ) -> None:
-    """summary.json, the loss curve, and a few lines that say what came out and what to do next."""
-    run = config.run
+    """The losses of trivial predictors on the same masks, the loss curve, summary.json, and a few closing lines."""
     examples = data.examples(FLOOR_IMAGES)
     module.cpu()
-    images = module.normalise(examples["images"])
-    floors = trivial_losses(images, module.noise(VALIDATION, examples["positions"]), config.model)
-    curve = draw_loss_curve(run, floors)
-    summary = {
-        "name": config.name,
-        "step": plan.total_steps,
-        "epochs": plan.total_steps / plan.steps_per_epoch,
-        "train/loss": meter.latest["train/loss"],
-        "val/loss": meter.latest.get("val/loss"),
-        "floors": floors,
-        "images_per_s": meter.total_images / meter.total_seconds,
-        "seconds": round(seconds, 1),
-        "checkpoint": str(checkpoint_path(run, plan.total_steps)),
-        "reconstruction": str(run / "reconstructions" / f"step-{plan.total_steps:08d}.png"),
-        "loss_curve": str(curve),
-    }
-    write_json(run / "summary.json", summary)
-    floor_text = ", ".join(f"{name} {value:.3f}" for name, value in floors.items())
-    validation = f", validation {summary['val/loss']:.4f}" if summary["val/loss"] is not None else ""
-    print(f"loss {summary['train/loss']:.4f}{validation} (trivial predictors: {floor_text})")
-    print(f"{summary['images_per_s']:,.0f} images/s; {summary['checkpoint']}")
-    print(f"next: python eval.py checkpoint={run} probe=knn")
+    noise = module.noise(VALIDATION, examples["positions"])
+    floors = trivial_losses(module.normalise(examples["images"]), noise, config.model)
+    draw_loss_curve(config.run, floors)
+    summarise(config.run, plan, meter.latest, floors, meter.total_images / meter.total_seconds, seconds)
 
 
 def say(topology: Topology, sentence: str) -> None:
@@ -292,34 +291,35 @@ def say(topology: Topology, sentence: str) -> None:
         print(sentence, flush=True)
 
 
-def run_program(program: Callable[[], None]) -> None:
-    """Runs a Hydra program; wrong input becomes one sentence and exit code 2, with HYDRA_FULL_ERROR=1 a traceback."""
-    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them and exiting with 1
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # it is: see data/datamodule.py
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="lightning.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    code = 1
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Wrong input: one sentence, exit code 2; a stopped run: 143 or 130. HYDRA_FULL_ERROR=1 shows tracebacks."""
+    rank_zero = os.environ.get("RANK", "0") == "0"
     try:
-        program()
-        code = 0
+        yield
     except Stopped as stop:
-        code = stop.exit_code
-        if int(os.environ.get("RANK", "0")) == 0:
+        if rank_zero:
             print(f"{stop}; the same command goes on from there", flush=True)
+        sys.exit(stop.exit_code)
     except (ConfigError, CheckpointError, DataError, ValidationError, HydraException, OmegaConfBaseException) as error:
-        if full:
+        if FULL_ERROR:
             raise
-        code = 2
-        if int(os.environ.get("RANK", "0")) == 0:
+        if rank_zero:
             sentence = first_sentence(error) if isinstance(error, ValidationError) else str(error)
-            print(f"error: {sentence.strip()}", file=sys.stderr, flush=True)
-    finally:
-        finish_wandb(code)
-    sys.exit(code)
+            # Hydra lists its search path after the reason.
+            sentence = " ".join(sentence.split("Config search path")[0].split())
+            print(f"error: {sentence}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def run_program(program: Callable[[], None]) -> None:
+    """Runs a Hydra program with readable errors, from the command line to the last line."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them and exiting with 1
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in QUIET:
+        warnings.filterwarnings("ignore", message=message)
+    with readable_errors():
+        program()
 
 
 if __name__ == "__main__":

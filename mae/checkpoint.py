@@ -118,8 +118,8 @@ def refuse_other_run(stored: dict[str, Any], wanted: dict[str, Any], path: Path)
     ]
     if differing:
         raise ConfigError(
-            f"{path} belongs to a different run: {', '.join(differing)}. Go on with the checkpoint's settings, or start "
-            f"a new run with another name= (init_from={path} takes the weights along)"
+            f"{path} belongs to a different run: {', '.join(differing)}. Go on with the checkpoint's settings, or "
+            f"start a new run with another name= (init_from={path} takes the weights along)"
         )
 
 

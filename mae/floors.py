@@ -20,8 +20,8 @@ def trivial_losses(images: Tensor, noise: Tensor, config: MAEConfig) -> dict[str
     images   [B, C, H, W]  normalised
     noise    [B, N]
     returns  with norm_pix: "predict 0", "scaled interpolation"; without: "data set mean", "mean of the visible",
-             "interpolation". Interpolation is by the inverse fourth power of distance from every visible pixel, scaled by the one
-             factor that fits best under norm_pix
+             "interpolation". Every visible pixel counts with the inverse fourth power of its distance; under norm_pix
+             the result is scaled by the one factor that fits best
     """
     mask = random_masking(noise, config.visible).mask.bool()
     patches = patchify(images, config.patch_size)

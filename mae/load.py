@@ -92,7 +92,7 @@ def model_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     }
 
 
-def _load_strictly(model: torch.nn.Module, state: dict[str, Tensor], path: Path) -> None:
+def _load_strictly(model: Encoder, state: dict[str, Tensor], path: Path) -> None:
     own = model.state_dict()
     complaints = [f"{key} is missing" for key in own if key not in state]
     complaints += [f"{key} is left over" for key in state if key not in own]
@@ -106,5 +106,5 @@ def _load_strictly(model: torch.nn.Module, state: dict[str, Tensor], path: Path)
     model.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
     for name, parameter in model.named_parameters():
         # `assign` makes every parameter trainable; the fixed tables are not.
-        fixed = name in ("pos_embed", "decoder_pos_embed") and getattr(model, "config").positions == "sincos"
+        fixed = name in ("pos_embed", "decoder_pos_embed") and model.config.positions == "sincos"
         parameter.requires_grad_(not fixed)

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from mae.loops import loops_at_step
 from mae.models.mae import MaskedAutoencoder
 from mae.models.masking import uniform_noise
+from mae.models.vit import choose_attention
 from mae.optim import OptimConfig, adamw, learning_rate
-from mae.loops import loops_at_step
 from mae.recipe import Plan
 
 # Validation masks follow from the sample alone, so that values compare across steps; no training step has this number.
@@ -45,7 +46,12 @@ class Pretraining(pl.LightningModule):
         self.recipe = recipe
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1) * 255, persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
         self.validation_sum: Tensor
+
+    def on_fit_start(self) -> None:
+        choose_attention(self.model.blocks, self.model.decoder_blocks, device=self.device)
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] -> float32 with the mean and deviation of the data set taken out."""

@@ -1,11 +1,44 @@
-"""python -m mae.summary runs/NAME: what came out of a run, in a few lines."""
+"""What came out of a run, as summary.json and in a few lines: python -m mae.summary runs/NAME"""
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from mae.checkpoint import checkpoint_path
+from mae.recipe import Plan
+from mae.run import write_json
+
+
+def summarise(
+    run: Path, plan: Plan, metrics: dict[str, float], floors: dict[str, float], images_per_s: float, seconds: float
+) -> None:
+    """Writes summary.json and says the main numbers and what to do next.
+
+    metrics  the latest of each; floors: losses of trivial predictors; seconds: of this start
+    """
+    summary: dict[str, Any] = {
+        "name": run.name,
+        "step": plan.total_steps,
+        "epochs": plan.total_steps / plan.steps_per_epoch,
+        "train/loss": metrics["train/loss"],
+        "val/loss": metrics.get("val/loss"),
+        "floors": floors,
+        "images_per_s": images_per_s,
+        "seconds": round(seconds, 1),
+        "checkpoint": str(checkpoint_path(run, plan.total_steps)),
+        "reconstruction": str(run / "reconstructions" / f"step-{plan.total_steps:08d}.png"),
+        "loss_curve": str(run / "loss.png"),
+    }
+    write_json(run / "summary.json", summary)
+    validation = f", validation {summary['val/loss']:.4f}" if summary["val/loss"] is not None else ""
+    floor_text = ", ".join(f"{name} {value:.3f}" for name, value in floors.items())
+    print(f"loss {summary['train/loss']:.4f}{validation} (trivial predictors: {floor_text})")
+    print(f"{images_per_s:,.0f} images/s; {summary['checkpoint']}")
+    print(f"next: python eval.py checkpoint={run} probe=knn")
 
 
 def main() -> int:

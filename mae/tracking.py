@@ -21,6 +21,5 @@ def wandb_identity(run: Path) -> dict[str, Any]:
 
 def finish_wandb(exit_code: int) -> None:
     """Closes the W&B run, if one is open, so that nothing stays unsent."""
-    if wandb := sys.modules.get("wandb"):
-        if wandb.run is not None:
-            wandb.finish(exit_code=exit_code, quiet=True)
+    if (wandb := sys.modules.get("wandb")) and wandb.run is not None:
+        wandb.finish(exit_code=exit_code, quiet=True)

@@ -7,6 +7,7 @@ import torch
 
 import mae
 from mae.models.masking import uniform_noise
+from mae.models.vit import choose_attention
 
 transformers = pytest.importorskip("transformers")
 
@@ -120,3 +121,17 @@ def test_noise_is_uniform() -> None:
     for other in (noise.roll(1, 0), noise.roll(1, 1), later):
         correlation = torch.corrcoef(torch.stack([noise.flatten(), other.flatten()]))[0, 1]
         assert correlation.abs() < 0.01
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_last_block_for_hidden_patches_only_is_the_same_function(fused: bool) -> None:
+    torch.manual_seed(0)
+    config = mae.MAEConfig(
+        image_size=32, patch_size=8, width=64, depth=1, num_heads=4, decoder_width=32, decoder_depth=2
+    )
+    model = mae.MaskedAutoencoder(config)
+    choose_attention(model.blocks, model.decoder_blocks, device=torch.device("cuda" if fused else "cpu"))
+    images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+    out = model(images, noise)
+    everything = model.reconstruct(images, noise).pred
+    torch.testing.assert_close(out.pred.flatten(0, 1), everything[out.mask.bool()], rtol=1e-5, atol=1e-6)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mae.callbacks.meter import Meter
+from mae.pretrain import Pretraining
 
 
 class ShowProgress(pl.Callback):
@@ -16,6 +17,7 @@ class ShowProgress(pl.Callback):
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
         self.bar: Progress | None = None
+        self.shown = ""
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -43,11 +45,13 @@ class ShowProgress(pl.Callback):
             return
         logged = step % self.meter.log_every == 0 or step == trainer.max_steps
         if self.bar is not None:
-            numbers = {"numbers": self._numbers()} if logged else {}
-            self.bar.update(self.task, completed=step, **numbers)
+            if logged:
+                self.shown = self._numbers()
+            self.bar.update(self.task, completed=step, numbers=self.shown)
         elif logged:
-            rate = self.meter.latest["perf/images_per_s"] / getattr(module, "plan").global_batch  # noqa: B009
-            left = timedelta(seconds=round((trainer.max_steps - step) / rate))
+            assert isinstance(module, Pretraining)
+            images_left = (trainer.max_steps - step) * module.plan.global_batch
+            left = timedelta(seconds=round(images_left / self.meter.latest["perf/images_per_s"]))
             print(f"step {step}/{trainer.max_steps}  {self._numbers()}  left {left}", flush=True)
 
     def _numbers(self) -> str:

@@ -41,7 +41,8 @@ def export(source: Path, to: str, out: Path, overwrite: bool) -> Path:
         },
     )
     print(
-        f"{out}: the same features as {checkpoint} (largest difference {verified['difference']:.1e} of the largest value)"
+        f"{out}: the same features as {checkpoint} "
+        f"(largest difference {verified['difference']:.1e} of the largest value)"
     )
     return card
 

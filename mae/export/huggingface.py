@@ -43,7 +43,7 @@ def read_vitmae(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     settings = json.loads((folder / "config.json").read_text())
     if settings.get("model_type") != "vit_mae":
         raise CheckpointError(
-            f"{folder} holds a model of type {settings.get('model_type')}: only vit_mae can be loaded as a masked autoencoder"
+            f"{folder} holds a model of type {settings.get('model_type')}: only vit_mae is a masked autoencoder"
         )
     return _config(settings), _rename(_weights(folder))
 

@@ -64,7 +64,7 @@ class MaskedAutoencoder(Encoder, Decoder):
         patches = patchify(images, config.patch_size)
         ids_keep, ids_hidden, mask = random_masking(noise, config.visible)
         latent = self.encode_tokens(self.embed(_take(patches, ids_keep), ids_keep))
-        pred = self.decode(latent, ids_keep, ids_hidden)[:, -ids_hidden.shape[1] :]
+        pred = self.decode(latent, ids_keep, ids_hidden, hidden_only=True)
         target = _take(patches, ids_hidden)
         if config.norm_pix:
             target = normalise_patches(target)

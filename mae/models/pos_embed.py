@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def sincos_positions(width: int, grid: tuple[int, int], class_token: bool) -> Tensor:
-    """Sine-cosine position embedding, channels [sin_w | cos_w | sin_h | cos_h] (column first), as the published weights.
+    """Sine-cosine positions, channels [sin_w | cos_w | sin_h | cos_h] (column first), as in the published weights.
 
     width    D, a multiple of 4
     grid     (rows, columns)
