@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -110,7 +109,6 @@ def launch(raw: DictConfig) -> None:
 
 def pretrain(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.Callback] = ()) -> None:
     """One run from the settings to summary.json; everything is checked before anything is written."""
-    started = time.monotonic()
     data = open_data(config, topology)
     plan = derive(
         config.optim,
@@ -123,7 +121,7 @@ def pretrain(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[
     )
     start = starting_point(config.run, config.resume, config.overwrite)
     recipe, start_step = settle_recipe(config, data, start)
-    if start_step >= plan.total_steps:
+    if start_step >= plan.total_steps and (config.run / "summary.json").is_file():
         say(topology, f"{config.run} is finished: step {start_step} of {plan.total_steps}, {start}. Nothing to do.")
         return
     torch.manual_seed(config.seed)
@@ -158,7 +156,7 @@ def pretrain(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[
     finally:
         finish_wandb(code)
     if topology.rank == 0:
-        finish(config, plan, module, data, meter, time.monotonic() - started)
+        finish(config, plan, module, data)
 
 
 def open_data(config: TrainConfig, topology: Topology) -> ShardDataModule:
@@ -248,7 +246,7 @@ def show_plan(
     """The derived numbers as a table: what will really happen."""
     table = Table(title=config.name, show_header=False, title_justify="left")
     table.add_column(style="bold")
-    table.add_column()
+    table.add_column(overflow="fold")
     validation = len(data.val_index) if data.val_index is not None else 0
     parameters = sum(parameter.numel() for parameter in model.parameters())
     m, h, w = config.model, *config.model.grid
@@ -274,16 +272,14 @@ def show_plan(
     Console().print(table)
 
 
-def finish(
-    config: TrainConfig, plan: Plan, module: Pretraining, data: ShardDataModule, meter: Meter, seconds: float
-) -> None:
+def finish(config: TrainConfig, plan: Plan, module: Pretraining, data: ShardDataModule) -> None:
     """The losses of trivial predictors on the same masks, the loss curve, summary.json, and a few closing lines."""
     examples = data.examples(FLOOR_IMAGES)
     module.cpu()
     noise = module.noise(VALIDATION, examples["positions"])
     floors = trivial_losses(module.normalise(examples["images"]), noise, config.model)
     draw_loss_curve(config.run, floors)
-    summarise(config.run, plan, meter.latest, floors, meter.total_images / meter.total_seconds, seconds)
+    summarise(config.run, plan, floors)
 
 
 def say(topology: Topology, sentence: str) -> None:

@@ -3,32 +3,34 @@
 import json
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from mae.checkpoint import checkpoint_path
+from mae.csvlog import read_metrics
 from mae.recipe import Plan
 from mae.run import write_json
 
 
-def summarise(
-    run: Path, plan: Plan, metrics: dict[str, float], floors: dict[str, float], images_per_s: float, seconds: float
-) -> None:
-    """Writes summary.json and says the main numbers and what to do next.
+def summarise(run: Path, plan: Plan, floors: dict[str, float]) -> None:
+    """Writes summary.json from metrics.csv, and says the main numbers and what to do next.
 
-    metrics  the latest of each; floors: losses of trivial predictors; seconds: of this start
+    floors  losses of trivial predictors
     """
+    rows = read_metrics(run / "metrics.csv")
+    latest = {name: float(row[name]) for row in rows for name in row}
+    images_per_s = median(float(row["perf/images_per_s"]) for row in rows if "perf/images_per_s" in row)
     summary: dict[str, Any] = {
         "name": run.name,
         "step": plan.total_steps,
         "epochs": plan.total_steps / plan.steps_per_epoch,
-        "train/loss": metrics["train/loss"],
-        "val/loss": metrics.get("val/loss"),
+        "train/loss": latest["train/loss"],
+        "val/loss": latest.get("val/loss"),
         "floors": floors,
         "images_per_s": images_per_s,
-        "seconds": round(seconds, 1),
         "checkpoint": str(checkpoint_path(run, plan.total_steps)),
         "reconstruction": str(run / "reconstructions" / f"step-{plan.total_steps:08d}.png"),
         "loss_curve": str(run / "loss.png"),
@@ -49,7 +51,7 @@ def main() -> int:
     summary = json.loads((run / "summary.json").read_text())
     table = Table(title=str(run), show_header=False, title_justify="left")
     table.add_column(style="bold")
-    table.add_column()
+    table.add_column(overflow="fold")
     floors = ", ".join(f"{name} {value:.4f}" for name, value in summary["floors"].items())
     if summary["val/loss"] is not None:
         table.add_row("validation loss", f"{summary['val/loss']:.4f}")

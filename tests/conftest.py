@@ -21,3 +21,9 @@ def real_images() -> Path:
     if not DATASETS.is_dir():
         pytest.skip(f"no real images: {DATASETS} does not exist (set MAE_DATASETS)")
     return DATASETS
+
+
+@pytest.fixture(scope="session")
+def built_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the built-in images are packed once for all tests (data.root)."""
+    return tmp_path_factory.mktemp("datasets")

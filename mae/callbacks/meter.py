@@ -40,9 +40,6 @@ class Meter(pl.Callback):
         self.log_every = log_every
         self.timer = timer
         self.latest: dict[str, float] = {}
-        self.images = 0
-        self.total_images = 0
-        self.total_seconds = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.loss = torch.zeros((), device=module.device)
@@ -76,8 +73,6 @@ class Meter(pl.Callback):
             loss = trainer.strategy.reduce(self.loss / trainer.accumulate_grad_batches, reduce_op="mean")
             seconds = time.perf_counter() - self.since
             images = self.images * trainer.world_size
-            self.total_images += images
-            self.total_seconds += seconds
             metrics = {
                 "train/loss": float(loss),
                 "train/lr": module.lr(step - 1),

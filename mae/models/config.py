@@ -54,6 +54,8 @@ class MAEConfig(BaseModel):
                 raise ValueError(f"{name}={width} cannot be split over {heads} heads: choose a divisor of {width}")
             if self.positions == "sincos" and width % 4:
                 raise ValueError(f"{name}={width} is not a multiple of 4, which sine-cosine positions need")
+        if self.norm_pix and self.patch_values == 1:
+            raise ValueError("norm_pix=true with one value per patch: no variance to take out. Set norm_pix=false")
         if not 0 < self.visible < self.patches:
             raise ValueError(
                 f"mask_ratio={self.mask_ratio} leaves {self.visible} of {self.patches} patches visible: at least one "

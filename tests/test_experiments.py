@@ -1,0 +1,67 @@
+"""Every recipe in conf/experiment composes, validates, builds, and runs two steps at reduced size."""
+
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import mae
+from mae.launch import Topology
+from mae.summary import read_metrics
+from tests.conftest import ROOT
+from train import TrainConfig, pretrain
+
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+PARAMETERS = {"base": 111_907_840, "large": 329_541_888, "huge": 657_289_728, "huge14": 657_074_508}
+REDUCED = [
+    "epochs=1",
+    "max_steps=2",
+    "global_batch=8",
+    "micro_batch=4",
+    "val_every=2",
+    "model.width=32",
+    "model.depth=1",
+    "model.num_heads=2",
+    "model.decoder_width=32",
+    "model.decoder_depth=1",
+    "model.decoder_num_heads=2",
+    "data.workers=0",
+    "data.source=digits",
+]
+
+
+def compose(*overrides: str) -> TrainConfig:
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return TrainConfig.model_validate(
+            OmegaConf.to_container(hydra.compose("train", overrides=list(overrides)), resolve=True)
+        )
+
+
+def test_all_the_recipes_are_there() -> None:
+    expected = {"digits_tiny", "cifar10_tiny", "imagenet_base", "imagenet_large", "imagenet_huge", "imagenet_huge14"}
+    assert expected | {"sa1b_huge"} <= set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_a_recipe_builds_at_its_full_size(experiment: str) -> None:
+    config = compose(f"experiment={experiment}", "data.path=somewhere")
+    with torch.device("meta"):
+        model = mae.MaskedAutoencoder(config.model)
+    size = experiment.rpartition("_")[2]
+    if size in PARAMETERS:
+        assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[size]
+    assert config.name == experiment
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_a_recipe_runs_two_steps_at_reduced_size(experiment: str, tmp_path: Path, built_in: Path) -> None:
+    patch = compose(f"experiment={experiment}", "data.path=somewhere").model.patch_size
+    reduced = [*REDUCED, f"model.image_size={4 * patch}"]
+    config = compose(f"experiment={experiment}", f"runs={tmp_path}", f"data.root={built_in}", *reduced)
+    pretrain(config, Topology(rank=0, ranks=1, devices=1, nodes=1))
+    rows = read_metrics(config.run / "metrics.csv")
+    assert [row["step"] for row in rows if "train/loss" in row] == ["2"]
+    assert any("val/loss" in row for row in rows)
+    assert (config.run / "summary.json").is_file()

@@ -1,0 +1,117 @@
+"""`mae.load` reads what others wrote, and says what is wrong with the rest."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+import mae
+
+FIELDS = {"image_size": 32, "patch_size": 8, "width": 192, "depth": 2, "num_heads": 3, "decoder_depth": 1}
+
+
+@pytest.fixture
+def model() -> mae.MaskedAutoencoder:
+    torch.manual_seed(0)
+    return mae.MaskedAutoencoder(mae.MAEConfig(**FIELDS)).eval()
+
+
+def same_function(one: mae.MaskedAutoencoder, other) -> bool:
+    images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+    return torch.equal(one(images, noise).pred, other(images, noise).pred)
+
+
+@pytest.mark.parametrize("wrap", ["published", "bare", "training", "ddp"])
+def test_facebook_files_of_every_kind_give_the_same_function(tmp_path: Path, model, wrap: str) -> None:
+    state = model.state_dict()
+    contents = {
+        "published": {"model": state},
+        "bare": state,
+        "training": {"model": state, "optimizer": {}, "epoch": 3, "scaler": {}, "args": Namespace(lr=1.0)},
+        "ddp": {"model": {f"module.{key}": value for key, value in state.items()}},
+    }[wrap]
+    torch.save(contents, tmp_path / "mae.pth")
+    loaded = mae.load(tmp_path / "mae.pth")
+    assert loaded.config == model.config
+    assert same_function(model, loaded)
+    assert not loaded.pos_embed.requires_grad and loaded.blocks[0].attn.qkv.weight.requires_grad
+
+
+def test_what_a_bare_file_cannot_say_may_be_given(tmp_path: Path) -> None:
+    config = mae.MAEConfig(
+        **FIELDS | {"num_heads": 4, "width": 64, "decoder_width": 32, "decoder_num_heads": 4}, norm_pix=False
+    )
+    model = mae.MaskedAutoencoder(config).eval()
+    torch.save({"model": model.state_dict()}, tmp_path / "mae.pth")
+    with pytest.raises(mae.CheckpointError, match="give num_heads="):
+        mae.load(tmp_path / "mae.pth")
+    with pytest.raises(mae.CheckpointError, match="give decoder_num_heads="):
+        mae.load(tmp_path / "mae.pth", num_heads=4)
+    given = {"num_heads": 4, "decoder_num_heads": 4, "norm_pix": False, "mask_ratio": 0.6}
+    loaded = mae.load(tmp_path / "mae.pth", **given)
+    assert loaded.config == config.model_copy(update={"mask_ratio": 0.6})
+    with pytest.raises(mae.ConfigError, match="cannot be split over 7 heads"):
+        mae.load(tmp_path / "mae.pth", num_heads=7, decoder_num_heads=4)
+
+
+def test_a_rectangular_image_size_may_be_given(tmp_path: Path) -> None:
+    model = mae.MaskedAutoencoder(mae.MAEConfig(**FIELDS | {"image_size": (16, 64)})).eval()
+    torch.save(model.state_dict(), tmp_path / "mae.pth")
+    assert mae.load(tmp_path / "mae.pth").config.positions == "learned"  # as a 32 x 32 grid the table does not fit
+    loaded = mae.load(tmp_path / "mae.pth", image_size=(16, 64))
+    assert loaded.config == model.config
+
+
+def test_learned_positions_are_recognised(tmp_path: Path) -> None:
+    model = mae.MaskedAutoencoder(mae.MAEConfig(**FIELDS, positions="learned")).eval()
+    torch.save(model.state_dict(), tmp_path / "mae.pth")
+    loaded = mae.load(tmp_path / "mae.pth")
+    assert loaded.config.positions == "learned" and loaded.pos_embed.requires_grad
+
+
+def test_a_file_with_an_encoder_only_gives_an_encoder(tmp_path: Path, model) -> None:
+    encoder = {key: value for key, value in model.state_dict().items() if not key.startswith(("decoder", "mask"))}
+    torch.save({"model": encoder}, tmp_path / "encoder.pth")
+    loaded = mae.load(tmp_path / "encoder.pth")
+    assert type(loaded) is mae.Encoder
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded.encode(images), model.encode(images))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda state: state.pop("blocks.1.attn.proj.bias"), "blocks.1.attn.proj.bias is missing"),
+        (lambda state: state.update(head=torch.zeros(3)), "head is left over"),
+        (lambda state: state.update({"norm.weight": torch.zeros(3)}), r"norm.weight has shape \(3,\)"),
+        (lambda state: state.pop("pos_embed"), "no masked-autoencoder weights"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(tmp_path: Path, model, spoil, said) -> None:
+    state = dict(model.state_dict())
+    spoil(state)
+    torch.save(state, tmp_path / "mae.pth")
+    with pytest.raises(mae.CheckpointError, match=said):
+        mae.load(tmp_path / "mae.pth")
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("code from a checkpoint",))
+
+
+def test_files_that_are_damaged_missing_or_carry_code_are_refused(tmp_path: Path, model, capsys) -> None:
+    with pytest.raises(mae.CheckpointError, match="does not exist"):
+        mae.load(tmp_path / "absent.pth")
+    torch.save(model.state_dict(), tmp_path / "whole.pth")
+    (tmp_path / "torn.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:5000])
+    with pytest.raises(mae.CheckpointError, match="cannot be read"):
+        mae.load(tmp_path / "torn.pth")
+    torch.save({"model": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(mae.CheckpointError, match="cannot be read"):
+        mae.load(tmp_path / "evil.pth")
+    assert "code from a checkpoint" not in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(mae.CheckpointError, match="neither a run"):
+        mae.load(tmp_path / "empty")

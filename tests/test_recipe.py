@@ -1,0 +1,70 @@
+"""Derived numbers, schedule, parameter groups."""
+
+import math
+
+import pytest
+import torch
+
+import mae
+from mae.errors import ConfigError
+from mae.optim import OptimConfig, adamw, learning_rate
+from mae.recipe import derive
+
+PAPER = {"samples": 1_281_167, "global_batch": 4096, "micro_batch": 64, "ranks": 64, "epochs": 800, "max_steps": None}
+
+
+def test_the_papers_recipe_on_64_gpus() -> None:
+    plan = derive(OptimConfig(), **PAPER)
+    assert (plan.accumulate, plan.steps_per_epoch, plan.total_steps) == (1, 312, 249_600)
+    assert plan.warmup_steps == 40 * 312
+    assert plan.peak_lr == pytest.approx(1.5e-4 * 16)
+
+
+@pytest.mark.parametrize(("ranks", "micro_batch", "accumulate"), [(1, 64, 64), (8, 64, 8), (8, 512, 1), (8, None, 1)])
+def test_accumulation_follows_from_batch_and_ranks(ranks, micro_batch, accumulate) -> None:
+    plan = derive(OptimConfig(), **PAPER | {"ranks": ranks, "micro_batch": micro_batch})
+    assert plan.accumulate == accumulate
+    assert plan.micro_batch * plan.ranks * plan.accumulate == 4096
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"micro_batch": 60}, "not a multiple of 3840. Set micro_batch to a divisor of 64"),
+        ({"ranks": 3}, "Use a multiple of 3"),
+        ({"ranks": 3, "micro_batch": None}, "cannot be split over 3 ranks"),
+        ({"samples": 4095}, "more than the 4095 training samples"),
+        ({"epochs": 0.001}, "no whole step"),
+    ],
+)
+def test_what_cannot_be_derived_is_refused_with_the_way_out(change, said) -> None:
+    with pytest.raises(ConfigError, match=said):
+        derive(OptimConfig(), **PAPER | change)
+
+
+def test_max_steps_keeps_the_shape_of_the_schedule() -> None:
+    plan = derive(OptimConfig(), **PAPER | {"max_steps": 1000})
+    assert (plan.total_steps, plan.warmup_steps) == (1000, 50)
+
+
+def test_the_learning_rate_warms_up_and_follows_half_a_cosine() -> None:
+    at = {s: learning_rate(s, peak=2.0, floor=0.2, warmup=10, total=110) for s in (0, 5, 10, 60, 85, 110, 200)}
+    assert at[0] == 0 and at[5] == 1.0 and at[10] == 2.0
+    assert at[60] == pytest.approx(1.1)
+    assert at[85] == pytest.approx(0.2 + 1.8 * 0.5 * (1 + math.cos(math.pi * 0.75)))
+    assert at[110] == at[200] == pytest.approx(0.2)
+
+
+def test_only_matrices_decay_and_every_trainable_parameter_is_in_one_group() -> None:
+    model = mae.MaskedAutoencoder(
+        mae.MAEConfig(image_size=32, patch_size=8, width=32, depth=1, num_heads=2, decoder_width=32, decoder_depth=1)
+    )
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decay, rest = adamw(model.named_parameters(), OptimConfig(), 1e-3).param_groups
+    assert decay["weight_decay"] == 0.05 and rest["weight_decay"] == 0
+    decayed, undecayed = ({names[id(p)] for p in group["params"]} for group in (decay, rest))
+    assert decayed | undecayed == {n for n, p in model.named_parameters() if p.requires_grad}
+    assert not decayed & undecayed
+    linears = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)}
+    assert decayed == linears
+    assert {"cls_token", "mask_token", "norm.weight", "blocks.0.attn.qkv.bias"} <= undecayed
