@@ -65,7 +65,7 @@ class EvalConfig(BaseModel):
     out: str | None
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="eval")
+@hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parent / "conf"), config_name="eval")
 def main(raw: DictConfig) -> None:
     with readable_errors():
         evaluate(raw)

@@ -87,7 +87,7 @@ class TrainConfig(BaseModel):
         return Path(self.runs) / self.name
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parent / "conf"), config_name="train")
 def main(raw: DictConfig) -> None:
     with readable_errors():
         launch(raw)

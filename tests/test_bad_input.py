@@ -1,0 +1,98 @@
+"""Wrong input: one readable sentence, exit code 2, nothing left behind."""
+
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import mae
+import train
+from tests.conftest import ROOT
+from tests.runs import SMALL
+
+
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that can be wrong with files."""
+    folder = tmp_path_factory.mktemp("wrong")
+    (folder / "empty").mkdir()
+    (folder / "textual").mkdir()
+    (folder / "note.txt").write_text("no image")
+    with tarfile.open(folder / "textual" / "text.tar", "w") as tar:
+        tar.add(folder / "note.txt", "note.txt")
+    (folder / "cut").mkdir()
+    (folder / "large.jpg").write_bytes(bytes(100_000))
+    with tarfile.open(folder / "cut" / "cut.tar", "w") as tar:
+        tar.add(folder / "large.jpg", "large.jpg")
+    whole = (folder / "cut" / "cut.tar").read_bytes()
+    (folder / "cut" / "cut.tar").write_bytes(whole[:50_000])
+    (folder / "packed.tar.gz").write_bytes(b"\x1f\x8b")
+    (folder / "garbage.ckpt").write_bytes(b"garbage" * 1000)
+    (folder / "file").write_text("a file where a folder is wanted")
+    model = mae.MaskedAutoencoder(mae.MAEConfig(image_size=32, patch_size=4, width=192, depth=1, num_heads=3))
+    torch.save({"model": model.state_dict()}, folder / "other.pth")
+    torch.save({"mae": {"step": 1, "recipe": {"model": {"width": 192}}}}, folder / "other.ckpt")
+    return folder
+
+
+CASES = {
+    "unknown key": (["foo=1"], "foo"),
+    "unknown nested key": (["+model.foo=1"], "unknown setting model.foo"),
+    "wrong type": (["global_batch=many"], "global_batch='many'"),
+    "mask ratio 0": (["model.mask_ratio=0"], "mask_ratio=0: input should be greater than 0"),
+    "mask ratio 1": (["model.mask_ratio=1"], "mask_ratio=1: input should be less than 1"),
+    "mask ratio above": (["model.mask_ratio=1.5"], "mask_ratio=1.5"),
+    "mask ratio below": (["model.mask_ratio=-0.1"], "mask_ratio=-0.1"),
+    "nothing visible": (["model.mask_ratio=0.999"], "leaves 0 of 64 patches visible"),
+    "image size": (["model.image_size=30"], "not a multiple of patch_size=4"),
+    "batch does not divide": (["global_batch=64", "micro_batch=24"], "cannot be split"),
+    "batch above data": (["global_batch=5000"], "1438 training samples"),
+    "no such experiment": (["experiment=nonsense"], "digits_tiny"),
+    "missing folder": (["data.path={wrong}/absent"], "absent does not exist"),
+    "empty folder": (["data.path={wrong}/empty"], "holds no shard"),
+    "tar without images": (["data.path={wrong}/textual"], "holds no image"),
+    "truncated tar": (["data.path={wrong}/cut"], "is truncated"),
+    "compressed tar": (["data.path={wrong}/packed.tar.gz"], "--unpack"),
+    "missing checkpoint": (["resume={wrong}/absent.ckpt"], "does not exist"),
+    "corrupt checkpoint": (["resume={wrong}/garbage.ckpt"], "not a whole checkpoint"),
+    "foreign checkpoint": (["resume={wrong}/other.pth"], "init_from="),
+    "other architecture": (["resume={wrong}/other.ckpt"], "model.width (192 in the checkpoint, 32 now)"),
+    "warm start of another architecture": (["init_from={wrong}/other.pth"], "another architecture"),
+    "missing warm start": (["init_from={wrong}/absent.pth"], "does not exist"),
+    "run folder cannot be written": (["runs={wrong}/file"], "cannot be written"),
+    "ranks in a multirun": (["-m", "trainer.devices=2"], "in a multirun"),
+    "overwrite without never": (["overwrite=true"], "resume=never"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_wrong_input_is_one_sentence_and_exit_code_2(
+    case: str, wrong: Path, built_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    overrides, said = CASES[case]
+    words = [word.format(wrong=wrong) for word in overrides]
+    common = [f"runs={tmp_path / 'runs'}", f"data.root={built_in}", "name=bad", "data.workers=0", *SMALL]
+    monkeypatch.chdir(tmp_path)  # a multirun writes its multirun.yaml below the current folder
+    monkeypatch.setattr(sys, "argv", ["train.py", *common, *words])
+    with pytest.raises(SystemExit) as exit:
+        train.run_program(train.main)
+    stderr = capfd.readouterr().err.splitlines()
+    errors = [line for line in stderr if line.startswith("error: ")]
+    assert exit.value.code == 2
+    assert len(errors) == 1 and said in errors[0], stderr
+    assert not any("Traceback" in line for line in stderr)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_process_itself_exits_with_2_and_shows_tracebacks_when_asked(tmp_path: Path) -> None:
+    words = [sys.executable, "train.py", f"runs={tmp_path}/runs", "model.mask_ratio=2"]
+    plain = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert plain.returncode == 2
+    assert plain.stderr.splitlines() == ["error: model.mask_ratio=2: input should be less than 1"]
+    words = ["env", "HYDRA_FULL_ERROR=1", *words]
+    full = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert full.returncode != 0 and "Traceback" in full.stderr
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,82 @@
+"""Signals stop a run at a step boundary, saved, with an exit code that says that work remains."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from mae.checkpoint import checkpoints
+from tests.runs import command, finish, run, start, wait_for_checkpoint
+
+ENDLESS = ("max_steps=100000", "checkpoint.every_steps=5", "val_every=null", "log_every=1000")
+
+
+def processes_of(run_name: str) -> dict[int, dict[str, str]]:
+    """pid -> environment of the processes of a run; its loader workers share its command line."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            pairs = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if f"name={run_name}".encode() in words:
+            found[int(folder.name)] = dict(pair.decode().split("=", 1) for pair in pairs if b"=" in pair)
+    return found
+
+
+def newest_step(folder: Path) -> int:
+    return int(checkpoints(folder)[0].stem.removeprefix("step-"))
+
+
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGINT, 130)], ids=lambda v: str(v)
+)
+def test_a_signalled_run_saves_stops_and_goes_on(tmp_path: Path, built_in: Path, signum, code) -> None:
+    name = f"signalled{int(signum)}"
+    words = command(tmp_path, built_in, *ENDLESS, f"name={name}", "data.workers=1")
+    process = start(words)
+    wait_for_checkpoint(process, tmp_path / name)
+    os.killpg(process.pid, signum)  # as Ctrl-C reaches the whole group, loader workers included
+    output = finish(process, code)
+    step = newest_step(tmp_path / name)
+    assert f"stopped by {signal.Signals(signum).name} after step {step}" in output
+    time.sleep(0.2)
+    assert not processes_of(name)
+    # The length may change on a resume, which saves this test 100,000 steps.
+    assert f"step-{step:08d}.ckpt" in run([*words, f"max_steps={step + 3}"]).replace("\n", "")
+    assert newest_step(tmp_path / name) == step + 3
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, built_in: Path) -> None:
+    slow_steps = ("model.width=256", "model.depth=12", "global_batch=1024", "micro_batch=1024", "name=impatient")
+    process = start(command(tmp_path, built_in, *ENDLESS, *slow_steps, "data.workers=0"))
+    deadline = time.monotonic() + 90
+    while not (tmp_path / "impatient" / "metrics.csv").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1)
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.5)
+    os.kill(process.pid, signal.SIGINT)
+    finish(process, -signal.SIGINT)
+    assert not checkpoints(tmp_path / "impatient")
+
+
+def test_two_ranks_stop_together_when_only_one_is_told(tmp_path: Path, built_in: Path) -> None:
+    words = command(tmp_path, built_in, *ENDLESS, "name=pair", "data.workers=0", ranks=2)
+    process = start(words)
+    wait_for_checkpoint(process, tmp_path / "pair")
+    (second,) = [pid for pid, environment in processes_of("pair").items() if environment.get("RANK") == "1"]
+    os.kill(second, signal.SIGUSR1)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0, output
+    step = newest_step(tmp_path / "pair")
+    assert f"stopped by SIGUSR1 after step {step}" in output
+    assert not processes_of("pair")
+    run([*words, f"max_steps={step + 2}"])
+    assert newest_step(tmp_path / "pair") == step + 2
