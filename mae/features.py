@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mae.models.vit import Encoder
+from mae.models.vit import Encoder, choose_attention
 
 Pool = Literal["patches", "class_token"]
 
@@ -27,6 +27,8 @@ def extract(
     pool       mean of the patch tokens, or the class token
     returns    name -> float32 [n, D] on the CPU, and the labels [n]
     """
+    for encoder in encoders.values():
+        choose_attention(encoder.blocks, device=device)
     features: dict[str, list[Tensor]] = {name: [] for name in encoders}
     labels = []
     for batch in batches:
