@@ -11,7 +11,7 @@ import torch
 import mae
 import train
 from tests.conftest import ROOT
-from tests.runs import SMALL
+from tests.processes import SMALL
 
 
 @pytest.fixture(scope="module")

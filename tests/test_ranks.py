@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import command, losses, run
+from tests.processes import command, losses, run
 
 STEPS = ("precision=32-true", "max_steps=20", "val_every=7", "data.workers=0")
 

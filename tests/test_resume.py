@@ -16,7 +16,7 @@ from mae.checkpoint import AtomicCheckpointIO, checkpoint_path, newest_valid, ve
 from mae.errors import CheckpointError, ConfigError
 from mae.launch import Topology
 from mae.run import starting_point
-from tests.runs import SMALL, STEPS_PER_EPOCH, command, equal, kill, losses, run, start, state, wait_for_checkpoint
+from tests.processes import SMALL, STEPS_PER_EPOCH, command, equal, kill, losses, run, start, state, wait_for_checkpoint
 from tests.test_experiments import compose
 from train import pretrain
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mae.checkpoint import checkpoints
-from tests.runs import command, finish, run, start, wait_for_checkpoint
+from tests.processes import command, finish, run, start, wait_for_checkpoint
 
 ENDLESS = ("max_steps=100000", "checkpoint.every_steps=5", "val_every=null", "log_every=1000")
 

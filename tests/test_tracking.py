@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from mae.csvlog import MetricsCSV, read_metrics
-from tests.runs import command, kill, losses, run, start, wait_for_checkpoint
+from tests.processes import command, kill, losses, run, start, wait_for_checkpoint
 
 
 def test_rows_beyond_the_resumed_step_are_cut_and_new_columns_fit_in(tmp_path: Path) -> None:

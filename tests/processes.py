@@ -1,0 +1,105 @@
+"""Real runs of train.py in processes of their own, small enough to take seconds."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mae.checkpoint import checkpoints, read_own
+from mae.csvlog import read_metrics
+from tests.conftest import ROOT
+
+# 1,438 digits in global batches of 64: 22 steps an epoch.
+STEPS_PER_EPOCH = 22
+SMALL = (
+    "model.width=32",
+    "model.depth=1",
+    "model.num_heads=2",
+    "model.decoder_width=32",
+    "model.decoder_depth=1",
+    "model.decoder_num_heads=2",
+    "global_batch=64",
+    "log_every=1",
+    "pictures_every=1000",
+    "val_every=20",
+    "trainer=cpu",
+)
+
+
+def command(runs: Path, root: Path, *overrides: str, ranks: int = 1) -> list[str]:
+    """The command line of a small run; with ranks > 1 under torchrun."""
+    launcher = [sys.executable]
+    if ranks > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    return [*launcher, "train.py", f"runs={runs}", f"data.root={root}", *SMALL, *overrides]
+
+
+def start(words: list[str], **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        words,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen, code: int | None = 0) -> str:
+    """What the process printed; it has to end with this exit code (None: any)."""
+    output, _ = process.communicate(timeout=180)
+    assert code is None or process.returncode == code, f"exit code {process.returncode}\n{output}"
+    return output
+
+
+def run(words: list[str], code: int | None = 0, **environment: str) -> str:
+    return finish(start(words, **environment), code)
+
+
+def wait_for_checkpoint(process: subprocess.Popen, folder: Path, step: int = 1) -> None:
+    """Returns as soon as the run has a checkpoint of this step or a later one; it must still be running then."""
+    deadline = time.monotonic() + 120
+    while not any(int(path.stem.removeprefix("step-")) >= step for path in checkpoints(folder)):
+        assert process.poll() is None, f"ended with {process.returncode} before step {step}\n{finish(process, None)}"
+        assert time.monotonic() < deadline, f"no checkpoint of step {step} in two minutes"
+        time.sleep(0.005)
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL, to the main process alone; it must not have ended by itself."""
+    os.kill(process.pid, signal.SIGKILL)
+    finish(process, -signal.SIGKILL)
+
+
+def losses(folder: Path) -> dict[tuple[str, str], str]:
+    """(step, metric) -> value as it stands in metrics.csv; timings left out."""
+    return {
+        (row["step"], name): value
+        for row in read_metrics(folder / "metrics.csv")
+        for name, value in row.items()
+        if name in ("train/loss", "train/lr", "val/loss")
+    }
+
+
+def state(folder: Path) -> dict[str, Any]:
+    """Parameters and optimiser state of the newest checkpoint."""
+    contents = read_own(checkpoints(folder)[0])
+    return {"step": contents["mae"]["step"], "model": contents["state_dict"], "optimiser": contents["optimizer_states"]}
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Bit for bit, through dictionaries, lists and tensors."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(value, other[key]) for key, value in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(equal(a, b) for a, b in zip(one, other, strict=True))
+    return one == other
