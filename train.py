@@ -102,6 +102,8 @@ def launch(raw: DictConfig) -> None:
         if devices > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
             raise ConfigError(f"trainer.devices={devices} in a multirun (-m): launch each trial with torchrun or SLURM")
         if devices > 1:
+            if not FULL_ERROR:
+                del os.environ["HYDRA_FULL_ERROR"]  # ours, see run_program: the ranks shall start as this process did
             relaunch_under_torchrun(devices)
         topology = Topology(rank=0, ranks=1, devices=1, nodes=1)
     pretrain(config, topology)

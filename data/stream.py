@@ -1,6 +1,8 @@
 """From draws to batches of uint8 images."""
 
+import os
 import signal
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -92,6 +94,17 @@ def loader(stream: ShardStream, draws: Sampler[Draw] | Iterable[Draw], workers: 
 
 
 def _quiet_worker(worker: int) -> None:
-    # Ctrl-C reaches the whole process group; the trainer alone decides when to stop, and still needs its batches then.
+    # Ctrl-C, torchrun and SLURM signal every process of a run; the trainer alone decides when to stop, and still needs
+    # its batches then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_trainer_says_so, daemon=True).start()
     torch.set_num_threads(1)
+
+
+def _end_when_the_trainer_says_so() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

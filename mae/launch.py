@@ -37,5 +37,7 @@ def wanted_devices(devices: int | str) -> int:
 def relaunch_under_torchrun(devices: int) -> None:
     """Replaces this process by torchrun with the same program and arguments, one rank per device of this machine."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(devices)]
+    # By itself torchrun dies of SIGUSR1 and leaves its ranks running.
+    command += ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
     print(f"trainer.devices={devices}: starting {devices} ranks with torchrun", flush=True)
     os.execv(sys.executable, [*command, *sys.argv])

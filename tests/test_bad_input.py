@@ -34,7 +34,7 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "file").write_text("a file where a folder is wanted")
     model = mae.MaskedAutoencoder(mae.MAEConfig(image_size=32, patch_size=4, width=192, depth=1, num_heads=3))
     torch.save({"model": model.state_dict()}, folder / "other.pth")
-    torch.save({"mae": {"step": 1, "recipe": {"model": {"width": 192}}}}, folder / "other.ckpt")
+    torch.save({"mae": {"step": 1, "recipe": {"precision": "32-true", "model": {"width": 192}}}}, folder / "other.ckpt")
     return folder
 
 
@@ -63,7 +63,7 @@ CASES = {
     "warm start of another architecture": (["init_from={wrong}/other.pth"], "another architecture"),
     "missing warm start": (["init_from={wrong}/absent.pth"], "does not exist"),
     "run folder cannot be written": (["runs={wrong}/file"], "cannot be written"),
-    "ranks in a multirun": (["-m", "trainer.devices=2"], "in a multirun"),
+    "ranks in a multirun": (["hydra.mode=MULTIRUN", "trainer.devices=2"], "in a multirun"),
     "overwrite without never": (["overwrite=true"], "resume=never"),
 }
 
@@ -75,6 +75,7 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(
     overrides, said = CASES[case]
     words = [word.format(wrong=wrong) for word in overrides]
     common = [f"runs={tmp_path / 'runs'}", f"data.root={built_in}", "name=bad", "data.workers=0", *SMALL]
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # run_program sets it: undone after the test
     monkeypatch.chdir(tmp_path)  # a multirun writes its multirun.yaml below the current folder
     monkeypatch.setattr(sys, "argv", ["train.py", *common, *words])
     with pytest.raises(SystemExit) as exit:

@@ -80,3 +80,19 @@ def test_two_ranks_stop_together_when_only_one_is_told(tmp_path: Path, built_in:
     assert not processes_of("pair")
     run([*words, f"max_steps={step + 2}"])
     assert newest_step(tmp_path / "pair") == step + 2
+
+
+def test_a_signal_to_torchrun_reaches_the_ranks(tmp_path: Path, built_in: Path) -> None:
+    """trainer.devices=2: a scheduler knows only torchrun, which hands signals on to whole groups."""
+    name = f"led{os.getpid()}"
+    process = start(command(tmp_path, built_in, *ENDLESS, f"name={name}", "data.workers=1", "trainer.devices=2"))
+    try:
+        wait_for_checkpoint(process, tmp_path / name)
+        os.kill(process.pid, signal.SIGUSR1)
+        assert process.wait(timeout=60) == 1  # torchrun's own code; its ranks end with 143
+        time.sleep(0.2)
+        assert not processes_of(name)
+    finally:
+        for left in processes_of(name):
+            os.kill(left, signal.SIGKILL)
+    assert f"stopped by SIGUSR1 after step {newest_step(tmp_path / name)}" in finish(process, code=1)
