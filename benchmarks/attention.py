@@ -7,11 +7,11 @@ import statistics
 import time
 
 import torch
+from torch.optim import AdamW
 
 import mae
 from mae.models.masking import uniform_noise
 from mae.models.vit import choose_attention
-from mae.optim import OptimConfig, adamw
 
 ROUNDS = 12
 CASES = {
@@ -27,8 +27,8 @@ CASES = {
 def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for name, (fields, batch) in CASES.items():
-        model = mae.MaskedAutoencoder(mae.MAEConfig(**fields)).to(device)
-        optimizer = adamw(model.named_parameters(), OptimConfig(), 1e-4)
+        model = mae.MaskedAutoencoder(mae.MAEConfig.model_validate(fields)).to(device)
+        optimizer = AdamW(model.parameters(), lr=1e-4, fused=True)
         images = torch.randn(batch, 3, *model.config.image_size, device=device)
         rows = torch.arange(batch, device=device)
 

@@ -56,6 +56,27 @@ def test_a_recipe_builds_at_its_full_size(experiment: str) -> None:
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_a_recipe_has_the_last_word(experiment: str) -> None:
+    """Every value that an experiment states is the value that the run gets."""
+    stated = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "experiment" / f"{experiment}.yaml"))
+    assert isinstance(stated, dict)
+    stated.pop("defaults")
+    composed = compose(f"experiment={experiment}", "data.path=somewhere")
+
+    def check(expected: dict, actual: object) -> None:
+        for key, value in expected.items():
+            found = getattr(actual, key)
+            if isinstance(value, dict):
+                check(value, found)
+            elif key == "image_size":
+                assert found == (value, value)
+            else:
+                assert (list(found) if isinstance(found, tuple) else found) == value, key
+
+    check(stated, composed)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_a_recipe_runs_two_steps_at_reduced_size(experiment: str, tmp_path: Path, built_in: Path) -> None:
     patch = compose(f"experiment={experiment}", "data.path=somewhere").model.patch_size
     reduced = [*REDUCED, f"model.image_size={4 * patch}"]
