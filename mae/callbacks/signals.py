@@ -32,10 +32,10 @@ class StopOnSignal(pl.Callback):
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
         self.received = 0
-        self.original: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.original = {signum: signal.signal(signum, self._note) for signum in HANDLED}
+        for signum in HANDLED:
+            signal.signal(signum, self._note)  # Lightning has noted what was there before, and restores it at the end
         if trainer.received_sigterm:  # between Lightning's registration and ours
             self.received = signal.SIGTERM
             trainer._signal_connector.received_sigterm = False
@@ -61,17 +61,6 @@ class StopOnSignal(pl.Callback):
         if signum and trainer.global_step < trainer.max_steps:
             self.checkpoints.save(trainer)
             raise Stopped(signum, trainer.global_step)
-
-    def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
-        self._restore()
-
-    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
-        for signum, handler in self.original.items():
-            signal.signal(signum, handler)
-        self.original = {}
 
 
 @rank_zero_only
