@@ -18,6 +18,7 @@ from data.index import ShardIndex
 from mae.errors import ConfigError
 from mae.features import Pool, extract
 from mae.models.vit import Encoder
+from mae.pixels import Pixels
 from mae.precision import resolve_precision
 from mae.probes import knn_accuracy, linear_accuracy
 from mae.run import write_json
@@ -98,7 +99,7 @@ def open_data(config: EvalConfig, model: Encoder) -> ShardDataModule:
     run = next((folder for folder in (path, *path.parents) if (folder / "config.yaml").is_file()), None)
     of_run: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml")) if run else {"data": {}}
     return ShardDataModule(
-        DataConfig.model_validate(of_run["data"] | config.data),
+        DataConfig.model_validate(of_run["data"] | config.data | {"views_per_image": 1, "weights": None}),
         image_size=model.config.image_size,
         channels=model.config.in_channels,
         seed=0,
@@ -112,13 +113,12 @@ def features(
 ) -> tuple[dict[str, Tensor], Tensor]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = torch.bfloat16 if resolve_precision("auto") == "bf16-mixed" else torch.float32
-    mean = torch.tensor(data.config.mean, device=device).view(1, -1, 1, 1) * 255
-    std = torch.tensor(data.config.std, device=device).view(1, -1, 1, 1) * 255
+    pixels = Pixels(data.config.mean, data.config.std).to(device)
     for encoder in encoders.values():
         encoder.to(device).eval()
     loader = data.frozen_loader(index, config.batch_size, at_most=at_most)
     batches = track(loader, description="features", transient=True)
-    return extract(encoders, batches, lambda images: (images.float() - mean) / std, config.pool, device, precision)
+    return extract(encoders, batches, pixels.normalise, config.pool, device, precision)
 
 
 def report(config: EvalConfig, path: Path, results: dict[str, Any], train_images: int, test_images: int) -> None:

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from data.datamodule import DataConfig, ShardDataModule
 from data.errors import DataError
+from data.loader import explained_deaths
 from mae.callbacks.checkpoints import CheckpointConfig, Checkpoints
 from mae.callbacks.meter import FetchTimer, Meter
 from mae.callbacks.progress import ShowProgress
@@ -39,6 +40,7 @@ from mae.models.config import MAEConfig
 from mae.models.mae import MaskedAutoencoder
 from mae.optim import OptimConfig
 from mae.pictures import draw_loss_curve
+from mae.pixels import Pixels
 from mae.precision import resolve_precision
 from mae.pretrain import VALIDATION, Pretraining
 from mae.recipe import Plan, derive
@@ -49,6 +51,7 @@ from mae.tracking import finish_wandb, wandb_identity
 FLOOR_IMAGES = 256
 PICTURE_IMAGES = 8
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
+PIXELS = {"scale", "flip", "decode", "bits", "mean", "std"}  # the settings of the data that change what is seen
 QUIET = (
     ".*your dataloader is not resumable.*",  # it is: see MicroBatches
     ".*does not have many workers.*",  # data.workers is the user's to set
@@ -120,6 +123,7 @@ def pretrain(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[
         ranks=topology.ranks,
         epochs=config.epochs,
         max_steps=config.max_steps,
+        views=config.data.views_per_image,
     )
     start = starting_point(config.run, config.resume, config.overwrite)
     recipe, start_step = settle_recipe(config, data, start)
@@ -142,8 +146,7 @@ def pretrain(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[
         config.optim,
         plan,
         seed=config.seed,
-        mean=list(config.data.mean),
-        std=list(config.data.std),
+        pixels=Pixels(config.data.mean, config.data.std),
         recipe=recipe,
     )
     meter = Meter(config.log_every, FetchTimer())
@@ -151,7 +154,8 @@ def pretrain(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[
     trainer.callbacks = [*extra_callbacks, *trainer.callbacks]  # pyright: ignore[reportAttributeAccessIssue]
     code = 1
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+        with explained_deaths():
+            trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
         if data.val_index is not None and (config.val_every is None or plan.total_steps % config.val_every):
             trainer.validate(module, datamodule=data, verbose=False)
         code = 0
@@ -169,6 +173,7 @@ def open_data(config: TrainConfig, topology: Topology) -> ShardDataModule:
         seed=config.seed,
         global_batch=config.global_batch,
         micro_batch=config.micro_batch or max(1, config.global_batch // topology.ranks),
+        bad_samples=config.run / "bad_samples.jsonl",
     )
 
 
@@ -187,7 +192,7 @@ def settle_recipe(config: TrainConfig, data: ShardDataModule, start: Path | None
         "precision": precision,
         "model": config.model.model_dump(mode="json"),
         "optim": config.optim.model_dump(mode="json"),
-        "data": config.data.model_dump(mode="json", include={"scale", "flip", "mean", "std"}),
+        "data": config.data.model_dump(mode="json", include=PIXELS),
         "order": data.identity,
     }
     if stored is None or start is None:
@@ -208,7 +213,7 @@ def build_trainer(
     """Lightning's trainer for this topology, counting in optimiser steps."""
     val_every = config.val_every if data.val_index is not None else None
     checkpoints = Checkpoints(config.run, config.checkpoint, val_every)
-    pictures = Reconstructions(config.run, data.examples(PICTURE_IMAGES)["images"], config.pictures_every)
+    pictures = Reconstructions(config.run, data.examples(PICTURE_IMAGES)[0], config.pictures_every)
     # The order matters: a step is measured, painted and saved before the run may stop at it.
     callbacks = [meter, ShowProgress(meter), pictures, checkpoints, StopOnSignal(checkpoints)]
     loggers: list[Any] = [MetricsCSV(config.run / "metrics.csv", start_step)]
@@ -265,8 +270,9 @@ def show_plan(
     table.add_row(
         "batch", f"{plan.global_batch} = {plan.micro_batch} x {plan.ranks} ranks x {plan.accumulate} accumulated"
     )
-    epochs = f"{plan.total_steps / plan.steps_per_epoch:.4g} epochs of {plan.steps_per_epoch:,}"
-    table.add_row("steps", f"{plan.total_steps:,} = {epochs}, {plan.warmup_steps:,} of warm-up")
+    crops = f", each of {plan.views} crops of an image counted" if plan.views > 1 else ""
+    table.add_row("steps", f"{plan.total_steps:,} = {plan.epochs:.4g} epochs{crops}; {plan.warmup_steps:,} of warm-up")
+    table.add_row("pass over the images", f"{plan.steps_per_pass:,} steps")
     table.add_row("learning rate", f"{plan.peak_lr:.3g} = {config.optim.base_lr:.3g} x {plan.global_batch} / 256")
     table.add_row("precision", precision)
     table.add_row("starts from", source)
@@ -276,10 +282,9 @@ def show_plan(
 
 def finish(config: TrainConfig, plan: Plan, module: Pretraining, data: ShardDataModule) -> None:
     """The losses of trivial predictors on the same masks, the loss curve, summary.json, and a few closing lines."""
-    examples = data.examples(FLOOR_IMAGES)
+    images, positions = data.examples(FLOOR_IMAGES)
     module.cpu()
-    noise = module.noise(VALIDATION, examples["positions"])
-    floors = trivial_losses(module.normalise(examples["images"]), noise, config.model)
+    floors = trivial_losses(module.pixels.normalise(images), module.noise(VALIDATION, positions), config.model)
     draw_loss_curve(config.run, floors)
     summarise(config.run, plan, floors)
 

@@ -1,20 +1,26 @@
 """Batches for training and validation: what the Lightning trainer asks for."""
 
-import math
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning
 import numpy as np
+import torch
 from pydantic import BaseModel, Field, model_validator
-from torch.utils.data import DataLoader, Sampler
+from torch import Tensor
 
 from data import builtin
 from data.errors import DataError
+from data.faults import Faults
 from data.index import ShardIndex, open_shards
-from data.order import ORDER_VERSION, Order, usable
-from data.splits import has_split
-from data.stream import Batch, Draw, ShardStream, loader
+from data.loader import ShardLoader
+from data.mixture import Mixture, shares
+from data.order import ORDER_VERSION, Order
+from data.samplers import AllSamples, Draw, MicroBatches, spread
+from data.splits import find_shards, has_split
+from data.stream import Batch, Cut, ShardStream
 
 
 class DataConfig(BaseModel, frozen=True, extra="forbid"):
@@ -27,9 +33,15 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     path: str | list[str] | None = None  # a folder, a glob, a list; of a folder with parts the train part
     val_path: str | list[str] | None = None
     workers: int = Field(default=2, ge=0)
+    weights: list[float] | None = None  # of the entries of `path`: each gets this share of every global batch
     window: int = Field(default=16, ge=1)  # shards that are mixed at a time
+    lanes: int = Field(default=1, ge=1)  # sequences of shards side by side, best one per node: see data/order.py
     scale: tuple[float, float] = (0.2, 1.0)  # share of the image's area that a random crop keeps
     flip: bool = True
+    views_per_image: int = Field(default=1, ge=1)  # random crops from one decoded image: another recipe, see docs
+    decode: Literal["fast", "exact"] = "fast"  # fast: large JPEGs at 1/2, 1/4, 1/8 where the crop is far larger
+    bits: Literal[8, 16] = 8  # of the values that reach the device
+    max_bad_fraction: float = Field(default=1e-3, ge=0, le=1)  # samples that may be unreadable before the run stops
     val_crop: float = Field(default=1.0, gt=0, le=1)  # share of the shorter side that the centre crop keeps
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -44,78 +56,28 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(
                 f"mean has {len(self.mean)} channels and std {len(self.std)}. Give one of each per channel"
             )
+        if self.weights is not None and (
+            not isinstance(self.path, list) or len(self.weights) != len(self.path) or min(self.weights) <= 0
+        ):
+            raise ValueError(
+                f"weights={self.weights} do not fit path={self.path}: give path a list, and each entry a weight above 0"
+            )
         if min(self.std, default=0) <= 0:
             raise ValueError(f"std={list(self.std)} has to be positive in each channel")
         return self
 
 
-class MicroBatches(Sampler[Draw]):
-    """The draws of one rank's micro-batches, from the present step to the end of its epoch.
-
-    The global batch of step s of an epoch is its positions [s·G, (s+1)·G). Of it, micro-batch j of rank r of R takes
-    the rows [(j·R + r)·M, (j·R + r + 1)·M), so that the union over the ranks is the same for every R and M.
-
-    step    asked when an iteration starts: nothing has to be saved to carry on
-    """
-
-    def __init__(
-        self, order: Order, step: Callable[[], int], global_batch: int, micro_batch: int, rank: int = 0, ranks: int = 1
-    ):
-        assert global_batch % (micro_batch * ranks) == 0, f"{global_batch} over {ranks} ranks of {micro_batch}"
-        self.order, self.step = order, step
-        self.global_batch, self.micro_batch = global_batch, micro_batch
-        self.rank, self.ranks = rank, ranks
-        self.steps_per_epoch = usable(len(order), global_batch) // global_batch
-        self.accumulate = global_batch // (micro_batch * ranks)
-
-    def __len__(self) -> int:
-        return self.steps_per_epoch * self.accumulate
-
-    def __iter__(self) -> Iterator[Draw]:
-        # The trainer's current_epoch is one behind at the edge of an epoch, its global_step is right.
-        epoch, step = divmod(self.step(), self.steps_per_epoch)
-        for first in range(step * self.global_batch, self.steps_per_epoch * self.global_batch, self.global_batch):
-            for j in range(self.accumulate):
-                start = first + (j * self.ranks + self.rank) * self.micro_batch
-                stop = start + self.micro_batch
-                yield epoch, np.arange(start, stop), self.order.samples(epoch, start, stop)
-
-
-class AllSamples(Sampler[Draw]):
-    """Every sample of an index (or at most `at_most`, evenly spread) once, in order, over the ranks together; positions
-    are sample numbers.
-
-    Each rank gets the same number of batches, their sizes differ by one at most: a rank without a batch would leave
-    the others waiting where a forward pass is collective.
-    """
-
-    def __init__(self, samples: int, batch: int, rank: int = 0, ranks: int = 1, at_most: int | None = None):
-        chosen = spread(samples, at_most or samples)
-        batches = math.ceil(len(chosen) / (batch * ranks)) * ranks
-        self.draws = np.array_split(chosen, batches)[rank::ranks]
-
-    def __len__(self) -> int:
-        return len(self.draws)
-
-    def __iter__(self) -> Iterator[Draw]:
-        for samples in self.draws:
-            yield 0, samples, samples
-
-
-def spread(samples: int, count: int) -> np.ndarray:
-    """At most `count` of the numbers 0 ... samples - 1, evenly spread."""
-    return np.linspace(0, samples - 1, min(count, samples)).round().astype(np.int64)
-
-
 class ShardDataModule(lightning.LightningDataModule):
     """The training and validation batches of one data set.
 
-    Batches are dicts of images uint8 [B, C, H, W], labels int64 [B] (-1 unknown), positions int64 [B] in the epoch,
-    samples int64 [B] in the index, keys list[str] [B].
+    Batches are dicts of images uint8 or uint16 [B, C, H, W], labels int64 [B] (-1 unknown), positions int64 [B] in the
+    epoch, samples int64 [B] in the index, boxes int32 [B, 4] of the crops, keys list[str] [B]. The images of a training
+    batch lie in a ring that is written again when nobody holds them any more.
 
     train_index, val_index   the shards; val_index is None where there is nothing to validate on
-    steps_per_epoch          whole global batches in an epoch
+    steps_per_epoch          whole global batches in which every sample is shown `views_per_image` times
     identity                 what the order of the samples depends on beside the seed: kept in checkpoints and compared
+    bad_samples              a file for what could not be read, or None
 
     DataError: bad shards (see `open_shards`), or fewer samples than one global batch.
     """
@@ -129,69 +91,121 @@ class ShardDataModule(lightning.LightningDataModule):
         seed: int,
         global_batch: int,
         micro_batch: int,
+        bad_samples: Path | None = None,
     ):
         super().__init__()
-        if channels not in (1, 3) or len(config.mean) != channels:
+        if len(config.mean) != channels:
             raise DataError(
-                f"the model takes {channels} channels, data.mean and data.std have {len(config.mean)}. "
-                "Images are read as grey (1) or RGB (3): set all of them to the same number."
+                f"model.in_channels={channels}, but data.mean and data.std have {len(config.mean)} values. "
+                "Give one per channel: 1 for grey, 3 for RGB, any other number for .npy and TIFF images of so many."
             )
-        self.config, self.image_size, self.channels, self.seed = config, image_size, channels, seed
+        views = config.views_per_image
+        if micro_batch % views:
+            raise DataError(
+                f"micro_batch={micro_batch} is not a multiple of data.views_per_image={views}: the views of an image "
+                "share a micro-batch. Change either."
+            )
+        self.config, self.seed, self.channels = config, seed, channels
         self.global_batch, self.micro_batch = global_batch, micro_batch
+        self.cut = Cut(
+            image_size,
+            channels,
+            config.scale,
+            config.flip,
+            config.val_crop,
+            views,
+            exact=config.decode == "exact",
+            bits=config.bits,
+        )
+        self.faults = Faults(bad_samples, config.max_bad_fraction)
         path = config.path or builtin.ensure(config.source or "digits", config.root)
         self.train_index = open_shards(path, "train")
         self.val_index = _validation(path, config.val_path)
-        self.order = Order(self.train_index.sizes, seed, config.window)
-        self.steps_per_epoch = len(self.order) // global_batch
+        self.steps_per_epoch = len(self.train_index) // (global_batch // views)
         if self.steps_per_epoch == 0:
             raise DataError(
-                f"{path} has {len(self.order)} training samples, fewer than global_batch={global_batch}: an epoch "
-                f"would have no step. Set global_batch to at most {len(self.order)}, or add images."
+                f"{path} has {len(self.train_index)} training samples, fewer than global_batch={global_batch} takes: "
+                f"an epoch would have no step. Set global_batch to at most {len(self.train_index) * views}, or add "
+                "images."
             )
+        self.order = self._order(global_batch // views)
+        self._copies: deque[tuple[torch.cuda.Event, Tensor]] = deque()
+
+    def _order(self, batch: int) -> Order | Mixture:
+        config, sizes = self.config, self.train_index.sizes
+        if config.weights is None or not isinstance(config.path, list):
+            return Order(sizes, self.seed, config.window, config.lanes, batch)
+        ends = np.cumsum([len(find_shards(path, "train")) for path in config.path])
+        orders = [
+            Order(part, self.seed, config.window, config.lanes, count)
+            for part, count in zip(np.split(sizes, ends[:-1]), shares(config.weights, batch), strict=True)
+        ]
+        return Mixture(orders, config.weights, batch)
 
     @property
     def identity(self) -> dict[str, Any]:
         return {
             "order_version": ORDER_VERSION,
             "window": self.config.window,
+            "lanes": self.config.lanes,
+            "weights": self.config.weights,
+            "views_per_image": self.config.views_per_image,
             "fingerprint": self.train_index.fingerprint,
             "samples": len(self.train_index),
         }
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> ShardLoader:
         trainer = self.trainer
         assert trainer is not None
         return self.train_loader(lambda: trainer.global_step, trainer.global_rank, trainer.world_size)
 
-    def val_dataloader(self) -> DataLoader | list:
+    def val_dataloader(self) -> ShardLoader | list:
         if self.val_index is None:
             return []
         trainer = self.trainer
         rank, ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         return self.frozen_loader(self.val_index, self.micro_batch, rank, ranks)
 
-    def train_loader(self, step: Callable[[], int], rank: int = 0, ranks: int = 1) -> DataLoader:
+    def train_loader(self, step: Callable[[], int], rank: int = 0, ranks: int = 1) -> ShardLoader:
         """The augmented micro-batches of one rank, from the step that `step()` says when an iteration starts."""
-        config = self.config
-        stream = ShardStream(
-            self.train_index, self.image_size, self.channels, seed=self.seed, scale=config.scale, flip=config.flip
+        draws = MicroBatches(
+            self.order, step, self.global_batch, self.micro_batch, rank, ranks, self.config.views_per_image
         )
-        draws = MicroBatches(self.order, step, self.global_batch, self.micro_batch, rank, ranks)
-        return loader(stream, draws, config.workers, persistent=True)
+        return ShardLoader(
+            self.train_index,
+            self.cut,
+            draws,
+            batch=self.micro_batch,
+            workers=self.config.workers,
+            faults=self.faults,
+            seed=self.seed,
+            persistent=True,
+        )
 
     def frozen_loader(
         self, index: ShardIndex, batch_size: int, rank: int = 0, ranks: int = 1, at_most: int | None = None
-    ) -> DataLoader:
+    ) -> ShardLoader:
         """All samples of an index (or at most `at_most`, evenly spread) once, in order, as centre crops."""
-        stream = ShardStream(index, self.image_size, self.channels, keep=self.config.val_crop)
         draws = AllSamples(len(index), batch_size, rank, ranks, at_most)
-        return loader(stream, draws, self.config.workers, persistent=False)
+        return ShardLoader(index, self.cut, draws, batch=batch_size, workers=self.config.workers, faults=self.faults)
 
-    def examples(self, count: int) -> Batch:
-        """At most `count` centre crops spread over the validation (else the training) images: always the same ones."""
+    def examples(self, count: int) -> tuple[Tensor, Tensor]:
+        """Images and positions of at most `count` centre crops, always the same, of the validation (else training)."""
         index = self.val_index or self.train_index
         samples = spread(len(index), count)
-        return ShardStream(index, self.image_size, self.channels, keep=self.config.val_crop)[0, samples, samples]
+        batch = ShardStream(index, self.cut)[Draw(0, samples, samples)]
+        return batch["images"], torch.from_numpy(samples)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """As Lightning does it, without waiting; a batch stays where it is until the device has copied it."""
+        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        if device.type == "cuda":
+            copied = torch.cuda.Event()
+            copied.record()
+            self._copies.append((copied, batch["images"]))
+            while self._copies and self._copies[0][0].query():
+                self._copies.popleft()
+        return moved
 
 
 def _validation(path: str | list[str], val_path: str | list[str] | None) -> ShardIndex | None:

@@ -1,7 +1,9 @@
-"""From the bytes of an image to a cropped and resized uint8 tensor.
+"""From the bytes of an image to cropped and resized tensors.
 
-Ordinary JPEGs go through libjpeg-turbo (simplejpeg); everything else (PNG, WebP, BMP, TIFF, PPM, CMYK, EXIF-rotated,
-slightly damaged JPEGs) through PIL. An alpha channel is dropped, the colours below it stay as they are stored.
+JPEGs go through libjpeg-turbo (simplejpeg), which decodes no more of them than the crops need; `.npy` and TIFF of many
+channels through numpy and tifffile; everything else (PNG, WebP, BMP, TIFF, PPM, CMYK and slightly damaged JPEGs)
+through PIL. Whatever the orientation in EXIF says, boxes and results are upright. An alpha channel is dropped, the
+colours below it stay as they are stored.
 """
 
 import contextlib
@@ -9,107 +11,199 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
-import simplejpeg
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from data import arrays, jpeg
 from data.errors import DataError
 from data.transforms import Box
 
 MAX_PIXELS = 1 << 28
-# PIL would warn at a third of this, and from inside Image.open: the limit is checked here, for both decoders alike.
+# PIL would warn at a third of this, and from inside Image.open: the limit is checked here, for all formats alike.
 Image.MAX_IMAGE_PIXELS = None
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
-ORIENTATION = 0x0112
-UPRIGHT = {  # EXIF orientation: what turns the stored image upright.
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+TURNS = {  # What turns the stored image of an EXIF orientation upright: transpose, then flip rows, flip columns.
+    1: (False, False, False),
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
 }
+DCT_SCALES = (8, 4, 2)
 # What PIL's readers raise on damaged files.
 FORMAT_ERRORS = (SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, struct.error, zlib.error)
 PIL_ERRORS = (OSError, *FORMAT_ERRORS)
 
 
+class Header(NamedTuple):
+    """What is known of an image before its pixels are decoded; height and width are those of the upright image."""
+
+    height: int
+    width: int
+    orientation: int
+    jpeg: jpeg.JPEG | None
+
+
+def read_header(data: bytes, channels: int = 3) -> Header:
+    """DataError: not an image, or larger than MAX_PIXELS."""
+    found = jpeg.parse(data) if channels in (1, 3) else None
+    if found:
+        height, width, orientation = found.height, found.width, found.orientation
+    elif arrays.is_array(data, channels):
+        (height, width), orientation = arrays.image_size(data), 1
+    else:
+        with _opened(data) as image:
+            height, width, orientation = image.height, image.width, _orientation(image)
+    if height * width > MAX_PIXELS:
+        raise DataError(f"its {height}x{width} pixels are above the limit of {MAX_PIXELS} pixels")
+    if TURNS[orientation][0]:
+        height, width = width, height
+    return Header(height, width, orientation, found)
+
+
 def image_size(data: bytes) -> tuple[int, int]:
     """(height, width) of the upright image, from the header. DataError: not an image, or larger than MAX_PIXELS."""
-    size = _jpeg_size(data)
-    if size is None:
-        with _opened(data) as image:
-            turned = _orientation(image) >= 5
-            size = (image.width, image.height) if turned else (image.height, image.width)
-    if size[0] * size[1] > MAX_PIXELS:
-        raise DataError(f"its {size[0]}x{size[1]} pixels are above the limit of {MAX_PIXELS} pixels")
-    return size
+    return read_header(data)[:2]
 
 
-def decode(data: bytes, box: Box, size: tuple[int, int], channels: int) -> Tensor:
-    """The box of an image, resized with antialiased bicubic interpolation.
+def decode(
+    data: bytes,
+    header: Header,
+    boxes: Sequence[Box],
+    size: tuple[int, int],
+    channels: int = 3,
+    *,
+    exact: bool = True,
+    bits: int = 8,
+) -> list[Tensor]:
+    """Boxes of one image, each resized with antialiased bicubic interpolation.
 
-    box      (top, left, height, width) in the upright image
-    size     (height, width) of the result
-    returns  uint8 [channels, height, width], contiguous; channels is 1 (luma) or 3 (RGB)
+    boxes    (top, left, height, width) in the upright image
+    size     (height, width) of the results
+    exact    False: a JPEG is decoded at 1/2, 1/4 or 1/8 as long as each box keeps twice the size of the result; its
+             edges then move to multiples of 2, 4 or 8 pixels
+    bits     8 or 16 of the results; 16-bit values become 8-bit ones by value / 257, and the other way round
+    returns  for each box uint8 or uint16 [channels, height, width]; channels is 1 (luma), 3 (RGB), or as many as the
+             file has
 
     DataError: cannot be decoded.
     """
-    top, left, height, width = box
-    pixels = _pixels(data, channels)[top : top + height, left : left + width]
-    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
-    if size != (height, width):
-        image = functional.interpolate(image, size, mode="bicubic", antialias=True)
-    return image[0].contiguous()
+    stored = [_stored(box, header) for box in boxes]
+    scale = 1 if exact or header.jpeg is None else _dct_scale(stored, size, header.orientation)
+    stored = [_snapped(box, scale, header) for box in stored]
+    bottom = max(top + height for top, _, height, _ in stored)
+    pixels, scale = _pixels(data, header, channels, bits, scale, bottom)
+    crops = (
+        pixels[top // scale : (top + height) // scale, left // scale : (left + width) // scale]
+        for top, left, height, width in stored
+    )
+    return [_resized(_turned(crop, header.orientation), size) for crop in crops]
 
 
 def verify(data: bytes) -> tuple[int, int]:
     """(height, width) of an image that decodes completely; DataError if it does not."""
-    size = image_size(data)
-    _pixels(data, 3)
-    return size
+    channels = arrays.channels_of(data) or 3
+    header = read_header(data, channels)
+    _pixels(data, header, channels, bits=8, scale=1, bottom=max(header[:2]))
+    return header[:2]
 
 
-def _pixels(data: bytes, channels: int) -> np.ndarray:
-    """The whole upright image, uint8 [height, width, channels], writable."""
-    if _jpeg_size(data) is not None:
+def _pixels(data: bytes, header: Header, channels: int, bits: int, scale: int, bottom: int) -> tuple[np.ndarray, int]:
+    """The stored image [height, width, channels] down to the row `bottom` at least, and the scale that it is at."""
+    if header.jpeg:
         try:
-            return simplejpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB")
+            pixels = jpeg.decode(data, header.jpeg, "GRAY" if channels == 1 else "RGB", bottom, scale)
         except ValueError:
-            pass  # Strict about harmless damage too, such as stray bytes between markers: PIL is the judge of that.
+            pass  # Strict about harmless damage too: PIL is the judge of that.
+        else:
+            return _with_bits(pixels, bits), scale
+    if header.jpeg is None and arrays.is_array(data, channels):
+        pixels = arrays.pixels(data)
+    else:
+        pixels = _pil_pixels(data, channels)
+    if pixels.shape[2] != channels:
+        raise DataError(f"it has {pixels.shape[2]} channels where model.in_channels={channels} are wanted")
+    return _with_bits(pixels, bits), 1
+
+
+def _pil_pixels(data: bytes, channels: int) -> np.ndarray:
     with _opened(data) as image:
         try:
             image.load()
-            upright = image.transpose(UPRIGHT[turn]) if (turn := _orientation(image)) > 1 else image
-            pixels = np.array(_eight_bit(upright).convert("L" if channels == 1 else "RGB"))
+            if image.mode.startswith("I"):  # 16-bit grey, which `convert` would clip
+                grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535).astype(np.uint16)[..., None]
+                return np.repeat(grey, channels, axis=2)
+            if image.mode == "P" and "transparency" in image.info:
+                image = image.convert("RGBA")  # or `convert("RGB")` would warn
+            mode = {1: "L", 3: "RGB"}.get(channels, image.mode)
+            pixels = np.array(image.convert(mode))
         except PIL_ERRORS as error:
             raise DataError(f"the {image.format} image cannot be decoded ({error})") from None
-    return pixels.reshape(*pixels.shape[:2], channels)
+    return pixels.reshape(*pixels.shape[:2], -1)
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) of a JPEG that simplejpeg decodes as it is: grey or three-component and upright; else None."""
-    if data[:2] != b"\xff\xd8":
-        return None
-    try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        return None
-    if colours in ("CMYK", "YCCK"):
-        return None
-    # PIL's parsing costs a twentieth of a small image, so that it is asked only where there is an EXIF block.
-    if data.find(b"Exif\0\0", 0, 1 << 17) >= 0:
-        with _opened(data) as image:
-            if _orientation(image) > 1:
-                return None
-    return int(height), int(width)
+def _with_bits(pixels: np.ndarray, bits: int) -> np.ndarray:
+    if pixels.dtype == np.uint16 and bits == 8:
+        return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if pixels.dtype == np.uint8 and bits == 16:
+        return pixels.astype(np.uint16) * np.uint16(257)
+    return pixels
+
+
+def _dct_scale(boxes: list[Box], size: tuple[int, int], orientation: int) -> int:
+    """The strongest reduction that leaves twice the wanted size of each box."""
+    rows, columns = size[::-1] if TURNS[orientation][0] else size
+    room = min(min(height / rows, width / columns) for _, _, height, width in boxes) / 2
+    return next((scale for scale in DCT_SCALES if scale <= room), 1)
+
+
+def _snapped(box: Box, scale: int, header: Header) -> Box:
+    """The box with its edges on multiples of `scale`: between them the reduced image has no pixels."""
+    if scale == 1:
+        return box
+    rows, columns = (header.width, header.height) if TURNS[header.orientation][0] else (header.height, header.width)
+    top, left, height, width = (round(edge / scale) for edge in box)
+    height, width = min(height, rows // scale), min(width, columns // scale)
+    top, left = min(top, rows // scale - height), min(left, columns // scale - width)
+    return top * scale, left * scale, height * scale, width * scale
+
+
+def _stored(box: Box, header: Header) -> Box:
+    """The box in the image as it is stored."""
+    top, left, height, width = box
+    transposed, rows_flipped, columns_flipped = TURNS[header.orientation]
+    if rows_flipped:
+        top = header.height - top - height
+    if columns_flipped:
+        left = header.width - left - width
+    return (left, top, width, height) if transposed else (top, left, height, width)
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    transposed, rows_flipped, columns_flipped = TURNS[orientation]
+    upright = pixels.transpose(1, 0, 2) if transposed else pixels
+    return upright[:: -1 if rows_flipped else 1, :: -1 if columns_flipped else 1]
+
+
+def _resized(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """[height, width, channels] of any size to [channels, *size], by the fixed-point arithmetic of PIL for 8 bits."""
+    if pixels.shape[:2] == size:
+        return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
+    if image.dtype == torch.uint8:
+        return functional.interpolate(image, size, mode="bicubic", antialias=True)[0]
+    resized = functional.interpolate(image.float(), size, mode="bicubic", antialias=True)
+    return resized.round_().clamp_(0, 65535).to(torch.uint16)[0]
 
 
 @contextlib.contextmanager
@@ -129,17 +223,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation 1 … 8; 1 where there is none or it makes no sense."""
     try:
-        turn = image.getexif().get(ORIENTATION, 1)
+        turn = image.getexif().get(jpeg.ORIENTATION, 1)
     except PIL_ERRORS:
         return 1
-    return turn if turn in UPRIGHT else 1
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey scaled to 8 bits (65535 → 255), which PIL's own `convert` would clip; other images unchanged."""
-    if image.mode == "P" and "transparency" in image.info:
-        return image.convert("RGBA")  # Or `convert("RGB")` would warn.
-    if not image.mode.startswith("I"):
-        return image
-    values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    return turn if turn in TURNS else 1

@@ -7,7 +7,7 @@ import numpy as np
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio: the step of SplitMix64.
-SHARDS, SAMPLES, AUGMENT, PACK = 1, 2, 3, 4  # What a draw is for; each gives a stream of its own.
+SHARDS, SAMPLES, AUGMENT, PACK, MIX, REPLACE = 1, 2, 3, 4, 5, 6  # What a draw is for; each gives a stream of its own.
 
 
 def mix(x: np.ndarray) -> np.ndarray:

@@ -53,6 +53,11 @@ class ShardIndex:
         shard, (offset, size, _, _) = self._record(sample)
         return shard, offset, size
 
+    def shard_range(self, sample: int) -> tuple[int, int]:
+        """(number of the first sample, samples) of the shard that holds a sample."""
+        shard = int(np.searchsorted(self.ends, sample, side="right"))
+        return int(self.ends[shard] - self.sizes[shard]), int(self.sizes[shard])
+
     def label(self, sample: int) -> int:
         """The class that the sample's .cls member names, -1 if there is none."""
         return self._record(sample)[1][3]

@@ -1,5 +1,9 @@
 """The order of the samples: a pure function of (samples per shard, seed, epoch)."""
 
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numpy as np
 
 from data.draw import SAMPLES, SHARDS, key, permutation
@@ -12,21 +16,33 @@ def usable(samples: int, global_batch: int) -> int:
     return samples // global_batch * global_batch
 
 
+class Lane(NamedTuple):
+    """A sequence of shards, read a window of them at a time."""
+
+    shards: np.ndarray
+    bounds: np.ndarray  # places in the lane at which its windows begin, and the last one ends
+
+
 class Order:
-    """Shards permuted per epoch, cut into windows, samples permuted inside each window.
+    """Shards permuted per epoch, dealt to lanes, cut into windows, samples permuted inside each window.
 
     sizes   [S]  samples in each shard; sample numbers run through the shards in this order
-    window       shards that are read at a time: more mixes better and opens more files
+    window       shards that a lane reads at a time: more mixes better and opens more files
+    lanes        sequences of shards that are read side by side: of every `batch` positions each lane provides its own
+                 run. Ranks that take neighbouring positions of a global batch then share few shards. A part of the
+                 order, not of the machine: any number of ranks reads the same batches, only locality differs
+    batch        the positions that the lanes share; of no effect with one lane
 
     Each epoch is a permutation of all samples. Finding a position costs a sort of the shards and of one window.
     """
 
-    def __init__(self, sizes: np.ndarray, seed: int, window: int = 16):
+    def __init__(self, sizes: np.ndarray, seed: int, window: int = 16, lanes: int = 1, batch: int = 1):
         self.sizes = np.asarray(sizes, np.int64)
         self.seed, self.window = seed, window
+        self.lanes, self.batch = (1, 1) if lanes == 1 else (min(lanes, len(self.sizes), batch), batch)
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
-        self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
-        self._windows: dict[tuple[int, int], np.ndarray] = {}
+        self._epoch: tuple[int, list[Lane]] | None = None
+        self._windows: dict[tuple[int, int, int], np.ndarray] = {}
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -34,30 +50,75 @@ class Order:
     def samples(self, epoch: int, start: int, stop: int) -> np.ndarray:
         """Sample numbers [stop - start], int64, at the positions start … stop - 1 of an epoch."""
         assert 0 <= start <= stop <= len(self), f"positions {start}…{stop} of {len(self)}"
-        _, bounds = self._layout(epoch)
-        parts = [np.empty(0, np.int64)]
-        while start < stop:
-            number = int(np.searchsorted(bounds, start, side="right")) - 1
-            end = min(stop, int(bounds[number + 1]))
-            parts.append(self._window(epoch, number)[start - bounds[number] : end - bounds[number]])
-            start = end
-        return np.concatenate(parts)
+        parts = [self._of_window(epoch, *run) for run in self._runs(epoch, start, stop)]
+        return np.concatenate([np.empty(0, np.int64), *parts])
 
-    def _layout(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Shards of an epoch in their order, and the positions at which its windows begin (and the last ends)."""
+    def shards(self, epoch: int, start: int, stop: int) -> list[int]:
+        """The shards that hold the samples of these positions, and those of the windows that follow them."""
+        lanes = self._lanes(epoch)
+        now: dict[int, int] = {}
+        for lane, window, _, _ in self._runs(epoch, start, stop):
+            now[lane] = max(window, now.get(lane, 0))
+        windows = [(lane, window + ahead) for ahead in (0, 1) for lane, window in now.items()]
+        return [int(shard) for lane, window in windows for shard in self._shards_of(lanes[lane], window)]
+
+    def _runs(self, epoch: int, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+        """These positions as runs (lane, window, first, end) of places within one window."""
+        lanes = self._lanes(epoch)
+        for number, first, end in self._lane_runs(lanes, start, stop):
+            bounds = lanes[number].bounds
+            while first < end:
+                window = int(np.searchsorted(bounds, first, side="right")) - 1
+                until = min(end, int(bounds[window + 1]))
+                yield number, window, first - int(bounds[window]), until - int(bounds[window])
+                first = until
+
+    def _lane_runs(self, lanes: list[Lane], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """These positions as runs (lane, first, end) of places in a lane.
+
+        As long as every lane has samples left, each batch holds a run of each lane; then what is left of the lanes
+        follows, one after the other.
+        """
+        lengths = [int(lane.bounds[-1]) for lane in lanes]
+        cuts = [lane * self.batch // self.lanes for lane in range(self.lanes + 1)]
+        widths = [after - before for before, after in itertools.pairwise(cuts)]
+        batches = min(length // width for length, width in zip(lengths, widths, strict=True)) if self.lanes > 1 else 0
+        while start < min(stop, batches * self.batch):
+            batch, row = divmod(start, self.batch)
+            lane = next(number for number in range(self.lanes) if row < cuts[number + 1])
+            end = min(cuts[lane + 1], row + stop - start)
+            first = batch * widths[lane] - cuts[lane]
+            yield lane, first + row, first + end
+            start += end - row
+        before = batches * self.batch
+        for lane, (length, width) in enumerate(zip(lengths, widths, strict=True)):
+            used = batches * width
+            first, end = max(start - before, 0), min(stop - before, length - used)
+            if first < end:
+                yield lane, used + first, used + end
+            before += length - used
+
+    def _lanes(self, epoch: int) -> list[Lane]:
         if self._epoch is None or self._epoch[0] != epoch:
-            shards = permutation(key(self.seed, SHARDS, epoch), np.arange(len(self.sizes)))
-            ends = np.cumsum(self.sizes[shards])
-            bounds = np.concatenate([[0], ends[self.window - 1 : -1 : self.window], ends[-1:]])
-            self._epoch = epoch, shards, bounds
-        return self._epoch[1:]
+            permuted = permutation(key(self.seed, SHARDS, epoch), np.arange(len(self.sizes)))
+            lanes = []
+            for number in range(self.lanes):
+                shards = permuted[number :: self.lanes]
+                ends = np.cumsum(self.sizes[shards])
+                lanes.append(Lane(shards, np.concatenate([[0], ends[self.window - 1 : -1 : self.window], ends[-1:]])))
+            self._epoch = epoch, lanes
+        return self._epoch[1]
 
-    def _window(self, epoch: int, number: int) -> np.ndarray:
-        """The samples of one window in their order; the last two windows asked for are kept."""
-        if (epoch, number) not in self._windows:
-            shards = self._layout(epoch)[0][number * self.window : (number + 1) * self.window]
+    def _shards_of(self, lane: Lane, window: int) -> np.ndarray:
+        return lane.shards[window * self.window : (window + 1) * self.window]
+
+    def _of_window(self, epoch: int, lane: int, window: int, first: int, end: int) -> np.ndarray:
+        """The samples at places of one window; the last two windows of each lane are kept."""
+        at = epoch, lane, window
+        if at not in self._windows:
+            shards = self._shards_of(self._lanes(epoch)[lane], window)
             samples = np.concatenate([np.arange(*self.starts[[shard, shard + 1]].tolist()) for shard in shards])
-            if len(self._windows) == 2:
+            if len(self._windows) == 2 * self.lanes:
                 self._windows.pop(next(iter(self._windows)))
-            self._windows[epoch, number] = permutation(key(self.seed, SAMPLES, epoch), samples)
-        return self._windows[epoch, number]
+            self._windows[at] = permutation(key(self.seed, SAMPLES, epoch), samples)
+        return self._windows[at][first:end]

@@ -1,110 +1,140 @@
-"""From draws to batches of uint8 images."""
+"""From draws to batches of images as integers."""
 
-import os
-import signal
-import threading
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import Tensor
+from torch.utils.data import Dataset
 
-from data.decode import decode, image_size
-from data.draw import uniforms
+from data.decode import decode, read_header
+from data.draw import REPLACE, hashes, key, uniforms
 from data.errors import DataError
 from data.index import ShardIndex
 from data.read import read
+from data.ring import Ring
+from data.samplers import Draw
 from data.transforms import DRAWS, Box, centre_crop, flipped, random_resized_crop
 
-Draw = tuple[int, np.ndarray, np.ndarray]  # epoch, positions in it [B], samples [B]
 Batch = dict[str, Any]
+# Others that are tried in the place of a sample that cannot be read: of its shard, then of any.
+SAME_SHARD, ANY_SHARD = 4, 8
+
+
+class Cut(NamedTuple):
+    """How images become rows of a batch."""
+
+    size: tuple[int, int]  # height, width
+    channels: int = 3
+    scale: tuple[float, float] = (0.2, 1.0)  # share of the area that a random crop keeps
+    flip: bool = True
+    keep: float = 1.0  # share of the shorter side that a centre crop keeps
+    views: int = 1  # random crops from one decoded image: neighbouring rows
+    exact: bool = False  # never decode at a reduced scale
+    bits: int = 8
+
+    @property
+    def dtype(self) -> type[np.unsignedinteger]:
+        return np.uint8 if self.bits == 8 else np.uint16
 
 
 class ShardStream(Dataset[Batch]):
-    """A map from draws to batches: `stream[epoch, positions, samples]`.
+    """A map from draws to batches.
 
     seed     of the random crops and flips, which follow from (seed, epoch, position); None for centre crops
-    scale    share of the area that a random crop keeps; keep: share of the shorter side that a centre crop keeps
-    returns  images uint8 [B, C, H, W], labels int64 [B] (-1 unknown), positions, samples int64 [B], keys list[str]
+    ring     where images go if the draw names a slot; the batch then holds `slot` in the place of `images`
+    reading  [workers, 2] int64: process and present sample of each worker, for whoever outlives it
 
-    DataError: names the shard, the key and the reason for an image that cannot be read.
+    returns  images Tensor uint8 or uint16 [B, C, H, W]; arrays labels int64 [B] (-1 unknown), positions, samples
+             int64 [B], boxes int32 [B, 4] (top, left, height, width of the crop in the upright image); keys list[str];
+             bad: a record of each sample that could not be read and was replaced
+
+    A sample that cannot be read is replaced by one that follows from (seed, epoch, position) alone.
+    DataError: the replacements cannot be read either.
     """
 
     def __init__(
         self,
         index: ShardIndex,
-        size: tuple[int, int],
-        channels: int,
-        *,
+        cut: Cut,
         seed: int | None = None,
-        scale: tuple[float, float] = (0.2, 1.0),
-        flip: bool = True,
-        keep: float = 1.0,
+        ring: Ring | None = None,
+        reading: np.ndarray | None = None,
     ):
-        self.index, self.size, self.channels = index, size, channels
-        self.seed, self.scale, self.flip, self.keep = seed, scale, flip, keep
+        self.index, self.cut, self.seed, self.ring = index, cut, seed, ring
+        self.reading = np.zeros((1, 2), np.int64) if reading is None else reading
+        self.worker = 0
 
     def __getitem__(self, draw: Draw) -> Batch:
-        epoch, positions, samples = draw
-        images = torch.empty(len(samples), self.channels, *self.size, dtype=torch.uint8)
-        draws = [None] * len(samples) if self.seed is None else uniforms(self.seed, epoch, positions, DRAWS).tolist()
-        for image, sample, u in zip(images, samples, draws, strict=True):
-            self._fill(image, int(sample), u)
+        cut, count = self.cut, len(draw.samples)
+        images = torch.empty((count, cut.channels, *cut.size), dtype=torch.uint8 if cut.bits == 8 else torch.uint16)
+        if draw.slot is not None and self.ring is not None:
+            images = self.ring.slot(draw.slot, count)
+        draws = None if self.seed is None else uniforms(self.seed, draw.epoch, draw.positions, DRAWS).tolist()
+        samples, boxes, bad = draw.samples.copy(), np.empty((count, 4), np.int32), []
+        views = cut.views if draws else 1
+        for row in range(0, count, views):
+            rows = slice(row, row + views)
+            samples[rows], boxes[rows] = self._fill(images[rows], draw, row, draws and draws[rows], bad)
         return {
-            "images": images,
-            "labels": torch.tensor([self.index.label(sample) for sample in samples]),
-            "positions": torch.from_numpy(positions),
-            "samples": torch.from_numpy(samples),
+            "images" if draw.slot is None else "slot": images if draw.slot is None else draw.slot,
+            "labels": np.array([self.index.label(sample) for sample in samples]),
+            "positions": draw.positions,
+            "samples": samples,
+            "boxes": boxes,
             "keys": [self.index.key(sample) for sample in samples],
+            "bad": bad,
         }
 
-    def _fill(self, image: torch.Tensor, sample: int, u: list[float] | None) -> None:
+    def _fill(
+        self, images: Tensor, draw: Draw, row: int, draws: list[list[float]] | None, bad: list[dict[str, Any]]
+    ) -> tuple[int, list[Box]]:
+        """Writes the views of one sample, or of the first replacement that can be read: its number and the boxes."""
+        position, wanted = int(draw.positions[row]), int(draw.samples[row])
+        for sample in (wanted, *self._replacements(wanted, draw.epoch, position)):
+            self.reading[self.worker, 1] = sample
+            try:
+                return sample, self._read(images, sample, draws)
+            except DataError as error:
+                bad.append(self._record(sample, draw.epoch, position, error))
+        raise DataError(
+            f"none of {ANY_SHARD + 1} samples that were tried at position {position} of epoch {draw.epoch} can be "
+            f"read; the last is {bad[-1]['key']} of {bad[-1]['shard']}: {bad[-1]['reason']}"
+        )
+
+    def _read(self, images: Tensor, sample: int, draws: list[list[float]] | None) -> list[Box]:
+        cut = self.cut
         shard, offset, size = self.index.locate(sample)
         data = read(self.index.shards[shard], offset, size)
-        try:
-            height, width = image_size(data)
-            pixels = decode(data, self._box(height, width, u), self.size, self.channels)
-        except DataError as error:
-            raise DataError(
-                f"{self.index.shards[shard]}, sample {self.index.key(sample)}: {error}. "
-                "Pack the images again: `python -m data.pack` leaves out what cannot be decoded."
-            ) from None
-        image.copy_(pixels.flip(-1) if u is not None and self.flip and flipped(u) else pixels)
+        header = read_header(data, cut.channels)
+        boxes = [self._box(header.height, header.width, u) for u in draws or [None]]
+        crops = decode(data, header, boxes, cut.size, cut.channels, exact=cut.exact, bits=cut.bits)
+        for image, crop, u in zip(images, crops, draws or [None], strict=True):
+            image.copy_(crop.flip(-1) if u is not None and cut.flip and flipped(u) else crop)
+        return boxes
 
     def _box(self, height: int, width: int, u: list[float] | None) -> Box:
+        cut = self.cut
         if u is None:
-            return centre_crop(height, width, self.size, self.keep)
+            return centre_crop(height, width, cut.size, cut.keep)
         # Relative to the aspect of the result, so that a rectangular one is stretched no more than a square one.
-        aspect = self.size[1] / self.size[0]
-        return random_resized_crop(height, width, u, self.scale, (3 / 4 * aspect, 4 / 3 * aspect))
+        aspect = cut.size[1] / cut.size[0]
+        return random_resized_crop(height, width, u, cut.scale, (3 / 4 * aspect, 4 / 3 * aspect))
 
+    def _replacements(self, sample: int, epoch: int, position: int) -> Iterator[int]:
+        """Samples of the same shard, then of any, in an order that does not depend on who reads."""
+        numbers = hashes(key(self.seed or 0, REPLACE, epoch, position), np.arange(ANY_SHARD))
+        first, count = self.index.shard_range(sample)
+        for attempt, number in enumerate(numbers.tolist()):
+            yield first + number % count if attempt < SAME_SHARD else number % len(self.index)
 
-def loader(stream: ShardStream, draws: Sampler[Draw] | Iterable[Draw], workers: int, *, persistent: bool) -> DataLoader:
-    """torch's loader over the batches of a stream; what it yields does not depend on the number of workers."""
-    return DataLoader(
-        stream,
-        batch_size=None,
-        sampler=draws,
-        num_workers=workers,
-        persistent_workers=persistent and workers > 0,
-        worker_init_fn=_quiet_worker,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-def _quiet_worker(worker: int) -> None:
-    # Ctrl-C, torchrun and SLURM signal every process of a run; the trainer alone decides when to stop, and still needs
-    # its batches then.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_the_trainer_says_so, daemon=True).start()
-    torch.set_num_threads(1)
-
-
-def _end_when_the_trainer_says_so() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
+    def _record(self, sample: int, epoch: int, position: int, error: DataError) -> dict[str, Any]:
+        shard, _, _ = self.index.locate(sample)
+        return {
+            "shard": self.index.shards[shard],
+            "key": self.index.key(sample),
+            "reason": str(error),
+            "epoch": epoch,
+            "position": position,
+        }

@@ -23,7 +23,7 @@ def extract(
     """One feature per image for each encoder; an image is decoded once for all of them.
 
     batches    `images` uint8 [B, C, H, W], `labels` int64 [B]
-    normalise  uint8 [B, C, H, W] -> float32
+    normalise  uint8 or uint16 [B, C, H, W] -> float32
     pool       mean of the patch tokens, or the class token
     returns    name -> float32 [n, D] on the CPU, and the labels [n]
     """

@@ -13,7 +13,7 @@ from mae.recipe import Plan
 
 def loops_at_step(trainer: pl.Trainer, step: int, plan: Plan) -> dict[str, Any]:
     """The `loops` entry of a Lightning checkpoint taken after `step` optimiser steps, between two steps."""
-    epoch, step_in_epoch = divmod(step, plan.steps_per_epoch)
+    epoch, step_in_epoch = divmod(step, plan.steps_per_pass)
     mid_epoch = int(step_in_epoch > 0)
     fit = trainer.fit_loop.state_dict()
     fit["epoch_progress"] = _counts(

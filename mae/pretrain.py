@@ -12,6 +12,7 @@ from mae.models.mae import MaskedAutoencoder
 from mae.models.masking import uniform_noise
 from mae.models.vit import choose_attention
 from mae.optim import OptimConfig, adamw, learning_rate
+from mae.pixels import Pixels
 from mae.recipe import Plan
 
 # Validation masks follow from the sample alone, so that values compare across steps; no training step has this number.
@@ -22,9 +23,9 @@ class Pretraining(pl.LightningModule):
     """Masked pre-training of `model` by `plan`.
 
     recipe    plain dictionary of the settings that decide the result; stored in every checkpoint
-    mean, std per channel, in units of 1 (ImageNet: .485 ...)
+    pixels    the scale of the images
 
-    A batch holds `images` uint8 [B, C, H, W] and `positions` int64 [B]: the place of each sample in its epoch.
+    A batch holds `images` uint8 or uint16 [B, C, H, W] and `positions` int64 [B], the place of each in its epoch.
     """
 
     def __init__(
@@ -34,8 +35,7 @@ class Pretraining(pl.LightningModule):
         plan: Plan,
         *,
         seed: int,
-        mean: list[float],
-        std: list[float],
+        pixels: Pixels,
         recipe: dict[str, Any],
     ) -> None:
         super().__init__()
@@ -44,18 +44,11 @@ class Pretraining(pl.LightningModule):
         self.plan = plan
         self.seed = seed
         self.recipe = recipe
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1) * 255, persistent=False)
-        self.mean: Tensor
-        self.std: Tensor
+        self.pixels = pixels
         self.validation_sum: Tensor
 
     def on_fit_start(self) -> None:
         choose_attention(self.model.blocks, self.model.decoder_blocks, device=self.device)
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] -> float32 with the mean and deviation of the data set taken out."""
-        return (images.float() - self.mean) / self.std
 
     def noise(self, step: int, rows: Tensor) -> Tensor:
         """Mask noise [B, N] for rows of the global batch of `step`."""
@@ -70,7 +63,7 @@ class Pretraining(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         rows = batch["positions"] % self.plan.global_batch
-        out = self.model(self.normalise(batch["images"]), self.noise(self.global_step, rows))
+        out = self.model(self.pixels.normalise(batch["images"]), self.noise(self.global_step, rows))
         # Lightning divides `loss` by the accumulation; `value` stays as it is, for the log.
         return {"loss": out.loss, "value": out.loss.detach()}
 
@@ -81,7 +74,7 @@ class Pretraining(pl.LightningModule):
         count = len(batch["images"])
         if count == 0:  # more ranks than samples
             return
-        out = self.model(self.normalise(batch["images"]), self.noise(VALIDATION, batch["positions"]))
+        out = self.model(self.pixels.normalise(batch["images"]), self.noise(VALIDATION, batch["positions"]))
         self.validation_sum += torch.tensor([float(out.loss) * count, count], dtype=torch.float64, device=self.device)
 
     def on_validation_epoch_end(self) -> None:

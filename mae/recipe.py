@@ -15,11 +15,17 @@ class Plan:
     micro_batch: int
     ranks: int
     accumulate: int
-    steps_per_epoch: int
+    views: int
+    steps_per_pass: int  # over the images, each with all its views
     total_steps: int
     warmup_steps: int
     peak_lr: float
     min_lr: float
+
+    @property
+    def epochs(self) -> float:
+        """Times that each image is shown."""
+        return self.total_steps * self.views / self.steps_per_pass
 
 
 def derive(
@@ -31,10 +37,13 @@ def derive(
     ranks: int,
     epochs: float,
     max_steps: int | None,
+    views: int = 1,
 ) -> Plan:
     """The plan of a run over `samples` images on `ranks` devices.
 
     micro_batch  images per device and forward pass; None takes the whole share of a device at once
+    epochs       times that each image is shown
+    views        crops of an image that a pass over the images shows; each counts for itself
     max_steps    replaces epochs; the schedule keeps its shape over the shorter or longer run
 
     Raises ConfigError when the global batch cannot be split, or exceeds the samples.
@@ -54,16 +63,16 @@ def derive(
             f"global_batch={global_batch} cannot be split over {ranks} ranks of micro_batch={micro_batch}: "
             f"{global_batch} is not a multiple of {ranks * micro_batch}. {way_out}"
         )
-    steps_per_epoch = samples // global_batch
-    if steps_per_epoch == 0:
+    steps_per_pass = samples * views // global_batch
+    if steps_per_pass == 0:
         raise ConfigError(
-            f"global_batch={global_batch} is more than the {samples} training samples: no step fits into an epoch. "
-            f"Set global_batch to at most {samples}"
+            f"global_batch={global_batch} is more than the {samples * views} training samples: no step fits into an "
+            f"epoch. Set global_batch to at most {samples * views}"
         )
-    total_steps = max_steps if max_steps is not None else round(epochs * steps_per_epoch)
+    total_steps = max_steps if max_steps is not None else round(epochs * steps_per_pass / views)
     if total_steps < 1:
         raise ConfigError(
-            f"epochs={epochs} of {steps_per_epoch} steps are no whole step: raise epochs or set max_steps"
+            f"epochs={epochs} of {steps_per_pass / views:g} steps are no whole step: raise epochs or set max_steps"
         )
     return Plan(
         samples=samples,
@@ -71,7 +80,8 @@ def derive(
         micro_batch=micro_batch,
         ranks=ranks,
         accumulate=global_batch // (micro_batch * ranks),
-        steps_per_epoch=steps_per_epoch,
+        views=views,
+        steps_per_pass=steps_per_pass,
         total_steps=total_steps,
         warmup_steps=round(total_steps * min(1.0, optim.warmup_epochs / epochs)),
         peak_lr=optim.base_lr * global_batch / 256,

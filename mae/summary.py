@@ -26,7 +26,7 @@ def summarise(run: Path, plan: Plan, floors: dict[str, float]) -> None:
     summary: dict[str, Any] = {
         "name": run.name,
         "step": plan.total_steps,
-        "epochs": plan.total_steps / plan.steps_per_epoch,
+        "epochs": plan.epochs,
         "train/loss": latest["train/loss"],
         "val/loss": latest.get("val/loss"),
         "floors": floors,

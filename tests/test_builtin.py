@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
 from data import builtin
-from data.decode import decode
+from data.decode import decode, read_header
 from data.errors import DataError
 from data.index import ShardIndex, open_shards
 from data.read import read
@@ -24,7 +24,7 @@ def pictures(index: ShardIndex, size: tuple[int, int]) -> tuple[np.ndarray, np.n
         data = read(index.shards[shard], offset, length)
         with Image.open(io.BytesIO(data)) as image:
             box = (0, 0, image.height, image.width)
-        images.append(decode(data, box, size, 1).numpy().ravel())
+        images.append(decode(data, read_header(data), [box], size, 1)[0].numpy().ravel())
         labels.append(index.label(sample))
     return np.array(images), np.array(labels)
 

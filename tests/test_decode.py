@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.decode import decode, image_size, verify
+from data import decode as decoding
+from data.decode import image_size, read_header, verify
 from data.errors import DataError
-from data.transforms import DRAWS, centre_crop, flipped, random_resized_crop
+from data.transforms import DRAWS, Box, centre_crop, flipped, random_resized_crop
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +28,16 @@ def encoded(image: Image.Image, form: str = "PNG", **options) -> bytes:
     return buffer.getvalue()
 
 
+def decode(data: bytes, box: Box, size: tuple[int, int], channels: int, **options) -> torch.Tensor:
+    """One box of an image."""
+    return decoding.decode(data, read_header(data, channels), [box], size, channels, **options)[0]
+
+
 def whole(data: bytes, channels: int = 3) -> np.ndarray:
     """[H, W, C] without crop or resize."""
     size = image_size(data)
     image = decode(data, (0, 0, *size), size, channels)
-    assert image.dtype == torch.uint8 and image.shape == (channels, *size) and image.is_contiguous()
+    assert image.dtype == torch.uint8 and image.shape == (channels, *size)
     return image.permute(1, 2, 0).numpy()
 
 

@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.datamodule import AllSamples, MicroBatches
 from data.draw import uniforms
 from data.order import ORDER_VERSION, Order, usable
+from data.samplers import AllSamples, MicroBatches
 
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=30).map(np.array)
 seeds = st.integers(0, 2**32)
@@ -85,8 +85,8 @@ def test_global_batches_do_not_depend_on_ranks_and_micro_batches(sizes, seed, to
     per_rank = [list(MicroBatches(order, lambda: step, 12, micro_batch, rank, ranks)) for rank in range(ranks)]
     accumulate = 12 // (micro_batch * ranks)
     assert {len(draws) for draws in per_rank} == {len(one) * accumulate}
-    for number, (epoch, positions, samples) in enumerate(one):
-        parts = [draws[number * accumulate + j] for j in range(accumulate) for draws in per_rank]
+    for number, (epoch, positions, samples, _) in enumerate(one):
+        parts = [draws[number * accumulate + j] for draws in per_rank for j in range(accumulate)]
         assert {part[0] for part in parts} == {epoch} == {step // steps_per_epoch}
         np.testing.assert_array_equal(np.concatenate([part[1] for part in parts]), positions)
         np.testing.assert_array_equal(np.concatenate([part[2] for part in parts]), samples)
@@ -96,20 +96,20 @@ def test_a_sampler_asks_for_the_step_when_an_iteration_starts():
     order, step = Order(np.array([50]), seed=0), 0
     draws = MicroBatches(order, lambda: step, 10, 5)
     assert len(draws) == 10
-    first = [positions[0] for _, positions, _ in draws]
+    first = [draw.positions[0] for draw in draws]
     step = 3
-    assert [positions[0] for _, positions, _ in draws] == first[6:] and len(draws) == 10
+    assert [draw.positions[0] for draw in draws] == first[6:] and len(draws) == 10
     step = 5  # The edge of the epoch: the next one from its beginning.
-    assert [(epoch, positions[0]) for epoch, positions, _ in draws] == [(1, start) for start in first]
+    assert [(draw.epoch, draw.positions[0]) for draw in draws] == [(1, start) for start in first]
 
 
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 5))
 def test_validation_visits_every_sample_once_in_equally_many_batches(samples, batch, ranks):
     per_rank = [list(AllSamples(samples, batch, rank, ranks)) for rank in range(ranks)]
     assert len({len(draws) for draws in per_rank}) == 1
-    visited = [sample for draws in per_rank for _, _, numbers in draws for sample in numbers]
+    visited = [sample for draws in per_rank for draw in draws for sample in draw.samples]
     assert sorted(visited) == list(range(samples))
-    assert all(len(numbers) <= batch for draws in per_rank for _, _, numbers in draws)
+    assert all(len(draw.samples) <= batch for draws in per_rank for draw in draws)
 
 
 def test_uniforms_are_uniform_and_follow_from_seed_epoch_and_position():

@@ -15,7 +15,7 @@ PAPER = {"samples": 1_281_167, "global_batch": 4096, "micro_batch": 64, "ranks":
 
 def test_the_papers_recipe_on_64_gpus() -> None:
     plan = derive(OptimConfig(), **PAPER)
-    assert (plan.accumulate, plan.steps_per_epoch, plan.total_steps) == (1, 312, 249_600)
+    assert (plan.accumulate, plan.steps_per_pass, plan.total_steps) == (1, 312, 249_600)
     assert plan.warmup_steps == 40 * 312
     assert plan.peak_lr == pytest.approx(1.5e-4 * 16)
 

@@ -14,7 +14,7 @@ from mae.pretrain import VALIDATION, Pretraining
 class Reconstructions(pl.Callback):
     """runs/NAME/reconstructions/step-00000500.png every `every` steps and at the end. Rank 0 only.
 
-    images  uint8 [B, C, H, W]  always the same, under the same masks
+    images  uint8 or uint16 [B, C, H, W]  always the same, under the same masks
     """
 
     def __init__(self, run: Path, images: Tensor, every: int) -> None:
@@ -36,14 +36,14 @@ class Reconstructions(pl.Callback):
         assert isinstance(module, Pretraining)
         if not trainer.is_global_zero:
             return
-        images = module.normalise(self.images.to(module.device))
+        images = module.pixels.normalise(self.images.to(module.device))
         noise = module.noise(VALIDATION, torch.arange(len(images), device=module.device))
         with trainer.precision_plugin.forward_context():
             reconstruction = module.model.reconstruct(images, noise)
-        unit = reconstruction._replace(images=(reconstruction.images * module.std + module.mean) / 255)
+        unit = reconstruction._replace(images=module.pixels.denormalise(reconstruction.images))
         config = module.model.config
         picture = reconstruction_grid(
-            self.images.to(module.device) / 255,
+            module.pixels.unit(self.images.to(module.device)),
             unit,
             config.patch_size,
             config.norm_pix,

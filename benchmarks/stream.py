@@ -1,0 +1,158 @@
+"""Images per second of the stream beside other loaders, interleaved: python -m benchmarks.stream [--rounds 5]
+
+Photographs are cut from real ones (--photos, default MAE_DATASETS/large_photos) at 500×375 and 2250×1500, and written
+as a folder of JPEGs and as shards. Every loader gives batches of 224×224 random-resized and flipped crops:
+
+folder    torchvision's ImageFolder, PIL, RandomResizedCrop, ToTensor, Normalize: the pipeline of facebookresearch/mae
+wds       webdataset, simplejpeg, crops of uint8 resized by torch's antialiased bicubic: the fastest of webdataset
+ours      the stream, exact and fast
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+import torch
+import webdataset as wds
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader
+from torchvision import datasets, transforms
+from torchvision.transforms import v2
+
+from data.datamodule import DataConfig, ShardDataModule
+from data.folder import find_images
+from data.pack import pack
+
+SIZES = {"500x375": (500, 375), "2250x1500": (2250, 1500)}
+COPIES = {"500x375": 1200, "2250x1500": 120}
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DATASETS = Path(os.environ.get("MAE_DATASETS", Path(__file__).resolve().parents[2] / "shared" / "datasets"))
+WORKERS, BATCH = 2, 64
+
+
+def make(photos: Path, out: Path, size: tuple[int, int], copies: int) -> None:
+    """A folder with one class of `copies` JPEGs, cut from the photographs, quality 92."""
+    (out / "images" / "0").mkdir(parents=True)
+    noise = np.random.default_rng(0)
+    originals = []
+    for path in sorted(photos.glob("*.jpg")):
+        with Image.open(path) as image:
+            originals.append(ImageOps.exif_transpose(image).convert("RGB"))
+    for number in range(copies):
+        original = originals[number % len(originals)]
+        keep = noise.uniform(0.7, 1.0)
+        width = int(min(original.width, original.height * size[0] / size[1]) * keep)
+        height = int(width * size[1] / size[0])
+        left, top = noise.integers(original.width - width + 1), noise.integers(original.height - height + 1)
+        crop = original.resize(size, Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
+        crop.save(out / "images" / "0" / f"{number:05d}.jpg", quality=92)
+
+
+def folder(out: Path, workers: int) -> Iterable:
+    crop = transforms.RandomResizedCrop(224, scale=(0.2, 1.0), interpolation=transforms.InterpolationMode.BICUBIC)
+    steps = [crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    data = datasets.ImageFolder(out / "images", transforms.Compose(steps))
+    return DataLoader(data, BATCH, shuffle=True, num_workers=workers, drop_last=True)
+
+
+def webdataset(out: Path, workers: int) -> Iterable:
+    crop = v2.RandomResizedCrop(224, (0.2, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    steps = v2.Compose([crop, v2.RandomHorizontalFlip()])
+
+    def read(sample: dict) -> tuple[torch.Tensor, int]:
+        pixels = torch.from_numpy(simplejpeg.decode_jpeg(sample["jpg"], "RGB")).permute(2, 0, 1)
+        return steps(pixels), int(sample["cls"])
+
+    shards = sorted(map(str, (out / "shards").glob("*.tar")))
+    data = wds.WebDataset(shards, shardshuffle=100, seed=0, nodesplitter=wds.split_by_node).shuffle(1000).map(read)  # type: ignore
+    return wds.WebLoader(data.batched(BATCH, partial=False), batch_size=None, num_workers=workers)  # type: ignore
+
+
+def ours(out: Path, workers: int, **settings) -> Iterable:
+    config = DataConfig(path=str(out / "shards"), workers=workers, **settings)
+    shape = {"image_size": (224, 224), "channels": 3, "global_batch": BATCH, "micro_batch": BATCH}
+    return ShardDataModule(config, seed=0, **shape).train_loader(lambda: 0)
+
+
+def loaders(out: Path) -> dict[str, tuple[Callable[[], Iterable], int]]:
+    """Each loader, and its number of processes."""
+    return {
+        "folder": (lambda: folder(out, WORKERS), WORKERS),
+        "wds": (lambda: webdataset(out, WORKERS), WORKERS),
+        "ours, exact": (lambda: ours(out, WORKERS, decode="exact"), WORKERS),
+        "ours, fast": (lambda: ours(out, WORKERS), WORKERS),
+        "folder, one core": (lambda: folder(out, 1), 1),
+        "ours, one core, four views": (lambda: ours(out, 1, views_per_image=4), 1),
+    }
+
+
+def rate(make_loader: Callable[[], Iterable], seconds: float) -> float:
+    """Images per second, after the first two batches."""
+    loader = make_loader()
+    images, started = 0, 0.0
+    for number, batch in enumerate(_again(loader)):
+        if number == 2:
+            started = time.perf_counter()
+        elif number > 2:
+            images += len(batch["images"] if isinstance(batch, dict) else batch[0])
+            if time.perf_counter() - started > seconds:
+                break
+    return images / (time.perf_counter() - started)
+
+
+def _again(loader: Iterable) -> Iterable:
+    while True:
+        yield from loader
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--photos", type=Path, default=DATASETS / "large_photos")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    results = {}
+    for name in arguments.sizes:
+        with tempfile.TemporaryDirectory() as temporary:
+            out = Path(temporary)
+            make(arguments.photos, out, SIZES[name], COPIES[name])
+            samples, classes, _ = find_images(out / "images")
+            pack(samples, out / "shards", name="x", classes=classes, shard_size=COPIES[name] // 8)
+            size = sum(path.stat().st_size for path in (out / "images" / "0").iterdir()) / COPIES[name]
+            contenders = loaders(out)
+            rates: dict[str, list[float]] = {contender: [] for contender in contenders}
+            for _ in range(arguments.rounds):
+                for contender, (make_loader, _) in contenders.items():
+                    rates[contender].append(rate(make_loader, arguments.seconds))
+        results[name] = {contender: statistics.median(values) for contender, values in rates.items()}
+        report(name, size, rates)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1))
+
+
+def report(name: str, size: float, rates: dict[str, list[float]]) -> None:
+    """Medians, and medians of the ratios of each round."""
+
+    def ratio(one: str, other: str) -> str:
+        return f"{statistics.median(a / b for a, b in zip(rates[one], rates[other], strict=True)):.2f}"
+
+    print(f"\n{name}, {size / 1024:.0f} KB each, {WORKERS} workers")
+    for contender, values in rates.items():
+        print(f"  {contender:28} {statistics.median(values):8.0f} images/s")
+    for one in ("ours, exact", "ours, fast"):
+        print(f"  {one} / folder {ratio(one, 'folder')}, / wds {ratio(one, 'wds')}")
+    print(f"  ours, one core, four views / folder, one core {ratio('ours, one core, four views', 'folder, one core')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""What a JPEG file says of itself before its pixels, and how to decode only as much of it as a crop needs."""
+
+import math
+import struct
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+ORIENTATION = 0x0112
+SOI, EOI, SOS, APP1 = 0xD8, 0xD9, 0xDA, 0xE1
+BARE = (0x01, *range(0xD0, 0xD8))  # markers without a length: TEM and the restart markers
+SEQUENTIAL = (0xC0, 0xC1)  # baseline and extended: one pass over the rows from top to bottom
+PROGRESSIVE = 0xC2
+BLOCK = 8
+KEPT = 1 << 27  # bytes for decoded pixels that a process keeps
+
+
+class JPEG(NamedTuple):
+    """The header of a Huffman-coded JPEG of 8 bits and one or three components, which simplejpeg decodes."""
+
+    height: int  # as stored, before the EXIF orientation
+    width: int
+    orientation: int  # EXIF, 1 … 8
+    frame: int  # where the frame header's segment begins: precision, height and width follow at + 4
+    rows: int  # height of a minimal coded unit
+    one_pass: bool  # the rows are coded from top to bottom, once
+
+
+def parse(data: bytes) -> JPEG | None:
+    """The header of such a JPEG; None for anything else, and for what is damaged."""
+    frame, orientation, position = None, 1, 2
+    if data[:2] != b"\xff\xd8":
+        return None
+    while position + 4 <= len(data):
+        if data[position] != 0xFF:
+            return None
+        marker = data[position + 1]
+        if marker == 0xFF or marker in BARE:
+            position += 1 if marker == 0xFF else 2
+            continue
+        length = int.from_bytes(data[position + 2 : position + 4])
+        if marker == SOS:
+            return _header(data, frame, orientation, components=data[position + 4 : position + 5])
+        if marker in (SOI, EOI) or length < 2:
+            return None
+        if marker in SEQUENTIAL or marker == PROGRESSIVE:
+            frame = position
+        elif marker == APP1 and data[position + 4 : position + 10] == b"Exif\0\0":
+            orientation = _orientation(data[position + 4 : position + 2 + length])
+        position += 2 + length
+    return None
+
+
+def _header(data: bytes, frame: int | None, orientation: int, components: bytes) -> JPEG | None:
+    if frame is None or len(components) != 1:
+        return None
+    precision, height, width, count = struct.unpack_from(">BHHB", data, frame + 4)
+    factors = data[frame + 11 : frame + 10 + 3 * count : 3]  # of each component, horizontal << 4 | vertical
+    if precision != BLOCK or count not in (1, 3) or not height or not width or len(factors) != count:
+        return None
+    # A single component is never interleaved: its unit is one block, whatever its factor.
+    rows = BLOCK * (max(factor & 15 for factor in factors) if count == 3 else 1)
+    one_pass = data[frame + 1] in SEQUENTIAL and components[0] == count
+    return JPEG(height, width, orientation, frame, rows, one_pass)
+
+
+def _orientation(segment: bytes) -> int:
+    exif = Image.Exif()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exif.load(segment)
+            turn = exif.get(ORIENTATION, 1)
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error):
+        return 1  # A broken EXIF block says nothing.
+    return turn if turn in range(1, 9) else 1
+
+
+_memory = np.empty(1 << 20, np.uint8)
+
+
+def _scratch(*shape: int) -> np.ndarray:
+    """Memory for one image. Fresh memory for each would cost a small image a sixth of its time, in page faults."""
+    global _memory
+    size = math.prod(shape)
+    if size > KEPT:
+        return np.empty(shape, np.uint8)
+    if size > len(_memory):
+        _memory = np.empty(size, np.uint8)
+    return _memory[:size].reshape(shape)
+
+
+def decode(data: bytes, header: JPEG, colours: str, bottom: int, scale: int = 1) -> np.ndarray:
+    """The stored image down to row `bottom` at least, at 1/scale of its size (1, 2, 4, 8: by smaller inverse DCTs).
+
+    returns  uint8 [rows, ⌈width / scale⌉, channels], with rows ≥ ⌈bottom / scale⌉, equal to those of the whole image;
+             overwritten by the next call
+
+    ValueError: damaged or truncated (what lies below the rows that are decoded is not looked at).
+    """
+    # One unit more than asked for, since chroma is interpolated between rows.
+    height = (-(-bottom // header.rows) + 1) * header.rows
+    if header.one_pass and height < header.height:
+        # The decoder is told that the image ends early, and will find the rest of the file in its way.
+        shorter = bytearray(data)
+        struct.pack_into(">H", shorter, header.frame + 5, height)
+    else:
+        shorter, height = data, header.height
+    rows, columns = -(-height // scale), -(-header.width // scale)
+    pixels = _scratch(rows, columns, 1 if colours == "GRAY" else 3)
+    try:
+        simplejpeg.decode_jpeg(shorter, colours, min_height=rows, min_width=columns, buffer=pixels)
+    except ValueError as error:
+        # The message is about the first thing that is wrong. When that is what follows the rows, these are in order.
+        if "extraneous bytes before marker 0xd" not in str(error):
+            raise
+    return pixels

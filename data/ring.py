@@ -1,0 +1,65 @@
+"""Batches in memory that the trainer shares with its forked workers."""
+
+import mmap
+import weakref
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Ring:
+    """A fixed number of batches, allocated once: workers write into them, the trainer reads what they wrote.
+
+    A slot is lent to a worker, handed out when its batch arrives, and free again when nobody holds a tensor of it. The
+    alternative, torch's own transport, maps fresh memory for every batch and copies it once more to pin it.
+
+    slots, shape, dtype   of the batches, `shape` without the number of slots
+    pinned                to be copied from by a GPU
+
+    The memory is anonymous: not bounded by the size of /dev/shm, which containers keep small.
+    """
+
+    def __init__(self, slots: int, shape: tuple[int, ...], dtype: type[np.generic], *, pinned: bool):
+        values = int(np.prod(shape))
+        self.memory = mmap.mmap(-1, slots * values * np.dtype(dtype).itemsize)
+        self.batches = np.frombuffer(self.memory, dtype).reshape(slots, *shape)
+        self.free = deque(range(slots))
+        self.lent: set[int] = set()
+        if pinned:
+            _pin(self.batches)
+
+    def lend(self) -> int | None:
+        """A free slot for the next batch; None when whoever takes the batches keeps too many of them."""
+        if not self.free:
+            return None
+        slot = self.free.popleft()
+        self.lent.add(slot)
+        return slot
+
+    def slot(self, slot: int, count: int) -> Tensor:
+        """The first `count` rows of a slot, to be written by a worker."""
+        return torch.from_numpy(self.batches[slot, :count])
+
+    def hand_out(self, slot: int, count: int) -> Tensor:
+        """The first `count` rows of a slot that a worker has filled; the slot is free once they are garbage."""
+        self.lent.discard(slot)
+        rows = self.batches[slot, :count]
+        tensor = torch.from_numpy(rows)
+        # The tensor's storage keeps `rows` alive, and with it every view of the tensor does.
+        weakref.finalize(rows, self.free.append, slot)
+        return tensor
+
+    def take_back(self) -> None:
+        """Slots lent for batches that nobody will ask for any more, since an iteration was broken off."""
+        self.free.extend(self.lent)
+        self.lent.clear()
+
+
+def _pin(array: np.ndarray) -> None:
+    runtime: Any = torch.cuda.cudart()
+    failed = int(runtime.cudaHostRegister(array.ctypes.data, array.nbytes, 0))
+    if failed:
+        raise MemoryError(f"{array.nbytes >> 20} MB cannot be pinned (CUDA error {failed})")
