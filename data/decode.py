@@ -84,14 +84,33 @@ def _pixels(data: bytes, channels: int) -> np.ndarray:
             return simplejpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB")
         except ValueError:
             pass  # Strict about harmless damage too, such as stray bytes between markers: PIL is the judge of that.
+    pixels = np.array(picture(data, mode="L" if channels == 1 else "RGB"))
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def picture(data: bytes, mode: str | None = None, at_least: tuple[int, int] | None = None) -> Image.Image:
+    """The whole upright image by PIL.
+
+    mode      "L" or "RGB"; None keeps grey images grey and makes all others RGB
+    at_least  (width, height) of the upright image that suffice: a large JPEG is then decoded at 1/2, 1/4 or 1/8
+
+    DataError: cannot be decoded.
+    """
     with _opened(data) as image:
         try:
+            turn = _orientation(image)
+            if at_least:
+                width, height = at_least
+                image.draft(None, (height, width) if turn >= 5 else (width, height))
+            profile = image.info.get("icc_profile") if image.mode in ("L", "RGB") else None
             image.load()
-            upright = image.transpose(UPRIGHT[turn]) if (turn := _orientation(image)) > 1 else image
-            pixels = np.array(_eight_bit(upright).convert("L" if channels == 1 else "RGB"))
+            upright = image.transpose(UPRIGHT[turn]) if turn > 1 else image
+            grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
+            pixels = _eight_bit(upright).convert(mode or ("L" if grey else "RGB"))
         except PIL_ERRORS as error:
             raise DataError(f"the {image.format} image cannot be decoded ({error})") from None
-    return pixels.reshape(*pixels.shape[:2], channels)
+    pixels.info = {"icc_profile": profile} if profile else {}
+    return pixels
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:

@@ -23,6 +23,7 @@ from data.index_file import HEADER, RECORD, IndexFile
 from data.read import read_line
 from data.recent import Recent
 from data.splits import COMPRESSED, Paths, find_shards, list_shards
+from data.tar import Member
 
 
 class ShardIndex:
@@ -59,14 +60,18 @@ class ShardIndex:
 
     def key(self, sample: int) -> str:
         """The name that the members of a sample have in common, with its folder."""
+        return index_file.split_name(self.members(sample)[0].name)[0]
+
+    def members(self, sample: int) -> list[Member]:
+        """The files of a sample in the order of the tar, its image among them."""
         shard, (offset, _, line, _) = self._record(sample)
-        key = index_file.key_of(read_line(self.texts[shard], line), offset)
-        if key is None:
+        members = list(index_file.listed(read_line(self.texts[shard], line)))
+        if all(member.offset != offset for member in members):
             raise DataError(
                 f"{self.texts[shard]} was changed after {self.shards[shard]} was indexed. "
                 f"Run `python -m data.index {self.shards[shard]}`."
             )
-        return key
+        return members
 
     def _record(self, sample: int) -> tuple[int, tuple[int, int, int, int]]:
         shard = int(np.searchsorted(self.ends, sample, side="right"))
