@@ -10,6 +10,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -41,6 +42,22 @@ FORMAT_ERRORS = (SyntaxError, ValueError, TypeError, LookupError, EOFError, Over
 PIL_ERRORS = (OSError, *FORMAT_ERRORS)
 
 
+class Header(NamedTuple):
+    """What an image says of itself."""
+
+    form: str  # JPEG, PNG, …
+    mode: str  # of PIL: L is grey, RGB, RGBA, P a palette, CMYK, I;16 …
+    height: int  # of the upright image
+    width: int
+
+
+def read_header(data: bytes) -> Header:
+    """Format, kind of pixels and size without decoding. DataError: not an image, or larger than MAX_PIXELS."""
+    height, width = image_size(data)
+    with _opened(data) as image:
+        return Header(image.format or "", image.mode, height, width)
+
+
 def image_size(data: bytes) -> tuple[int, int]:
     """(height, width) of the upright image, from the header. DataError: not an image, or larger than MAX_PIXELS."""
     size = _jpeg_size(data)
@@ -63,7 +80,7 @@ def decode(data: bytes, box: Box, size: tuple[int, int], channels: int) -> Tenso
     DataError: cannot be decoded.
     """
     top, left, height, width = box
-    pixels = _pixels(data, channels)[top : top + height, left : left + width]
+    pixels = pixels_of(data, channels)[top : top + height, left : left + width]
     image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
     if size != (height, width):
         image = functional.interpolate(image, size, mode="bicubic", antialias=True)
@@ -73,11 +90,11 @@ def decode(data: bytes, box: Box, size: tuple[int, int], channels: int) -> Tenso
 def verify(data: bytes) -> tuple[int, int]:
     """(height, width) of an image that decodes completely; DataError if it does not."""
     size = image_size(data)
-    _pixels(data, 3)
+    pixels_of(data, 3)
     return size
 
 
-def _pixels(data: bytes, channels: int) -> np.ndarray:
+def pixels_of(data: bytes, channels: int) -> np.ndarray:
     """The whole upright image, uint8 [height, width, channels], writable."""
     if _jpeg_size(data) is not None:
         try:

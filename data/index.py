@@ -73,6 +73,10 @@ class ShardIndex:
             )
         return members
 
+    def table(self, shard: int) -> np.ndarray:
+        """[samples of the shard, 4] int64: offset and size of the image, start of its line in X.idx, label or -1."""
+        return np.frombuffer(self._maps[f"{self.texts[shard]}.bin"], "<i8", offset=HEADER.size).reshape(-1, 4).copy()
+
     def _record(self, sample: int) -> tuple[int, tuple[int, int, int, int]]:
         shard = int(np.searchsorted(self.ends, sample, side="right"))
         first = int(self.ends[shard]) - int(self.sizes[shard])
@@ -85,9 +89,13 @@ def open_shards(paths: Paths, split: str | None = None) -> ShardIndex:
 
     DataError: no such shards, two splits mixed, a shard that is truncated, compressed, not a tar or without an image.
     """
-    shards = find_shards(paths, split)
-    files = {shard: index_file.load(shard) for shard in shards}
-    _build([shard for shard, file in files.items() if file is None], files)
+    return index_tars(find_shards(paths, split))
+
+
+def index_tars(tars: list[str]) -> ShardIndex:
+    """As `open_shards`, of exactly these tars."""
+    files = {tar: index_file.load(tar) for tar in tars}
+    _build([tar for tar, file in files.items() if file is None], files)
     return ShardIndex([file for file in files.values() if file])
 
 
