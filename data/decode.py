@@ -80,21 +80,26 @@ def decode(data: bytes, box: Box, size: tuple[int, int], channels: int) -> Tenso
     DataError: cannot be decoded.
     """
     top, left, height, width = box
-    pixels = pixels_of(data, channels)[top : top + height, left : left + width]
+    pixels = _pixels(data, channels)[top : top + height, left : left + width]
     image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
     if size != (height, width):
         image = functional.interpolate(image, size, mode="bicubic", antialias=True)
     return image[0].contiguous()
 
 
-def verify(data: bytes) -> tuple[int, int]:
-    """(height, width) of an image that decodes completely; DataError if it does not."""
-    size = image_size(data)
-    pixels_of(data, 3)
-    return size
+def verify(data: bytes) -> np.ndarray:
+    """The pixels [height, width, 3] of an image that decodes completely; DataError if it does not, or is damaged."""
+    image_size(data)
+    if data.startswith(b"\x89PNG"):
+        with _opened(data) as image:
+            try:
+                image.verify()  # Its checksums, at which decoding does not look.
+            except PIL_ERRORS as error:
+                raise DataError(f"the PNG image is damaged ({error})") from None
+    return _pixels(data, 3)
 
 
-def pixels_of(data: bytes, channels: int) -> np.ndarray:
+def _pixels(data: bytes, channels: int) -> np.ndarray:
     """The whole upright image, uint8 [height, width, channels], writable."""
     if _jpeg_size(data) is not None:
         try:

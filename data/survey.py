@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.decode import Header, pixels_of, read_header
+from data.decode import Header, read_header, verify
 from data.errors import DataError
 from data.index import ShardIndex
 from data.read import read
@@ -64,7 +64,7 @@ def look(task: list[Look], tick: Callable[[], None]) -> list[Seen]:
             data = read(tar, offset, size)
             hashed = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
             header = read_header(data)
-            moments = _moments(pixels_of(data, 3)) if decode else None
+            moments = _moments(verify(data)) if decode else None
         except DataError as error:
             fault = str(error)
         seen.append(Seen(sample, hashed, header, moments, fault))
