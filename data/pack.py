@@ -79,15 +79,24 @@ def _write(
     check_bad(bad, max_bad)
     total = sum(min(plan.shard_size, plan.samples - number * plan.shard_size) for number in left)
     tasks = _tasks(plan, samples, folder, part, left)
-    with (
-        bar("packing", total) as shown,
-        contextlib.closing(run(write_shard, tasks, max(1, min(jobs, len(left))), shown.advance)) as written,
-    ):
-        for record in written:
-            for entry in record.bad:
-                shown.say(f"unreadable: {entry['file']}: {entry['reason']}")
-            bad += record.bad
-            check_bad(bad, max_bad)
+    try:
+        with (
+            bar("packing", total) as shown,
+            contextlib.closing(run(write_shard, tasks, max(1, min(jobs, len(left))), shown.advance)) as written,
+        ):
+            for record in written:
+                for entry in record.bad:
+                    shown.say(f"unreadable: {entry['file']}: {entry['reason']}")
+                bad += record.bad
+                check_bad(bad, max_bad)
+    except OSError as error:  # Of writing: what cannot be read is among the bad.
+        raise DataError(
+            f"{folder} cannot be written ({error.strerror or error}). Check the free space and the permissions, then "
+            "repeat the command: it goes on with the shards that are missing."
+        ) from None
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command goes on in {folder}", file=sys.stderr)
+        raise
 
 
 def _tasks(plan: Plan, samples: Samples, folder: Path, part: Part | None, numbers: list[int]) -> Iterator[Task]:

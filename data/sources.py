@@ -7,11 +7,13 @@ from pathlib import Path
 from data.csv_list import find_listed
 from data.errors import DataError
 from data.folder import find_images
+from data.index_file import IMAGES
 from data.sample import Source
-from data.splits import COMPRESSED, NAMES
+from data.splits import COMPRESSED
 from data.tar_samples import find_samples
 
 TARS = (".tar", *COMPRESSED)
+ENDINGS = tuple(f".{extension}" for extension in IMAGES)
 
 
 def open_source(path: str) -> Source:
@@ -21,7 +23,13 @@ def open_source(path: str) -> Source:
     if not os.path.exists(path):
         raise DataError(f"{path} does not exist. Check the path, and that the folder it is in is mounted.")
     if os.path.isdir(path):
-        return find_samples(path) if _has_tars(Path(path)) else find_images(Path(path))
+        tar, image = _first(Path(path), TARS), _first(Path(path), ENDINGS)
+        if tar and image:
+            raise DataError(
+                f"{path} holds both tars ({tar}) and images ({image}). "
+                "Name the tars with a glob, or move them out of the folder of images."
+            )
+        return find_samples(path) if tar else find_images(Path(path))
     if path.lower().endswith(".csv"):
         return find_listed(Path(path))
     raise DataError(
@@ -30,12 +38,18 @@ def open_source(path: str) -> Source:
     )
 
 
-def _has_tars(folder: Path) -> bool:
-    """Whether tars lie in a folder or in those of its sub-folders that are splits."""
+def _first(folder: Path, endings: tuple[str, ...]) -> str | None:
+    """A file with such an ending in a folder or in one of its sub-folders, which may be classes or splits."""
+    inside = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_file() and entry.name.endswith(TARS):
-                return True
-            if entry.name.lower() in NAMES and entry.is_dir() and any(n.endswith(TARS) for n in os.listdir(entry)):
-                return True
-    return False
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                inside.append(entry.path)
+            elif entry.name.lower().endswith(endings):
+                return entry.path
+    for child in inside:
+        if found := next((name for name in os.listdir(child) if name.lower().endswith(endings)), None):
+            return os.path.join(child, found)
+    return None

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from data.folder import find_images
 from data.index import open_shards
 from data.pack import main
 from data.read import read
+from tests.test_index import write_tar
 
 ROOT = Path(__file__).parent.parent
 
@@ -214,7 +216,7 @@ def test_a_killed_pack_goes_on_where_it_was(many, packed, tmp_path, jobs):
     assert process.returncode == -signal.SIGKILL and not out.exists()
     with pytest.raises(DataError):
         open_shards(out)
-    time.sleep(0.1)  # For its workers to notice.
+    time.sleep(0.5)  # For its workers to notice.
     before = stamps(partial)
     assert 3 <= len(before) < 15
     refused(pack(many, out, "--shard-size", 10, "--seed", 4), "--seed 0, where now it is 4", "--overwrite")
@@ -263,6 +265,18 @@ def test_any_number_of_processes_gives_the_same_bytes(many, packed, tmp_path):
     assert digests(tmp_path / "out") == packed
 
 
+def test_a_full_disk_is_one_sentence_and_the_pack_goes_on_later(many, packed, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        ended = pack(many, tmp_path / "out", "--shard-size", 10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    refused(ended, "out.partial cannot be written (File too large)", "repeat the command")
+    assert pack(many, tmp_path / "out", "--shard-size", 10).returncode == 0
+    assert digests(tmp_path / "out") == packed
+
+
 def test_ctrl_c_ends_quickly_and_the_pack_goes_on_later(many, packed, tmp_path):
     out = tmp_path / "out"
     process = start(many, out, "--shard-size", 10, "--jobs", 2)
@@ -270,17 +284,21 @@ def test_ctrl_c_ends_quickly_and_the_pack_goes_on_later(many, packed, tmp_path):
     asked = time.perf_counter()
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
-    assert process.returncode == 130 and "Traceback" not in said and time.perf_counter() - asked < 2
+    assert process.returncode == 130 and "Traceback" not in said and "the same command goes on" in said
+    assert time.perf_counter() - asked < 2
     assert not out.exists()
     assert pack(many, out, "--shard-size", 10).returncode == 0 and digests(out) == packed
+
+
+def children(process: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
 def test_a_killed_worker_is_one_sentence(many, tmp_path):
     process = start(many, tmp_path / "out", "--shard-size", 10, "--jobs", 2)
     wait_for("*.tmp", tmp_path / "out.partial", process)
-    server = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "forkserver"], capture_output=True, text=True)
-    workers = subprocess.run(["pgrep", "-P", server.stdout.split()[0]], capture_output=True, text=True)
-    os.kill(int(workers.stdout.split()[0]), signal.SIGKILL)
+    workers = [worker for child in children(process.pid) for worker in children(child)]
+    os.kill(workers[0], signal.SIGKILL)
     _, said = process.communicate()
     refused(Ended(process.returncode, "", said), "a worker process was killed", "fewer --jobs")
 
@@ -475,7 +493,26 @@ def test_a_wrong_list_is_one_sentence(tmp_path, text, says):
     refused(pack(tmp_path / "list.csv", tmp_path / "out"), says)
 
 
+def test_awkward_names_in_tars_are_kept(tmp_path):
+    data = image(tmp_path / "a.png").read_bytes()
+    files = {
+        "./two words.png": data,
+        "./two words.large.json": b"{}",
+        "é/x.JPEG": data,
+        "é/x._meta": b"m",
+        "y.a b": b"?",
+    }
+    write_tar(tmp_path / "in.tar", files | {"y.png": data})
+    assert pack(tmp_path / "in.tar", tmp_path / "out").returncode == 0
+    with tarfile.open(next((tmp_path / "out").glob("*.tar"))) as tar:
+        found = {info.name: tar.extractfile(info).read() for info in tar}  # type: ignore[union-attr]
+    assert found == files | {"y.png": data}
+
+
 def test_something_else_is_refused(tmp_path):
+    image(tmp_path / "both" / "cat" / "a.png")
+    write_tar(tmp_path / "both" / "x.tar", {"a.txt": b""})
+    refused(pack(tmp_path / "both", tmp_path / "out"), "holds both tars", "x.tar", "a.png")
     (tmp_path / "book.pdf").write_text("")
     refused(pack(tmp_path / "book.pdf", tmp_path / "out"), "book.pdf is not a folder of images, nor tars, nor a CSV")
 
