@@ -65,6 +65,8 @@ def assemble(plan: Plan, out: Path, *, max_bad: int, verify: bool = False, jobs:
     manifest = _manifest(plan, folder, records, shards, bad)
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
     (folder / "manifest.json").write_text(text, errors="surrogateescape")
+    for leftover in folder.glob("*.tmp"):  # Of writers that were killed.
+        leftover.unlink()
     _rename(folder, out)
     shutil.rmtree(work(out))
     return manifest

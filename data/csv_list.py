@@ -1,13 +1,14 @@
 """The images that a CSV file lists, ready to be packed."""
 
 import csv
+import os
 import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from data.errors import DataError
-from data.folder import key_of_path
+from data.folder import key_of_path, read_file
 from data.index_file import IMAGES
 from data.sample import Sample, Source
 
@@ -36,11 +37,11 @@ def find_listed(source: Path) -> Source:
         classes = names
     samples = [
         Sample(
-            key_of_path(path),
-            Path(path).suffix[1:].lower(),
+            key_of_path(re.sub(r"^(\.\./|/)+", "", os.path.normpath(path))),
+            path.rpartition(".")[2].lower(),
             None if label is None else numbers[label],
             path,
-            partial(Path.read_bytes, source.parent / path),
+            partial(read_file, str(source.parent / path)),
         )
         for path, label in rows
     ]

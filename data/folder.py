@@ -30,12 +30,13 @@ class FolderSamples:
 
     def __getitem__(self, number: int) -> Sample:
         path = self.images[number]
-        others = tuple((extension, self._read(side)) for extension, side in self.sides.get(number, ()))
+        sides = self.sides.get(number, ())
+        others = tuple((extension, self._read(side)) for extension, side in sides) if sides else ()
         label = self.labels.get(path.partition("/")[0])
-        return Sample(key_of_path(path), Path(path).suffix[1:].lower(), label, path, self._read(path), others)
+        return Sample(key_of_path(path), path.rpartition(".")[2].lower(), label, path, self._read(path), others)
 
     def _read(self, path: str) -> partial[bytes]:
-        return partial(Path.read_bytes, self.folder / path)
+        return partial(read_file, f"{self.folder}/{path}")
 
 
 def find_images(source: Path) -> Source:
@@ -82,8 +83,12 @@ def key_of_path(path: str) -> str:
 
     webdataset ends a key at its first dot, and the text index separates its fields by spaces.
     """
-    parts = Path(path).with_suffix("").parts
-    return "/".join(re.sub(r"[.\s]", "_", part) for part in parts if part not in ("/", ".."))
+    return re.sub(r"[.\s]", "_", os.path.splitext(path)[0])
+
+
+def read_file(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _walk(source: Path) -> tuple[list[str], list[str]]:

@@ -106,8 +106,10 @@ def begin(plan: Plan, out: Path, *, shared: bool, overwrite: bool) -> Path:
     DataError: the folder holds something else.
     """
     folder = folder_of(out)
+    # In this order: another part that starts now writes its plan before anything else.
+    occupied = folder.exists() and any(path != work(folder) for path in folder.iterdir())
     found = load(folder)
-    if found is None and folder.exists() and any(folder.iterdir()):
+    if found is None and occupied:
         raise DataError(
             f"{folder} is in the way: it holds no plan of an unfinished pack. Remove it yourself if it may go."
         )

@@ -79,7 +79,7 @@ def write_shard(task: Task, advance: Callable[[], None]) -> Record:
     size, sha256 = 0, ""
     if written:
         index = index_file.build(str(temporary))
-        _read_back(index, written)
+        read_back(index, written)
         with open(temporary, "rb") as file:
             size, sha256 = index.tar_bytes, hashlib.file_digest(file, "sha256").hexdigest()
         final = str(task.folder / task.tar.removesuffix(".tar"))
@@ -112,7 +112,7 @@ def _write(
             for extension, data in members:
                 # One call for each, because TarWriter would sort them: the image comes first.
                 writer.write({"__key__": sample.key, extension: data})
-                written.append(Written(f"{sample.key}.{extension}", len(data), _hash(data)))
+                written.append(Written(f"{sample.key}.{extension}", len(data), digest_of(data)))
         advance()
     return written, reencoded, bad
 
@@ -132,7 +132,7 @@ def _members(sample: Sample, shorter_side: int | None, quality: int | None) -> t
     return [(extension, data if smaller is None else smaller), *others], smaller is not None
 
 
-def _read_back(index: index_file.IndexFile, written: list[Written]) -> None:
+def read_back(index: index_file.IndexFile, written: list[Written]) -> None:
     """DataError unless the index leads to all that was written, and to nothing else."""
     listed, firsts = [], []
     with open(index.tar, "rb", buffering=0) as tar, open(index.text, "rb") as text:
@@ -142,7 +142,7 @@ def _read_back(index: index_file.IndexFile, written: list[Written]) -> None:
             firsts.append(members[0].offset)
             for member in members:
                 data = os.pread(tar.fileno(), member.size, member.offset)
-                listed.append(Written(member.name, len(data), _hash(data)))
+                listed.append(Written(member.name, len(data), digest_of(data)))
     if listed != written:
         wrong = next((a.name for a, b in zip(listed, written, strict=False) if a != b), "the number of members")
         raise DataError(
@@ -153,5 +153,5 @@ def _read_back(index: index_file.IndexFile, written: list[Written]) -> None:
     assert [images.locate(sample)[1] for sample in range(len(images))] == firsts
 
 
-def _hash(data: bytes) -> bytes:
+def digest_of(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()

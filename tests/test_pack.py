@@ -19,12 +19,14 @@ import pytest
 import webdataset
 from PIL import Image
 
+from data import index_file
 from data.decode import image_size
 from data.errors import DataError, command
 from data.folder import find_images
 from data.index import open_shards
 from data.pack import main
 from data.read import read
+from data.shard_writer import Written, digest_of, read_back
 from tests.test_index import write_tar
 
 ROOT = Path(__file__).parent.parent
@@ -223,7 +225,8 @@ def test_a_killed_pack_goes_on_where_it_was(many, packed, tmp_path, jobs):
     refused(pack(many, out), "--shard-size 10, where now it is 1000")
     again = pack(many, out, "--shard-size", 10)
     assert again.returncode == 0 and f"{len(before)} of 15 shards are finished" in again.stderr
-    assert digests(out) == packed and not partial.exists() and not (out / ".pack").exists()
+    assert digests(out) == packed and not partial.exists()
+    assert {path.suffix for path in out.iterdir()} == {".tar", ".idx", ".bin", ".json"}
     for name, stamp in before.items():
         assert (out / f"{name}.tar").stat().st_mtime_ns == stamp
 
@@ -257,6 +260,16 @@ def test_a_damaged_shard_is_not_taken_for_finished(classes, tmp_path):
     (partial / "x-000002.tar").unlink()
     assert pack(*merge[:-1]).returncode == 0
     assert digests(tmp_path / "two") == digests(tmp_path / "one")
+
+
+def test_a_shard_that_is_not_what_was_written_is_refused(tmp_path):
+    data = image(tmp_path / "a.png").read_bytes()
+    index = index_file.build(str(write_tar(tmp_path / "x.tar", {"a.png": data, "a.cls": b"3"})))
+    meant = [Written("a.png", len(data), digest_of(data)), Written("a.cls", 1, digest_of(b"3"))]
+    read_back(index, meant)
+    for wrong in (meant[:1], meant[::-1], [meant[0], Written("a.cls", 1, digest_of(b"4"))]):
+        with pytest.raises(DataError, match="does not hold what was written"):
+            read_back(index, wrong)
 
 
 def test_any_number_of_processes_gives_the_same_bytes(many, packed, tmp_path):
