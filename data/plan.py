@@ -15,6 +15,8 @@ from array import array
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
+from rich.progress import track
 
 from data.draw import PACK, key, permutation
 from data.errors import DataError
@@ -75,7 +77,8 @@ def hash_keys(samples: Samples) -> str:
     """A hash of all keys, extensions, labels and side files. DataError: two samples with one key."""
     digest = hashlib.sha256()
     short = array("Q")  # 8 bytes for a key: a set of the keys of SA-1B would take a gigabyte.
-    for sample in samples:
+    quick = len(samples) < 100_000
+    for sample in track(samples, "reading keys", len(samples), console=Console(stderr=True), disable=quick):
         fields = (sample.key, sample.extension, str(sample.label), *(extension for extension, _ in sample.others))
         if len({extension.lower() for extension, _ in sample.others}) < len(sample.others):
             raise DataError(
