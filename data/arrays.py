@@ -32,6 +32,11 @@ def channels_of(data: bytes) -> int | None:
     return None
 
 
+def form(data: bytes) -> str:
+    """NPY or TIFF."""
+    return "NPY" if data.startswith(NPY) else "TIFF"
+
+
 def image_size(data: bytes) -> tuple[int, int]:
     """(height, width) from the header. DataError: damaged, or no image [H, W, C] or [H, W]."""
     shape = _layout(data)[0] if data.startswith(NPY) else _tiff_shape(data)

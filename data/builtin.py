@@ -19,8 +19,8 @@ from PIL import Image
 
 from data.draw import PACK, key, permutation
 from data.errors import DataError
-from data.folder import Sample
 from data.pack import pack
+from data.sample import Sample
 
 PHOTOS = {
     "skimage": (

@@ -6,29 +6,19 @@ through PIL. Whatever the orientation in EXIF says, boxes and results are uprigh
 colours below it stay as they are stored.
 """
 
-import contextlib
-import io
-import struct
-import warnings
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from data import arrays, jpeg
+from data import arrays, jpeg, pil
 from data.errors import DataError
 from data.transforms import Box
 
 MAX_PIXELS = 1 << 28
-# PIL would warn at a third of this, and from inside Image.open: the limit is checked here, for all formats alike.
-Image.MAX_IMAGE_PIXELS = None
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
 TURNS = {  # What turns the stored image of an EXIF orientation upright: transpose, then flip rows, flip columns.
     1: (False, False, False),
     2: (False, False, True),
@@ -40,9 +30,6 @@ TURNS = {  # What turns the stored image of an EXIF orientation upright: transpo
     8: (True, True, False),
 }
 DCT_SCALES = (8, 4, 2)
-# What PIL's readers raise on damaged files.
-FORMAT_ERRORS = (SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, struct.error, zlib.error)
-PIL_ERRORS = (OSError, *FORMAT_ERRORS)
 
 
 class Header(NamedTuple):
@@ -62,8 +49,8 @@ def read_header(data: bytes, channels: int = 3) -> Header:
     elif arrays.is_array(data, channels):
         (height, width), orientation = arrays.image_size(data), 1
     else:
-        with _opened(data) as image:
-            height, width, orientation = image.height, image.width, _orientation(image)
+        with pil.opened(data) as image:
+            height, width, orientation = image.height, image.width, pil.orientation(image)
     if height * width > MAX_PIXELS:
         raise DataError(f"its {height}x{width} pixels are above the limit of {MAX_PIXELS} pixels")
     if TURNS[orientation][0]:
@@ -110,12 +97,33 @@ def decode(
     return [_resized(_turned(crop, header.orientation), size) for crop in crops]
 
 
-def verify(data: bytes) -> tuple[int, int]:
-    """(height, width) of an image that decodes completely; DataError if it does not."""
+def verify(data: bytes) -> np.ndarray:
+    """The pixels [height, width, channels] of an image that decodes completely, as stored, uint8.
+
+    DataError: it does not, or is damaged.
+    """
     channels = arrays.channels_of(data) or 3
     header = read_header(data, channels)
-    _pixels(data, header, channels, bits=8, scale=1, bottom=max(header[:2]))
-    return header[:2]
+    if data.startswith(b"\x89PNG"):
+        pil.check_png(data)
+    return _pixels(data, header, channels, bits=8, scale=1, bottom=max(header[:2]))[0]
+
+
+class Kind(NamedTuple):
+    """What an image is, in words."""
+
+    form: str  # JPEG, PNG, …
+    mode: str  # of PIL: L is grey, RGB, RGBA, P a palette, CMYK, I;16 …; of arrays the channels and their type
+    height: int  # of the upright image
+    width: int
+
+
+def kind(data: bytes) -> Kind:
+    """Format, kind of pixels and size without decoding. DataError: not an image, or larger than MAX_PIXELS."""
+    if channels := arrays.channels_of(data):
+        return Kind(arrays.form(data), f"{channels} channels", *read_header(data, channels)[:2])
+    with pil.opened(data) as image:
+        return Kind(image.format or "", image.mode, *image_size(data))
 
 
 def _pixels(data: bytes, header: Header, channels: int, bits: int, scale: int, bottom: int) -> tuple[np.ndarray, int]:
@@ -130,26 +138,10 @@ def _pixels(data: bytes, header: Header, channels: int, bits: int, scale: int, b
     if header.jpeg is None and arrays.is_array(data, channels):
         pixels = arrays.pixels(data)
     else:
-        pixels = _pil_pixels(data, channels)
+        pixels = pil.pixels(data, channels)
     if pixels.shape[2] != channels:
         raise DataError(f"it has {pixels.shape[2]} channels where model.in_channels={channels} are wanted")
     return _with_bits(pixels, bits), 1
-
-
-def _pil_pixels(data: bytes, channels: int) -> np.ndarray:
-    with _opened(data) as image:
-        try:
-            image.load()
-            if image.mode.startswith("I"):  # 16-bit grey, which `convert` would clip
-                grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535).astype(np.uint16)[..., None]
-                return np.repeat(grey, channels, axis=2)
-            if image.mode == "P" and "transparency" in image.info:
-                image = image.convert("RGBA")  # or `convert("RGB")` would warn
-            mode = {1: "L", 3: "RGB"}.get(channels, image.mode)
-            pixels = np.array(image.convert(mode))
-        except PIL_ERRORS as error:
-            raise DataError(f"the {image.format} image cannot be decoded ({error})") from None
-    return pixels.reshape(*pixels.shape[:2], -1)
 
 
 def _with_bits(pixels: np.ndarray, bits: int) -> np.ndarray:
@@ -204,26 +196,3 @@ def _resized(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
         return functional.interpolate(image, size, mode="bicubic", antialias=True)[0]
     resized = functional.interpolate(image.float(), size, mode="bicubic", antialias=True)
     return resized.round_().clamp_(0, 65535).to(torch.uint16)[0]
-
-
-@contextlib.contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
-    """The image by PIL, closed at the end. What PIL only warns of, such as a broken EXIF block, does not matter."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-        except PIL_ERRORS as error:
-            reason = "are no image of a known format" if "identify" in str(error) else f"are damaged ({error})"
-            raise DataError(f"its {len(data)} bytes {reason}") from None
-        with image:
-            yield image
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1 … 8; 1 where there is none or it makes no sense."""
-    try:
-        turn = image.getexif().get(jpeg.ORIENTATION, 1)
-    except PIL_ERRORS:
-        return 1
-    return turn if turn in TURNS else 1

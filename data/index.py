@@ -23,6 +23,7 @@ from data.index_file import HEADER, RECORD, IndexFile
 from data.read import read_line
 from data.recent import Recent
 from data.splits import COMPRESSED, Paths, find_shards, list_shards
+from data.tar import Member
 
 
 class ShardIndex:
@@ -64,14 +65,22 @@ class ShardIndex:
 
     def key(self, sample: int) -> str:
         """The name that the members of a sample have in common, with its folder."""
+        return index_file.split_name(self.members(sample)[0].name)[0]
+
+    def members(self, sample: int) -> list[Member]:
+        """The files of a sample in the order of the tar, its image among them."""
         shard, (offset, _, line, _) = self._record(sample)
-        key = index_file.key_of(read_line(self.texts[shard], line), offset)
-        if key is None:
+        members = list(index_file.listed(read_line(self.texts[shard], line)))
+        if all(member.offset != offset for member in members):
             raise DataError(
                 f"{self.texts[shard]} was changed after {self.shards[shard]} was indexed. "
                 f"Run `python -m data.index {self.shards[shard]}`."
             )
-        return key
+        return members
+
+    def table(self, shard: int) -> np.ndarray:
+        """[samples of the shard, 4] int64: offset and size of the image, start of its line in X.idx, label or -1."""
+        return np.frombuffer(self._maps[f"{self.texts[shard]}.bin"], "<i8", offset=HEADER.size).reshape(-1, 4).copy()
 
     def _record(self, sample: int) -> tuple[int, tuple[int, int, int, int]]:
         shard = int(np.searchsorted(self.ends, sample, side="right"))
@@ -85,9 +94,13 @@ def open_shards(paths: Paths, split: str | None = None) -> ShardIndex:
 
     DataError: no such shards, two splits mixed, a shard that is truncated, compressed, not a tar or without an image.
     """
-    shards = find_shards(paths, split)
-    files = {shard: index_file.load(shard) for shard in shards}
-    _build([shard for shard, file in files.items() if file is None], files)
+    return index_tars(find_shards(paths, split))
+
+
+def index_tars(tars: list[str]) -> ShardIndex:
+    """As `open_shards`, of exactly these tars."""
+    files = {tar: index_file.load(tar) for tar in tars}
+    _build([tar for tar, file in files.items() if file is None], files)
     return ShardIndex([file for file in files.values() if file])
 
 

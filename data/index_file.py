@@ -14,7 +14,7 @@ import os
 import re
 import struct
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,15 +97,13 @@ def build(tar: str) -> IndexFile:
     return IndexFile(tar, path, len(records), state.st_size, probe)
 
 
-def key_of(line: str, offset: int) -> str | None:
-    """The key of the sample on a line of X.idx, None if it does not list a member at this offset.
+def listed(line: str) -> Iterator[Member]:
+    """The members of the sample on a line of X.idx.
 
     Names may hold spaces; that the extension is the end of the name tells where a name ends.
     """
-    for found in re.finditer(r"(\S.*?) (\d+) \d+ ((?:\S.*?/)?[^./]+)\.\1(?= |$)", line):
-        if int(found[2]) == offset:
-            return found[3]
-    return None
+    for found in re.finditer(r"(\S.*?) (\d+) (\d+) ((?:\S.*?/)?[^./]+\.\1)(?= |$)", line):
+        yield Member(found[4], int(found[2]), int(found[3]))
 
 
 def _named(tar: str) -> Iterable[Member]:

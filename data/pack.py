@@ -1,160 +1,110 @@
-"""An image folder becomes shuffled shards with an index and a manifest.
+"""Images become shuffled shards with an index and a manifest.
 
-    python -m data.pack IMAGES OUT
+    python -m data.pack SOURCE OUT
 
-IMAGES is flat or has one sub-folder per class. The bytes of the files are kept as they are.
+SOURCE is a folder of images (flat, or with one sub-folder per class), tars that exist already (a tar, a folder of
+tars, a glob in quotes), or a CSV list with the header path[,label]. Files that belong to an image are kept with it.
+The bytes of the images are kept as they are, unless --shorter-side asks for smaller ones.
+
+An interrupted pack goes on when the same command is given again. Several machines share the work with --part 1/8 …
+--part 8/8, any order, and the same command with --merge at the end:
+
+    python -m data.pack SOURCE OUT --part $SLURM_ARRAY_TASK_ID/8      (sbatch --array=1-8)
+    python -m data.pack SOURCE OUT --merge
 """
 
 import argparse
 import contextlib
-import hashlib
-import json
-import os
-import shutil
+import dataclasses
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from webdataset.writer import ShardWriter
-
-from data import index_file
-from data.decode import verify
-from data.draw import PACK, key, permutation
+from data.assemble import assemble, check_bad, check_out
 from data.errors import DataError, command
-from data.folder import Sample, find_images
-from data.index import ShardIndex
+from data.parallel import bar, cores, run
+from data.plan import Plan, begin, difference, folder_of, hash_keys, load
+from data.sample import Samples
+from data.shard_writer import Task, find_record, write_shard
+from data.sources import open_source
 from data.splits import NAMES
 
 MAX_BAD = 100
+QUALITY = 90
+SHARD_SIZE = 1000
+Part = tuple[int, int]
 
 
 def pack(
-    samples: list[Sample],
+    samples: Samples,
     out: Path,
     *,
     name: str,
     classes: list[str],
     seed: int = 0,
-    shard_size: int = 1000,
-    shard_bytes: float = 1e12,
+    shard_size: int = SHARD_SIZE,
+    shorter_side: int | None = None,
+    quality: int = QUALITY,
+    jobs: int = 1,
     max_bad: int = MAX_BAD,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """The manifest of a new folder of shards NAME-000000.tar … with the samples in an order drawn from the seed.
 
-    Written as OUT.partial and renamed when complete. Equal samples, seed and sizes give equal bytes. Images that do not
-    decode are left out and listed, in the manifest and in bad_files.txt.
+    Written as OUT.partial, where an interrupted call with the same arguments goes on, and renamed when complete. Equal
+    samples, seed and settings give equal bytes whatever the number of processes. Images that do not decode are left
+    out and listed, in the manifest and in bad_files.txt.
 
-    DataError: OUT exists, more than max_bad images do not decode, none does.
+    DataError: OUT exists, OUT.partial holds another pack, more than max_bad images do not decode, none does.
     """
-    _check_out(out, overwrite)
-    partial = out.with_name(f"{out.name}.partial")
-    if partial.exists():
-        print(f"replacing {partial}, left over by a pack that was interrupted", file=sys.stderr)
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
+    check_out(out, overwrite)
+    kept = quality if shorter_side else None
+    plan = Plan(name, seed, shard_size, shorter_side, kept, len(samples), classes, hash_keys(samples))
+    _write(plan, samples, out, None, jobs, max_bad, overwrite)
+    return assemble(plan, out, max_bad=max_bad)
+
+
+def _write(
+    plan: Plan, samples: Samples, out: Path, part: Part | None, jobs: int, max_bad: int, overwrite: bool
+) -> None:
+    """Writes those shards of the plan, or of one part of it, that are not finished yet."""
+    folder = begin(plan, out, shared=part is not None, overwrite=overwrite)
+    mine = range(part[0] - 1, plan.shards, part[1]) if part else range(plan.shards)
+    records = {number: find_record(folder, plan.shard(number), plan.digest) for number in mine}
+    left = [number for number, record in records.items() if record is None]
+    if len(left) < len(mine):
+        print(f"going on in {folder}: {len(mine) - len(left)} of {len(mine)} shards are finished", file=sys.stderr)
+    bad = [entry for record in records.values() if record for entry in record.bad]
+    check_bad(bad, max_bad)
+    total = sum(min(plan.shard_size, plan.samples - number * plan.shard_size) for number in left)
+    tasks = _tasks(plan, samples, folder, part, left)
     try:
-        bad = _write_shards(_shuffled(samples, seed), partial / name, shard_size, shard_bytes, max_bad)
-        if len(bad) == len(samples):
-            first = f"{bad[0]['file']}: {bad[0]['reason']}" if bad else "there is none"
-            raise DataError(f"none of the {len(samples)} images can be decoded ({first}). Check the source folder.")
-        manifest = _manifest(partial, name, classes, seed, bad)
-        if bad:
-            (partial / "bad_files.txt").write_text("".join(f"{entry['file']}\t{entry['reason']}\n" for entry in bad))
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    except DataError:
-        shutil.rmtree(partial)
+        with (
+            bar("packing", total) as shown,
+            contextlib.closing(run(write_shard, tasks, max(1, min(jobs, len(left))), shown.advance)) as written,
+        ):
+            for record in written:
+                for entry in record.bad:
+                    shown.say(f"unreadable: {entry['file']}: {entry['reason']}")
+                bad += record.bad
+                check_bad(bad, max_bad)
+    except OSError as error:  # Of writing: what cannot be read is among the bad.
+        raise DataError(
+            f"{folder} cannot be written ({error.strerror or error}). Check the free space and the permissions, then "
+            "repeat the command: it goes on with the shards that are missing."
+        ) from None
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command goes on in {folder}", file=sys.stderr)
         raise
-    _rename(partial, out)
-    return manifest
 
 
-def _check_out(out: Path, overwrite: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not overwrite:
-        raise DataError(f"{out} exists already. Choose another place, or replace it with --overwrite.")
-    if not (out / "manifest.json").exists():
-        raise DataError(f"{out} is no packed data set (it has no manifest.json). Remove it yourself if it may go.")
-
-
-def _shuffled(samples: list[Sample], seed: int) -> list[Sample]:
-    return [samples[i] for i in permutation(key(seed, PACK), np.arange(len(samples)))]
-
-
-def _write_shards(
-    samples: list[Sample], prefix: Path, shard_size: int, shard_bytes: float, max_bad: int
-) -> list[dict[str, str]]:
-    """What could not be decoded, as file and reason, after everything else has been written."""
-    bad: list[dict[str, str]] = []
-    pattern = str(prefix).replace("%", "%%") + "-%06d.tar"
-    # Nothing of the machine, the user or the hour may get into the headers.
-    same = {"mtime": 0, "user": "", "group": "", "mode": 0o644, "format": "GNU_FORMAT", "encoder": False}
-    with (
-        _bar() as bar,
-        ShardWriter(pattern, maxcount=shard_size, maxsize=shard_bytes, verbose=0, **same) as writer,
-    ):
-        task = bar.add_task("packing", total=len(samples), rate="")
-        for sample in samples:
-            try:
-                data = sample.read()
-                verify(data)
-            except (DataError, OSError) as error:
-                bad.append({"file": sample.origin, "reason": str(error)})
-                said = f"unreadable: {sample.origin}: {error}"
-                bar.console.print(said, markup=False, highlight=False, soft_wrap=True)
-                if len(bad) > max_bad:
-                    raise DataError(
-                        f"{len(bad)} images cannot be decoded, more than --max-bad {max_bad}; the last is "
-                        f"{sample.origin}: {error}. Repair or remove them, or raise --max-bad."
-                    ) from None
-            else:
-                label = {} if sample.label is None else {"cls": str(sample.label).encode()}
-                writer.write({"__key__": sample.key, sample.extension: data, **label})
-            bar.advance(task)
-            bar.update(task, rate=f"{bar.tasks[0].completed / max(bar.tasks[0].elapsed or 0, 1e-3):,.0f} images/s")
-    return bad
-
-
-def _bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-
-
-def _manifest(folder: Path, name: str, classes: list[str], seed: int, bad: list[dict[str, str]]) -> dict[str, Any]:
-    """Indexes the shards and describes them."""
-    files, shards = [], []
-    for tar in sorted(folder.glob("*.tar")):
-        files.append(index_file.build(str(tar)))
-        with open(tar, "rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        shards.append({"file": tar.name, "samples": files[-1].samples, "bytes": files[-1].tar_bytes, "sha256": sha256})
-    return {
-        "name": name,
-        "samples": sum(file.samples for file in files),
-        "bytes": sum(file.tar_bytes for file in files),
-        "fingerprint": ShardIndex(files).fingerprint,
-        "seed": seed,
-        "classes": classes,
-        "shards": shards,
-        "bad": bad,
-    }
-
-
-def _rename(partial: Path, out: Path) -> None:
-    """The complete folder under its final name; what had that name goes only then."""
-    old = out.with_name(f"{out.name}.replaced")
-    if old.exists() and not out.exists():
-        os.rename(old, out)  # A replacement was interrupted between its two renames.
-    if out.exists() and any(out.iterdir()):
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(out, old)
-    os.rename(partial, out)
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(old)
+def _tasks(plan: Plan, samples: Samples, folder: Path, part: Part | None, numbers: list[int]) -> Iterator[Task]:
+    order = plan.order()
+    said = f"{part[0]}/{part[1]}" if part else ""
+    for number in numbers:
+        chosen = [samples[int(i)] for i in order[number * plan.shard_size : (number + 1) * plan.shard_size]]
+        yield Task(folder, plan.shard(number), chosen, plan.shorter_side, plan.quality, plan.digest, said)
 
 
 def default_name(out: Path) -> str:
@@ -164,29 +114,82 @@ def default_name(out: Path) -> str:
 
 
 def main(words: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m data.pack", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("source", type=Path, help="folder of images, flat or with one sub-folder per class")
-    parser.add_argument("out", type=Path, help="folder to be created; end it in /train, /val or /test to pack a part")
-    parser.add_argument("--name", help="of the shards: NAME-000000.tar (default: the name of OUT)")
-    parser.add_argument("--seed", type=int, default=0, help="of the order of the samples (default 0)")
-    parser.add_argument("--shard-size", type=_positive, default=1000, metavar="N", help="samples per shard (1000)")
-    parser.add_argument("--shard-bytes", type=_positive, default=10**12, metavar="N", help="and bytes at most, about")
-    parser.add_argument("--max-bad", type=int, default=MAX_BAD, metavar="N", help=f"images to skip (default {MAX_BAD})")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT once the new one is complete")
-    arguments = parser.parse_args(words)
-    options = vars(arguments)
-    source, out, name = options.pop("source"), options.pop("out"), options.pop("name")
-    name = name or default_name(out)
+    arguments = _parser().parse_args(words)
+    out, part, limit = arguments.out, arguments.part, {"max_bad": arguments.max_bad}
+    name = arguments.name or default_name(out)
     if "/" in name:
         raise DataError(f"--name {name} contains a slash. It is the beginning of file names in OUT, not a path.")
-    _check_out(out, arguments.overwrite)
-    samples, classes, ignored = find_images(source)
-    if ignored:
-        print(f"{ignored} files in {source} are no images and are left out", file=sys.stderr)
-    manifest = pack(samples, out, name=name, classes=classes, **options)
-    bad = f", {len(manifest['bad'])} unreadable left out (bad_files.txt)" if manifest["bad"] else ""
-    labels = f", {len(classes)} classes" if classes else ", no labels"
-    print(f"{out}: {manifest['samples']} samples in {len(manifest['shards'])} shards{labels}{bad}")
+    if arguments.quality and not arguments.shorter_side:
+        raise DataError(
+            f"--quality {arguments.quality} has no meaning without --shorter-side: images are kept as they are."
+        )
+    quality = (arguments.quality or QUALITY) if arguments.shorter_side else None
+    settings = {"name": name, "seed": arguments.seed, "shard_size": arguments.shard_size}
+    settings |= {"shorter_side": arguments.shorter_side, "quality": quality}
+    check_out(out, arguments.overwrite)
+    if arguments.merge:
+        plan = _plan_to_merge(out, settings)
+        _report(out, assemble(plan, out, verify=True, jobs=arguments.jobs, **limit))
+        return
+    samples, classes, note = open_source(arguments.source)
+    if note:
+        print(note, file=sys.stderr)
+    plan = Plan(samples=len(samples), classes=classes, keys=hash_keys(samples), **settings)
+    _write(plan, samples, out, part, arguments.jobs, overwrite=arguments.overwrite, **limit)
+    if part:
+        print(
+            f"{folder_of(out)}: part {part[0]}/{part[1]} of {plan.shards} shards is finished. When all parts are, "
+            "repeat the command with --merge in place of --part."
+        )
+    else:
+        _report(out, assemble(plan, out, **limit))
+
+
+def _plan_to_merge(out: Path, settings: dict[str, Any]) -> Plan:
+    """The plan that the parts have followed. DataError: there is none, or it was made with other settings."""
+    folder = folder_of(out)
+    plan = load(folder)
+    if plan is None:
+        raise DataError(
+            f"{folder} holds no unfinished pack. Pack its parts first: --part 1/2, --part 2/2, for example."
+        )
+    if reason := difference(plan, dataclasses.replace(plan, **settings)):
+        raise DataError(f"{folder} was packed with {reason}. Give --merge the settings that its parts had.")
+    return plan
+
+
+def _report(out: Path, manifest: dict[str, Any]) -> None:
+    said = [f"{out}: {manifest['samples']} samples in {len(manifest['shards'])} shards"]
+    if manifest["classes"]:
+        said.append(f"{len(manifest['classes'])} classes")
+    if manifest["shorter_side"]:
+        said.append(f"{manifest['reencoded']} encoded anew with a shorter side of {manifest['shorter_side']}")
+    if manifest["bad"]:
+        said.append(f"{len(manifest['bad'])} unreadable left out (bad_files.txt)")
+    print(", ".join(said))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m data.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("source", help="folder of images, tar, folder of tars, glob of tars in quotes, or .csv")
+    add("out", type=Path, help="folder to be created; end it in /train, /val or /test to pack a part of a data set")
+    add("--name", help="of the shards: NAME-000000.tar (default: the name of OUT)")
+    add("--seed", type=int, default=0, help="of the order of the samples (default 0)")
+    add("--shard-size", type=_positive, default=SHARD_SIZE, metavar="N", help=f"samples per shard ({SHARD_SIZE})")
+    add("--shorter-side", type=_positive, metavar="PIXELS", help="encode anew, upright, images with a larger one")
+    add("--quality", type=_quality, metavar="Q", help=f"of the JPEGs that --shorter-side makes (default {QUALITY})")
+    add("--jobs", type=_positive, default=cores(), metavar="N", help=f"processes (default: the cores, here {cores()})")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--part", type=_part, metavar="I/N", help="write only each N-th shard, from the I-th of 1 … N on")
+    one.add_argument("--merge", action="store_true", help="check and join what the parts wrote; SOURCE is not read")
+    add("--max-bad", type=int, default=MAX_BAD, metavar="N", help=f"unreadable images to skip (default {MAX_BAD})")
+    add(
+        "--overwrite", action="store_true", help="replace OUT once the new one is complete; give up another OUT.partial"
+    )
+    return parser
 
 
 def _positive(text: str) -> int:
@@ -194,6 +197,19 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return number
+
+
+def _quality(text: str) -> int:
+    if not 1 <= int(text) <= 95:
+        raise argparse.ArgumentTypeError(f"{text} is not a JPEG quality of 1 … 95")
+    return int(text)
+
+
+def _part(text: str) -> Part:
+    first, _, count = text.partition("/")
+    if not (first.isdigit() and count.isdigit() and 1 <= int(first) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text} is not I/N with I from 1 to N, such as 1/8")
+    return int(first), int(count)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Packing an image folder: what is written, what is refused, and what an interruption leaves."""
+"""Packing: what is written, from which sources, what is refused, and what an interruption leaves."""
 
 import hashlib
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -17,11 +19,15 @@ import pytest
 import webdataset
 from PIL import Image
 
+from data import index_file
+from data.decode import image_size
 from data.errors import DataError, command
 from data.folder import find_images
 from data.index import open_shards
 from data.pack import main
 from data.read import read
+from data.shard_writer import Written, digest_of, read_back
+from tests.test_index import write_tar
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,11 +38,12 @@ class Ended(NamedTuple):
     stderr: str
 
 
-def pack(*arguments: object) -> Ended:
+def pack(*arguments: object, jobs: int = 1) -> Ended:
     """The command in this process: a new one would spend its time on importing torch."""
+    words = [*map(str, arguments), "--jobs", str(jobs)]
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
         try:
-            command(lambda: main([str(argument) for argument in arguments]))
+            command(lambda: main(words))
         except SystemExit as end:
             return Ended(int(end.code or 0), out.getvalue(), err.getvalue())
 
@@ -132,8 +139,9 @@ def test_unreadable_images_are_listed_and_left_out(classes, tmp_path):
     listed = (tmp_path / "out" / "bad_files.txt").read_text()
     assert all(f"{entry['file']}\t{entry['reason']}\n" in listed for entry in manifest["bad"])
     refused(pack(classes, tmp_path / "out2", "--max-bad", 1), "2 images cannot be decoded", "--max-bad 1")
-    assert pack(classes, tmp_path / "out3", "--max-bad", 2).returncode == 0
-    assert not list(tmp_path.glob("out2*"))
+    assert not (tmp_path / "out2").exists()
+    assert pack(classes, tmp_path / "out2", "--max-bad", 2).returncode == 0
+    assert not (tmp_path / "out2.partial").exists()
 
 
 def test_nothing_readable_is_refused(tmp_path):
@@ -148,7 +156,7 @@ def test_an_existing_folder_is_replaced_only_on_demand_and_only_by_a_complete_on
     assert pack(classes, out).returncode == 0
     before = digests(out)
     refused(pack(classes, out, "--seed", 5), "exists already", "--overwrite")
-    refused(pack(tmp_path / "nowhere", out, "--overwrite"), "is not a folder")
+    refused(pack(tmp_path / "nowhere", out, "--overwrite"), "does not exist")
     (classes / "cat" / "bad.png").write_bytes(b"x")
     refused(pack(classes, out, "--overwrite", "--max-bad", 0), "cannot be decoded")
     assert digests(out) == before
@@ -160,25 +168,366 @@ def test_an_existing_folder_is_replaced_only_on_demand_and_only_by_a_complete_on
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
-def test_a_killed_pack_leaves_nothing_that_looks_finished(tmp_path):
+# Interrupted, in processes, in parts
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory) -> Path:
+    """150 images without compression, which take about a second."""
     noise = np.random.default_rng(0)
-    (tmp_path / "in").mkdir()
+    folder = tmp_path_factory.mktemp("many") / "in"
+    folder.mkdir()
     for i in range(150):
-        Image.fromarray(noise.integers(0, 255, (256, 256, 3), np.uint8)).save(
-            tmp_path / "in" / f"{i}.png", compress_level=0
-        )
-    arguments = [sys.executable, "-m", "data.pack", str(tmp_path / "in"), str(tmp_path / "out"), "--shard-size", "10"]
-    process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL)
-    while not list(tmp_path.glob("out.partial/*-000002.tar")) and process.poll() is None:
+        pixels = noise.integers(0, 255, (256, 256, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png", compress_level=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def packed(many, tmp_path_factory) -> dict[str, str]:
+    """The shards that an undisturbed pack of them gives."""
+    out = tmp_path_factory.mktemp("packed") / "out"
+    assert pack(many, out, "--shard-size", 10).returncode == 0
+    return digests(out)
+
+
+def start(*arguments: object) -> subprocess.Popen:
+    words = [sys.executable, "-m", "data.pack", *map(str, arguments)]
+    return subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(pattern: str, folder: Path, process: subprocess.Popen) -> None:
+    while not list(folder.glob(pattern)) and process.poll() is None:
         time.sleep(0.002)
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    """When each shard that is on record was written."""
+    return {
+        record.stem: (folder / f"{record.stem}.tar").stat().st_mtime_ns for record in folder.glob(".pack/out-*.json")
+    }
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_killed_pack_goes_on_where_it_was(many, packed, tmp_path, jobs):
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    process = start(many, out, "--shard-size", 10, "--jobs", jobs)
+    wait_for(".pack/*-000002.json", partial, process)
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not (tmp_path / "out").exists() and (tmp_path / "out.partial").exists()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and not out.exists()
     with pytest.raises(DataError):
-        open_shards(tmp_path / "out")
-    again = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0 and "left over by a pack that was interrupted" in again.stderr
-    assert len(open_shards(tmp_path / "out")) == 150 and not (tmp_path / "out.partial").exists()
+        open_shards(out)
+    time.sleep(0.5)  # For its workers to notice.
+    before = stamps(partial)
+    assert 3 <= len(before) < 15
+    refused(pack(many, out, "--shard-size", 10, "--seed", 4), "--seed 0, where now it is 4", "--overwrite")
+    refused(pack(many, out), "--shard-size 10, where now it is 1000")
+    again = pack(many, out, "--shard-size", 10)
+    assert again.returncode == 0 and f"{len(before)} of 15 shards are finished" in again.stderr
+    assert digests(out) == packed and not partial.exists()
+    assert {path.suffix for path in out.iterdir()} == {".tar", ".idx", ".bin", ".json"}
+    for name, stamp in before.items():
+        assert (out / f"{name}.tar").stat().st_mtime_ns == stamp
+
+
+def test_another_pack_starts_over_on_demand(many, classes, packed, tmp_path):
+    (tmp_path / "bad").mkdir()
+    image(tmp_path / "bad" / "a.png")
+    (tmp_path / "bad" / "b.png").write_bytes(b"")
+    refused(pack(tmp_path / "bad", tmp_path / "out", "--max-bad", 0), "1 images cannot be decoded")
+    refused(pack(many, tmp_path / "out"), "2 samples, where the source now has 150", "--overwrite")
+    assert pack(many, tmp_path / "out", "--shard-size", 10, "--overwrite").returncode == 0
+    assert digests(tmp_path / "out") == packed
+    (tmp_path / "new.partial").mkdir()
+    (tmp_path / "new.partial" / "thesis.txt").write_text("precious")
+    refused(pack(classes, tmp_path / "new", "--overwrite"), "holds no plan")
+
+
+def test_a_damaged_shard_is_not_taken_for_finished(classes, tmp_path):
+    assert pack(classes, tmp_path / "one", "--name", "x", "--shard-size", 5).returncode == 0
+    for part in (1, 2):
+        assert pack(classes, tmp_path / "two", "--name", "x", "--shard-size", 5, "--part", f"{part}/2").returncode == 0
+    partial = tmp_path / "two.partial"
+    os.truncate(partial / "x-000001.tar", 512)
+    with open(partial / "x-000002.tar", "r+b") as file:
+        file.seek(600)
+        file.write(b"?")
+    merge = (classes, tmp_path / "two", "--name", "x", "--shard-size", 5, "--merge")
+    refused(pack(*merge), "lacks 1 of the 4 shards of --part 2/2: x-000001.tar")
+    assert pack(*merge[:-1], "--part", "2/2").returncode == 0
+    refused(pack(*merge), "x-000002.tar is damaged: its sha256 is")
+    (partial / "x-000002.tar").unlink()
+    assert pack(*merge[:-1]).returncode == 0
+    assert digests(tmp_path / "two") == digests(tmp_path / "one")
+
+
+def test_a_shard_that_is_not_what_was_written_is_refused(tmp_path):
+    data = image(tmp_path / "a.png").read_bytes()
+    index = index_file.build(str(write_tar(tmp_path / "x.tar", {"a.png": data, "a.cls": b"3"})))
+    meant = [Written("a.png", len(data), digest_of(data)), Written("a.cls", 1, digest_of(b"3"))]
+    read_back(index, meant)
+    for wrong in (meant[:1], meant[::-1], [meant[0], Written("a.cls", 1, digest_of(b"4"))]):
+        with pytest.raises(DataError, match="does not hold what was written"):
+            read_back(index, wrong)
+
+
+def test_any_number_of_processes_gives_the_same_bytes(many, packed, tmp_path):
+    ended = pack(many, tmp_path / "out", "--shard-size", 10, jobs=3)
+    assert ended.returncode == 0, ended.stderr
+    assert digests(tmp_path / "out") == packed
+
+
+def test_a_full_disk_is_one_sentence_and_the_pack_goes_on_later(many, packed, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        ended = pack(many, tmp_path / "out", "--shard-size", 10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    refused(ended, "out.partial cannot be written (File too large)", "repeat the command")
+    assert pack(many, tmp_path / "out", "--shard-size", 10).returncode == 0
+    assert digests(tmp_path / "out") == packed
+
+
+def test_ctrl_c_ends_quickly_and_the_pack_goes_on_later(many, packed, tmp_path):
+    out = tmp_path / "out"
+    process = start(many, out, "--shard-size", 10, "--jobs", 2)
+    wait_for(".pack/*-000001.json", tmp_path / "out.partial", process)
+    asked = time.perf_counter()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130 and "Traceback" not in said and "the same command goes on" in said
+    assert time.perf_counter() - asked < 2
+    assert not out.exists()
+    assert pack(many, out, "--shard-size", 10).returncode == 0 and digests(out) == packed
+
+
+def children(process: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def test_a_killed_worker_is_one_sentence(many, tmp_path):
+    process = start(many, tmp_path / "out", "--shard-size", 10, "--jobs", 2)
+    wait_for("*.tmp", tmp_path / "out.partial", process)
+    workers = [worker for child in children(process.pid) for worker in children(child)]
+    os.kill(workers[0], signal.SIGKILL)
+    _, said = process.communicate()
+    refused(Ended(process.returncode, "", said), "a worker process was killed", "fewer --jobs")
+
+
+def test_parts_and_a_merge_give_what_one_call_gives(many, packed, tmp_path):
+    out, size = tmp_path / "out", ("--shard-size", 10)
+    refused(pack(many, out, *size, "--merge"), "holds no unfinished pack")
+    for part in ("3/3", "1/3"):
+        ended = pack(many, out, *size, "--part", part)
+        assert ended.returncode == 0 and "--merge" in ended.stdout
+    assert not out.exists() and len(stamps(tmp_path / "out.partial")) == 10
+    refused(pack(many, out, *size, "--merge"), "lacks 5 of the 15 shards of --part 2/3", "out-000001.tar", "out-000004")
+    refused(pack(many, out, "--part", "2/3"), "--shard-size 10, where now it is 1000", "before the parts are started")
+    assert pack(many, out, *size, "--part", "2/3").returncode == 0
+    refused(pack(many, out, *size, "--seed", 1, "--merge"), "--seed 0, where now it is 1")
+    ended = pack(many, out, *size, "--merge")
+    assert ended.returncode == 0 and "150 samples in 15 shards" in ended.stdout
+    assert digests(out) == packed
+
+
+def test_unreadable_images_are_counted_over_all_parts(classes, tmp_path):
+    for name in ("cat/x.png", "dog/y.png", "owl/z.png"):
+        (classes / name).write_bytes(b"broken")
+    words = (classes, tmp_path / "out", "--shard-size", 3, "--max-bad", 2)
+    codes = [pack(*words, "--part", f"{part}/8").returncode for part in range(1, 9)]
+    assert set(codes) == {0}
+    refused(pack(*words, "--merge"), "3 images cannot be decoded, more than --max-bad 2")
+    assert pack(*words[:-1], 3, "--merge").returncode == 0
+    assert len(open_shards(tmp_path / "out")) == 20
+
+
+@pytest.mark.parametrize("part", ["0/3", "4/3", "2", "a/b"])
+def test_a_part_that_does_not_exist_is_refused(classes, tmp_path, part):
+    ended = pack(classes, tmp_path / "out", "--part", part)
+    assert ended.returncode == 2 and f"{part} is not I/N with I from 1 to N" in ended.stderr
+
+
+# Smaller images
+
+
+def sample_images(folder: Path) -> dict[str, bytes]:
+    index = open_shards(folder)
+    found = {}
+    for sample in range(len(index)):
+        number, offset, size = index.locate(sample)
+        found[index.key(sample)] = read(index.shards[number], offset, size)
+    return found
+
+
+def test_photographs_get_the_shorter_side_that_is_asked_for(real_images, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("lamps_2048x1536_exif6", "saw_2725x2225"):
+        (photos / f"{name}.jpg").symlink_to(real_images / "large_photos" / f"{name}.jpg")
+    small = Image.effect_noise((300, 200), 50)
+    small.save(photos / "small.png")
+    Image.effect_noise((1100, 900), 50).save(photos / "grey.png")
+    ended = pack(photos, tmp_path / "out", "--shorter-side", 512)
+    assert ended.returncode == 0 and "3 encoded anew with a shorter side of 512" in ended.stdout, ended.stderr
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (manifest["shorter_side"], manifest["quality"], manifest["reencoded"]) == (512, 90, 3)
+    images = sample_images(tmp_path / "out")
+    assert images["small"] == (photos / "small.png").read_bytes()
+    assert image_size(images["lamps_2048x1536_exif6"]) == (683, 512)  # Upright: it was taken with a turned camera.
+    assert image_size(images["saw_2725x2225"]) == (512, 627)
+    with Image.open(io.BytesIO(images["grey"])) as grey:
+        assert (grey.format, grey.mode, grey.size) == ("JPEG", "L", (626, 512))
+    with Image.open(photos / "saw_2725x2225.jpg") as whole:
+        expected = np.asarray(whole.resize((627, 512), Image.Resampling.LANCZOS), float)
+    with Image.open(io.BytesIO(images["saw_2725x2225"])) as found:
+        error = np.mean((np.asarray(found, float) - expected) ** 2)
+    assert 10 * np.log10(255**2 / error) > 35  # dB, of which JPEG of quality 90 alone costs most (38.5).
+
+
+def test_all_orientations_come_out_upright(real_images, tmp_path):
+    folder = real_images / "large_photos" / "exif_orientation"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} does not exist")
+    assert pack(folder, tmp_path / "out", "--shorter-side", 128, "--quality", 95).returncode == 0
+    pictures = []
+    for data in sample_images(tmp_path / "out").values():
+        with Image.open(io.BytesIO(data)) as picture:
+            assert picture.getexif().get(0x0112, 1) == 1
+            pictures.append(np.asarray(picture.convert("L").resize((64, 48)), float))
+    assert len(pictures) == 8
+    assert all(np.corrcoef(pictures[0].ravel(), other.ravel())[0, 1] > 0.98 for other in pictures)
+
+
+def test_quality_without_a_size_is_refused(classes, tmp_path):
+    refused(pack(classes, tmp_path / "out", "--quality", 80), "--quality 80 has no meaning without --shorter-side")
+
+
+# Other sources
+
+
+def test_side_files_stay_with_their_image(tmp_path):
+    for name in ("a.jpg", "a.b.jpg", "c.png"):
+        image(tmp_path / "in" / name)
+    sides = {"a.json": b"{}", "a.b.seg.txt": b"of a.b", "c.cls": b"4", "README.md": b"?", "a.c.txt": b"of a"}
+    for name, contents in sides.items():
+        (tmp_path / "in" / name).write_bytes(contents)
+    ended = pack(tmp_path / "in", tmp_path / "out")
+    assert ended.returncode == 0 and "1 files" in ended.stderr, ended.stderr
+    index = open_shards(tmp_path / "out")
+    members = {member.name: read(index.shards[0], *member[1:]) for i in range(3) for member in index.members(i)}
+    assert {name: data for name, data in members.items() if not name.endswith(("jpg", "png"))} == {
+        "a.json": b"{}",
+        "a.c.txt": b"of a",
+        "a_b.seg.txt": b"of a.b",
+        "c.cls": b"4",
+    }
+    assert {index.key(i): index.label(i) for i in range(3)} == {"a": -1, "a_b": -1, "c": 4}
+
+
+def test_a_label_beside_the_image_and_one_of_its_folder_are_refused(classes, tmp_path):
+    (classes / "cat" / "cat0.cls").write_text("3")
+    refused(pack(classes, tmp_path / "out"), "cat0.cls would give its image a second label")
+
+
+def test_tars_of_masks_keep_all_members(real_images, tmp_path, monkeypatch):
+    monkeypatch.setenv("MAE_CACHE", str(tmp_path / "cache"))
+    source = real_images / "coco_sa1b" / "coco_sa1b-val-000000.tar"
+    ended = pack(source, tmp_path / "out", "--shard-size", 20, "--shorter-side", 400)
+    assert ended.returncode == 0, ended.stderr
+    index = open_shards(tmp_path / "out")
+    found = {
+        member.name: read(index.shards[index.locate(i)[0]], member.offset, member.size)
+        for i in range(len(index))
+        for member in index.members(i)
+    }
+    with tarfile.open(source) as tar:
+        expected = {info.name: tar.extractfile(info).read() for info in tar}  # type: ignore[union-attr]
+    assert found.keys() == expected.keys() and len(index) == len(expected) // 2
+    for name, contents in expected.items():
+        if name.endswith(".json"):
+            assert found[name] == contents
+        else:
+            assert min(image_size(found[name])) == min(400, *image_size(contents))
+
+
+def test_packing_shards_again_keeps_bytes_labels_and_classes(classes, tmp_path):
+    assert pack(classes, tmp_path / "one", "--shard-size", 6).returncode == 0
+    assert pack(tmp_path / "one", tmp_path / "two", "--seed", 9, jobs=2).returncode == 0
+    assert sample_images(tmp_path / "one") == sample_images(tmp_path / "two")
+    one, two = open_shards(tmp_path / "one"), open_shards(tmp_path / "two")
+    assert {one.key(i): one.label(i) for i in range(20)} == {two.key(i): two.label(i) for i in range(20)}
+    assert json.loads((tmp_path / "two" / "manifest.json").read_text())["classes"] == ["cat", "dog", "owl"]
+    third = pack(f"{tmp_path}/one/*-00000{{0..2}}.tar", tmp_path / "three")
+    assert third.returncode == 0 and "18 samples" in third.stdout
+
+
+def test_a_key_in_two_tars_is_refused_with_both(classes, tmp_path):
+    for name in ("a", "b"):
+        assert pack(classes, tmp_path / "in" / name, "--shard-size", 50).returncode == 0
+    ended = pack(f"{tmp_path}/in/*/*.tar", tmp_path / "out")
+    refused(ended, "a-000000.tar: ", "b-000000.tar: ", "would both get the key")
+
+
+def test_two_parts_of_a_data_set_are_not_packed_into_one(classes, tmp_path):
+    for part in ("train", "val"):
+        assert pack(classes / "cat", tmp_path / "pets" / part).returncode == 0
+    refused(pack(tmp_path / "pets", tmp_path / "out"), "holds the parts train and val", "Pack each on its own")
+
+
+def test_a_list_names_images_and_their_labels(classes, tmp_path):
+    lines = [f"images/{path.parent.name}/{path.name},{path.parent.name}" for path in sorted(classes.glob("*/*"))]
+    (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
+    assert pack(tmp_path / "list.csv", tmp_path / "out").returncode == 0
+    index = open_shards(tmp_path / "out")
+    names = json.loads((tmp_path / "out" / "manifest.json").read_text())["classes"]
+    assert names == ["cat", "dog", "owl"] and len(index) == 20
+    assert all(f"images/{names[index.label(i)]}/" in index.key(i) for i in range(20))
+    (tmp_path / "numbers.csv").write_text("path,label\nimages/cat/cat0.jpg,7\nimages/dog/dog0.jpg,2\n")
+    assert pack(tmp_path / "numbers.csv", tmp_path / "out2").returncode == 0
+    index = open_shards(tmp_path / "out2")
+    assert {index.key(i): index.label(i) for i in range(2)} == {"images/cat/cat0": 7, "images/dog/dog0": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("file,label\na.jpg,1\n", "begins with the line 'file,label'"),
+        ("path,label\na.jpg,1\nb.jpg\n", "line 3, does not have 2 fields"),
+        ("path\na.pdf\n", "'a.pdf' is no image"),
+        ("path\n", "lists no image"),
+        ("path\na.jpg\na.png\n", "would both get the key a"),
+        ("path\n\xff.jpg\n", "is no CSV file in UTF-8"),
+    ],
+)
+def test_a_wrong_list_is_one_sentence(tmp_path, text, says):
+    (tmp_path / "list.csv").write_text(text, encoding="latin-1")
+    refused(pack(tmp_path / "list.csv", tmp_path / "out"), says)
+
+
+def test_awkward_names_in_tars_are_kept(tmp_path):
+    data = image(tmp_path / "a.png").read_bytes()
+    files = {
+        "./two words.png": data,
+        "./two words.large.json": b"{}",
+        "é/x.JPEG": data,
+        "é/x._meta": b"m",
+        "y.a b": b"?",
+    }
+    write_tar(tmp_path / "in.tar", files | {"y.png": data})
+    assert pack(tmp_path / "in.tar", tmp_path / "out").returncode == 0
+    with tarfile.open(next((tmp_path / "out").glob("*.tar"))) as tar:
+        found = {info.name: tar.extractfile(info).read() for info in tar}  # type: ignore[union-attr]
+    assert found == files | {"y.png": data}
+
+
+def test_something_else_is_refused(tmp_path):
+    image(tmp_path / "both" / "cat" / "a.png")
+    write_tar(tmp_path / "both" / "x.tar", {"a.txt": b""})
+    refused(pack(tmp_path / "both", tmp_path / "out"), "holds both tars", "x.tar", "a.png")
+    (tmp_path / "book.pdf").write_text("")
+    refused(pack(tmp_path / "book.pdf", tmp_path / "out"), "book.pdf is not a folder of images, nor tars, nor a CSV")
 
 
 @pytest.mark.parametrize(
@@ -197,8 +546,7 @@ def test_an_ambiguous_folder_is_refused(tmp_path, files, says):
             (tmp_path / name).write_text("")
         else:
             image(tmp_path / name)
-    with pytest.raises(DataError, match=says):
-        find_images(tmp_path)
+    refused(pack(tmp_path, tmp_path.parent / f"{tmp_path.name}.out"), says)
 
 
 def test_hidden_files_are_not_looked_at(tmp_path):
