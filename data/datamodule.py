@@ -10,9 +10,11 @@ from pydantic import BaseModel, Field, model_validator
 from torch.utils.data import DataLoader, Sampler
 
 from data import builtin
+from data.cache import ShardCache
 from data.errors import DataError
 from data.index import ShardIndex, open_shards
 from data.order import ORDER_VERSION, Order, usable
+from data.prefetch import ahead
 from data.splits import has_split
 from data.stream import Batch, Draw, ShardStream, loader
 
@@ -24,8 +26,10 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
 
     source: Literal["digits", "photos"] | None = None  # built-in images, packed into `root` on first use
     root: str = "datasets"
-    path: str | list[str] | None = None  # a folder, a glob, a list; of a folder with parts the train part
+    path: str | list[str] | None = None  # a folder, a glob, a list, URLs; of a folder with parts the train part
     val_path: str | list[str] | None = None
+    cache: str | None = None  # folder for copies of remote shards, on a disk of the machine; None: see data/cache.py
+    cache_gb: float | None = Field(default=None, gt=0)  # 10^9 bytes of copies; None: as much as the disk holds
     workers: int = Field(default=2, ge=0)
     window: int = Field(default=16, ge=1)  # shards that are mixed at a time
     scale: tuple[float, float] = (0.2, 1.0)  # share of the image's area that a random crop keeps
@@ -47,6 +51,10 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
         if min(self.std, default=0) <= 0:
             raise ValueError(f"std={list(self.std)} has to be positive in each channel")
         return self
+
+    @property
+    def shard_cache(self) -> ShardCache:
+        return ShardCache(self.cache, self.cache_gb and self.cache_gb * 1e9)
 
 
 class MicroBatches(Sampler[Draw]):
@@ -139,8 +147,8 @@ class ShardDataModule(lightning.LightningDataModule):
         self.config, self.image_size, self.channels, self.seed = config, image_size, channels, seed
         self.global_batch, self.micro_batch = global_batch, micro_batch
         path = config.path or builtin.ensure(config.source or "digits", config.root)
-        self.train_index = open_shards(path, "train")
-        self.val_index = _validation(path, config.val_path)
+        self.train_index = open_shards(path, "train", config.shard_cache)
+        self.val_index = validation_shards(path, config)
         self.order = Order(self.train_index.sizes, seed, config.window)
         self.steps_per_epoch = len(self.order) // global_batch
         if self.steps_per_epoch == 0:
@@ -177,7 +185,7 @@ class ShardDataModule(lightning.LightningDataModule):
             self.train_index, self.image_size, self.channels, seed=self.seed, scale=config.scale, flip=config.flip
         )
         draws = MicroBatches(self.order, step, self.global_batch, self.micro_batch, rank, ranks)
-        return loader(stream, draws, config.workers, persistent=True)
+        return loader(stream, ahead(draws, self.order, self.train_index), config.workers, persistent=True)
 
     def frozen_loader(
         self, index: ShardIndex, batch_size: int, rank: int = 0, ranks: int = 1, at_most: int | None = None
@@ -194,8 +202,8 @@ class ShardDataModule(lightning.LightningDataModule):
         return ShardStream(index, self.image_size, self.channels, keep=self.config.val_crop)[0, samples, samples]
 
 
-def _validation(path: str | list[str], val_path: str | list[str] | None) -> ShardIndex | None:
+def validation_shards(path: str | list[str], config: DataConfig) -> ShardIndex | None:
     """The val part, else the test part, of `val_path` or of `path`; without parts all of `val_path`, none of `path`."""
-    source = val_path or path
+    source = config.val_path or path
     split = next((split for split in ("val", "test") if has_split(source, split)), None)
-    return open_shards(source, split or "val") if split or val_path else None
+    return open_shards(source, split or "val", config.shard_cache) if split or config.val_path else None

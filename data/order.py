@@ -43,6 +43,13 @@ class Order:
             start = end
         return np.concatenate(parts)
 
+    def windows(self, epoch: int, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """The shards of the window at a position, and those of the window after it, be it in the next epoch."""
+        shards, bounds = self._layout(epoch)
+        stop = self.window * int(np.searchsorted(bounds, position, side="right"))
+        after = shards[stop : stop + self.window] if stop < len(shards) else self._layout(epoch + 1)[0][: self.window]
+        return shards[stop - self.window : stop], after
+
     def _layout(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Shards of an epoch in their order, and the positions at which its windows begin (and the last ends)."""
         if self._epoch is None or self._epoch[0] != epoch:

@@ -61,7 +61,7 @@ class ShardStream(Dataset[Batch]):
 
     def _fill(self, image: torch.Tensor, sample: int, u: list[float] | None) -> None:
         shard, offset, size = self.index.locate(sample)
-        data = read(self.index.shards[shard], offset, size)
+        data = read(self.index.shards[shard], offset, size, self.index.cache)
         try:
             height, width = image_size(data)
             pixels = decode(data, self._box(height, width, u), self.size, self.channels)
