@@ -117,18 +117,16 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status behind an error, where aiohttp, botocore, gcsfs and huggingface_hub keep it."""
+    """The HTTP status behind an error, where aiohttp, gcsfs, huggingface_hub and botocore keep it."""
     for cause in _chain(error):
         response = getattr(cause, "response", None)
-        in_response = response.get("ResponseMetadata", {}) if isinstance(response, dict) else vars(response or object)
-        statuses = (
-            getattr(cause, "status", None),
-            getattr(cause, "code", None),
-            in_response.get("HTTPStatusCode"),
-            in_response.get("status_code"),
-        )
-        if status := next((status for status in statuses if isinstance(status, int) and status >= 400), None):
-            return status
+        told = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
+        for holder, name in ((cause, "status"), (response, "status_code")):
+            told = told or getattr(holder, name, None)
+        if type(cause).__module__.startswith("gcsfs"):  # aiohttp's cut bodies have a code as well, which is no status.
+            told = told or getattr(cause, "code", None)
+        if isinstance(told, int):
+            return told
     return None
 
 
