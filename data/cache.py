@@ -34,6 +34,7 @@ class ShardCache:
     folder: str | None = None
     limit: float | None = None
     retry: Retry = remote.RETRY
+    fill: bool = True  # False: `data.read` asks the server for single images of shards that have no copy
 
     @property
     def shards(self) -> str:
@@ -53,6 +54,9 @@ class ShardCache:
                 if not _touch(path):  # Else another process has been first.
                     self.retry.persist(url, lambda: self._download(url, path))
         return path
+
+    def has(self, url: str) -> bool:
+        return os.path.exists(self.place(url))
 
     def forget_other_states(self, url: str, stamp: int) -> None:
         """Removes the copy of a shard if it was made from another state of it."""

@@ -185,7 +185,7 @@ class ShardDataModule(lightning.LightningDataModule):
             self.train_index, self.image_size, self.channels, seed=self.seed, scale=config.scale, flip=config.flip
         )
         draws = MicroBatches(self.order, step, self.global_batch, self.micro_batch, rank, ranks)
-        return loader(stream, ahead(draws, self.order, self.train_index), config.workers, persistent=True)
+        return loader(stream, ahead(draws, self.order, self.train_index, rank), config.workers, persistent=True)
 
     def frozen_loader(
         self, index: ShardIndex, batch_size: int, rank: int = 0, ranks: int = 1, at_most: int | None = None
@@ -197,7 +197,7 @@ class ShardDataModule(lightning.LightningDataModule):
 
     def examples(self, count: int) -> Batch:
         """At most `count` centre crops spread over the validation (else the training) images: always the same ones."""
-        index = self.val_index or self.train_index
+        index = (self.val_index or self.train_index).sparing()
         samples = spread(len(index), count)
         return ShardStream(index, self.image_size, self.channels, keep=self.config.val_crop)[0, samples, samples]
 

@@ -5,6 +5,7 @@ python -m data.index --unpack OUT SHARDS…       unpack .tar.gz first
 """
 
 import argparse
+import copy
 import gzip
 import hashlib
 import mmap
@@ -13,6 +14,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -79,6 +81,12 @@ class ShardIndex:
                 f"Run `python -m data.index {self.shards[shard]}`."
             )
         return key
+
+    def sparing(self) -> "ShardIndex":
+        """The same index for reading a few images: without downloading the whole shards that they are in."""
+        index = copy.copy(self)
+        index.cache = replace(self.cache, fill=False)
+        return index
 
     def _record(self, sample: int) -> tuple[int, tuple[int, int, int, int]]:
         shard = int(np.searchsorted(self.ends, sample, side="right"))

@@ -28,6 +28,11 @@ class Pins:
             os.pwrite(self._file, contents, 0)
             os.truncate(self._file, len(contents))
 
+    def close(self) -> None:
+        self.set([])
+        fcntl.flock(self._file, fcntl.LOCK_UN)  # Whoever asks next for what is pinned removes the file.
+        os.close(self._file)
+
 
 def pinned(folder: str) -> set[str]:
     """What all owners that still run have pinned; to be called with the folder's lock held."""

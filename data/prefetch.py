@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -29,6 +30,7 @@ class Prefetcher:
         self._pins = Pins(cache.shards)
         self._wanted: list[str] = []
         self._change = threading.Condition()
+        self._closed = False
         # Daemons: a long download must not hold up the end of the run.
         for _ in range(threads):
             threading.Thread(target=self._work, name="prefetch", daemon=True).start()
@@ -40,10 +42,18 @@ class Prefetcher:
             self._wanted = list(urls)
             self._change.notify_all()
 
+    def close(self) -> None:
+        self._pins.close()
+        with self._change:
+            self._wanted, self._closed = [], True
+            self._change.notify_all()
+
     def _work(self) -> None:
         while True:
             with self._change:
-                self._change.wait_for(lambda: self._wanted)
+                self._change.wait_for(lambda: self._wanted or self._closed)
+                if self._closed:
+                    return
                 url = self._wanted.pop(0)
             with contextlib.suppress(DataError):
                 self.cache.local_path(url)
@@ -52,15 +62,17 @@ class Prefetcher:
 class Ahead(Sampler[Draw]):
     """Draws of an order, unchanged, whose shards are downloaded ahead while they are drawn."""
 
-    def __init__(self, draws: Sampler[Draw], order: Order, index: ShardIndex):
-        self.draws, self.order, self.index = draws, order, index
+    def __init__(self, draws: Sampler[Draw], order: Order, index: ShardIndex, rank: int):
+        self.draws, self.order, self.index, self.rank = draws, order, index, rank
         self._prefetcher: Prefetcher | None = None
 
     def __len__(self) -> int:
         return len(self.draws)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Draw]:
-        self._prefetcher = self._prefetcher or Prefetcher(self.index.cache)
+        if self._prefetcher is None:
+            self._prefetcher = Prefetcher(self.index.cache)
+            weakref.finalize(self, self._prefetcher.close)  # A sweep has many runs in one process.
         seen = None
         for draw in self.draws:
             now, after = self.order.windows(draw[0], int(draw[1][0]))
@@ -75,15 +87,15 @@ class Ahead(Sampler[Draw]):
         shards = list(dict.fromkeys([*now.tolist(), *after.tolist()]))
         if limit is not None:
             total = np.cumsum(self.index.bytes[shards])
-            if total[len(now) - 1] > limit:
+            if total[len(now) - 1] > limit and self.rank == 0:
                 _warn_once(len(now), int(total[len(now) - 1]), limit)
             shards = shards[: max(len(now), int(np.searchsorted(total, limit, side="right")))]
         return [url for shard in shards if is_remote(url := self.index.shards[shard])]
 
 
-def ahead(draws: Sampler[Draw], order: Order, index: ShardIndex) -> Sampler[Draw]:
+def ahead(draws: Sampler[Draw], order: Order, index: ShardIndex, rank: int = 0) -> Sampler[Draw]:
     """The draws; if any shard is remote, its download runs ahead of them."""
-    return Ahead(draws, order, index) if any(map(is_remote, index.shards)) else draws
+    return Ahead(draws, order, index, rank) if any(map(is_remote, index.shards)) else draws
 
 
 _warned: set[tuple[int, float]] = set()

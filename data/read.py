@@ -3,6 +3,7 @@
 import contextlib
 import os
 
+from data import remote
 from data.cache import DEFAULT, ShardCache
 from data.errors import DataError
 from data.protocols import is_remote
@@ -38,6 +39,9 @@ def read(path: str, offset: int, size: int, cache: ShardCache = DEFAULT) -> byte
 
     DataError: the file cannot be opened or downloaded, or ends before.
     """
+    if is_remote(path) and not cache.fill and not cache.has(path):
+        with contextlib.suppress(remote.NoRanges):
+            return remote.part(path, offset, size, cache.retry)
     try:
         data = os.pread(_file(path, cache), size, offset)
         while 0 < len(data) < size:  # A network file system may hand over less than was asked for.

@@ -8,7 +8,7 @@ from data.errors import DataError
 from data.protocols import Missing, Retry, file_system
 
 RETRY = Retry()
-STATE_FIELDS = ("ETag", "etag", "md5Hash", "Last-Modified", "LastModified", "last_modified", "updated", "blob_id")
+STATE_FIELDS = ("ETag", "etag", "md5Hash", "blob_id", "Last-Modified", "LastModified", "last_modified", "updated")
 SHORTEST, LONGEST = 1 << 16, 1 << 22  # bytes per request
 NEAR = 1 << 18  # Reading on over a gap of this length costs less than another request.
 
@@ -38,8 +38,9 @@ def state_now(url: str) -> State:
         raise DataError(f"{url} is a folder. Name the shards in it, or end it in a slash to take all of them.")
     if size is None:
         raise DataError(f"the server does not tell the length of {url}, so that a cut would go unnoticed. Copy it.")
-    told = [str(info[field]) for field in STATE_FIELDS if info.get(field)]
-    digest = hashlib.blake2b("\n".join([str(size), *told]).encode(), digest_size=8).digest()
+    # One field only: a listing and a question for one file write the same time differently.
+    told = next((info[field] for field in STATE_FIELDS if info.get(field)), "")
+    digest = hashlib.blake2b(f"{size} {told}".encode(), digest_size=8).digest()
     return State(size, int.from_bytes(digest, "little", signed=True), info.get("partial", True))
 
 
@@ -65,6 +66,24 @@ def download(url: str, path: str) -> None:
     file_system(url).get_file(url, path)
 
 
+def part(url: str, offset: int, size: int, retry: Retry = RETRY) -> bytes:
+    """Some bytes of a file, without the rest. NoRanges: the server would send it as a whole."""
+
+    def fetch() -> bytes:
+        # With a length given nobody asks the server for it.
+        with file_system(url).open(url, "rb", cache_type="none", size=offset + size) as file:
+            file.seek(offset)
+            data = file.read(size)
+        if len(data) < size:
+            raise OSError(f"{len(data)} of {size} bytes arrived")
+        return data
+
+    try:
+        return retry.persist(url, fetch)
+    except ValueError:  # fsspec's word for an answer that begins elsewhere than was asked for
+        raise NoRanges(url) from None
+
+
 class Ranges:
     """Bytes of a file by position, read ahead: after a short step forward by more, after a jump by little.
 
@@ -75,7 +94,6 @@ class Ranges:
         self.url, self.total, self.retry = url, state.bytes, retry
         if not state.ranges:
             raise NoRanges(url)
-        self.file = retry.persist(url, self._open)
         self.start, self.data, self.ahead = 0, b"", SHORTEST
 
     def pread(self, size: int, offset: int) -> bytes:
@@ -85,21 +103,6 @@ class Ranges:
         if not self.start <= offset <= offset + size <= end:
             step = offset - end
             self.ahead = min(2 * self.ahead, LONGEST) if -size <= step <= NEAR else SHORTEST
-            self.start, self.data = offset, self._fetch(offset, min(offset + max(size, self.ahead), self.total))
+            length = min(max(size, self.ahead), self.total - offset)
+            self.start, self.data = offset, part(self.url, offset, length, self.retry)
         return self.data[offset - self.start : offset - self.start + size]
-
-    def _open(self):
-        return file_system(self.url).open(self.url, "rb", block_size=SHORTEST, cache_type="none", size=self.total)
-
-    def _fetch(self, start: int, end: int) -> bytes:
-        def fetch() -> bytes:
-            self.file.seek(start)
-            data = self.file.read(end - start)
-            if len(data) < end - start:
-                raise OSError(f"{len(data)} of {end - start} bytes arrived")
-            return data
-
-        try:
-            return self.retry.persist(self.url, fetch)
-        except ValueError:  # fsspec's word for an answer that begins elsewhere than was asked for
-            raise NoRanges(self.url) from None

@@ -128,6 +128,27 @@ def test_http_gives_the_batches_of_the_local_disk(folder, tmp_path, workers, ran
         assert same(batches(remote), batches(local))
 
 
+def test_a_second_start_downloads_nothing(folder, bucket):
+    with serving(folder) as server:
+        for url in (bucket, server.url):
+            assert len(batches(module(url, workers=2))) == 8
+            copies = {path: path.stat().st_ino for path in Path(ShardCache().shards).glob("*/*.tar")}
+            downloads = server.downloads()
+            data = module([f"{url}/train/x-train-{{000000..000007}}.tar"], workers=1)
+            assert len(batches(data)) == 8 and server.downloads() == downloads
+            assert {path: path.stat().st_ino for path in copies} == copies
+
+
+def test_a_few_examples_do_not_download_whole_shards(folder, bucket):
+    with serving(folder) as server:
+        for url in (bucket, server.url):
+            examples = module(f"{url}/train").examples(5)
+            assert same([examples], [module(folder / "train").examples(5)])
+            assert not cached(ShardCache())
+    with serving(folder, ranges=False) as server:
+        assert same([module(f"{server.url}/train").examples(5)], [examples])
+
+
 def test_every_now_and_then_a_request_fails(folder, tmp_path):
     faults = ["drop", "truncate", "503", "429", None, None]
     with serving(folder, fault=lambda method, path, number: faults[(number + len(path)) % 6]) as server:
