@@ -17,6 +17,7 @@ from data.order import ORDER_VERSION, Order, usable
 from data.prefetch import ahead
 from data.splits import has_split
 from data.stream import Batch, Draw, ShardStream, loader
+from data.webdataset_stream import StreamLoader, StreamShards, first_samples
 
 
 class DataConfig(BaseModel, frozen=True, extra="forbid"):
@@ -28,6 +29,8 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     root: str = "datasets"
     path: str | list[str] | None = None  # a folder, a glob, a list, URLs; of a folder with parts the train part
     val_path: str | list[str] | None = None
+    mode: Literal["index", "stream"] = "index"  # stream: for what cannot be indexed, see data/webdataset_stream.py
+    samples: int | None = Field(default=None, ge=1)  # in an epoch, for mode stream only
     cache: str | None = None  # folder for copies of remote shards, on a disk of the machine; None: see data/cache.py
     cache_gb: float | None = Field(default=None, gt=0)  # 10^9 bytes of copies; None: as much as the disk holds
     workers: int = Field(default=2, ge=0)
@@ -42,6 +45,10 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     def _consistent(self) -> "DataConfig":
         if not self.path and not self.source:
             raise ValueError("neither path nor source is set. Set data.path to shards, or data.source=digits")
+        if (self.mode == "stream") != (self.samples is not None):
+            raise ValueError("mode=stream and samples go together: nobody else knows how many samples an epoch has")
+        if self.mode == "stream" and not self.path:
+            raise ValueError("mode=stream has no path. Set data.path to commands (pipe:…) or URLs")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale={list(self.scale)} has to be two rising shares of the area, 0 < low <= high <= 1")
         if len(self.mean) != len(self.std):
@@ -147,7 +154,11 @@ class ShardDataModule(lightning.LightningDataModule):
         self.config, self.image_size, self.channels, self.seed = config, image_size, channels, seed
         self.global_batch, self.micro_batch = global_batch, micro_batch
         path = config.path or builtin.ensure(config.source or "digits", config.root)
-        self.train_index = open_shards(path, "train", config.shard_cache)
+        self.train_index = (
+            StreamShards(path, config.samples)
+            if config.mode == "stream" and config.samples
+            else open_shards(path, "train", config.shard_cache)
+        )
         self.val_index = validation_shards(path, config)
         self.order = Order(self.train_index.sizes, seed, config.window)
         self.steps_per_epoch = len(self.order) // global_batch
@@ -185,6 +196,8 @@ class ShardDataModule(lightning.LightningDataModule):
             self.train_index, self.image_size, self.channels, seed=self.seed, scale=config.scale, flip=config.flip
         )
         draws = MicroBatches(self.order, step, self.global_batch, self.micro_batch, rank, ranks)
+        if config.mode == "stream":
+            return StreamLoader(stream, draws, config.workers)
         return loader(stream, ahead(draws, self.order, self.train_index, rank), config.workers, persistent=True)
 
     def frozen_loader(
@@ -199,7 +212,8 @@ class ShardDataModule(lightning.LightningDataModule):
         """At most `count` centre crops spread over the validation (else the training) images: always the same ones."""
         index = (self.val_index or self.train_index).sparing()
         samples = spread(len(index), count)
-        return ShardStream(index, self.image_size, self.channels, keep=self.config.val_crop)[0, samples, samples]
+        stream = ShardStream(index, self.image_size, self.channels, keep=self.config.val_crop)
+        return first_samples(stream, count) if isinstance(index, StreamShards) else stream[0, samples, samples]
 
 
 def validation_shards(path: str | list[str], config: DataConfig) -> ShardIndex | None:

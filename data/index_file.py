@@ -14,9 +14,9 @@ import os
 import re
 import struct
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from data.protocols import Missing, is_remote, split_path
 from data.source import Source
 from data.tar import BLOCK, Member, walk
 
+Content = TypeVar("Content")
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm", "pgm")
 HEADER = struct.Struct("<8sQqQ8s")  # magic, bytes of the tar, its stamp (see data/source.py), records, probe
 RECORD = struct.Struct("<QQQq")
@@ -101,7 +102,7 @@ def _build(tar: Source) -> IndexFile:
     for sample in samples:
         lines.append(" ".join(f"{split_name(m.name)[1]} {m.offset} {m.size} {m.name}" for m, _ in sample) + "\n")
         extensions = _extensions(tar.path, [member for member, _ in sample])
-        if image := _image(extensions):
+        if image := image_of(extensions):
             label = next((label for member, label in sample if member is extensions.get("cls")), -1)
             records.append((image.offset, image.size, position, label))
         position += len(lines[-1].encode("utf-8", "surrogateescape"))
@@ -162,7 +163,8 @@ def _named(tar: Source) -> Iterable[tuple[Member, int]]:
                 f"{tar.path} has a line break in the member name {member.name!r}, which no index can hold. Rename it."
             )
         if extension and key and not key.endswith("/"):
-            yield member, _label(tar, member) if extension.lower() == "cls" else -1
+            is_label = extension.lower() == "cls"
+            yield member, label_in(tar.pread(min(member.size, 20), member.offset)) if is_label else -1
 
 
 def _extensions(tar: str, sample: list[Member]) -> dict[str, Member]:
@@ -178,16 +180,16 @@ def _extensions(tar: str, sample: list[Member]) -> dict[str, Member]:
     return found
 
 
-def _image(extensions: dict[str, Member]) -> Member | None:
+def image_of(extensions: Mapping[str, Content]) -> Content | None:
     """The image of a sample: the member called .jpg, .png, …, or else the first that ends so, such as .large.jpg."""
-    exact = [member for extension, member in extensions.items() if extension in IMAGES]
-    ending = [member for extension, member in extensions.items() if extension.rpartition(".")[2] in IMAGES]
+    exact = [content for extension, content in extensions.items() if extension in IMAGES]
+    ending = [content for extension, content in extensions.items() if extension.rpartition(".")[2] in IMAGES]
     return next(iter(exact + ending), None)
 
 
-def _label(tar: Source, member: Member) -> int:
-    text = tar.pread(min(member.size, 20), member.offset).strip()
-    return int(text) if re.fullmatch(rb"\d{1,18}", text) else -1
+def label_in(text: bytes) -> int:
+    """The number that a .cls member holds, -1 if it is something else."""
+    return int(text) if re.fullmatch(rb"\s*\d{1,18}\s*", text) else -1
 
 
 def _probe_of(tar: str, binary: bytes) -> bytes:

@@ -50,12 +50,12 @@ def find_shards(paths: Paths, split: str | None = None) -> list[str]:
 
 def list_shards(paths: Paths, split: str | None = None) -> list[str]:
     """As `find_shards`, but whatever the splits of the tars are."""
-    return [shard for path in _listed(paths) for shard in _expand(path, split)]
+    return [shard for path in listed(paths) for shard in _expand(path, split)]
 
 
 def has_split(paths: Paths, split: str) -> bool:
     """Whether a folder among the paths has a part of this name."""
-    return any(split in parts(folder) for path in _listed(paths) if (folder := _folder(path)))
+    return any(split in parts(folder) for path in listed(paths) if (folder := _folder(path)))
 
 
 def _folder(path: str) -> Folder | None:
@@ -85,13 +85,13 @@ def parts(folder: Folder) -> dict[str, list[str]]:
     return inside or _manifest_parts(folder) or _named_parts(folder)
 
 
-def _listed(paths: Paths) -> list[str]:
+def listed(paths: Paths) -> list[str]:
     return [os.fspath(paths)] if isinstance(paths, str | os.PathLike) else [os.fspath(path) for path in paths]
 
 
 def _shown(paths: Paths) -> str:
-    listed = _listed(paths)
-    return listed[0] if len(listed) == 1 else f"the list of {len(listed)} paths from {listed[0]} on"
+    names = listed(paths)
+    return names[0] if len(names) == 1 else f"the list of {len(names)} paths from {names[0]} on"
 
 
 def _expand(path: str, split: str | None) -> list[str]:

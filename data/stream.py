@@ -63,14 +63,18 @@ class ShardStream(Dataset[Batch]):
         shard, offset, size = self.index.locate(sample)
         data = read(self.index.shards[shard], offset, size, self.index.cache)
         try:
-            height, width = image_size(data)
-            pixels = decode(data, self._box(height, width, u), self.size, self.channels)
+            image.copy_(self.cut(data, u))
         except DataError as error:
             raise DataError(
                 f"{self.index.shards[shard]}, sample {self.index.key(sample)}: {error}. "
                 "Pack the images again: `python -m data.pack` leaves out what cannot be decoded."
             ) from None
-        image.copy_(pixels.flip(-1) if u is not None and self.flip and flipped(u) else pixels)
+
+    def cut(self, data: bytes, u: list[float] | None) -> torch.Tensor:
+        """The crop of an encoded image that the draws u choose, mirrored if they say so; None for the centre."""
+        height, width = image_size(data)
+        pixels = decode(data, self._box(height, width, u), self.size, self.channels)
+        return pixels.flip(-1) if u is not None and self.flip and flipped(u) else pixels
 
     def _box(self, height: int, width: int, u: list[float] | None) -> Box:
         if u is None:
@@ -88,12 +92,12 @@ def loader(stream: ShardStream, draws: Sampler[Draw] | Iterable[Draw], workers: 
         sampler=draws,
         num_workers=workers,
         persistent_workers=persistent and workers > 0,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=quiet_worker,
         pin_memory=torch.cuda.is_available(),
     )
 
 
-def _quiet_worker(worker: int) -> None:
+def quiet_worker(worker: int) -> None:
     # Ctrl-C, torchrun and SLURM signal every process of a run; the trainer alone decides when to stop, and still needs
     # its batches then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from moto.server import ThreadedMotoServer
 from PIL import Image
+from pydantic import ValidationError
 
 from data.cache import ShardCache
 from data.datamodule import DataConfig, ShardDataModule
@@ -385,3 +386,55 @@ def test_a_background_error_is_left_to_the_reader(folder):
         while not cached(prefetcher.cache) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert cached(prefetcher.cache) == ["x-train-000003.tar"]
+
+
+# Streams without an index
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its processes to the garbage collector.
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_output_of_a_command_gives_batches_of_the_same_kind(folder, workers, capfd):
+    path = f"pipe:cat {folder}/train/x-train-{{000000..000007}}.tar"
+    data = module(path, mode="stream", samples=64, val_path=str(folder / "val"), workers=workers)
+    assert capfd.readouterr().err.count("a resume goes on with other images") == 1
+    index = open_shards(folder / "train")
+    labels = {index.key(sample): index.label(sample) for sample in range(64)}
+    found = batches(data)
+    assert len(found) == 8 and len(list(data.train_loader(lambda: 3, 0, 2))) == 1
+    for batch, example in zip(found, batches(module(folder)), strict=True):
+        assert batch.keys() == example.keys() and len(batch["keys"]) == 8
+        for name in ("images", "labels", "positions", "samples"):
+            assert (batch[name].dtype, batch[name].shape) == (example[name].dtype, example[name].shape)
+        assert torch.equal(batch["positions"], example["positions"])
+        assert batch["labels"].tolist() == [labels[key] for key in batch["keys"]]
+    if workers == 0:
+        assert len({key for batch in found for key in batch["keys"]}) == 64
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_each_rank_streams_its_own_shards_and_as_many_batches(folder, bucket):
+    with serving(folder, ranges=False) as server:
+        for url in (f"pipe:cat {folder}", server.url, bucket):
+            data = module(f"{url}/train/x-train-{{000000..000007}}.tar", mode="stream", samples=64)
+            ranks = [[key for b in data.train_loader(lambda: 0, r, 2) for key in b["keys"]] for r in range(2)]
+            assert len(ranks[0]) == len(ranks[1]) == 32 and not set(ranks[0]) & set(ranks[1])
+            assert data.examples(3)["keys"] == [open_shards(folder / "train").key(i) for i in range(3)]
+    few = module(f"pipe:cat {folder}/train/x-train-000000.tar", mode="stream", samples=64)
+    assert sum(len(b["keys"]) for r in range(2) for b in few.train_loader(lambda: 0, r, 2)) == 64
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("command", ["cat /nowhere.tar", "head -c 40000 {}/train/x-train-000000.tar", "echo no tar"])
+def test_a_command_that_fails_is_one_sentence(folder, command):
+    data = module("pipe:" + command.format(folder), mode="stream", samples=16)
+    with pytest.raises(DataError, match=r"^pipe:.* cannot be streamed: ") as error:
+        batches(data)
+    assert "\n" not in str(error.value)
+
+
+def test_a_stream_needs_the_length_of_its_epoch():
+    for wrong in ({"mode": "stream"}, {"samples": 5}):
+        with pytest.raises(ValidationError, match="mode=stream and samples go together"):
+            DataConfig(path="pipe:cat x.tar", **wrong)
+    with pytest.raises(DataError, match=r"data\.mode=stream"):
+        open_shards("pipe:cat x.tar")
