@@ -32,7 +32,8 @@ PROTOCOLS = {
     "gs": Protocol(
         "gcsfs", "gcsfs", ("gcsfs.retry.HttpError", "aiohttp.ClientError", "google.auth.exceptions.GoogleAuthError")
     ),
-    "hf": Protocol("huggingface_hub", "huggingface_hub", ("huggingface_hub.errors.HfHubHTTPError", "httpx.HTTPError")),
+    # Its versions differ in what they call servers with; what is not installed is left out.
+    "hf": Protocol("huggingface_hub", "huggingface_hub", ("httpx.HTTPError", "httpx2.HTTPError")),
 }
 SILENCE = 60  # seconds without a byte after which a connection counts as dropped
 BUSY = (408, 425, 429)  # The statuses below 500 that ask for another try.
