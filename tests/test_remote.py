@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -264,6 +265,24 @@ def test_a_shard_is_downloaded_once_though_processes_ask_at_the_same_moment(fold
         assert server.downloads() == {f"/x-train-{i:06d}.tar": 1 for i in range(8)}
 
 
+def test_a_download_whose_process_was_killed_is_started_again(folder):
+    slow = threading.Event()
+
+    def fault(method: str, path: str, number: int) -> None:
+        if method == "GET" and path.endswith(".tar") and number == 1:
+            slow.set()
+            time.sleep(1)
+
+    with serving(folder / "train", fault=fault) as server:
+        urls = [f"{server.url}/x-train-000000.tar"]
+        process = multiprocessing.get_context("fork").Process(target=fetch_all, args=(urls,))
+        process.start()
+        assert slow.wait(10)
+        process.kill()
+        process.join()
+        assert os.path.getsize(ShardCache().local_path(urls[0])) == (folder / "train/x-train-000000.tar").stat().st_size
+
+
 def cached(cache: ShardCache) -> list[str]:
     return sorted(path.name for path in Path(cache.shards).glob("*/*.tar"))
 
@@ -283,6 +302,17 @@ def test_the_longest_unused_copies_make_room_and_pinned_ones_stay(folder):
             cache.local_path(url)
         assert cached(cache) == [f"x-train-00000{i}.tar" for i in (0, 2, 7)]
         assert not list(Path(cache.shards).glob("*/*.part"))
+
+
+def test_a_run_keeps_the_cache_within_its_limit(folder):
+    limit = 5.5 * max(path.stat().st_size for path in (folder / "train").glob("*.tar"))
+    with serving(folder) as server:
+        data = module(f"{server.url}/train", window=2, workers=2, cache_gb=limit / 1e9)
+        local, cache = module(folder / "train", window=2), data.train_index.cache
+        for step in (0, 4, 8):
+            assert same(data.train_loader(lambda step=step: step), local.train_loader(lambda step=step: step))
+            assert sum(path.stat().st_size for path in Path(cache.shards).glob("*/*.tar")) <= limit
+        assert sum(server.downloads().values()) < 24  # Some of the copies served a second epoch.
 
 
 def test_an_evicted_copy_can_be_read_by_whoever_has_it_open(folder):
