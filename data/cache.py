@@ -46,10 +46,10 @@ class ShardCache:
         return os.path.join(self.shards, hashlib.sha256(folder.encode()).hexdigest()[:16], name)
 
     def local_path(self, url: str) -> str:
-        """The path of a complete copy; waits for it if need be. DataError: it cannot be downloaded, or has changed."""
+        """The path of a complete copy; waits for it if need be. DataError: it cannot be downloaded."""
         path = self.place(url)
         if not _touch(path):
-            self._make_folder(os.path.dirname(path))
+            self.make_folder(os.path.dirname(path))
             with locked(f"{path}.lock"):
                 if not _touch(path):  # Else another process has been first.
                     self.retry.persist(url, lambda: self._download(url, path))
@@ -61,10 +61,12 @@ class ShardCache:
     def forget_other_states(self, url: str, stamp: int) -> None:
         """Removes the copy of a shard if it was made from another state of it."""
         path = Path(self.place(url))
-        if path.exists() and _state_file(path).read_text() != str(stamp):
-            path.unlink()
+        if path.exists() and not (_state_file(path).exists() and _state_file(path).read_text() == str(stamp)):
+            with locked(os.path.join(self.shards, "lock")):
+                path.unlink(missing_ok=True)
 
-    def _make_folder(self, path: str) -> None:
+    def make_folder(self, path: str) -> None:
+        """Makes a folder of the cache. DataError: that is not allowed, or impossible."""
         try:
             os.makedirs(path, exist_ok=True)
         except OSError as error:

@@ -46,7 +46,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
         if not self.path and not self.source:
             raise ValueError("neither path nor source is set. Set data.path to shards, or data.source=digits")
         if (self.mode == "stream") != (self.samples is not None):
-            raise ValueError("mode=stream and samples go together: nobody else knows how many samples an epoch has")
+            raise ValueError("mode=stream and samples go together: a stream has no length. Set both or neither of them")
         if self.mode == "stream" and not self.path:
             raise ValueError("mode=stream has no path. Set data.path to commands (pipe:…) or URLs")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:

@@ -12,11 +12,10 @@ from pathlib import Path
 
 
 class Pins:
-    """The pins of one owner."""
+    """The pins of one owner, in a folder that exists."""
 
     def __init__(self, folder: str):
         self.folder = folder
-        os.makedirs(folder, exist_ok=True)
         with locked(os.path.join(folder, "lock")):  # Or its file would be taken for that of a dead owner.
             self._file = os.open(os.path.join(folder, f"{uuid.uuid4().hex}.pins"), os.O_RDWR | os.O_CREAT)
             fcntl.flock(self._file, fcntl.LOCK_EX)

@@ -27,6 +27,7 @@ class Prefetcher:
 
     def __init__(self, cache: ShardCache, threads: int = 4):
         self.cache = cache
+        cache.make_folder(cache.shards)
         self._pins = Pins(cache.shards)
         self._wanted: list[str] = []
         self._change = threading.Condition()
@@ -73,13 +74,14 @@ class Ahead(Sampler[Draw]):
         if self._prefetcher is None:
             self._prefetcher = Prefetcher(self.index.cache)
             weakref.finalize(self, self._prefetcher.close)  # A sweep has many runs in one process.
-        seen = None
-        for draw in self.draws:
-            now, after = self.order.windows(draw[0], int(draw[1][0]))
-            if seen is None or not np.array_equal(now, seen):
-                seen = now
+        window = None
+        for epoch, positions, samples in self.draws:
+            shard = np.searchsorted(self.index.ends, samples[0], side="right")
+            if window is None or window[0] != epoch or shard not in window[1]:
+                now, after = self.order.windows(epoch, int(positions[0]))
+                window = epoch, now
                 self._prefetcher.want(self._within_limit(now, after))
-            yield draw
+            yield epoch, positions, samples
 
     def _within_limit(self, now: np.ndarray, after: np.ndarray) -> list[str]:
         """URLs of this window's shards, and of the next one's as far as the cache has room for them."""

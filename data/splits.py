@@ -139,9 +139,10 @@ def _only_shards(pattern: str, found: list[str]) -> list[str]:
 
 def _plain(path: str) -> str:
     if split_path(path)[1].endswith(COMPRESSED):
+        unpacked = f"Unpack it once with `python -m data.index --unpack OUT {path}` and use the folder OUT."
         raise DataError(
             f"{path} is gzip-compressed, so that single images cannot be read from it. "
-            f"Unpack it once with `python -m data.index --unpack OUT {path}` and use the folder OUT."
+            f"{'Upload it unpacked.' if is_remote(path) else unpacked}"
         )
     return path
 
