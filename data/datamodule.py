@@ -12,15 +12,18 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
 from data import builtin
+from data.cache import ShardCache
 from data.errors import DataError
 from data.faults import Faults
 from data.index import ShardIndex, open_shards
 from data.loader import ShardLoader
 from data.mixture import Mixture, shares
 from data.order import ORDER_VERSION, Order
+from data.prefetch import ahead
 from data.samplers import AllSamples, Draw, MicroBatches, spread
 from data.splits import find_shards, has_split
 from data.stream import Batch, Cut, ShardStream
+from data.webdataset_stream import StreamLoader, StreamShards, first_samples
 
 
 class DataConfig(BaseModel, frozen=True, extra="forbid"):
@@ -30,8 +33,12 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
 
     source: Literal["digits", "photos"] | None = None  # built-in images, packed into `root` on first use
     root: str = "datasets"
-    path: str | list[str] | None = None  # a folder, a glob, a list; of a folder with parts the train part
+    path: str | list[str] | None = None  # a folder, a glob, a list, URLs; of a folder with parts the train part
     val_path: str | list[str] | None = None
+    mode: Literal["index", "stream"] = "index"  # stream: for what cannot be indexed, see data/webdataset_stream.py
+    samples: int | None = Field(default=None, ge=1)  # in an epoch, for mode stream only
+    cache: str | None = None  # folder for copies of remote shards, on a disk of the machine; None: see data/cache.py
+    cache_gb: float | None = Field(default=None, gt=0)  # 10^9 bytes of copies; None: as much as the disk holds
     workers: int = Field(default=2, ge=0)
     weights: list[float] | None = None  # of the entries of `path`: each gets this share of every global batch
     window: int = Field(default=16, ge=1)  # shards that are mixed at a time
@@ -50,6 +57,12 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     def _consistent(self) -> "DataConfig":
         if not self.path and not self.source:
             raise ValueError("neither path nor source is set. Set data.path to shards, or data.source=digits")
+        if (self.mode == "stream") != (self.samples is not None):
+            raise ValueError("mode=stream and samples go together: a stream has no length. Set both or neither of them")
+        if self.mode == "stream" and not self.path:
+            raise ValueError("mode=stream has no path. Set data.path to commands (pipe:…) or URLs")
+        if self.mode == "stream" and (self.weights or self.views_per_image > 1):
+            raise ValueError("mode=stream knows neither weights nor views_per_image. Leave them out, or use mode=index")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale={list(self.scale)} has to be two rising shares of the area, 0 < low <= high <= 1")
         if len(self.mean) != len(self.std):
@@ -65,6 +78,10 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
         if min(self.std, default=0) <= 0:
             raise ValueError(f"std={list(self.std)} has to be positive in each channel")
         return self
+
+    @property
+    def shard_cache(self) -> ShardCache:
+        return ShardCache(self.cache, self.cache_gb and self.cache_gb * 1e9)
 
 
 class ShardDataModule(lightning.LightningDataModule):
@@ -119,8 +136,11 @@ class ShardDataModule(lightning.LightningDataModule):
         )
         self.faults = Faults(bad_samples, config.max_bad_fraction)
         path = config.path or builtin.ensure(config.source or "digits", config.root)
-        self.train_index = open_shards(path, "train")
-        self.val_index = _validation(path, config.val_path)
+        if config.mode == "stream" and config.samples:
+            self.train_index: ShardIndex = StreamShards(path, config.samples)
+        else:
+            self.train_index = open_shards(path, "train", config.shard_cache)
+        self.val_index = validation_shards(path, config)
         self.steps_per_epoch = len(self.train_index) // (global_batch // views)
         if self.steps_per_epoch == 0:
             raise DataError(
@@ -154,7 +174,7 @@ class ShardDataModule(lightning.LightningDataModule):
             "samples": len(self.train_index),
         }
 
-    def train_dataloader(self) -> ShardLoader:
+    def train_dataloader(self) -> ShardLoader | StreamLoader:
         trainer = self.trainer
         assert trainer is not None
         return self.train_loader(lambda: trainer.global_step, trainer.global_rank, trainer.world_size)
@@ -166,15 +186,17 @@ class ShardDataModule(lightning.LightningDataModule):
         rank, ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         return self.frozen_loader(self.val_index, self.micro_batch, rank, ranks)
 
-    def train_loader(self, step: Callable[[], int], rank: int = 0, ranks: int = 1) -> ShardLoader:
+    def train_loader(self, step: Callable[[], int], rank: int = 0, ranks: int = 1) -> ShardLoader | StreamLoader:
         """The augmented micro-batches of one rank, from the step that `step()` says when an iteration starts."""
         draws = MicroBatches(
             self.order, step, self.global_batch, self.micro_batch, rank, ranks, self.config.views_per_image
         )
+        if isinstance(self.train_index, StreamShards):
+            return StreamLoader(ShardStream(self.train_index, self.cut, self.seed), draws, self.config.workers)
         return ShardLoader(
             self.train_index,
             self.cut,
-            draws,
+            ahead(draws, self.train_index),
             batch=self.micro_batch,
             workers=self.config.workers,
             faults=self.faults,
@@ -192,8 +214,10 @@ class ShardDataModule(lightning.LightningDataModule):
     def examples(self, count: int) -> tuple[Tensor, Tensor]:
         """Images and positions of at most `count` centre crops, always the same, of the validation (else training)."""
         index = self.val_index or self.train_index
+        if isinstance(index, StreamShards):
+            return first_samples(ShardStream(index, self.cut), count)["images"], torch.arange(count)
         samples = spread(len(index), count)
-        batch = ShardStream(index, self.cut)[Draw(0, samples, samples)]
+        batch = ShardStream(index.sparing(), self.cut)[Draw(0, samples, samples)]
         return batch["images"], torch.from_numpy(samples)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
@@ -208,8 +232,8 @@ class ShardDataModule(lightning.LightningDataModule):
         return moved
 
 
-def _validation(path: str | list[str], val_path: str | list[str] | None) -> ShardIndex | None:
+def validation_shards(path: str | list[str], config: DataConfig) -> ShardIndex | None:
     """The val part, else the test part, of `val_path` or of `path`; without parts all of `val_path`, none of `path`."""
-    source = val_path or path
+    source = config.val_path or path
     split = next((split for split in ("val", "test") if has_split(source, split)), None)
-    return open_shards(source, split or "val") if split or val_path else None
+    return open_shards(source, split or "val", config.shard_cache) if split or config.val_path else None

@@ -1,47 +1,61 @@
 """All samples of a set of shards as numbers 0 … n - 1, and the command that indexes tars.
 
-python -m data.index SHARDS…                    index tars that others wrote
+python -m data.index SHARDS…                    index tars that others wrote, here or behind a URL
 python -m data.index --unpack OUT SHARDS…       unpack .tar.gz first
 """
 
 import argparse
+import copy
 import gzip
 import hashlib
 import mmap
 import os
 import shutil
 import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 
 from data import index_file
+from data.cache import DEFAULT, ShardCache
 from data.errors import DataError, command
 from data.index_file import HEADER, RECORD, IndexFile
+from data.protocols import is_remote, split_path
 from data.read import read_line
 from data.recent import Recent
 from data.splits import COMPRESSED, Paths, find_shards, list_shards
 from data.tar import Member
 
+Result = TypeVar("Result")
+CONNECTIONS = 16
+
 
 class ShardIndex:
     """Where each sample lies in a list of shards.
 
-    shards  [S] paths; sizes [S] int64, samples in each; samples are numbered through the shards in this order
+    shards  [S] paths and URLs; sizes [S] int64, samples in each; samples are numbered through the shards in this order
+    bytes   [S] lengths of the shards
+    cache   where copies of remote shards lie
 
     Holds paths and sizes alone; the records of a shard are mapped when one is asked for, a bounded number at a time.
     """
 
-    def __init__(self, files: list[IndexFile]):
+    def __init__(self, files: list[IndexFile], cache: ShardCache = DEFAULT):
+        self.cache = cache
         self.shards = [file.tar for file in files]
         self.texts = [file.text for file in files]
         self.sizes = np.array([file.samples for file in files], np.int64)
+        self.bytes = np.array([file.tar_bytes for file in files], np.int64)
         self.ends = np.cumsum(self.sizes)
         digest = hashlib.sha256()
         for file in files:
-            name = os.fsencode(os.path.basename(file.tar))
+            name = os.fsencode(split_path(file.tar)[1])
             digest.update(b"%s %d %d %s\n" % (name, file.samples, file.tar_bytes, file.probe.hex().encode()))
         self.fingerprint = digest.hexdigest()  # The same wherever the shards lie.
         self._maps: Recent[str, mmap.mmap] = Recent(_map, mmap.mmap.close, limit=64)
@@ -82,6 +96,12 @@ class ShardIndex:
         """[samples of the shard, 4] int64: offset and size of the image, start of its line in X.idx, label or -1."""
         return np.frombuffer(self._maps[f"{self.texts[shard]}.bin"], "<i8", offset=HEADER.size).reshape(-1, 4).copy()
 
+    def sparing(self) -> "ShardIndex":
+        """The same index for reading a few images: without downloading the whole shards that they are in."""
+        index = copy.copy(self)
+        index.cache = replace(self.cache, fill=False)
+        return index
+
     def _record(self, sample: int) -> tuple[int, tuple[int, int, int, int]]:
         shard = int(np.searchsorted(self.ends, sample, side="right"))
         first = int(self.ends[shard]) - int(self.sizes[shard])
@@ -89,35 +109,51 @@ class ShardIndex:
         return shard, RECORD.unpack_from(records, HEADER.size + (int(sample) - first) * RECORD.size)
 
 
-def open_shards(paths: Paths, split: str | None = None) -> ShardIndex:
+def open_shards(paths: Paths, split: str | None = None, cache: ShardCache = DEFAULT) -> ShardIndex:
     """The index of the shards that a path means (see `splits.find_shards`); shards without one are indexed first.
 
     DataError: no such shards, two splits mixed, a shard that is truncated, compressed, not a tar or without an image.
     """
-    return index_tars(find_shards(paths, split))
+    return index_tars(find_shards(paths, split), cache)
 
 
-def index_tars(tars: list[str]) -> ShardIndex:
+def index_tars(tars: list[str], cache: ShardCache = DEFAULT) -> ShardIndex:
     """As `open_shards`, of exactly these tars."""
-    files = {tar: index_file.load(tar) for tar in tars}
-    _build([tar for tar, file in files.items() if file is None], files)
-    return ShardIndex([file for file in files.values() if file])
+    files = dict(zip(tars, _each(lambda tar: index_file.load(tar, cache), tars), strict=True))
+    _build([tar for tar, file in files.items() if file is None], files, cache)
+    for tar, file in files.items():
+        if file and is_remote(tar):
+            cache.forget_other_states(tar, file.stamp)
+    return ShardIndex([file for file in files.values() if file], cache)
 
 
-def _build(shards: list[str], files: dict[str, IndexFile | None]) -> None:
+def _build(shards: list[str], files: dict[str, IndexFile | None], cache: ShardCache = DEFAULT) -> None:
     # Every rank may come here at once: each writes the same files and renames them into place.
-    for shard in _progress(shards, "indexing"):
+    def build(shard: str) -> IndexFile:
         try:
-            files[shard] = index_file.build(shard)
+            return index_file.build(shard, cache)
         except OSError as error:
             raise DataError(
                 f"{shard} cannot be indexed ({error}). Check the permissions and the free space; "
                 "MAE_CACHE names the folder for indexes of shards that lie where nothing may be written."
             ) from None
 
+    built = _progress(_each(build, shards), "indexing", len(shards))
+    files.update(zip(shards, built, strict=True))
 
-def _progress(items: list[str], what: str):
-    return track(items, f"{what} {len(items)} shards", console=Console(stderr=True), disable=not items)
+
+def _each(function: Callable[[str], Result], shards: list[str]) -> Iterator[Result]:
+    """The function of each shard; of remote shards several at a time, as it spends its time waiting for a server."""
+    if not any(map(is_remote, shards)):
+        yield from map(function, shards)
+        return
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        yield from pool.map(function, shards)
+
+
+def _progress(items: Iterable[Result], what: str, number: int) -> Iterable[Result]:
+    what = f"{what} {number} shards"
+    return track(items, what, total=number, console=Console(stderr=True), disable=not number)
 
 
 def _map(path: str) -> mmap.mmap:
@@ -151,7 +187,7 @@ def _compressed(paths: list[str]) -> list[str]:
 
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m data.index", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, or folders of tars")
+    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, or folders of tars; local or URLs")
     parser.add_argument("--unpack", metavar="OUT", help="first unpack .tar.gz into this folder")
     arguments = parser.parse_args(words)
     shards = arguments.shards
@@ -160,7 +196,7 @@ def main(words: list[str] | None = None) -> None:
         if not packed:
             raise DataError(f"there is no .tar.gz or .tgz in {', '.join(shards)}. Leave out --unpack.")
         os.makedirs(arguments.unpack, exist_ok=True)
-        shards = [unpack(path, arguments.unpack) for path in _progress(packed, "unpacking")]
+        shards = [unpack(path, arguments.unpack) for path in _progress(packed, "unpacking", len(packed))]
     tars = list_shards(shards)
     files: dict[str, IndexFile | None] = {}
     _build(tars, files)

@@ -5,7 +5,7 @@ X.idx       NVIDIA DALI's `wds2idx` text, v1.2: a line `v1.2 SAMPLES`, then for 
 X.idx.bin   for mapping into memory: a header, then for each sample that has an image a record of
             (offset and size of the image in the tar, start of the sample's line in X.idx, label or -1)
 
-Where the tar's folder cannot be written they lie in a cache folder instead: $MAE_CACHE or ~/.cache/mae-index.
+Where the tar's folder cannot be written, or is remote, they lie in a cache folder: $MAE_CACHE or ~/.cache/mae-index.
 """
 
 import hashlib
@@ -14,17 +14,22 @@ import os
 import re
 import struct
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from data import remote, source
+from data.cache import DEFAULT, ShardCache, root
 from data.errors import DataError
-from data.tar import BLOCK, Member, members
+from data.protocols import Missing, is_remote, split_path
+from data.source import Source
+from data.tar import BLOCK, Member, walk
 
+Content = TypeVar("Content")
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm", "pgm")
-HEADER = struct.Struct("<8sQqQ8s")  # magic, bytes of the tar, its mtime in ns, records, probe
+HEADER = struct.Struct("<8sQqQ8s")  # magic, bytes of the tar, its stamp (see data/source.py), records, probe
 RECORD = struct.Struct("<QQQq")
 MAGIC = b"maeidx01"
 PROBES = 8
@@ -37,6 +42,7 @@ class IndexFile(NamedTuple):
     text: str  # path of X.idx; X.idx.bin lies beside it
     samples: int
     tar_bytes: int
+    stamp: int  # of the state of the tar, see data/source.py
     probe: bytes  # a hash over some headers of the tar: tells it from another tar of the same length
 
 
@@ -47,9 +53,9 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension
 
 
-def load(tar: str) -> IndexFile | None:
+def load(tar: str, cache: ShardCache = DEFAULT) -> IndexFile | None:
     """The header of a tar's index; None when there is none, or when it belongs to another state of the tar."""
-    state = os.stat(tar)
+    size, stamp = source.stamp(tar, cache)
     for text in _places(tar):
         try:
             file = os.open(f"{text}.bin", os.O_RDONLY)
@@ -57,44 +63,84 @@ def load(tar: str) -> IndexFile | None:
             continue
         try:
             header, length = os.read(file, HEADER.size), os.fstat(file).st_size
-            if len(header) < HEADER.size:
+            if not _whole(header, length, size):
                 continue
-            magic, tar_bytes, mtime, samples, probe = HEADER.unpack(header)
-            if (magic, tar_bytes, length) != (MAGIC, state.st_size, HEADER.size + samples * RECORD.size):
+            _, _, indexed, samples, probe = HEADER.unpack(header)
+            # A local copy of both files has another time stamp, another tar has other headers.
+            if indexed != stamp and (is_remote(tar) or probe != _probe_of(tar, os.pread(file, length, 0))):
                 continue
-            # A copy of both files has another time stamp, another tar has other headers.
-            if mtime != state.st_mtime_ns and probe != _probe(tar, _offsets(os.pread(file, length, 0))):
-                continue
-            return IndexFile(tar, text, samples, tar_bytes, probe)
+            return IndexFile(tar, text, samples, size, stamp, probe)
         finally:
             os.close(file)
     return None
 
 
-def build(tar: str) -> IndexFile:
-    """Reads the headers of a tar and writes its index. DataError: damaged, truncated, no tar, or without an image."""
-    state = os.stat(tar)
+def build(tar: str, cache: ShardCache = DEFAULT) -> IndexFile:
+    """Reads the headers of a tar and writes its index. DataError: damaged, truncated, no tar, or without an image.
+
+    The index that lies beside a remote tar is taken as it is; without one only the headers are downloaded, from a
+    server that sends no parts the whole tar into the cache.
+    """
+    if not is_remote(tar):
+        with source.local(tar) as opened:
+            return _build(opened)
+    if taken := _take(tar, cache):
+        return taken
+    try:
+        return _build(source.in_parts(tar, cache))
+    except remote.NoRanges:
+        _, stamp = source.stamp(tar, cache)
+        cache.forget_other_states(tar, stamp)
+        with source.local(tar, cache.local_path(tar), stamp) as opened:
+            return _build(opened)
+
+
+def _build(tar: Source) -> IndexFile:
     lines, records = [], []
-    samples = [list(group) for _, group in itertools.groupby(_named(tar), key=lambda m: split_name(m.name)[0])]
+    samples = [list(group) for _, group in itertools.groupby(_named(tar), key=lambda m: split_name(m[0].name)[0])]
     position = len(f"v1.2 {len(samples)}\n")
-    with open(tar, "rb") as file:
-        for sample in samples:
-            lines.append(" ".join(f"{split_name(m.name)[1]} {m.offset} {m.size} {m.name}" for m in sample) + "\n")
-            extensions = _extensions(tar, sample)
-            if image := _image(extensions):
-                records.append((image.offset, image.size, position, _label(file, extensions.get("cls"))))
-            position += len(lines[-1].encode("utf-8", "surrogateescape"))
+    for sample in samples:
+        lines.append(" ".join(f"{split_name(m.name)[1]} {m.offset} {m.size} {m.name}" for m, _ in sample) + "\n")
+        extensions = _extensions(tar.path, [member for member, _ in sample])
+        if image := image_of(extensions):
+            label = next((label for member, label in sample if member is extensions.get("cls")), -1)
+            records.append((image.offset, image.size, position, label))
+        position += len(lines[-1].encode("utf-8", "surrogateescape"))
     if not records:
         raise DataError(
-            f"{tar} holds no image: none of its {sum(map(len, samples))} files ends in "
+            f"{tar.path} holds no image: none of its {sum(map(len, samples))} files ends in "
             f"{', '.join('.' + extension for extension in IMAGES)}. Check that it is a shard of images."
         )
     text = f"v1.2 {len(samples)}\n" + "".join(lines)
     probe = _probe(tar, np.array([record[0] for record in records]))
-    header = HEADER.pack(MAGIC, state.st_size, state.st_mtime_ns, len(records), probe)
+    header = HEADER.pack(MAGIC, tar.size, tar.stamp, len(records), probe)
     body = np.array(records, dtype=[("offset", "<u8"), ("size", "<u8"), ("line", "<u8"), ("label", "<i8")]).tobytes()
-    path = _write(tar, text.encode("utf-8", "surrogateescape"), header + body)
-    return IndexFile(tar, path, len(records), state.st_size, probe)
+    path = _write(tar.path, text.encode("utf-8", "surrogateescape"), header + body)
+    return IndexFile(tar.path, path, len(records), tar.size, tar.stamp, probe)
+
+
+def _take(tar: str, cache: ShardCache) -> IndexFile | None:
+    """The index that lies beside a remote tar, with the tar's present stamp; None without one for a tar this long."""
+    folder, name = split_path(tar)
+    beside = f"{folder}/{name.removesuffix('.tar')}.idx"
+    try:
+        binary, text = (remote.contents(url, cache.retry) for url in (f"{beside}.bin", beside))
+    except Missing:
+        return None
+    size, stamp = source.stamp(tar, cache)
+    if not _whole(binary, len(binary), size):
+        return None
+    magic, _, _, samples, probe = HEADER.unpack_from(binary)
+    path = _write(tar, text, HEADER.pack(magic, size, stamp, samples, probe) + binary[HEADER.size :])
+    return IndexFile(tar, path, samples, size, stamp, probe)
+
+
+def _whole(header: bytes, length: int, tar_bytes: int) -> bool:
+    """Whether X.idx.bin of this length is complete and belongs to a tar of that length."""
+    if len(header) < HEADER.size:
+        return False
+    magic, described, _, samples, _ = HEADER.unpack_from(header)
+    return (magic, described, length) == (MAGIC, tar_bytes, HEADER.size + samples * RECORD.size)
 
 
 def listed(line: str) -> Iterator[Member]:
@@ -106,16 +152,17 @@ def listed(line: str) -> Iterator[Member]:
         yield Member(found[4], int(found[2]), int(found[3]))
 
 
-def _named(tar: str) -> Iterable[Member]:
-    """Members that belong to a sample: hidden files and files without an extension do not."""
-    for member in members(tar):
+def _named(tar: Source) -> Iterable[tuple[Member, int]]:
+    """Members that belong to a sample, and the label in each: hidden files and files without an extension do not."""
+    for member in walk(tar.pread, tar.size, tar.path):
         key, extension = split_name(member.name)
         if "\n" in member.name:
             raise DataError(
-                f"{tar} has a line break in the member name {member.name!r}, which no index can hold. Rename it."
+                f"{tar.path} has a line break in the member name {member.name!r}, which no index can hold. Rename it."
             )
         if extension and key and not key.endswith("/"):
-            yield member
+            is_label = extension.lower() == "cls"
+            yield member, label_in(tar.pread(min(member.size, 20), member.offset)) if is_label else -1
 
 
 def _extensions(tar: str, sample: list[Member]) -> dict[str, Member]:
@@ -131,49 +178,46 @@ def _extensions(tar: str, sample: list[Member]) -> dict[str, Member]:
     return found
 
 
-def _image(extensions: dict[str, Member]) -> Member | None:
+def image_of(extensions: Mapping[str, Content]) -> Content | None:
     """The image of a sample: the member called .jpg, .png, …, or else the first that ends so, such as .large.jpg."""
-    exact = [member for extension, member in extensions.items() if extension in IMAGES]
-    ending = [member for extension, member in extensions.items() if extension.rpartition(".")[2] in IMAGES]
+    exact = [content for extension, content in extensions.items() if extension in IMAGES]
+    ending = [content for extension, content in extensions.items() if extension.rpartition(".")[2] in IMAGES]
     return next(iter(exact + ending), None)
 
 
-def _label(file, member: Member | None) -> int:
-    if member is None:
-        return -1
-    text = os.pread(file.fileno(), min(member.size, 20), member.offset).strip()
-    return int(text) if re.fullmatch(rb"\d{1,18}", text) else -1
+def label_in(text: bytes) -> int:
+    """The number that a .cls member holds, -1 if it is something else."""
+    return int(text) if re.fullmatch(rb"\s*\d{1,18}\s*", text) else -1
 
 
-def _offsets(contents: bytes) -> np.ndarray:
-    return np.frombuffer(contents, "<u8", offset=HEADER.size)[:: RECORD.size // 8]
+def _probe_of(tar: str, binary: bytes) -> bytes:
+    """The probe of a local tar at the offsets that X.idx.bin names."""
+    with source.local(tar) as opened:
+        return _probe(opened, np.frombuffer(binary, "<u8", offset=HEADER.size)[:: RECORD.size // 8])
 
 
-def _probe(tar: str, offsets: np.ndarray) -> bytes:
+def _probe(tar: Source, offsets: np.ndarray) -> bytes:
     """A hash over the tar's own headers of a few images."""
     digest = hashlib.blake2b(digest_size=8)
-    with open(tar, "rb", buffering=0) as file:
-        for i in np.linspace(0, len(offsets) - 1, PROBES).astype(int):
-            digest.update(os.pread(file.fileno(), BLOCK, int(offsets[i]) - BLOCK))
+    for i in np.linspace(0, len(offsets) - 1, PROBES).astype(int):
+        digest.update(tar.pread(BLOCK, int(offsets[i]) - BLOCK))
     return digest.digest()
 
 
-def _places(tar: str) -> tuple[str, str]:
-    """Where X.idx may lie: beside the tar, else in the cache folder under a hash of the tar's folder."""
-    folder, base = os.path.split(os.path.abspath(tar))
+def _places(tar: str) -> list[str]:
+    """Where X.idx may lie: beside a local tar, else in the cache folder under a hash of the tar's folder."""
+    folder, base = split_path(tar if is_remote(tar) else os.path.abspath(tar))
     name = base.removesuffix(".tar") + ".idx"
-    root = os.environ.get("MAE_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "mae-index")
-    return os.path.join(folder, name), os.path.join(root, hashlib.sha256(folder.encode()).hexdigest()[:16], name)
+    cached = os.path.join(root(), hashlib.sha256(folder.encode()).hexdigest()[:16], name)
+    return [cached] if is_remote(tar) else [os.path.join(folder, name), cached]
 
 
 def _write(tar: str, text: bytes, binary: bytes) -> str:
     """Both files, whole or not at all; the path of the text."""
-    beside, cached = _places(tar)
-    if _writable(Path(beside).parent):
-        path = beside
-    else:
-        path = cached
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+    path, *elsewhere = _places(tar)
+    if elsewhere and not _writable(Path(path).parent):
+        path = elsewhere[0]
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     for target, contents in ((path, text), (f"{path}.bin", binary)):
         temporary = f"{target}.{uuid.uuid4().hex}.tmp"  # Ranks on several hosts may write it at the same time.
         Path(temporary).write_bytes(contents)

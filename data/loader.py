@@ -151,6 +151,11 @@ def _init_worker(worker: int) -> None:
     assert info is not None and isinstance(info.dataset, ShardStream)
     info.dataset.worker = worker
     info.dataset.reading[worker, 0] = os.getpid()
+    quiet_worker(worker)
+
+
+def quiet_worker(worker: int) -> None:
+    """What every worker of a loader begins with."""
     torch.set_num_threads(1)
     # Ctrl-C, torchrun and SLURM signal every process of a run; the trainer alone decides when to stop, and still needs
     # its batches then.

@@ -43,13 +43,14 @@ class Mixture:
             start += end - row
         return np.concatenate(parts)
 
-    def shards(self, epoch: int, start: int, stop: int) -> list[int]:
-        """The shards that hold the samples of these positions, and those of the windows that follow them."""
-        batch = epoch * (len(self) // self.batch) + start // self.batch
-        found, before = [], 0
+    def windows(self, epoch: int, position: int) -> tuple[list[int], list[int]]:
+        """As `Order.windows`, of all data sets together."""
+        batch = epoch * (len(self) // self.batch) + position // self.batch
+        found: tuple[list[int], list[int]] = ([], [])
+        before = 0
         for order, count in zip(self.orders, self.counts, strict=True):
-            for pass_, first, end in _runs(batch * count, (batch + 1) * count, len(order)):
-                found += [before + shard for shard in order.shards(pass_, first, end)]
+            for shards, some in zip(found, order.windows(*divmod(batch * count, len(order))), strict=True):
+                shards += [before + shard for shard in some]
             before += len(order.sizes)
         return found
 

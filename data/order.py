@@ -53,14 +53,15 @@ class Order:
         parts = [self._of_window(epoch, *run) for run in self._runs(epoch, start, stop)]
         return np.concatenate([np.empty(0, np.int64), *parts])
 
-    def shards(self, epoch: int, start: int, stop: int) -> list[int]:
-        """The shards that hold the samples of these positions, and those of the windows that follow them."""
-        lanes = self._lanes(epoch)
-        now: dict[int, int] = {}
-        for lane, window, _, _ in self._runs(epoch, start, stop):
-            now[lane] = max(window, now.get(lane, 0))
-        windows = [(lane, window + ahead) for ahead in (0, 1) for lane, window in now.items()]
-        return [int(shard) for lane, window in windows for shard in self._shards_of(lanes[lane], window)]
+    def windows(self, epoch: int, position: int) -> tuple[list[int], list[int]]:
+        """The shards of the windows that the batch at a position reads, and those read after them, be it in the next
+        epoch."""
+        start = position // self.batch * self.batch
+        now = [(lane, window) for lane, window, _, _ in self._runs(epoch, start, min(start + self.batch, len(self)))]
+        after = [shard for lane, window in now for shard in self._shards_of(epoch, lane, window + 1)]
+        if not after:
+            after = [shard for lane in range(self.lanes) for shard in self._shards_of(epoch + 1, lane, 0)]
+        return [shard for lane, window in now for shard in self._shards_of(epoch, lane, window)], after
 
     def _runs(self, epoch: int, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
         """These positions as runs (lane, window, first, end) of places within one window."""
@@ -109,14 +110,14 @@ class Order:
             self._epoch = epoch, lanes
         return self._epoch[1]
 
-    def _shards_of(self, lane: Lane, window: int) -> np.ndarray:
-        return lane.shards[window * self.window : (window + 1) * self.window]
+    def _shards_of(self, epoch: int, lane: int, window: int) -> list[int]:
+        return self._lanes(epoch)[lane].shards[window * self.window : (window + 1) * self.window].tolist()
 
     def _of_window(self, epoch: int, lane: int, window: int, first: int, end: int) -> np.ndarray:
         """The samples at places of one window; the last two windows of each lane are kept."""
         at = epoch, lane, window
         if at not in self._windows:
-            shards = self._shards_of(self._lanes(epoch)[lane], window)
+            shards = self._shards_of(epoch, lane, window)
             samples = np.concatenate([np.arange(*self.starts[[shard, shard + 1]].tolist()) for shard in shards])
             if len(self._windows) == 2 * self.lanes:
                 self._windows.pop(next(iter(self._windows)))

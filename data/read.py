@@ -1,8 +1,12 @@
 """Bytes of a member of a tar, by position."""
 
+import contextlib
 import os
 
+from data import remote
+from data.cache import DEFAULT, ShardCache
 from data.errors import DataError
+from data.protocols import is_remote
 from data.recent import Recent
 
 
@@ -13,16 +17,35 @@ def _open(path: str) -> int:
         raise DataError(f"{path} cannot be opened: {error.strerror}. Was it moved or removed while in use?") from None
 
 
+def _open_copy(place: tuple[str, ShardCache]) -> int:
+    url, cache = place
+    while True:
+        with contextlib.suppress(FileNotFoundError):  # The copy was evicted in this very moment.
+            return os.open(cache.local_path(url), os.O_RDONLY | os.O_CLOEXEC)
+
+
 # Positional reads share no file offset, so that a descriptor inherited by forked workers is safe to use there.
 _files: Recent[str, int] = Recent(_open, os.close, limit=64)
+# An evicted copy takes up room for as long as it is open: no more than a usual window of them, reopening is cheap.
+_copies: Recent[tuple[str, ShardCache], int] = Recent(_open_copy, os.close, limit=16)
 
 
-def read(path: str, offset: int, size: int) -> bytes:
-    """`size` bytes of the file from `offset` on. DataError: the file cannot be opened, or ends before."""
+def _file(path: str, cache: ShardCache) -> int:
+    return _copies[path, cache] if is_remote(path) else _files[path]
+
+
+def read(path: str, offset: int, size: int, cache: ShardCache = DEFAULT) -> bytes:
+    """`size` bytes of the file from `offset` on; of a URL from its copy in the cache, downloaded first if need be.
+
+    DataError: the file cannot be opened or downloaded, or ends before.
+    """
+    if is_remote(path) and not cache.fill and not cache.has(path):
+        with contextlib.suppress(remote.NoRanges):
+            return remote.part(path, offset, size, cache.retry)
     try:
-        data = os.pread(_files[path], size, offset)
+        data = os.pread(_file(path, cache), size, offset)
         while 0 < len(data) < size:  # A network file system may hand over less than was asked for.
-            more = os.pread(_files[path], size - len(data), offset + len(data))
+            more = os.pread(_file(path, cache), size - len(data), offset + len(data))
             if not more:
                 break
             data += more

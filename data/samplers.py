@@ -46,9 +46,10 @@ class MicroBatches(Sampler[Draw]):
         self.global_batch, self.micro_batch = global_batch, micro_batch
         self.rank, self.ranks = rank, ranks
         self.steps_per_epoch = usable(len(order) * views, global_batch) // global_batch
+        self.accumulate = global_batch // (micro_batch * ranks)
 
     def __len__(self) -> int:
-        return self.steps_per_epoch * self.global_batch // (self.micro_batch * self.ranks)
+        return self.steps_per_epoch * self.accumulate
 
     def __iter__(self) -> Iterator[Draw]:
         # The trainer's current_epoch is one behind at the edge of an epoch, its global_step is right.

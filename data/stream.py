@@ -68,9 +68,7 @@ class ShardStream(Dataset[Batch]):
 
     def __getitem__(self, draw: Draw) -> Batch:
         cut, count = self.cut, len(draw.samples)
-        images = torch.empty((count, cut.channels, *cut.size), dtype=torch.uint8 if cut.bits == 8 else torch.uint16)
-        if draw.slot is not None and self.ring is not None:
-            images = self.ring.slot(draw.slot, count)
+        images = self.empty(count) if draw.slot is None or not self.ring else self.ring.slot(draw.slot, count)
         draws = None if self.seed is None else uniforms(self.seed, draw.epoch, draw.positions, DRAWS).tolist()
         samples, boxes, bad = draw.samples.copy(), np.empty((count, 4), np.int32), []
         views = cut.views if draws else 1
@@ -86,6 +84,11 @@ class ShardStream(Dataset[Batch]):
             "keys": [self.index.key(sample) for sample in samples],
             "bad": bad,
         }
+
+    def empty(self, count: int) -> Tensor:
+        """Room for the images of a batch."""
+        cut = self.cut
+        return torch.empty((count, cut.channels, *cut.size), dtype=torch.uint8 if cut.bits == 8 else torch.uint16)
 
     def _fill(
         self, images: Tensor, draw: Draw, row: int, draws: list[list[float]] | None, bad: list[dict[str, Any]]
@@ -104,10 +107,12 @@ class ShardStream(Dataset[Batch]):
         )
 
     def _read(self, images: Tensor, sample: int, draws: list[list[float]] | None) -> list[Box]:
-        cut = self.cut
         shard, offset, size = self.index.locate(sample)
-        data = read(self.index.shards[shard], offset, size)
-        header = read_header(data, cut.channels)
+        return self.fill(images, read(self.index.shards[shard], offset, size, self.index.cache), draws)
+
+    def fill(self, images: Tensor, data: bytes, draws: list[list[float]] | None) -> list[Box]:
+        """Writes the views of an encoded image that the draws choose, None for the centre; returns their boxes."""
+        cut, header = self.cut, read_header(data, self.cut.channels)
         boxes = [self._box(header.height, header.width, u) for u in draws or [None]]
         crops = decode(data, header, boxes, cut.size, cut.channels, exact=cut.exact, bits=cut.bits)
         for image, crop, u in zip(images, crops, draws or [None], strict=True):

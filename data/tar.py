@@ -2,7 +2,7 @@
 
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,24 +23,27 @@ class Member(NamedTuple):
 
 
 def members(path: str | Path) -> Iterator[Member]:
-    """The regular files of a tar, in order, by seeking from header to header.
-
-    Stricter than `tarfile`, which takes a damaged header in the middle for the end of the archive.
-    DataError: not a tar, truncated, damaged.
-    """
+    """The regular files of a tar on this machine. DataError: not a tar, truncated, damaged."""
     file = os.open(path, os.O_RDONLY)
     try:
-        yield from _members(file, os.fstat(file).st_size, path)
+        yield from walk(lambda size, offset: os.pread(file, size, offset), os.fstat(file).st_size, path)
     finally:
         os.close(file)
 
 
-def _members(file: int, total: int, path: str | Path) -> Iterator[Member]:
+def walk(pread: Callable[[int, int], bytes], total: int, path: str | Path) -> Iterator[Member]:
+    """The regular files of a tar, in order, by stepping from header to header.
+
+    pread  the bytes of the tar, given (size, offset); total: its length; path: for the errors
+
+    Stricter than `tarfile`, which takes a damaged header in the middle for the end of the archive.
+    DataError: not a tar, truncated, damaged.
+    """
     if total == 0:
         raise DataError(f"{path} is empty (0 bytes). Copy or download it again.")
     position, name, size = 0, None, None
     while position < total:
-        block = os.pread(file, BLOCK, position)
+        block = pread(BLOCK, position)
         if len(block) == BLOCK and not any(block):
             return
         info = _header(block, position, path)
@@ -51,9 +54,9 @@ def _members(file: int, total: int, path: str | Path) -> Iterator[Member]:
                 f"the file at {total}. Copy or download it again."
             )
         if info.type == GNU_NAME:
-            name = os.pread(file, min(length, MAX_WRAPPER), start).rstrip(b"\0").decode("utf-8", "surrogateescape")
+            name = pread(min(length, MAX_WRAPPER), start).rstrip(b"\0").decode("utf-8", "surrogateescape")
         elif info.type == PAX:
-            fields = _pax_fields(os.pread(file, min(length, MAX_WRAPPER), start), position, path)
+            fields = _pax_fields(pread(min(length, MAX_WRAPPER), start), position, path)
             name = fields.get("path", name)
             size = int(fields["size"]) if fields.get("size", "").isdigit() else size
         elif info.type not in OTHER_WRAPPERS:

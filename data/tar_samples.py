@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from data.errors import DataError
+from data.folders import LocalFolder
 from data.index import ShardIndex, open_shards
 from data.index_file import split_name
 from data.read import read
@@ -42,7 +43,7 @@ def find_samples(source: str) -> Source:
 
     DataError: no such tars, two splits together, a tar that is damaged.
     """
-    if os.path.isdir(source) and len(found := parts(Path(source))) > 1:
+    if os.path.isdir(source) and len(found := parts(LocalFolder(source))) > 1:
         name, tars = next(iter(found.items()))
         raise DataError(
             f"{source} holds the parts {' and '.join(found)}. Pack each on its own, with a folder or a glob as the "

@@ -342,7 +342,7 @@ def test_globs_lists_and_braces(folder):
         ("nowhere/*.tar", "no file matches"),
         ("{nowhere,else}.tar", "does not exist"),
         ("empty", "holds no shard"),
-        ("s3://bucket/x.tar", "cannot be read yet"),
+        ("ftp://host/x.tar", "unknown protocol ftp"),
     ],
 )
 def test_a_path_that_means_nothing_is_one_sentence(tmp_path, path, says):
