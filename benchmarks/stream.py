@@ -29,16 +29,17 @@ from torchvision.transforms import v2
 from data.datamodule import DataConfig, ShardDataModule
 from data.folder import find_images
 from data.pack import pack
+from data.stream import ShardStream
 
 SIZES = {"500x375": (500, 375), "2250x1500": (2250, 1500)}
-COPIES = {"500x375": 1200, "2250x1500": 120}
+COPIES = {"500x375": 1200, "2250x1500": 320}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DATASETS = Path(os.environ.get("MAE_DATASETS", Path(__file__).resolve().parents[2] / "shared" / "datasets"))
 WORKERS, BATCH = 2, 64
 
 
 def make(photos: Path, out: Path, size: tuple[int, int], copies: int) -> None:
-    """A folder with one class of `copies` JPEGs, cut from the photographs, quality 92."""
+    """A folder with one class of `copies` JPEGs, cut from the photographs, quality 95."""
     (out / "images" / "0").mkdir(parents=True)
     noise = np.random.default_rng(0)
     originals = []
@@ -52,7 +53,7 @@ def make(photos: Path, out: Path, size: tuple[int, int], copies: int) -> None:
         height = int(width * size[1] / size[0])
         left, top = noise.integers(original.width - width + 1), noise.integers(original.height - height + 1)
         crop = original.resize(size, Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
-        crop.save(out / "images" / "0" / f"{number:05d}.jpg", quality=92)
+        crop.save(out / "images" / "0" / f"{number:05d}.jpg", quality=95)
 
 
 def folder(out: Path, workers: int) -> Iterable:
@@ -75,27 +76,33 @@ def webdataset(out: Path, workers: int) -> Iterable:
     return wds.WebLoader(data.batched(BATCH, partial=False), batch_size=None, num_workers=workers)  # type: ignore
 
 
-def ours(out: Path, workers: int, **settings) -> Iterable:
-    config = DataConfig(path=str(out / "shards"), workers=workers, **settings)
+def ours(out: Path, workers: int, shards: str = "shards", step: int = 0, **settings) -> DataLoader:
+    config = DataConfig(path=str(out / shards), workers=workers, **settings)
     shape = {"image_size": (224, 224), "channels": 3, "global_batch": BATCH, "micro_batch": BATCH}
-    return ShardDataModule(config, seed=0, **shape).train_loader(lambda: 0)
+    return ShardDataModule(config, seed=0, **shape).train_loader(lambda: step)
 
 
-def loaders(out: Path) -> dict[str, tuple[Callable[[], Iterable], int]]:
-    """Each loader, and its number of processes."""
-    return {
-        "folder": (lambda: folder(out, WORKERS), WORKERS),
-        "wds": (lambda: webdataset(out, WORKERS), WORKERS),
-        "ours, exact": (lambda: ours(out, WORKERS, decode="exact"), WORKERS),
-        "ours, fast": (lambda: ours(out, WORKERS), WORKERS),
-        "folder, one core": (lambda: folder(out, 1), 1),
-        "ours, one core, four views": (lambda: ours(out, 1, views_per_image=4), 1),
-    }
+LOADERS: dict[str, Callable[[Path], Iterable]] = {
+    "folder": lambda out: folder(out, WORKERS),
+    "wds": lambda out: webdataset(out, WORKERS),
+    "ours, exact": lambda out: ours(out, WORKERS, decode="exact"),
+    "ours, fast": lambda out: ours(out, WORKERS),
+    "ours, shorter side 512": lambda out: ours(out, WORKERS, "small"),
+    "folder, one core": lambda out: folder(out, 1),
+    "ours, one core, four views": lambda out: ours(out, 1, views_per_image=4),
+}
+RATIOS = [
+    ("ours, exact", "folder"),
+    ("ours, exact", "wds"),
+    ("ours, fast", "folder"),
+    ("ours, fast", "wds"),
+    ("ours, shorter side 512", "folder"),
+    ("ours, one core, four views", "folder, one core"),
+]
 
 
-def rate(make_loader: Callable[[], Iterable], seconds: float) -> float:
+def rate(loader: Iterable, seconds: float) -> float:
     """Images per second, after the first two batches."""
-    loader = make_loader()
     images, started = 0, 0.0
     for number, batch in enumerate(_again(loader)):
         if number == 2:
@@ -105,6 +112,34 @@ def rate(make_loader: Callable[[], Iterable], seconds: float) -> float:
             if time.perf_counter() - started > seconds:
                 break
     return images / (time.perf_counter() - started)
+
+
+def first_batches(out: Path, rounds: int) -> list[float]:
+    """Seconds to the first batch in the middle of an epoch, relative to those of a fresh start; workers included."""
+    seconds: dict[int, list[float]] = {0: [], sum(1 for _ in (out / "images" / "0").iterdir()) // BATCH // 2: []}
+    for _ in range(rounds):
+        for step, found in seconds.items():
+            started = time.perf_counter()
+            next(iter(ours(out, WORKERS, step=step)))
+            found.append(time.perf_counter() - started)
+    fresh, middle = seconds.values()
+    return [one / other for one, other in zip(middle, fresh, strict=True)]
+
+
+def overhead(out: Path) -> float:
+    """Share of a sample's time that goes into order, index and reading: everything but decoding and cutting."""
+    loader = ours(out, 0)
+    stream, draws = loader.dataset, list(loader.sampler)
+    assert isinstance(stream, ShardStream)
+    started = time.process_time()
+    for draw in draws:
+        stream[draw]
+    whole = time.process_time() - started
+    stream.fill = lambda images, data, draws: [(0, 0, 1, 1)] * len(images)  # type: ignore[method-assign]
+    started = time.process_time()
+    for draw in loader.sampler:
+        stream[draw]
+    return (time.process_time() - started) / whole
 
 
 def _again(loader: Iterable) -> Iterable:
@@ -129,13 +164,16 @@ def main() -> None:
             samples, classes, _ = find_images(out / "images")
             pack(samples, out / "shards", name="x", classes=classes, shard_size=COPIES[name] // 8)
             size = sum(path.stat().st_size for path in (out / "images" / "0").iterdir()) / COPIES[name]
-            contenders = loaders(out)
-            rates: dict[str, list[float]] = {contender: [] for contender in contenders}
+            pack(samples, out / "small", name="x", classes=classes, shard_size=COPIES[name] // 8, shorter_side=512)
+            rates: dict[str, list[float]] = {contender: [] for contender in LOADERS}
             for _ in range(arguments.rounds):
-                for contender, (make_loader, _) in contenders.items():
-                    rates[contender].append(rate(make_loader, arguments.seconds))
-        results[name] = {contender: statistics.median(values) for contender, values in rates.items()}
-        report(name, size, rates)
+                for contender, loader in LOADERS.items():
+                    rates[contender].append(rate(loader(out), arguments.seconds))
+            middle, share = statistics.median(first_batches(out, arguments.rounds)), overhead(out)
+            results[name] = {contender: statistics.median(values) for contender, values in rates.items()}
+            report(name, size, rates)
+            print(f"  first batch in the middle of an epoch / of a fresh start: {middle:.2f}")
+            print(f"  order, index and reading: {share:.1%} of a sample's time")
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1))
 
@@ -149,9 +187,8 @@ def report(name: str, size: float, rates: dict[str, list[float]]) -> None:
     print(f"\n{name}, {size / 1024:.0f} KB each, {WORKERS} workers")
     for contender, values in rates.items():
         print(f"  {contender:28} {statistics.median(values):8.0f} images/s")
-    for one in ("ours, exact", "ours, fast"):
-        print(f"  {one} / folder {ratio(one, 'folder')}, / wds {ratio(one, 'wds')}")
-    print(f"  ours, one core, four views / folder, one core {ratio('ours, one core, four views', 'folder, one core')}")
+    for one, other in RATIOS:
+        print(f"  {one} / {other}: {ratio(one, other)}")
 
 
 if __name__ == "__main__":

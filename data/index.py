@@ -79,7 +79,9 @@ class ShardIndex:
 
     def key(self, sample: int) -> str:
         """The name that the members of a sample have in common, with its folder."""
-        return index_file.split_name(self.members(sample)[0].name)[0]
+        shard, (offset, _, line, _) = self._record(sample)
+        key = index_file.key_in(read_line(self.texts[shard], line), offset)
+        return key if key is not None else index_file.split_name(self.members(sample)[0].name)[0]
 
     def members(self, sample: int) -> list[Member]:
         """The files of a sample in the order of the tar, its image among them."""

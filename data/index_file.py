@@ -28,7 +28,7 @@ from data.source import Source
 from data.tar import BLOCK, Member, walk
 
 Content = TypeVar("Content")
-IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm", "pgm")
+IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm", "pgm", "npy")
 HEADER = struct.Struct("<8sQqQ8s")  # magic, bytes of the tar, its stamp (see data/source.py), records, probe
 RECORD = struct.Struct("<QQQq")
 MAGIC = b"maeidx01"
@@ -141,6 +141,17 @@ def _whole(header: bytes, length: int, tar_bytes: int) -> bool:
         return False
     magic, described, _, samples, _ = HEADER.unpack_from(header)
     return (magic, described, length) == (MAGIC, tar_bytes, HEADER.size + samples * RECORD.size)
+
+
+def key_in(line: str, offset: int) -> str | None:
+    """The key of the sample on a line of X.idx with a member at this offset; None where it takes `listed` to tell.
+
+    For every sample of every batch: a tenth of the time of `listed`.
+    """
+    before, _, after = line.partition(f" {offset} ")
+    end = f".{before.rpartition(' ')[2]}"
+    name = after.partition(" ")[2]
+    return name.partition(end)[0] if name.count(end) == 1 and (name.endswith(end) or f"{end} " in name) else None
 
 
 def listed(line: str) -> Iterator[Member]:

@@ -1,6 +1,7 @@
 """From draws to batches of images as integers."""
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,7 +96,7 @@ class ShardStream(Dataset[Batch]):
     ) -> tuple[int, list[Box]]:
         """Writes the views of one sample, or of the first replacement that can be read: its number and the boxes."""
         position, wanted = int(draw.positions[row]), int(draw.samples[row])
-        for sample in (wanted, *self._replacements(wanted, draw.epoch, position)):
+        for sample in chain([wanted], self._replacements(wanted, draw.epoch, position)):
             self.reading[self.worker, 1] = sample
             try:
                 return sample, self._read(images, sample, draws)

@@ -366,3 +366,24 @@ def test_the_command_indexes_all_parts(folder):
 def test_sizes_are_numbers_of_samples(folder):
     index = open_shards(folder, "train")
     assert index.sizes.dtype == np.int64 and index.sizes.tolist() == [3, 3] and len(index) == 6
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a.jpg", "a.cls"],
+        ["0/a b.jpg", "0/a b.seg.jpg", "0/a b.json"],
+        ["v1.jpg x/a.jpg", "v1.jpg x/a.cls"],
+        ["v1.2/a.jpg"],
+        ["a.jpgx", "a.jpg"],
+        ["12 34/a.png"],
+    ],
+)
+def test_the_quick_way_to_a_key_agrees_with_the_thorough_one(names):
+    members = [(name.rpartition("/")[2].partition(".")[2], 512 + 1024 * i, 12, name) for i, name in enumerate(names)]
+    line = " ".join(f"{extension} {offset} {size} {name}" for extension, offset, size, name in members)
+    listed = list(index_file.listed(line))
+    assert [member.name for member in listed] == names
+    for member in listed:
+        assert index_file.key_in(line, member.offset) in (None, index_file.split_name(member.name)[0])
+    assert index_file.key_in(line, 7) is None

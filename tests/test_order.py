@@ -14,6 +14,7 @@ sizes = st.lists(st.integers(1, 40), min_size=1, max_size=30).map(np.array)
 seeds = st.integers(0, 2**32)
 epochs = st.integers(0, 1000)
 windows = st.integers(1, 20)
+lanes = st.tuples(st.integers(1, 6), st.integers(1, 25))  # lanes, batch
 topologies = st.sampled_from([(1, 12), (1, 4), (2, 6), (2, 3), (3, 4), (3, 1), (4, 3), (6, 2)])  # ranks, micro-batch
 
 
@@ -25,19 +26,19 @@ def test_the_order_of_version_1_is_what_it_was():
     np.testing.assert_array_equal(uniforms(7, 3, np.array([11]), 2)[0], [0.6412575629833426, 0.4355017533631639])
 
 
-@given(sizes, seeds, epochs, windows)
-def test_an_epoch_is_a_permutation_of_all_samples(sizes, seed, epoch, window):
-    order = Order(sizes, seed, window)
+@given(sizes, seeds, epochs, windows, lanes)
+def test_an_epoch_is_a_permutation_of_all_samples(sizes, seed, epoch, window, lanes):
+    order = Order(sizes, seed, window, *lanes)
     assert sorted(order.samples(epoch, 0, len(order))) == list(range(sizes.sum()))
 
 
-@given(sizes, seeds, epochs, windows, st.data())
-def test_seeking_equals_iterating(sizes, seed, epoch, window, data):
-    order = Order(sizes, seed, window)
+@given(sizes, seeds, epochs, windows, lanes, st.data())
+def test_seeking_equals_iterating(sizes, seed, epoch, window, lanes, data):
+    order = Order(sizes, seed, window, *lanes)
     whole = order.samples(epoch, 0, len(order))
     start = data.draw(st.integers(0, len(order)))
     stop = data.draw(st.integers(start, len(order)))
-    np.testing.assert_array_equal(Order(sizes, seed, window).samples(epoch, start, stop), whole[start:stop])
+    np.testing.assert_array_equal(Order(sizes, seed, window, *lanes).samples(epoch, start, stop), whole[start:stop])
     np.testing.assert_array_equal(order.samples(epoch, start, stop), whole[start:stop])
 
 
@@ -56,6 +57,32 @@ def test_each_window_holds_whole_shards(sizes, seed, epoch, window):
         visited |= shards
         start = stop
     assert len(visited) == len(sizes)
+
+
+@given(seeds, epochs, windows)
+def test_each_lane_fills_its_own_rows_of_every_batch(seed, epoch, window):
+    order = Order(np.full(24, 10), seed, window, lanes=3, batch=12)
+    lanes_of_shards: dict[int, set[int]] = {0: set(), 1: set(), 2: set()}
+    for position in range(0, 240, 4):
+        shards = order.samples(epoch, position, position + 4) // 10
+        lanes_of_shards[position // 4 % 3] |= set(shards.tolist())
+    assert sum(map(len, lanes_of_shards.values())) == 24  # No shard is read by two of them.
+
+
+def test_without_lanes_nothing_depends_on_the_batch():
+    sizes = np.array([5, 3, 7, 4])
+    np.testing.assert_array_equal(Order(sizes, 7, 2, 1, 5).samples(3, 0, 19), Order(sizes, 7, 2).samples(3, 0, 19))
+
+
+@given(sizes, seeds, epochs, windows, lanes, st.data())
+def test_the_windows_of_a_batch_hold_its_samples(sizes, seed, epoch, window, lanes, data):
+    order = Order(sizes, seed, window, *lanes)
+    position = data.draw(st.integers(0, len(order) - 1))
+    now, _ = order.windows(epoch, position)
+    ends = np.cumsum(sizes)
+    start = position // order.batch * order.batch
+    samples = order.samples(epoch, start, min(len(order), start + order.batch))
+    assert set(np.searchsorted(ends, samples, side="right").tolist()) <= set(now)
 
 
 def test_the_remainder_that_an_epoch_leaves_out_changes():
@@ -101,6 +128,15 @@ def test_a_sampler_asks_for_the_step_when_an_iteration_starts():
     assert [draw.positions[0] for draw in draws] == first[6:] and len(draws) == 10
     step = 5  # The edge of the epoch: the next one from its beginning.
     assert [(draw.epoch, draw.positions[0]) for draw in draws] == [(1, start) for start in first]
+
+
+def test_views_of_an_image_are_neighbours_and_count_one_by_one():
+    order = Order(np.array([50]), seed=0)
+    draws = list(MicroBatches(order, lambda: 0, 12, 6, views=3))
+    assert len(draws) == 150 // 12 * 2
+    samples = np.concatenate([draw.samples for draw in draws])
+    assert np.concatenate([draw.positions for draw in draws]).tolist() == list(range(144))
+    np.testing.assert_array_equal(samples, np.repeat(order.samples(0, 0, 48), 3))
 
 
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 5))

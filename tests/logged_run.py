@@ -1,0 +1,43 @@
+"""A run of train.py that also notes what each rank sees: python -m tests.logged_run LOG.jsonl SETTING=VALUE ..."""
+
+import hashlib
+import json
+import os
+import sys
+
+import lightning.pytorch as pl
+from hydra import compose, initialize_config_dir
+
+from mae.launch import Topology, launched
+from tests.conftest import ROOT
+from train import TrainConfig, pretrain, readable_errors
+
+
+class Log(pl.Callback):
+    """Appends a line for each sample of a micro-batch: step, key, box, and a hash of the mask noise."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        noise = module.noise(trainer.global_step, batch["positions"] % module.plan.global_batch)
+        masks = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:12] for row in noise.cpu()]
+        rows = zip(batch["keys"], batch["boxes"].tolist(), masks, strict=True)
+        lines = "".join(json.dumps([trainer.global_step, *row]) + "\n" for row in rows)
+        with open(self.path, "ab", buffering=0) as file:  # one write: the ranks share the file
+            file.write(lines.encode())
+
+
+def main() -> None:
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        raw = compose("train", overrides=sys.argv[2:])
+    with readable_errors():
+        config = TrainConfig.model_validate(OmegaConf.to_container(raw, resolve=True, throw_on_missing=True))
+        pretrain(config, launched() or Topology(rank=0, ranks=1, devices=1, nodes=1), [Log(sys.argv[1])])
+
+
+if __name__ == "__main__":
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    main()
