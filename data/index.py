@@ -5,6 +5,7 @@ python -m data.index --unpack OUT SHARDS…       unpack .tar.gz first
 """
 
 import argparse
+import bisect
 import copy
 import gzip
 import hashlib
@@ -53,6 +54,9 @@ class ShardIndex:
         self.sizes = np.array([file.samples for file in files], np.int64)
         self.bytes = np.array([file.tar_bytes for file in files], np.int64)
         self.ends = np.cumsum(self.sizes)
+        self._ends: list[int] = (
+            self.ends.tolist()
+        )  # searched several times for each sample: numpy takes ten times as long
         digest = hashlib.sha256()
         for file in files:
             name = os.fsencode(split_path(file.tar)[1])
@@ -70,8 +74,8 @@ class ShardIndex:
 
     def shard_range(self, sample: int) -> tuple[int, int]:
         """(number of the first sample, samples) of the shard that holds a sample."""
-        shard = int(np.searchsorted(self.ends, sample, side="right"))
-        return int(self.ends[shard] - self.sizes[shard]), int(self.sizes[shard])
+        shard = bisect.bisect_right(self._ends, sample)
+        return self._ends[shard] - int(self.sizes[shard]), int(self.sizes[shard])
 
     def label(self, sample: int) -> int:
         """The class that the sample's .cls member names, -1 if there is none."""
@@ -105,8 +109,8 @@ class ShardIndex:
         return index
 
     def _record(self, sample: int) -> tuple[int, tuple[int, int, int, int]]:
-        shard = int(np.searchsorted(self.ends, sample, side="right"))
-        first = int(self.ends[shard]) - int(self.sizes[shard])
+        shard = bisect.bisect_right(self._ends, sample)
+        first = self._ends[shard] - int(self.sizes[shard])
         records = self._maps[f"{self.texts[shard]}.bin"]
         return shard, RECORD.unpack_from(records, HEADER.size + (int(sample) - first) * RECORD.size)
 
