@@ -15,7 +15,8 @@ seeds = st.integers(0, 2**32)
 epochs = st.integers(0, 1000)
 windows = st.integers(1, 20)
 lanes = st.tuples(st.integers(1, 6), st.integers(1, 25))  # lanes, batch
-topologies = st.sampled_from([(1, 12), (1, 4), (2, 6), (2, 3), (3, 4), (3, 1), (4, 3), (6, 2)])  # ranks, micro-batch
+# ranks, micro-batch
+topologies = st.sampled_from([(1, 24), (1, 4), (2, 12), (2, 3), (3, 8), (3, 1), (4, 3), (6, 2), (8, 3), (8, 1)])
 
 
 def test_the_order_of_version_1_is_what_it_was():
@@ -104,13 +105,13 @@ def test_epochs_and_seeds_give_different_orders():
 @settings(max_examples=50)
 @given(sizes, seeds, topologies, st.integers(0, 60))
 def test_global_batches_do_not_depend_on_ranks_and_micro_batches(sizes, seed, topology, step):
-    order = Order(np.append(sizes, 12), seed)
+    order = Order(np.append(sizes, 24), seed)
     ranks, micro_batch = topology
-    one = list(MicroBatches(order, lambda: step, 12, 12))
-    steps_per_epoch = len(order) // 12
+    one = list(MicroBatches(order, lambda: step, 24, 24))
+    steps_per_epoch = len(order) // 24
     assert len(one) == steps_per_epoch - step % steps_per_epoch
-    per_rank = [list(MicroBatches(order, lambda: step, 12, micro_batch, rank, ranks)) for rank in range(ranks)]
-    accumulate = 12 // (micro_batch * ranks)
+    per_rank = [list(MicroBatches(order, lambda: step, 24, micro_batch, rank, ranks)) for rank in range(ranks)]
+    accumulate = 24 // (micro_batch * ranks)
     assert {len(draws) for draws in per_rank} == {len(one) * accumulate}
     for number, (epoch, positions, samples, _) in enumerate(one):
         parts = [draws[number * accumulate + j] for draws in per_rank for j in range(accumulate)]

@@ -173,12 +173,12 @@ def test_an_existing_folder_is_replaced_only_on_demand_and_only_by_a_complete_on
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory) -> Path:
-    """150 images without compression, which take about a second."""
+    """150 images without compression, which take about two seconds: there is time to interrupt that."""
     noise = np.random.default_rng(0)
     folder = tmp_path_factory.mktemp("many") / "in"
     folder.mkdir()
     for i in range(150):
-        pixels = noise.integers(0, 255, (256, 256, 3), np.uint8)
+        pixels = noise.integers(0, 255, (384, 384, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png", compress_level=0)
     return folder
 
@@ -293,7 +293,7 @@ def test_a_full_disk_is_one_sentence_and_the_pack_goes_on_later(many, packed, tm
 def test_ctrl_c_ends_quickly_and_the_pack_goes_on_later(many, packed, tmp_path):
     out = tmp_path / "out"
     process = start(many, out, "--shard-size", 10, "--jobs", 2)
-    wait_for(".pack/*-000001.json", tmp_path / "out.partial", process)
+    wait_for(".pack/*-000000.json", tmp_path / "out.partial", process)
     asked = time.perf_counter()
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()

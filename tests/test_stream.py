@@ -40,7 +40,7 @@ def module(path, **changes) -> ShardDataModule:
 
 
 def equal(one: dict, other: dict) -> bool:
-    tensors = ("images", "labels", "positions", "samples")
+    tensors = ("images", "labels", "positions", "samples", "boxes")
     return all(torch.equal(one[name], other[name]) for name in tensors) and one["keys"] == other["keys"]
 
 
@@ -61,9 +61,10 @@ def test_a_batch_holds_what_it_says(folder):
 
 def test_workers_do_not_change_the_batches(folder):
     one = list(module(folder).train_loader(lambda: 0))
-    two = module(folder, workers=2).train_loader(lambda: 0)
-    for _ in range(2):  # Workers stay alive from one epoch to the next.
-        assert all(equal(a, b) for a, b in zip(one, two, strict=True))
+    for workers in (1, 2, 3, 4):
+        several = module(folder, workers=workers).train_loader(lambda: 0)
+        for _ in range(2):  # Workers stay alive from one epoch to the next.
+            assert all(equal(a, b) for a, b in zip(one, several, strict=True))
     frozen = module(folder).frozen_loader
     index = open_shards(folder, "val")
     again = module(folder, workers=2).frozen_loader(index, 4)
