@@ -59,6 +59,7 @@ def test_a_batch_holds_what_it_says(folder):
     assert len({key for batch in batches for key in batch["keys"]}) == 96
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 def test_workers_do_not_change_the_batches(folder):
     one = list(module(folder).train_loader(lambda: 0))
     for workers in (1, 2, 3, 4):
