@@ -22,7 +22,7 @@ class Faults:
     def __init__(self, path: Path | None, fraction: float):
         self.path, self.fraction = path, fraction
         self.seen = self.bad = 0
-        self.last: list[dict[str, Any]] = []
+        self.last: dict[tuple[str, str], str] = {}  # reason by shard and key
 
     def note(self, seen: int, bad: list[dict[str, Any]]) -> None:
         """DataError: more than the fraction of all samples seen so far are bad; lists the last of them."""
@@ -30,12 +30,13 @@ class Faults:
         self.bad += len(bad)
         if not bad:
             return
-        self.last = [*self.last, *bad][-LISTED:]
+        found = self.last | {(record["shard"], record["key"]): record["reason"] for record in bad}
+        self.last = dict(list(found.items())[-LISTED:])
         if self.path is not None:
             with open(self.path, "a") as file:  # one write, so that the lines of several ranks do not mix
                 file.write("".join(json.dumps(record) + "\n" for record in bad))
         if self.seen >= JUDGED_AFTER and self.bad > self.fraction * self.seen:
-            listed = "; ".join(f"{record['shard']}, {record['key']}: {record['reason']}" for record in self.last)
+            listed = "; ".join(f"{shard}, {key}: {reason}" for (shard, key), reason in self.last.items())
             raise DataError(
                 f"{self.bad} of {self.seen} samples cannot be read, more than data.max_bad_fraction={self.fraction:g}. "
                 f"The last are: {listed}. "

@@ -103,7 +103,7 @@ class ShardStream(Dataset[Batch]):
             except DataError as error:
                 bad.append(self._record(sample, draw.epoch, position, error))
         raise DataError(
-            f"none of {ANY_SHARD + 1} samples that were tried at position {position} of epoch {draw.epoch} can be "
+            f"neither the sample at position {position} of epoch {draw.epoch} nor any of those tried in its place can be "
             f"read; the last is {bad[-1]['key']} of {bad[-1]['shard']}: {bad[-1]['reason']}"
         )
 
@@ -129,11 +129,14 @@ class ShardStream(Dataset[Batch]):
         return random_resized_crop(height, width, u, cut.scale, (3 / 4 * aspect, 4 / 3 * aspect))
 
     def _replacements(self, sample: int, epoch: int, position: int) -> Iterator[int]:
-        """Samples of the same shard, then of any, in an order that does not depend on who reads."""
+        """Others of the same shard, then of any, in an order that does not depend on who reads."""
         numbers = hashes(key(self.seed or 0, REPLACE, epoch, position), np.arange(ANY_SHARD))
         first, count = self.index.shard_range(sample)
         for attempt, number in enumerate(numbers.tolist()):
-            yield first + number % count if attempt < SAME_SHARD else number % len(self.index)
+            if attempt < SAME_SHARD and count > 1:
+                yield first + (sample - first + 1 + number % (count - 1)) % count
+            elif attempt >= SAME_SHARD:
+                yield number % len(self.index)
 
     def _record(self, sample: int, epoch: int, position: int, error: DataError) -> dict[str, Any]:
         shard, _, _ = self.index.locate(sample)
