@@ -103,8 +103,8 @@ class ShardStream(Dataset[Batch]):
             except DataError as error:
                 bad.append(self._record(sample, draw.epoch, position, error))
         raise DataError(
-            f"neither the sample at position {position} of epoch {draw.epoch} nor any of those tried in its place can be "
-            f"read; the last is {bad[-1]['key']} of {bad[-1]['shard']}: {bad[-1]['reason']}"
+            f"neither the sample at position {position} of epoch {draw.epoch} nor those tried in its place can be read; "
+            f"the last is {bad[-1]['key']} of {bad[-1]['shard']}: {bad[-1]['reason']}"
         )
 
     def _read(self, images: Tensor, sample: int, draws: list[list[float]] | None) -> list[Box]:

@@ -107,9 +107,7 @@ def test_when_nothing_can_be_read_the_run_ends_at_once(shards, workers):
     data = module(shards, workers=workers)
     damage(data, *range(40))
     loader = data.train_loader(lambda: 0)
-    with pytest.raises(
-        DataError, match=r"neither the sample at .* can be read; the last is \d+ of .*x-00000\d.tar: its"
-    ):
+    with pytest.raises(DataError, match=r"neither the sample .* can be read; the last is \d+ of .*x-00000\d.tar: its"):
         next(iter(loader))
     if loader._iterator is not None:
         loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
