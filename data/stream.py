@@ -103,7 +103,7 @@ class ShardStream(Dataset[Batch]):
             except DataError as error:
                 bad.append(self._record(sample, draw.epoch, position, error))
         raise DataError(
-            f"neither the sample at position {position} of epoch {draw.epoch} nor those tried in its place can be read; "
+            f"neither the sample at position {position} of epoch {draw.epoch} nor one tried in its place can be read; "
             f"the last is {bad[-1]['key']} of {bad[-1]['shard']}: {bad[-1]['reason']}"
         )
 
