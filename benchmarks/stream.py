@@ -27,7 +27,7 @@ from torchvision import datasets, transforms
 from torchvision.transforms import v2
 
 from data.datamodule import DataConfig, ShardDataModule
-from data.folder import find_images
+from data.image_folder import find_images
 from data.pack import pack
 from data.stream import ShardStream
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from data.errors import DataError
-from data.folder import key_of_path, read_file
+from data.image_folder import key_of_path, read_file
 from data.index_file import IMAGES
 from data.sample import Sample, Source
 

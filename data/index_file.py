@@ -20,16 +20,16 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from data import remote, source
+from data import remote, tar_source
 from data.cache import DEFAULT, ShardCache, root
 from data.errors import DataError
 from data.protocols import Missing, is_remote, split_path
-from data.source import Source
 from data.tar import BLOCK, Member, walk
+from data.tar_source import Source
 
 Content = TypeVar("Content")
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm", "pgm", "npy")
-HEADER = struct.Struct("<8sQqQ8s")  # magic, bytes of the tar, its stamp (see data/source.py), records, probe
+HEADER = struct.Struct("<8sQqQ8s")  # magic, bytes of the tar, its stamp (see data/tar_source.py), records, probe
 RECORD = struct.Struct("<QQQq")
 MAGIC = b"maeidx01"
 PROBES = 8
@@ -42,7 +42,7 @@ class IndexFile(NamedTuple):
     text: str  # path of X.idx; X.idx.bin lies beside it
     samples: int
     tar_bytes: int
-    stamp: int  # of the state of the tar, see data/source.py
+    stamp: int  # of the state of the tar, see data/tar_source.py
     probe: bytes  # a hash over some headers of the tar: tells it from another tar of the same length
 
 
@@ -55,7 +55,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 def load(tar: str, cache: ShardCache = DEFAULT) -> IndexFile | None:
     """The header of a tar's index; None when there is none, or when it belongs to another state of the tar."""
-    size, stamp = source.stamp(tar, cache)
+    size, stamp = tar_source.stamp(tar, cache)
     for text in _places(tar):
         try:
             file = os.open(f"{text}.bin", os.O_RDONLY)
@@ -82,16 +82,16 @@ def build(tar: str, cache: ShardCache = DEFAULT) -> IndexFile:
     server that sends no parts the whole tar into the cache.
     """
     if not is_remote(tar):
-        with source.local(tar) as opened:
+        with tar_source.local(tar) as opened:
             return _build(opened)
     if taken := _take(tar, cache):
         return taken
     try:
-        return _build(source.in_parts(tar, cache))
+        return _build(tar_source.in_parts(tar, cache))
     except remote.NoRanges:
-        _, stamp = source.stamp(tar, cache)
+        _, stamp = tar_source.stamp(tar, cache)
         cache.forget_other_states(tar, stamp)
-        with source.local(tar, cache.local_path(tar), stamp) as opened:
+        with tar_source.local(tar, cache.local_path(tar), stamp) as opened:
             return _build(opened)
 
 
@@ -127,7 +127,7 @@ def _take(tar: str, cache: ShardCache) -> IndexFile | None:
         binary, text = (remote.contents(url, cache.retry) for url in (f"{beside}.bin", beside))
     except Missing:
         return None
-    size, stamp = source.stamp(tar, cache)
+    size, stamp = tar_source.stamp(tar, cache)
     if not _whole(binary, len(binary), size):
         return None
     magic, _, _, samples, probe = HEADER.unpack_from(binary)
@@ -203,7 +203,7 @@ def label_in(text: bytes) -> int:
 
 def _probe_of(tar: str, binary: bytes) -> bytes:
     """The probe of a local tar at the offsets that X.idx.bin names."""
-    with source.local(tar) as opened:
+    with tar_source.local(tar) as opened:
         return _probe(opened, np.frombuffer(binary, "<u8", offset=HEADER.size)[:: RECORD.size // 8])
 
 

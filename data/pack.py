@@ -23,11 +23,11 @@ from typing import Any
 
 from data.assemble import assemble, check_bad, check_out
 from data.errors import DataError, command
+from data.pack_sources import open_source
 from data.parallel import bar, cores, run
 from data.plan import Plan, begin, difference, folder_of, hash_keys, load
 from data.sample import Samples
 from data.shard_writer import Task, find_record, write_shard
-from data.sources import open_source
 from data.splits import NAMES
 
 MAX_BAD = 100

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from data.errors import DataError
-from data.folders import LocalFolder
 from data.index import ShardIndex, open_shards
 from data.index_file import split_name
+from data.listing import LocalFolder
 from data.read import read
 from data.sample import Sample, Source
 from data.splits import parts

@@ -12,7 +12,7 @@ from data import arrays
 from data.datamodule import DataConfig, ShardDataModule
 from data.decode import decode, kind, read_header, verify
 from data.errors import DataError
-from data.folder import find_images
+from data.image_folder import find_images
 from data.pack import pack
 from mae.pixels import Pixels
 from tests.test_index import write_tar

@@ -16,7 +16,7 @@ from data.datamodule import DataConfig, ShardDataModule
 from data.decode import decode, read_header, verify
 from data.errors import DataError
 from data.faults import Faults
-from data.folder import find_images
+from data.image_folder import find_images
 from data.index_file import build
 from data.loader import explained_deaths
 from data.pack import pack

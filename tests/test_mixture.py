@@ -11,7 +11,7 @@ from PIL import Image
 
 from data.datamodule import DataConfig, ShardDataModule
 from data.errors import DataError
-from data.folder import find_images
+from data.image_folder import find_images
 from data.mixture import Mixture, shares
 from data.order import Order
 from data.pack import pack

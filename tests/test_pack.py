@@ -22,7 +22,7 @@ from PIL import Image
 from data import index_file
 from data.decode import image_size
 from data.errors import DataError, command
-from data.folder import find_images
+from data.image_folder import find_images
 from data.index import open_shards
 from data.pack import main
 from data.read import read

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from data.cache import ShardCache
 from data.datamodule import DataConfig, ShardDataModule
 from data.errors import DataError
-from data.folder import find_images
+from data.image_folder import find_images
 from data.index import open_shards
 from data.pack import pack
 from data.pins import Pins

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data.csv_list import find_listed
 from data.errors import DataError
-from data.folder import find_images
+from data.image_folder import find_images
 from data.index_file import IMAGES
 from data.sample import Source
 from data.splits import COMPRESSED
