@@ -15,7 +15,7 @@ WORKDIR /mae
 COPY --chown=mae:mae pyproject.toml constraints.txt README.md LICENSE ./
 COPY --chown=mae:mae mae/__init__.py mae/__init__.py
 RUN python3 -m venv .venv \
-    && .venv/bin/pip install --no-cache-dir --constraint constraints.txt --editable .
+    && .venv/bin/pip install --no-cache-dir --constraint constraints.txt --editable '.[remote]'
 
 COPY --chown=mae:mae . .
 RUN mkdir -p datasets runs
