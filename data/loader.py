@@ -52,7 +52,7 @@ class ShardLoader(DataLoader):
         self.ring = None
         if fork:
             shape = batch, cut.channels, *cut.size
-            self.ring = Ring(workers * AHEAD + KEPT, shape, cut.dtype, pinned=torch.cuda.is_initialized())
+            self.ring = Ring(workers * AHEAD + KEPT, shape, cut.dtype)
         self.index, self.faults = index, faults
         self.reading = torch.zeros(max(1, workers), 2, dtype=torch.int64).share_memory_().numpy()
         _loaders.add(self)
@@ -74,6 +74,8 @@ class ShardLoader(DataLoader):
             for batch in super().__iter__():
                 count = len(batch["positions"])
                 self.faults.note(count, batch.pop("bad"))
+                if self.ring and self.persistent_workers:  # Others are forked again for every iteration.
+                    self.ring.pin()
                 if self.ring and "slot" in batch:
                     batch["images"] = self.ring.hand_out(batch.pop("slot"), count)
                 yield {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in batch.items()}

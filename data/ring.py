@@ -17,19 +17,17 @@ class Ring:
     alternative, torch's own transport, maps fresh memory for every batch and copies it once more to pin it.
 
     slots, shape, dtype   of the batches, `shape` without the number of slots
-    pinned                to be copied from by a GPU
 
     The memory is anonymous: not bounded by the size of /dev/shm, which containers keep small.
     """
 
-    def __init__(self, slots: int, shape: tuple[int, ...], dtype: type[np.generic], *, pinned: bool):
+    def __init__(self, slots: int, shape: tuple[int, ...], dtype: type[np.generic]):
         values = int(np.prod(shape))
         self.memory = mmap.mmap(-1, slots * values * np.dtype(dtype).itemsize)
         self.batches = np.frombuffer(self.memory, dtype).reshape(slots, *shape)
         self.free = deque(range(slots))
         self.lent: set[int] = set()
-        if pinned:
-            _pin(self.batches)
+        self.pinned = False
 
     def lend(self) -> int | None:
         """A free slot for the next batch; None when whoever takes the batches keeps too many of them."""
@@ -57,9 +55,13 @@ class Ring:
         self.free.extend(self.lent)
         self.lent.clear()
 
-
-def _pin(array: np.ndarray) -> None:
-    runtime: Any = torch.cuda.cudart()
-    failed = int(runtime.cudaHostRegister(array.ctypes.data, array.nbytes, 0))
-    if failed:
-        raise MemoryError(f"{array.nbytes >> 20} MB cannot be pinned (CUDA error {failed})")
+    def pin(self) -> None:
+        """Lets a GPU copy from the slots while the trainer goes on; to be called when all workers have been forked,
+        since what a fork makes of pinned memory is the driver's affair."""
+        if self.pinned or not torch.cuda.is_initialized():
+            return
+        runtime: Any = torch.cuda.cudart()
+        failed = int(runtime.cudaHostRegister(self.batches.ctypes.data, self.batches.nbytes, 0))
+        if failed:
+            raise MemoryError(f"{self.batches.nbytes >> 20} MB cannot be pinned (CUDA error {failed})")
+        self.pinned = True

@@ -9,7 +9,7 @@ from data.ring import Ring
 
 
 def ring() -> Ring:
-    return Ring(2, (4, 3, 2, 2), np.uint8, pinned=False)
+    return Ring(2, (4, 3, 2, 2), np.uint8)
 
 
 def filled(ring: Ring, value: int) -> torch.Tensor:
