@@ -115,7 +115,7 @@ def explained_deaths() -> Iterator[None]:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
         message = _cause(error)
-        if "DataLoader worker" not in message:
+        if "DataLoader worker (pid" not in message:
             raise
         pids = re.search(r"\(pid(?:\(s\))? ([\d, ]+)\)", message)
         died = {int(pid) for pid in pids[1].split(",")} if pids else set()

@@ -117,7 +117,7 @@ class ShardStream(Dataset[Batch]):
         boxes = [self._box(header.height, header.width, u) for u in draws or [None]]
         crops = decode(data, header, boxes, cut.size, cut.channels, exact=cut.exact, bits=cut.bits)
         for image, crop, u in zip(images, crops, draws or [None], strict=True):
-            image.copy_(crop.flip(-1) if u is not None and cut.flip and flipped(u) else crop)
+            image.copy_(_mirrored(crop) if u is not None and cut.flip and flipped(u) else crop)
         return boxes
 
     def _box(self, height: int, width: int, u: list[float] | None) -> Box:
@@ -147,3 +147,8 @@ class ShardStream(Dataset[Batch]):
             "epoch": epoch,
             "position": position,
         }
+
+
+def _mirrored(image: Tensor) -> Tensor:
+    # `flip` knows no uint16 in torch 2.11.
+    return image.view(torch.int16).flip(-1).view(image.dtype) if image.dtype == torch.uint16 else image.flip(-1)

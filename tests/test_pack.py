@@ -193,7 +193,12 @@ def packed(many, tmp_path_factory) -> dict[str, str]:
 
 def start(*arguments: object) -> subprocess.Popen:
     words = [sys.executable, "-m", "data.pack", *map(str, arguments)]
-    return subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_ctrl_c)
+
+
+def _heed_ctrl_c() -> None:
+    # What a shell starts in the background ignores it, and so do its children.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for(pattern: str, folder: Path, process: subprocess.Popen) -> None:
