@@ -3,18 +3,15 @@ uint16."""
 
 import io
 import math
-import struct
-import zlib
 
 import numpy as np
 import tifffile
 
-from data.errors import DataError
+from data.errors import FORMAT_ERRORS, DataError
 
 NPY = b"\x93NUMPY"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_BYTES = 1 << 31
-ERRORS = (ValueError, TypeError, LookupError, EOFError, OverflowError, SyntaxError, OSError, struct.error, zlib.error)
 
 
 def is_array(data: bytes, channels: int) -> bool:
@@ -53,9 +50,18 @@ def pixels(data: bytes) -> np.ndarray:
         return values if dtype.isnative else values.astype(dtype.newbyteorder("="))
     try:
         values = tifffile.imread(io.BytesIO(data), key=0)
-    except ERRORS as error:
+    except FORMAT_ERRORS as error:
         raise DataError(f"the TIFF image cannot be decoded ({error})") from None
     return _checked(values, _tiff_shape(data))
+
+
+def with_bits(pixels: np.ndarray, bits: int) -> np.ndarray:
+    """The values in 8 or 16 bits, where 65535 stands for 255."""
+    if pixels.dtype == np.uint16 and bits == 8:
+        return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if pixels.dtype == np.uint8 and bits == 16:
+        return pixels.astype(np.uint16) * np.uint16(257)
+    return pixels
 
 
 def _layout(data: bytes) -> tuple[tuple[int, int, int], np.dtype, int]:
@@ -65,7 +71,7 @@ def _layout(data: bytes) -> tuple[tuple[int, int, int], np.dtype, int]:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(stream, max_header_size=4096)
-    except ERRORS as error:
+    except FORMAT_ERRORS as error:
         raise DataError(f"the .npy header is damaged ({error})") from None
     if fortran and len(shape) > 1:
         raise DataError("the .npy array is in Fortran order. Save it with numpy.ascontiguousarray")
@@ -77,7 +83,7 @@ def _tiff_shape(data: bytes) -> tuple[int, int, int]:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             page = file.pages[0]
             shape, axes = page.shape, page.axes
-    except ERRORS as error:
+    except FORMAT_ERRORS as error:
         raise DataError(f"the TIFF header is damaged ({error})") from None
     if axes == "SYX":  # the channels one after the other
         shape = (*shape[1:], shape[0])

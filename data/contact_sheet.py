@@ -9,7 +9,7 @@ from data.errors import DataError
 from data.index import ShardIndex
 from data.pil import picture
 from data.read import read
-from data.survey import spread
+from data.samplers import spread
 
 COLUMNS, SAMPLES = 8, 48
 SIDE, TEXT, GAP = 160, 30, 8  # pixels of an image, of the lines below it, and between

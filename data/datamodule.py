@@ -122,7 +122,7 @@ class ShardDataModule(lightning.LightningDataModule):
                 f"micro_batch={micro_batch} is not a multiple of data.views_per_image={views}: the views of an image "
                 "share a micro-batch. Change either."
             )
-        self.config, self.seed, self.channels = config, seed, channels
+        self.config, self.seed = config, seed
         self.global_batch, self.micro_batch = global_batch, micro_batch
         self.cut = Cut(
             image_size,
@@ -156,11 +156,12 @@ class ShardDataModule(lightning.LightningDataModule):
         if config.weights is None or not isinstance(config.path, list):
             return Order(sizes, self.seed, config.window, config.lanes, batch)
         ends = np.cumsum([len(find_shards(path, "train")) for path in config.path])
+        counts = shares(config.weights, batch)
         orders = [
             Order(part, self.seed, config.window, config.lanes, count)
-            for part, count in zip(np.split(sizes, ends[:-1]), shares(config.weights, batch), strict=True)
+            for part, count in zip(np.split(sizes, ends[:-1]), counts, strict=True)
         ]
-        return Mixture(orders, config.weights, batch)
+        return Mixture(orders, counts)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -134,22 +134,14 @@ def _pixels(data: bytes, header: Header, channels: int, bits: int, scale: int, b
         except ValueError:
             pass  # Strict about harmless damage too: PIL is the judge of that.
         else:
-            return _with_bits(pixels, bits), scale
+            return arrays.with_bits(pixels, bits), scale
     if header.jpeg is None and arrays.is_array(data, channels):
         pixels = arrays.pixels(data)
     else:
         pixels = pil.pixels(data, channels)
     if pixels.shape[2] != channels:
         raise DataError(f"it has {pixels.shape[2]} channels where model.in_channels={channels} are wanted")
-    return _with_bits(pixels, bits), 1
-
-
-def _with_bits(pixels: np.ndarray, bits: int) -> np.ndarray:
-    if pixels.dtype == np.uint16 and bits == 8:
-        return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if pixels.dtype == np.uint8 and bits == 16:
-        return pixels.astype(np.uint16) * np.uint16(257)
-    return pixels
+    return arrays.with_bits(pixels, bits), 1
 
 
 def _dct_scale(boxes: list[Box], size: tuple[int, int], orientation: int) -> int:

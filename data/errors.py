@@ -1,8 +1,23 @@
-"""The one exception of this package, and how its commands end on it."""
+"""The one exception of this package, how its commands end on it, and what it is made of."""
 
+import struct
 import sys
+import zlib
 from collections.abc import Callable
 from typing import NoReturn
+
+# What readers of image formats raise on damaged files.
+FORMAT_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
 
 
 class DataError(Exception):

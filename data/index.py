@@ -53,10 +53,8 @@ class ShardIndex:
         self.texts = [file.text for file in files]
         self.sizes = np.array([file.samples for file in files], np.int64)
         self.bytes = np.array([file.tar_bytes for file in files], np.int64)
-        self.ends = np.cumsum(self.sizes)
-        self._ends: list[int] = (
-            self.ends.tolist()
-        )  # searched several times for each sample: numpy takes ten times as long
+        # A list, since each sample is searched for: numpy takes ten times as long.
+        self.ends: list[int] = np.cumsum(self.sizes).tolist()
         digest = hashlib.sha256()
         for file in files:
             name = os.fsencode(split_path(file.tar)[1])
@@ -65,17 +63,21 @@ class ShardIndex:
         self._maps: Recent[str, mmap.mmap] = Recent(_map, mmap.mmap.close, limit=64)
 
     def __len__(self) -> int:
-        return int(self.ends[-1])
+        return self.ends[-1]
 
     def locate(self, sample: int) -> tuple[int, int, int]:
         """(number of the shard, offset, size) of the image of a sample."""
         shard, (offset, size, _, _) = self._record(sample)
         return shard, offset, size
 
+    def shard_of(self, sample: int) -> int:
+        """The number of the shard that holds a sample."""
+        return bisect.bisect_right(self.ends, sample)
+
     def shard_range(self, sample: int) -> tuple[int, int]:
         """(number of the first sample, samples) of the shard that holds a sample."""
-        shard = bisect.bisect_right(self._ends, sample)
-        return self._ends[shard] - int(self.sizes[shard]), int(self.sizes[shard])
+        shard = self.shard_of(sample)
+        return self.ends[shard] - int(self.sizes[shard]), int(self.sizes[shard])
 
     def label(self, sample: int) -> int:
         """The class that the sample's .cls member names, -1 if there is none."""
@@ -109,8 +111,8 @@ class ShardIndex:
         return index
 
     def _record(self, sample: int) -> tuple[int, tuple[int, int, int, int]]:
-        shard = bisect.bisect_right(self._ends, sample)
-        first = self._ends[shard] - int(self.sizes[shard])
+        shard = self.shard_of(sample)
+        first = self.ends[shard] - int(self.sizes[shard])
         records = self._maps[f"{self.texts[shard]}.bin"]
         return shard, RECORD.unpack_from(records, HEADER.size + (int(sample) - first) * RECORD.size)
 

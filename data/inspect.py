@@ -24,8 +24,9 @@ from data.contact_sheet import SAMPLES, draw_sheet
 from data.errors import DataError, command
 from data.index import ShardIndex, index_tars
 from data.parallel import bar, cores, run
+from data.samplers import spread
 from data.splits import list_shards
-from data.survey import CHUNK, Survey, classes_of, look, looks, spread
+from data.survey import CHUNK, Survey, classes_of, look, looks
 
 HEADERS, DECODED = 5000, 500
 SHOWN = 5  # faults and duplicates in the table; --json has all of them

@@ -9,6 +9,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from data.errors import FORMAT_ERRORS
+
 ORIENTATION = 0x0112
 SOI, EOI, SOS, APP1 = 0xD8, 0xD9, 0xDA, 0xE1
 BARE = (0x01, *range(0xD0, 0xD8))  # markers without a length: TEM and the restart markers
@@ -74,7 +76,7 @@ def _orientation(segment: bytes) -> int:
             warnings.simplefilter("ignore")
             exif.load(segment)
             turn = exif.get(ORIENTATION, 1)
-    except (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error):
+    except FORMAT_ERRORS:
         return 1  # A broken EXIF block says nothing.
     return turn if turn in range(1, 9) else 1
 

@@ -51,8 +51,7 @@ class ShardLoader(DataLoader):
         fork = workers > 0 and "fork" in multiprocessing.get_all_start_methods()
         self.ring = None
         if fork:
-            shape = batch, cut.channels, *cut.size
-            self.ring = Ring(workers * AHEAD + KEPT, shape, cut.dtype)
+            self.ring = Ring(workers * AHEAD + KEPT, (batch, *cut.shape), cut.dtype)
         self.index, self.faults = index, faults
         self.reading = torch.zeros(max(1, workers), 2, dtype=torch.int64).share_memory_().numpy()
         _loaders.add(self)

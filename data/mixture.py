@@ -12,20 +12,16 @@ from data.order import Order
 class Mixture:
     """Of every global batch each data set provides a constant number of samples, each in an order of its own.
 
-    orders   of the data sets; sample numbers of the mixture run through the data sets in this sequence
-    weights  of the data sets, any positive numbers
-    batch    samples in a global batch
+    orders  of the data sets; sample numbers of the mixture run through the data sets in this sequence
+    counts  samples of each in a global batch, see `shares`
 
     A data set that is through begins its next pass in the middle of an epoch of the mixture; an epoch has as many
     samples as the data sets together. Where a run stands in each of them follows from the position.
-
-    DataError: a weight is so small that its data set would have no sample in a batch.
     """
 
-    def __init__(self, orders: list[Order], weights: list[float], batch: int):
-        self.orders, self.batch, self.seed = orders, batch, orders[0].seed
+    def __init__(self, orders: list[Order], counts: list[int]):
+        self.orders, self.counts, self.batch, self.seed = orders, counts, sum(counts), orders[0].seed
         self.bases = np.concatenate([[0], np.cumsum([len(order) for order in orders])])
-        self.counts = shares(weights, batch)
         self._batch: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -68,7 +64,10 @@ class Mixture:
 
 
 def shares(weights: list[float], batch: int) -> list[int]:
-    """The batch divided in proportion to the weights: whole numbers by the largest remainders."""
+    """The batch divided in proportion to the weights: whole numbers by the largest remainders.
+
+    DataError: a weight is so small that its data set would have no sample in a batch.
+    """
     exact = np.array(weights) / np.sum(weights) * batch
     counts = np.floor(exact).astype(int)
     counts[np.argsort(counts - exact, kind="stable")[: batch - counts.sum()]] += 1

@@ -5,32 +5,19 @@ An alpha channel is dropped, the colours below it stay as they are stored.
 
 import contextlib
 import io
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-from data.errors import DataError
+from data.arrays import with_bits
+from data.errors import FORMAT_ERRORS, DataError
 from data.jpeg import ORIENTATION
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
-# What PIL's readers raise on damaged files.
-FORMAT_ERRORS = (SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, struct.error, zlib.error)
-PIL_ERRORS = (OSError, *FORMAT_ERRORS)
 # PIL would warn from inside Image.open: decode.MAX_PIXELS is checked for all formats alike.
 Image.MAX_IMAGE_PIXELS = None
-UPRIGHT = {  # EXIF orientation: what turns the stored image upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @contextlib.contextmanager
@@ -43,13 +30,13 @@ def opened(data: bytes) -> Iterator[Image.Image]:
         warnings.simplefilter("ignore")
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-        except PIL_ERRORS as error:
+        except FORMAT_ERRORS as error:
             reason = "are no image of a known format" if "identify" in str(error) else f"are damaged ({error})"
             raise DataError(f"its {len(data)} bytes {reason}") from None
         with image:
             try:
                 yield image
-            except PIL_ERRORS as error:
+            except FORMAT_ERRORS as error:
                 raise DataError(f"the {image.format} image cannot be decoded ({error})") from None
 
 
@@ -57,9 +44,9 @@ def orientation(image: Image.Image) -> int:
     """EXIF orientation 1 … 8; 1 where there is none or it makes no sense."""
     try:
         turn = image.getexif().get(ORIENTATION, 1)
-    except PIL_ERRORS:
+    except FORMAT_ERRORS:
         return 1
-    return turn if turn in UPRIGHT else 1
+    return turn if turn in range(1, 9) else 1
 
 
 def pixels(data: bytes, channels: int) -> np.ndarray:
@@ -70,8 +57,7 @@ def pixels(data: bytes, channels: int) -> np.ndarray:
     with opened(data) as image:
         image.load()
         if image.mode.startswith("I"):  # 16-bit grey, which `convert` would clip
-            values = np.clip(np.asarray(image).astype(np.int64), 0, 65535).astype(np.uint16)
-            return np.repeat(values[..., None], channels, axis=2)
+            return np.repeat(_grey(image)[..., None], channels, axis=2)
         mode = {1: "L", 3: "RGB"}.get(channels, image.mode)
         values = np.array(_without_palette(image).convert(mode))
     return values.reshape(*values.shape[:2], -1)
@@ -92,11 +78,10 @@ def picture(data: bytes, mode: str | None = None, at_least: tuple[int, int] | No
             image.draft(None, (height, width) if turn >= 5 else (width, height))
         profile = image.info.get("icc_profile") if image.mode in ("L", "RGB") else None
         image.load()
-        upright = image.transpose(UPRIGHT[turn]) if turn > 1 else image
+        upright = ImageOps.exif_transpose(image) if turn > 1 else image
         grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
         if image.mode.startswith("I"):
-            values = np.clip(np.asarray(upright).astype(np.int64), 0, 65535)
-            upright = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+            upright = Image.fromarray(with_bits(_grey(upright), 8))
         found = _without_palette(upright).convert(mode or ("L" if grey else "RGB"))
     found.info = {"icc_profile": profile} if profile else {}
     return found
@@ -106,6 +91,10 @@ def check_png(data: bytes) -> None:
     """DataError: a checksum of a PNG is wrong, at which decoding does not look."""
     with opened(data) as image:
         image.verify()
+
+
+def _grey(image: Image.Image) -> np.ndarray:
+    return np.clip(np.asarray(image).astype(np.int64), 0, 65535).astype(np.uint16)
 
 
 def _without_palette(image: Image.Image) -> Image.Image:

@@ -74,7 +74,7 @@ class Ahead(Sampler[Draw]):
             weakref.finalize(self, self._prefetcher.close)  # A sweep has many runs in one process.
         window = None
         for draw in self.draws:
-            shard = np.searchsorted(self.index.ends, draw.samples[0], side="right")
+            shard = self.index.shard_of(int(draw.samples[0]))
             if window is None or window[0] != draw.epoch or shard not in window[1]:
                 now, after = self.draws.order.windows(draw.epoch, int(draw.positions[0]) // self.draws.views)
                 window = draw.epoch, now

@@ -36,6 +36,10 @@ class Cut(NamedTuple):
     bits: int = 8
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, *self.size
+
+    @property
     def dtype(self) -> type[np.unsignedinteger]:
         return np.uint8 if self.bits == 8 else np.uint16
 
@@ -88,8 +92,7 @@ class ShardStream(Dataset[Batch]):
 
     def empty(self, count: int) -> Tensor:
         """Room for the images of a batch."""
-        cut = self.cut
-        return torch.empty((count, cut.channels, *cut.size), dtype=torch.uint8 if cut.bits == 8 else torch.uint16)
+        return torch.from_numpy(np.empty((count, *self.cut.shape), self.cut.dtype))
 
     def _fill(
         self, images: Tensor, draw: Draw, row: int, draws: list[list[float]] | None, bad: list[dict[str, Any]]

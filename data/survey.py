@@ -38,11 +38,6 @@ class Seen(NamedTuple):
     fault: str
 
 
-def spread(total: int, most: int) -> np.ndarray:
-    """At most so many of the numbers 0 … total - 1, evenly spread."""
-    return np.unique(np.linspace(0, total - 1, min(total, most)).astype(np.int64))
-
-
 def looks(index: ShardIndex, samples: np.ndarray, decoded: np.ndarray) -> Iterator[list[Look]]:
     """The samples in tasks for `look`."""
     for start in range(0, len(samples), CHUNK):

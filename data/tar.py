@@ -1,6 +1,5 @@
 """The members of a tar and where their bytes lie, from the 512-byte headers alone."""
 
-import os
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,15 +19,6 @@ class Member(NamedTuple):
     name: str
     offset: int  # of the first byte of the contents
     size: int
-
-
-def members(path: str | Path) -> Iterator[Member]:
-    """The regular files of a tar on this machine. DataError: not a tar, truncated, damaged."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        yield from walk(lambda size, offset: os.pread(file, size, offset), os.fstat(file).st_size, path)
-    finally:
-        os.close(file)
 
 
 def walk(pread: Callable[[int, int], bytes], total: int, path: str | Path) -> Iterator[Member]:

@@ -17,18 +17,23 @@ import pytest
 import webdataset
 from PIL import Image
 
-from data import index_file
+from data import index_file, tar_source
 from data.errors import DataError
 from data.index import open_shards
 from data.read import read
 from data.splits import find_shards, has_split
-from data.tar import members
+from data.tar import Member, walk
 
 
 def png(value: int = 0, size: tuple[int, int] = (8, 8)) -> bytes:
     buffer = io.BytesIO()
     Image.new("L", size, value).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def members(path: Path) -> list[Member]:
+    with tar_source.local(str(path)) as tar:
+        return list(walk(tar.pread, tar.size, path))
 
 
 def write_tar(path: Path, files: dict[str, bytes], form: int = tarfile.GNU_FORMAT) -> Path:

@@ -20,7 +20,7 @@ SIZES = ([10, 12, 8], [40, 40], [7])
 
 
 def mixture(seed: int = 0, batch: int = 20) -> Mixture:
-    return Mixture([Order(np.array(sizes), seed, window=2) for sizes in SIZES], [1.0, 3.0, 1.0], batch)
+    return Mixture([Order(np.array(sizes), seed, window=2) for sizes in SIZES], shares([1.0, 3.0, 1.0], batch))
 
 
 def test_every_batch_has_the_same_shares_and_mixes_them():
