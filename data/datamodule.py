@@ -16,7 +16,7 @@ from data.cache import ShardCache
 from data.errors import DataError
 from data.faults import Faults
 from data.index import ShardIndex, open_shards
-from data.loader import ShardLoader
+from data.loader import AHEAD, ShardLoader
 from data.mixture import Mixture, shares
 from data.order import ORDER_VERSION, Order
 from data.prefetch import ahead
@@ -197,7 +197,7 @@ class ShardDataModule(lightning.LightningDataModule):
         return ShardLoader(
             self.train_index,
             self.cut,
-            ahead(draws, self.train_index),
+            ahead(draws, self.train_index, under_way=self.config.workers * AHEAD),
             batch=self.micro_batch,
             workers=self.config.workers,
             faults=self.faults,

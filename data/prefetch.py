@@ -1,9 +1,11 @@
 """Downloads ahead of the reader: the shards of the present window and of the next one."""
 
 import contextlib
+import itertools
 import sys
 import threading
 import weakref
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -59,10 +61,13 @@ class Prefetcher:
 
 
 class Ahead(Sampler[Draw]):
-    """The draws of micro-batches, unchanged, whose shards are downloaded ahead while they are drawn."""
+    """The draws of micro-batches, unchanged, whose shards are downloaded ahead while they are drawn.
 
-    def __init__(self, draws: MicroBatches, index: ShardIndex):
-        self.draws, self.index = draws, index
+    under_way  draws before the newest one that workers may still be reading: their shards must not be evicted
+    """
+
+    def __init__(self, draws: MicroBatches, index: ShardIndex, under_way: int):
+        self.draws, self.index, self.under_way = draws, index, under_way
         self._prefetcher: Prefetcher | None = None
 
     def __len__(self) -> int:
@@ -72,40 +77,40 @@ class Ahead(Sampler[Draw]):
         if self._prefetcher is None:
             self._prefetcher = Prefetcher(self.index.cache)
             weakref.finalize(self, self._prefetcher.close)  # A sweep has many runs in one process.
-        window = None
+        now: list[int] = []
+        before: deque[list[int]] = deque(maxlen=self.under_way)
         for draw in self.draws:
-            shard = self.index.shard_of(int(draw.samples[0]))
-            if window is None or window[0] != draw.epoch or shard not in window[1]:
+            if self.index.shard_of(int(draw.samples[0])) not in now:
                 now, after = self.draws.order.windows(draw.epoch, int(draw.positions[0]) // self.draws.views)
-                window = draw.epoch, now
-                self._prefetcher.want(self._within_limit(now, after))
+                self._prefetcher.want(self._within_limit([*itertools.chain(*before), *now], after))
+            before.append(now)
             yield draw
 
     def _within_limit(self, now: list[int], after: list[int]) -> list[str]:
-        """URLs of this window's shards, and of the next one's as far as the cache has room for them."""
+        """URLs of the shards that are read now, and of those read after them as far as the cache has room."""
         limit = self.index.cache.limit
-        shards = list(dict.fromkeys([*now, *after]))
+        shards, needed = list(dict.fromkeys([*now, *after])), len(set(now))
         if limit is not None:
             total = np.cumsum(self.index.bytes[shards])
-            if total[len(now) - 1] > limit and self.draws.rank == 0:
-                _warn_once(len(now), int(total[len(now) - 1]), limit)
-            shards = shards[: max(len(now), int(np.searchsorted(total, limit, side="right")))]
+            if total[needed - 1] > limit and self.draws.rank == 0:
+                _warn_once(needed, int(total[needed - 1]), limit)
+            shards = shards[: max(needed, int(np.searchsorted(total, limit, side="right")))]
         return [url for shard in shards if is_remote(url := self.index.shards[shard])]
 
 
-def ahead(draws: MicroBatches, index: ShardIndex) -> Sampler[Draw]:
-    """The draws; if any shard is remote, its download runs ahead of them."""
-    return Ahead(draws, index) if any(map(is_remote, index.shards)) else draws
+def ahead(draws: MicroBatches, index: ShardIndex, under_way: int) -> Sampler[Draw]:
+    """The draws; if any shard is remote, its download runs ahead of them. `under_way`: see `Ahead`."""
+    return Ahead(draws, index, under_way) if any(map(is_remote, index.shards)) else draws
 
 
-_warned: set[tuple[int, float]] = set()
+_warned: set[float] = set()
 
 
 def _warn_once(shards: int, needed: int, limit: float) -> None:
-    if (shards, limit) not in _warned:
-        _warned.add((shards, limit))
+    if limit not in _warned:
+        _warned.add(limit)
         print(
-            f"warning: data.cache_gb={limit / 1e9:.3g} holds less than one window: its {shards} shards take "
-            f"{needed / 1e9:.3g} GB and are all kept while they are read. Raise data.cache_gb or lower data.window.",
+            f"warning: data.cache_gb={limit / 1e9:.3g} holds less than is read at a time: {shards} shards take "
+            f"{needed / 1e9:.3g} GB and are kept all the same. Raise data.cache_gb or lower data.window.",
             file=sys.stderr,
         )
