@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mae.models.vit import Encoder, choose_attention
+from mae.precision import choose_float32_products
 
 Pool = Literal["patches", "class_token"]
 
@@ -27,6 +28,7 @@ def extract(
     pool       mean of the patch tokens, or the class token
     returns    name -> float32 [n, D] on the CPU, and the labels [n]
     """
+    choose_float32_products(device)
     for encoder in encoders.values():
         choose_attention(encoder.blocks, device=device)
     features: dict[str, list[Tensor]] = {name: [] for name in encoders}

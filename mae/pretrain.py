@@ -13,6 +13,7 @@ from mae.models.masking import uniform_noise
 from mae.models.vit import choose_attention
 from mae.optim import OptimConfig, adamw, learning_rate
 from mae.pixels import Pixels
+from mae.precision import choose_float32_products
 from mae.recipe import Plan
 
 # Validation masks follow from the sample alone, so that values compare across steps; no training step has this number.
@@ -48,6 +49,7 @@ class Pretraining(pl.LightningModule):
         self.validation_sum: Tensor
 
     def on_fit_start(self) -> None:
+        choose_float32_products(self.device)
         choose_attention(self.model.blocks, self.model.decoder_blocks, device=self.device)
 
     def noise(self, step: int, rows: Tensor) -> Tensor:
