@@ -37,6 +37,7 @@ from mae.floors import trivial_losses
 from mae.launch import Topology, launched, relaunch_under_torchrun, wanted_devices
 from mae.load import initialise_from
 from mae.models.config import MAEConfig
+from mae.models.execution import BlocksConfig, prepare_blocks
 from mae.models.mae import MaskedAutoencoder
 from mae.optim import OptimConfig
 from mae.pictures import draw_loss_curve
@@ -45,6 +46,7 @@ from mae.precision import resolve_precision
 from mae.pretrain import VALIDATION, Pretraining
 from mae.recipe import Plan, derive
 from mae.run import create, record_start, starting_point
+from mae.strategies import choose_strategy
 from mae.summary import summarise
 from mae.tracking import finish_wandb, wandb_identity
 
@@ -79,6 +81,7 @@ class TrainConfig(BaseModel):
     log_every: int = Field(50, ge=1)
     pictures_every: int = Field(1000, ge=1)
     model: MAEConfig
+    blocks: BlocksConfig
     data: DataConfig
     optim: OptimConfig
     checkpoint: CheckpointConfig
@@ -134,6 +137,7 @@ def pretrain(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[
     model = MaskedAutoencoder(config.model)
     if config.init_from is not None and start is None:
         initialise_from(model, Path(config.init_from))
+    prepare_blocks(model, config.blocks)
 
     if topology.rank == 0:
         create(config.run, config.overwrite)
@@ -220,11 +224,11 @@ def build_trainer(
     for name, settings in config.logger.items():
         identity = wandb_identity(config.run) if name == "wandb" and topology.rank == 0 else {}
         loggers.append(instantiate(settings, **identity))
+    strategy = choose_strategy(config.trainer["strategy"], topology.ranks, precision)
     settings = config.trainer | {"devices": topology.devices, "num_nodes": topology.nodes}
-    if topology.ranks > 1 and settings["strategy"] == "auto":
-        settings["strategy"] = "ddp"
     return instantiate(
         settings,
+        strategy=strategy,
         precision=precision,
         max_steps=plan.total_steps,
         max_epochs=-1,
@@ -283,7 +287,7 @@ def show_plan(
 def finish(config: TrainConfig, plan: Plan, module: Pretraining, data: ShardDataModule) -> None:
     """The losses of trivial predictors on the same masks, the loss curve, summary.json, and a few closing lines."""
     images, positions = data.examples(FLOOR_IMAGES)
-    module.cpu()
+    module.pixels.cpu()
     floors = trivial_losses(module.pixels.normalise(images), module.noise(VALIDATION, positions), config.model)
     draw_loss_curve(config.run, floors)
     summarise(config.run, plan, floors)

@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from torch.optim import AdamW
+
+from mae.errors import CheckpointError
 
 
 class OptimConfig(BaseModel):
@@ -37,11 +40,37 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and name.endswith("weight")
 
 
-def adamw(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, lr: float) -> AdamW:
+class NamedAdamW(AdamW):
+    """AdamW over named parameters, whose state dict is keyed by the names instead of by an order."""
+
+    def _names(self) -> list[str]:
+        return [name for group in self.param_groups for name in group["param_names"]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch's, with names for numbers: {"state": {name: {...}}, "param_groups": [{"params": [name, ...], ...}]}."""
+        numbered, names = super().state_dict(), self._names()
+        for group in numbered["param_groups"]:
+            group["params"] = group.pop("param_names")
+        numbered["state"] = {names[number]: entry for number, entry in numbered["state"].items()}
+        return numbered
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises CheckpointError when the state is of other parameters."""
+        numbers = {name: number for number, name in enumerate(self._names())}
+        groups = []
+        for own, stored in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            if differing := sorted(set(own["param_names"]) ^ set(stored["params"])):
+                raise CheckpointError(f"the optimiser state is of other parameters: {', '.join(differing[:8])} differ")
+            groups.append(stored | {"params": [numbers[name] for name in own["param_names"]]})
+        state = {numbers[name]: entry for name, entry in state_dict["state"].items()}
+        super().load_state_dict({"state": state, "param_groups": groups})
+
+
+def adamw(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, lr: float) -> NamedAdamW:
     """Fused AdamW over the trainable parameters, those that decay and those that do not."""
     trainable = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
     groups = [
-        {"params": [p for n, p in trainable if decays(n, p)], "weight_decay": config.weight_decay},
-        {"params": [p for n, p in trainable if not decays(n, p)], "weight_decay": 0.0},
+        {"params": [(n, p) for n, p in trainable if decays(n, p)], "weight_decay": config.weight_decay},
+        {"params": [(n, p) for n, p in trainable if not decays(n, p)], "weight_decay": 0.0},
     ]
-    return AdamW(groups, lr=lr, betas=config.betas, fused=True)
+    return NamedAdamW(groups, lr=lr, betas=config.betas, fused=True)

@@ -4,7 +4,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import LambdaLR
 
 from mae.loops import loops_at_step
@@ -15,6 +17,7 @@ from mae.optim import OptimConfig, adamw, learning_rate
 from mae.pixels import Pixels
 from mae.precision import choose_float32_products
 from mae.recipe import Plan
+from mae.strategies import shard
 
 # Validation masks follow from the sample alone, so that values compare across steps; no training step has this number.
 VALIDATION = -1
@@ -48,6 +51,11 @@ class Pretraining(pl.LightningModule):
         self.pixels = pixels
         self.validation_sum: Tensor
 
+    def configure_model(self) -> None:
+        """Shards the model when the strategy asks for it; Lightning calls this before every fit and validation."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not isinstance(self.model, FSDPModule):
+            shard(self.model, self.trainer.strategy.device_mesh["data_parallel"])
+
     def on_fit_start(self) -> None:
         choose_float32_products(self.device)
         choose_attention(self.model.blocks, self.model.decoder_blocks, device=self.device)
@@ -68,6 +76,12 @@ class Pretraining(pl.LightningModule):
         out = self.model(self.pixels.normalise(batch["images"]), self.noise(self.global_step, rows))
         # Lightning divides `loss` by the accumulation; `value` stays as it is, for the log.
         return {"loss": out.loss, "value": out.loss.detach()}
+
+    def blank_batch(self) -> dict[str, Tensor]:
+        """Two black images, for what needs some batch."""
+        config = self.model.config
+        images = torch.zeros(2, config.in_channels, *config.image_size, dtype=torch.uint8, device=self.device)
+        return {"images": images, "positions": torch.arange(2, device=self.device)}
 
     def on_validation_epoch_start(self) -> None:
         self.validation_sum = torch.zeros(2, dtype=torch.float64, device=self.device)

@@ -12,7 +12,9 @@ from mae.pretrain import VALIDATION, Pretraining
 
 
 class Reconstructions(pl.Callback):
-    """runs/NAME/reconstructions/step-00000500.png every `every` steps and at the end. Rank 0 only.
+    """runs/NAME/reconstructions/step-00000500.png every `every` steps and at the end.
+
+    Painted by every rank, since each may hold a part of the weights, and written by rank 0.
 
     images  uint8 or uint16 [B, C, H, W]  always the same, under the same masks
     """
@@ -34,12 +36,12 @@ class Reconstructions(pl.Callback):
 
     def paint(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, Pretraining)
-        if not trainer.is_global_zero:
-            return
         images = module.pixels.normalise(self.images.to(module.device))
         noise = module.noise(VALIDATION, torch.arange(len(images), device=module.device))
         with trainer.precision_plugin.forward_context():
             reconstruction = module.model.reconstruct(images, noise)
+        if not trainer.is_global_zero:
+            return
         unit = reconstruction._replace(images=module.pixels.denormalise(reconstruction.images))
         config = module.model.config
         picture = reconstruction_grid(

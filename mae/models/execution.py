@@ -1,0 +1,62 @@
+"""How blocks are computed: what is kept for the backward pass, and whether they are compiled."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from pydantic import BaseModel, ConfigDict, field_validator
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mae.models.mae import MaskedAutoencoder
+
+WHERE = ("none", "attention", "all")
+
+
+class BlocksConfig(BaseModel):
+    """How the transformer blocks are computed: the same function whatever stands here, so a resume may change it.
+
+    recompute  activations that the backward pass computes a second time instead of keeping: "none", "attention" (inside
+               the attention of every block), "all" (inside every block), or N (inside every N-th block)
+    compile    torch.compile for every block, in training
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recompute: str | int = "none"
+    compile: bool = False
+
+    @field_validator("recompute")
+    @classmethod
+    def _known(cls, value: str | int) -> str | int:
+        if value not in WHERE if isinstance(value, str) else value < 1:
+            raise ValueError(f"recompute={value} is none of {', '.join(WHERE)} or a number of blocks from 1")
+        return value
+
+
+def prepare_blocks(model: MaskedAutoencoder, config: BlocksConfig) -> None:
+    """Has the blocks of encoder and decoder computed as `config` says, wherever gradients are wanted.
+
+    The last block of the decoder stays as it is: the backward pass begins there, so that nothing would be saved by
+    throwing its activations away, and only a part of it is computed (`last_tokens`).
+    """
+    for number, block in enumerate([*model.blocks, *model.decoder_blocks[:-1]]):
+        if config.recompute == "attention":
+            _prepare(block.attn, compiled=False, recomputed=True)  # pyright: ignore[reportArgumentType]
+        whole = config.recompute == "all" or (isinstance(config.recompute, int) and number % config.recompute == 0)
+        if whole or config.compile:
+            _prepare(block, compiled=config.compile, recomputed=whole)
+
+
+def _prepare(module: nn.Module, *, compiled: bool, recomputed: bool) -> None:
+    """Replaces `forward` of this one module; its class, hooks and parameter names stay."""
+    plain = module.forward
+    # Shapes never change in training, and validation, whose last batch is smaller, computes the plain function.
+    trained: Callable[..., Tensor] = torch.compile(plain, dynamic=False) if compiled else plain
+    if recomputed:
+        trained = partial(checkpoint, trained, use_reentrant=False, preserve_rng_state=False)
+
+    def forward(*arguments: Tensor) -> Tensor:
+        return trained(*arguments) if torch.is_grad_enabled() else plain(*arguments)
+
+    module.forward = forward

@@ -1,0 +1,112 @@
+"""How ranks share the work: copies of the model (DDP) or shards of it (FSDP), with the same checkpoint files."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from mae.errors import ConfigError
+from mae.models.mae import MaskedAutoencoder
+
+
+def choose_strategy(name: str, ranks: int, precision: str) -> str | Strategy:
+    """Lightning's strategy for `trainer.strategy`: "auto" (one device, or DDP), "ddp", "fsdp", or one of its own names.
+
+    Raises ConfigError for a precision that shards cannot have.
+    """
+    if name == "ddp" or (name == "auto" and ranks > 1):
+        return DDP(find_unused_parameters=False, gradient_as_bucket_view=True)
+    if name == "fsdp":
+        if precision == "16-mixed":
+            raise ConfigError("precision=16-mixed does not go with trainer.strategy=fsdp: take bf16-mixed, or ddp")
+        return FSDP(data_parallel_size=ranks, tensor_parallel_size=1, save_distributed_checkpoint=False)
+    return name
+
+
+class DDP(DDPStrategy):
+    """DDP whose gradient buckets never depend on when the process was started.
+
+    DDP lays its buckets out by the order of the model at first, and anew, by the order in which gradients came, after
+    the first backward pass. With three or more ranks the layout decides the order of summation, so that the first
+    step after a restart would differ in the last bits. A backward pass before the first step leaves the second layout
+    only. (`static_graph=True` puts the new layout off by a step, and fails in torch 2.15 when the first one
+    accumulates.)
+    """
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        module = cast(Any, self.lightning_module)
+        cast(Any, self.training_step(module.blank_batch(), 0))["loss"].backward()
+        module.zero_grad()
+
+
+class FSDP(ModelParallelStrategy):
+    """FSDP2 whose checkpoints are those of one device: whole tensors under the same names, in one file.
+
+    Rank 0 gathers them one by one. Reading, every rank maps the file and takes its own rows out of it.
+    """
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        assert self.lightning_module is not None
+        return self._gathered(self.lightning_module.state_dict())
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        return self._gathered(Strategy.optimizer_state(self, optimizer))
+
+    def _gathered(self, state: dict[str, Any]) -> dict[str, Any]:
+        def gather(tensor: DTensor) -> Tensor | None:
+            whole = tensor.full_tensor()
+            return whole.cpu() if self.is_global_zero else None
+
+        return apply_to_collection(state, DTensor, gather)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        return torch.load(Path(checkpoint_path), map_location="cpu", mmap=True, weights_only=True)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        assert self.lightning_module is not None
+        own = self.lightning_module.state_dict()
+        stored = {name: _sharded(value, own.get(name)) for name, value in checkpoint["state_dict"].items()}
+        self.lightning_module.load_state_dict(stored, strict=strict)
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        for optimizer, stored in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            own = {
+                name: parameter
+                for group in optimizer.param_groups
+                for name, parameter in zip(group["param_names"], group["params"], strict=True)
+            }
+            state = {
+                name: {key: _sharded(value, own.get(name)) for key, value in entry.items()}
+                for name, entry in stored["state"].items()
+            }
+            optimizer.load_state_dict(stored | {"state": state})
+
+
+def _sharded(whole: Tensor, like: Tensor | None) -> Tensor:
+    """This rank's rows of a tensor that every rank has, if `like` is sharded and of that shape. Never a view."""
+    if not isinstance(like, DTensor) or whole.shape != like.shape:
+        return whole.clone()
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).clone()
+
+
+def shard(model: MaskedAutoencoder, mesh: Any) -> None:
+    """Shards the parameters over the ranks of `mesh`, each block on its own; in place, names stay.
+
+    The last block of the decoder belongs to the rest of the model, because `last_tokens` computes it from outside.
+    """
+    for block in [*model.blocks, *model.decoder_blocks[:-1]]:
+        fully_shard(cast(nn.Module, block), mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "reconstruct")
