@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, field_validator
@@ -56,7 +57,7 @@ def _prepare(module: nn.Module, *, compiled: bool, recomputed: bool) -> None:
     if recomputed:
         trained = partial(checkpoint, trained, use_reentrant=False, preserve_rng_state=False)
 
-    def forward(*arguments: Tensor) -> Tensor:
-        return trained(*arguments) if torch.is_grad_enabled() else plain(*arguments)
+    def forward(*arguments: Any, **named: Any) -> Tensor:
+        return trained(*arguments, **named) if torch.is_grad_enabled() else plain(*arguments, **named)
 
     module.forward = forward
