@@ -1,42 +1,112 @@
-"""Several ranks see what one process sees."""
+"""Several ranks, with copies of the model or with shards of it, see what one process sees; each goes on for the other."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.processes import command, losses, run
+from mae.checkpoint import checkpoint_path, read_own
+from tests.processes import command, equal, losses, run, state
 
-STEPS = ("precision=32-true", "max_steps=20", "val_every=7", "data.workers=0")
+# The clipping is always at work: the norm of the gradients is between .3 and 2.
+STEPS = ("precision=32-true", "max_steps=20", "val_every=7", "data.workers=0", "global_batch=48")
+STEPS += ("model.depth=2", "model.decoder_depth=2")
+STEPS += ("optim.grad_clip=0.1", "checkpoint.every_steps=7", "checkpoint.keep=9", "pictures_every=10")
 
 
 @pytest.fixture(scope="module")
-def one_process(tmp_path_factory: pytest.TempPathFactory, built_in: Path) -> dict[tuple[str, str], str]:
+def one_process(tmp_path_factory: pytest.TempPathFactory, built_in: Path) -> Path:
     runs = tmp_path_factory.mktemp("one")
     run(command(runs, built_in, *STEPS, "name=one"))
-    return losses(runs / "one")
+    return runs / "one"
 
 
-def agree(one: dict[tuple[str, str], str], other: dict[tuple[str, str], str]) -> None:
-    assert len([key for key in one if key[1] == "train/loss"]) == 20
-    assert len([key for key in one if key[1] == "val/loss"]) == 3
-    assert one.keys() == other.keys()
-    for key, value in one.items():
-        assert float(other[key]) == pytest.approx(float(value), abs=1e-5), key
+def agree(one: Path, other: Path) -> None:
+    """The logged losses of all 20 steps to 1e-5, and the checkpoints of step 7 to 1e-6."""
+    expected, got = losses(one), losses(other)
+    assert len([key for key in expected if key[1] == "train/loss"]) == 20
+    assert expected.keys() == got.keys()
+    for key, value in expected.items():
+        assert float(got[key]) == pytest.approx(float(value), abs=1e-5), key
+    same_contents(read_own(checkpoint_path(one, 7)), read_own(checkpoint_path(other, 7)))
 
 
-def test_two_ranks_have_the_losses_of_one_process(tmp_path: Path, built_in: Path, one_process) -> None:
-    run(command(tmp_path, built_in, *STEPS, "name=two", "micro_batch=16", ranks=2))
-    agree(one_process, losses(tmp_path / "two"))
+def same_contents(one: dict, other: dict) -> None:
+    """Two checkpoints have the same keys and, parameters and optimiser state, the same values."""
+    assert one.keys() == other.keys() and one["mae"] == other["mae"]
+    weights, others = one["state_dict"], other["state_dict"]
+    assert list(weights) == list(others)
+    for name, value in weights.items():
+        if name.endswith("qkv.bias"):  # the gradient of a key's bias is zero: Adam divides rounding by rounding
+            value, others[name] = (torch.cat([bias.chunk(3)[0], bias.chunk(3)[2]]) for bias in (value, others[name]))
+        assert torch.allclose(value, others[name], rtol=0, atol=1e-6), name
+    (one_state,), (other_state,) = one["optimizer_states"], other["optimizer_states"]
+    assert one_state["param_groups"] == other_state["param_groups"]
+    assert one_state["state"].keys() == other_state["state"].keys()
+    assert {f"model.{name}" for name in one_state["state"]} == weights.keys() - {
+        "model.pos_embed",
+        "model.decoder_pos_embed",
+    }
+    for name, entry in one_state["state"].items():
+        assert entry.keys() == other_state["state"][name].keys()
+        for key, value in entry.items():
+            assert torch.allclose(value, other_state["state"][name][key], rtol=0, atol=1e-6), (name, key)
 
 
-def test_devices_start_torchrun_and_one_process_goes_on(tmp_path: Path, built_in: Path, one_process) -> None:
-    """Two ranks started by trainer.devices; from their checkpoint of step 8, one process with another micro-batch."""
-    words = command(tmp_path, built_in, *STEPS, "name=elastic", "checkpoint.every_steps=8", "checkpoint.keep=9")
-    output = run([*words, "trainer.devices=2"])
+def forget(folder: Path, after: int) -> None:
+    """The run as it was when it had saved step `after`."""
+    for path in (folder / "checkpoints").glob("step-*.ckpt"):
+        if path > checkpoint_path(folder, after):
+            path.unlink()
+    (folder / "summary.json").unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_every_topology_has_the_losses_of_one_process(
+    tmp_path: Path, built_in: Path, one_process: Path, ranks: int, strategy: str, accumulate: int
+) -> None:
+    micro_batch = 48 // ranks // accumulate
+    run(
+        command(
+            tmp_path,
+            built_in,
+            *STEPS,
+            "name=many",
+            f"micro_batch={micro_batch}",
+            f"trainer.strategy={strategy}",
+            ranks=ranks,
+        )
+    )
+    agree(one_process, tmp_path / "many")
+
+
+def test_copies_then_shards_then_one_process(tmp_path: Path, built_in: Path, one_process: Path) -> None:
+    """Two ranks started by trainer.devices up to step 7, three ranks with shards of the model up to 14, then one."""
+    folder = tmp_path / "elastic"
+    words = ("name=elastic", *STEPS)
+    output = run(command(tmp_path, built_in, *words, "trainer.devices=2"))
     assert "starting 2 ranks with torchrun" in output
-    agree(one_process, losses(tmp_path / "elastic"))
-    for late in ("step-00000016.ckpt", "step-00000020.ckpt"):
-        (tmp_path / "elastic" / "checkpoints" / late).unlink()
-    (tmp_path / "elastic" / "summary.json").unlink()
-    assert "step-00000008.ckpt" in run([*words, "micro_batch=8"]).replace("\n", "")
-    agree(one_process, losses(tmp_path / "elastic"))
+    agree(one_process, folder)
+    forget(folder, after=7)
+    shards = ("micro_batch=8", "trainer.strategy=fsdp", "blocks.recompute=all")
+    assert "step-00000007.ckpt" in run(command(tmp_path, built_in, *words, *shards, ranks=3)).replace("\n", "")
+    agree(one_process, folder)
+    forget(folder, after=14)
+    assert "step-00000014.ckpt" in run(command(tmp_path, built_in, *words, "micro_batch=24")).replace("\n", "")
+    agree(one_process, folder)
+
+
+def test_three_ranks_go_on_bit_for_bit(tmp_path: Path, built_in: Path, one_process: Path) -> None:
+    """Three summands have an order; where the gradients lie in DDP's buckets decides it."""
+    words = command(tmp_path, built_in, *STEPS, "name=three", "micro_batch=8", ranks=3)
+    run(words)
+    agree(one_process, tmp_path / "three")
+    whole = shutil.copytree(tmp_path / "three", tmp_path / "whole")
+    forget(tmp_path / "three", after=14)
+    run(words)
+    assert equal(state(tmp_path / "three"), state(whole))
+    assert losses(tmp_path / "three") == losses(whole)

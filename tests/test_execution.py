@@ -1,0 +1,73 @@
+"""However the blocks are computed, they are the same function."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+import mae
+from benchmarks.memory import LARGE, activations
+from mae.models.execution import BlocksConfig, prepare_blocks
+
+SMALL = {"width": 32, "depth": 3, "num_heads": 2, "decoder_width": 32, "decoder_depth": 3, "decoder_num_heads": 2}
+
+
+def prepared(**settings) -> mae.MaskedAutoencoder:
+    torch.manual_seed(0)
+    model = mae.MaskedAutoencoder(mae.MAEConfig.model_validate({"image_size": 32, "patch_size": 8} | SMALL))
+    prepare_blocks(model, BlocksConfig(**settings))
+    return model
+
+
+def batch(size: int) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(1)
+    return torch.randn(size, 3, 32, 32, generator=random), torch.rand(size, 16, generator=random)
+
+
+def step(model: mae.MaskedAutoencoder, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Loss and gradients of one step."""
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32, cache_enabled=False):
+        loss = model(*batch(4)).loss
+    loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"loss": loss.detach()} | gradients
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("recompute", ["attention", "all", 1, 2])
+def test_recomputing_gives_the_same_gradients_bit_for_bit(recompute: str | int, dtype: torch.dtype) -> None:
+    expected, got = step(prepared(), dtype), step(prepared(recompute=recompute), dtype)
+    assert expected.keys() == got.keys() and len(got) > 40
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_recomputing_keeps_a_small_part_of_the_activations_of_vit_large() -> None:
+    whole = activations(LARGE, "none")
+    assert activations(LARGE, "all") < 0.15 * whole
+    assert activations(LARGE, "all") < activations(LARGE, "2") < activations(LARGE, "attention") < whole
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, while it traces
+@pytest.mark.parametrize("recompute", ["none", "all"])
+def test_compiled_blocks_compute_the_same_and_are_compiled_once(recompute: str) -> None:
+    from torch._dynamo.utils import counters
+
+    torch.compiler.reset()
+    expected, model = step(prepared(), torch.float32), prepared(recompute=recompute, compile=True)
+    assert model.state_dict().keys() == prepared().state_dict().keys()
+    got = step(model, torch.float32)
+    assert all(torch.allclose(expected[name], got[name], atol=1e-5) for name in expected)
+    compiled = counters["stats"]["unique_graphs"]
+    assert 0 < compiled <= 2, "one for the blocks of the encoder, one for those of the decoder"
+    with torch.no_grad():  # a validation whose last batch is smaller
+        model(*batch(4))
+        model(*batch(3))
+    step(model, torch.float32)
+    assert counters["stats"]["unique_graphs"] == compiled
+
+
+@pytest.mark.parametrize("value", ["every", 0, -1])
+def test_an_unknown_recompute_is_refused(value: str | int) -> None:
+    with pytest.raises(ValidationError, match="is none of none, attention, all or a number of blocks"):
+        BlocksConfig(recompute=value)
