@@ -59,7 +59,8 @@ def test_compiled_blocks_compute_the_same_and_are_compiled_once(recompute: str) 
     got = step(model, torch.float32)
     assert all(torch.allclose(expected[name], got[name], atol=1e-5) for name in expected)
     compiled = counters["stats"]["unique_graphs"]
-    assert 0 < compiled <= 2, "one for the blocks of the encoder, one for those of the decoder"
+    # One for the blocks of the encoder, one for those of the decoder; in the recomputation torch wants them again.
+    assert 0 < compiled <= (2 if recompute == "none" else 4)
     with torch.no_grad():  # a validation whose last batch is smaller
         model(*batch(4))
         model(*batch(3))

@@ -1,4 +1,4 @@
-"""Several ranks, with copies of the model or with shards of it, see what one process sees; each goes on for the other."""
+"""Several ranks, with copies of the model or shards of it, see what one process sees; each goes on for the other."""
 
 import shutil
 from pathlib import Path
