@@ -16,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from hydra.utils import instantiate
+from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -133,6 +134,7 @@ def pretrain(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[
     if start_step >= plan.total_steps and (config.run / "summary.json").is_file():
         say(topology, f"{config.run} is finished: step {start_step} of {plan.total_steps}, {start}. Nothing to do.")
         return
+    strategy = choose_strategy(config.trainer["strategy"], topology.ranks, recipe["precision"])
     torch.manual_seed(config.seed)
     model = MaskedAutoencoder(config.model)
     if config.init_from is not None and start is None:
@@ -154,7 +156,7 @@ def pretrain(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[
         recipe=recipe,
     )
     meter = Meter(config.log_every, FetchTimer())
-    trainer = build_trainer(config, plan, topology, data, meter, recipe["precision"], start_step)
+    trainer = build_trainer(config, plan, topology, data, meter, recipe["precision"], start_step, strategy)
     trainer.callbacks = [*extra_callbacks, *trainer.callbacks]  # pyright: ignore[reportAttributeAccessIssue]
     code = 1
     try:
@@ -213,6 +215,7 @@ def build_trainer(
     meter: Meter,
     precision: str,
     start_step: int,
+    strategy: str | Strategy,
 ) -> pl.Trainer:
     """Lightning's trainer for this topology, counting in optimiser steps."""
     val_every = config.val_every if data.val_index is not None else None
@@ -224,7 +227,6 @@ def build_trainer(
     for name, settings in config.logger.items():
         identity = wandb_identity(config.run) if name == "wandb" and topology.rank == 0 else {}
         loggers.append(instantiate(settings, **identity))
-    strategy = choose_strategy(config.trainer["strategy"], topology.ranks, precision)
     settings = config.trainer | {"devices": topology.devices, "num_nodes": topology.nodes}
     return instantiate(
         settings,

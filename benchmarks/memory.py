@@ -67,7 +67,7 @@ def steps(recompute: str) -> int:
         ours = mae.MaskedAutoencoder(mae.MAEConfig.model_validate(BASE))
         choose_attention(ours.blocks, ours.decoder_blocks, device=torch.device("cpu"))
         prepare_blocks(ours, BlocksConfig(recompute=int(recompute) if recompute.isdigit() else recompute))
-        optimizer = adamw(ours.named_parameters(), OptimConfig(), 1e-4)
+        optimizer = adamw(ours.named_parameters(), OptimConfig.model_validate({}), 1e-4)
 
         def loss() -> Tensor:
             return ours(images, noise).loss

@@ -61,8 +61,10 @@ def newest_valid(run: Path) -> Path | None:
     return None
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path, mmap: bool = False) -> dict[str, Any]:
     """The contents of a file written by torch.save: tensors and plain values only, never code.
+
+    mmap  leave the tensors in the file until they are used; it has to stay where it is as long as they live
 
     Raises CheckpointError when the file is missing, damaged, or would need to run code.
     """
@@ -71,15 +73,15 @@ def read(path: Path) -> dict[str, Any]:
     try:
         # Published training checkpoints carry their argparse settings.
         with torch.serialization.safe_globals([Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from error
 
 
 def read_own(path: Path) -> dict[str, Any]:
-    """A checkpoint of this framework; raises CheckpointError for anything else."""
-    contents = read(path)
+    """A checkpoint of this framework, its tensors left in the file; raises CheckpointError for anything else."""
+    contents = read(path, mmap=True)
     if not isinstance(contents, dict) or "mae" not in contents:
         raise CheckpointError(
             f"{path} was not written by this framework, so there is no run in it to go on with. For a warm start from "

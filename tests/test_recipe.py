@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 import mae
-from mae.errors import ConfigError
+from mae.errors import CheckpointError, ConfigError
 from mae.optim import OptimConfig, adamw, learning_rate
 from mae.recipe import derive
 
@@ -68,3 +69,21 @@ def test_only_matrices_decay_and_every_trainable_parameter_is_in_one_group() -> 
     linears = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)}
     assert decayed == linears
     assert {"cls_token", "mask_token", "norm.weight", "blocks.0.attn.qkv.bias"} <= undecayed
+
+
+def test_the_state_of_the_optimiser_goes_by_names() -> None:
+    """It is the same for parameters in another order, and refused for others."""
+    torch.manual_seed(0)
+    parameters = [(name, nn.Parameter(torch.randn(3, 2))) for name in ("a.weight", "b.weight", "c.bias")]
+    optimizer = adamw(parameters, OptimConfig(), 1e-3)
+    for number, (_, parameter) in enumerate(parameters):
+        parameter.grad = torch.full_like(parameter, number + 1)
+    optimizer.step()
+    state = optimizer.state_dict()
+    assert [group["params"] for group in state["param_groups"]] == [["a.weight", "b.weight"], ["c.bias"]]
+    other = adamw(parameters[::-1], OptimConfig(), 1e-3)
+    other.load_state_dict(state)
+    for name, parameter in parameters:
+        assert torch.equal(other.state[parameter]["exp_avg"], state["state"][name]["exp_avg"])
+    with pytest.raises(CheckpointError, match=r"other parameters: b\.weight differ"):
+        adamw([parameters[0], parameters[2]], OptimConfig(), 1e-3).load_state_dict(state)
