@@ -1,5 +1,6 @@
 """Pre-train a masked autoencoder: python train.py [experiment=NAME] [SETTING=VALUE ...]"""
 
+import errno
 import logging
 import os
 import sys
@@ -7,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import hydra
 import lightning.pytorch as pl
@@ -27,15 +28,24 @@ from data.datamodule import DataConfig, ShardDataModule
 from data.errors import DataError
 from data.loader import explained_deaths
 from mae.callbacks.checkpoints import CheckpointConfig, Checkpoints
+from mae.callbacks.guard import Guard
 from mae.callbacks.meter import FetchTimer, Meter
 from mae.callbacks.progress import ShowProgress
 from mae.callbacks.reconstructions import Reconstructions
 from mae.callbacks.signals import StopOnSignal, Stopped
 from mae.checkpoint import AtomicCheckpointIO, read_own, refuse_other_run
 from mae.csvlog import MetricsCSV
-from mae.errors import CheckpointError, ConfigError, first_sentence
+from mae.errors import CheckpointError, ConfigError, RunEnded, first_sentence
 from mae.floors import trivial_losses
-from mae.launch import Topology, launched, relaunch_under_torchrun, wanted_devices
+from mae.launch import (
+    Topology,
+    cluster_environment,
+    is_rank_zero,
+    launched,
+    leave_together,
+    relaunch_under_torchrun,
+    wanted_devices,
+)
 from mae.load import initialise_from
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig, prepare_blocks
@@ -47,6 +57,7 @@ from mae.precision import resolve_precision
 from mae.pretrain import VALIDATION, Pretraining
 from mae.recipe import Plan, derive
 from mae.run import create, record_start, starting_point
+from mae.slurm import requeue
 from mae.strategies import choose_strategy
 from mae.summary import summarise
 from mae.tracking import finish_wandb, wandb_identity
@@ -102,12 +113,13 @@ def main(raw: DictConfig) -> None:
 
 def launch(raw: DictConfig) -> None:
     """Validates the settings and finds the ranks: those of torchrun or SLURM, or as many as trainer.devices says."""
+    quieten()  # a job of submitit begins here
     config = TrainConfig.model_validate(OmegaConf.to_container(raw, resolve=True, throw_on_missing=True))
     topology = launched()
     if topology is None:
         devices = wanted_devices(config.trainer["devices"])
         if devices > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise ConfigError(f"trainer.devices={devices} in a multirun (-m): launch each trial with torchrun or SLURM")
+            raise ConfigError(f"trainer.devices={devices} in a multirun (-m): add launcher=slurm, or start run by run")
         if devices > 1:
             if not FULL_ERROR:
                 del os.environ["HYDRA_FULL_ERROR"]  # ours, see run_program: the ranks shall start as this process did
@@ -132,7 +144,7 @@ def pretrain(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[
     start = starting_point(config.run, config.resume, config.overwrite)
     recipe, start_step = settle_recipe(config, data, start)
     if start_step >= plan.total_steps and (config.run / "summary.json").is_file():
-        say(topology, f"{config.run} is finished: step {start_step} of {plan.total_steps}, {start}. Nothing to do.")
+        say(f"{config.run} is finished: step {start_step} of {plan.total_steps}, {start}. Nothing to do.")
         return
     strategy = choose_strategy(config.trainer["strategy"], topology.ranks, recipe["precision"])
     torch.manual_seed(config.seed)
@@ -155,8 +167,7 @@ def pretrain(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[
         pixels=Pixels(config.data.mean, config.data.std),
         recipe=recipe,
     )
-    meter = Meter(config.log_every, FetchTimer())
-    trainer = build_trainer(config, plan, topology, data, meter, recipe["precision"], start_step, strategy)
+    trainer = build_trainer(config, plan, topology, data, recipe["precision"], start_step, strategy)
     trainer.callbacks = [*extra_callbacks, *trainer.callbacks]  # pyright: ignore[reportAttributeAccessIssue]
     code = 1
     try:
@@ -165,6 +176,9 @@ def pretrain(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[
         if data.val_index is not None and (config.val_every is None or plan.total_steps % config.val_every):
             trainer.validate(module, datamodule=data, verbose=False)
         code = 0
+    except Stopped as stop:
+        requeue(stop.signum, topology.rank)  # before W&B, which may take long
+        raise
     finally:
         finish_wandb(code)
     if topology.rank == 0:
@@ -212,7 +226,6 @@ def build_trainer(
     plan: Plan,
     topology: Topology,
     data: ShardDataModule,
-    meter: Meter,
     precision: str,
     start_step: int,
     strategy: str | Strategy,
@@ -221,8 +234,11 @@ def build_trainer(
     val_every = config.val_every if data.val_index is not None else None
     checkpoints = Checkpoints(config.run, config.checkpoint, val_every)
     pictures = Reconstructions(config.run, data.examples(PICTURE_IMAGES)[0], config.pictures_every)
+    signals = StopOnSignal(checkpoints)
+    guard = Guard(config.run, signals)
+    meter = Meter(config.log_every, FetchTimer(), guard)
     # The order matters: a step is measured, painted and saved before the run may stop at it.
-    callbacks = [meter, ShowProgress(meter), pictures, checkpoints, StopOnSignal(checkpoints)]
+    callbacks = [meter, ShowProgress(meter), pictures, checkpoints, guard, signals]
     loggers: list[Any] = [MetricsCSV(config.run / "metrics.csv", start_step)]
     for name, settings in config.logger.items():
         identity = wandb_identity(config.run) if name == "wandb" and topology.rank == 0 else {}
@@ -247,7 +263,7 @@ def build_trainer(
         enable_model_summary=False,
         logger=loggers,
         profiler=meter.timer,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *cluster_environment()],
         callbacks=callbacks,
         default_root_dir=config.run,
     )
@@ -295,38 +311,48 @@ def finish(config: TrainConfig, plan: Plan, module: Pretraining, data: ShardData
     summarise(config.run, plan, floors)
 
 
-def say(topology: Topology, sentence: str) -> None:
-    if topology.rank == 0:
-        print(sentence, flush=True)
+def say(sentence: str, file: TextIO | None = None) -> None:
+    """Rank 0 says it, on stdout unless told otherwise."""
+    if is_rank_zero():
+        print(sentence, file=file, flush=True)
 
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
     """Wrong input: one sentence, exit code 2; a stopped run: 143 or 130. HYDRA_FULL_ERROR=1 shows tracebacks."""
-    rank_zero = os.environ.get("RANK", "0") == "0"
     try:
         yield
     except Stopped as stop:
-        if rank_zero:
-            print(f"{stop}; the same command goes on from there", flush=True)
-        sys.exit(stop.exit_code)
+        say(f"{stop}; the same command goes on from there")
+        leave_together(stop.exit_code)
+    except RunEnded as end:
+        say(f"error: {end}", sys.stderr)
+        leave_together(end.exit_code)
     except (ConfigError, CheckpointError, DataError, ValidationError, HydraException, OmegaConfBaseException) as error:
         if FULL_ERROR:
             raise
-        if rank_zero:
-            sentence = first_sentence(error) if isinstance(error, ValidationError) else str(error)
-            # Hydra lists its search path after the reason.
-            sentence = " ".join(sentence.split("Config search path")[0].split())
-            print(f"error: {sentence}", file=sys.stderr, flush=True)
+        sentence = first_sentence(error) if isinstance(error, ValidationError) else str(error)
+        # Hydra lists its search path after the reason.
+        say(f"error: {' '.join(sentence.split('Config search path')[0].split())}", sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if FULL_ERROR or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        # Whichever rank it was: it is the only one that knows.
+        print(f"error: {error.strerror}. Make room and start the same command again", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def quieten() -> None:
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in QUIET:
+        warnings.filterwarnings("ignore", message=message)
 
 
 def run_program(program: Callable[[], None]) -> None:
     """Runs a Hydra program with readable errors, from the command line to the last line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them and exiting with 1
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in QUIET:
-        warnings.filterwarnings("ignore", message=message)
+    quieten()
     with readable_errors():
         program()
 

@@ -1,4 +1,4 @@
-"""The two ways in which a user's input can be wrong here (the data package has its own)."""
+"""The two ways in which a user's input can be wrong here (the data package has its own), and how a run ends early."""
 
 from pydantic import ValidationError
 
@@ -9,6 +9,12 @@ class ConfigError(Exception):
 
 class CheckpointError(Exception):
     """A checkpoint that cannot be read, is damaged, or belongs to something else."""
+
+
+class RunEnded(Exception):
+    """The ranks have agreed to end the run before its last step: raised on all of them, after the same step."""
+
+    exit_code = 2  # never 0 while work remains
 
 
 def first_sentence(error: ValidationError) -> str:

@@ -3,9 +3,13 @@
 import os
 import sys
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from mae.slurm import refuse_unlaunched_ranks
 
 
 @dataclass(frozen=True)
@@ -19,14 +23,48 @@ class Topology:
 
 
 def launched() -> Topology | None:
-    """The topology that torchrun or srun gave this process; None when nobody launched ranks."""
+    """The topology that torchrun or srun gave this process; None when nobody launched ranks.
+
+    Raises ConfigError when SLURM has room for several ranks and did not start this process as one of them.
+    """
     if TorchElasticEnvironment.detect():
+        warn_of_shared_store()
         ranks, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
         return Topology(rank=int(os.environ["RANK"]), ranks=ranks, devices=local, nodes=ranks // local)
     if SLURMEnvironment.detect():
+        refuse_unlaunched_ranks()
         ranks, nodes = int(os.environ["SLURM_NTASKS"]), int(os.environ.get("SLURM_NNODES", "1"))
         return Topology(rank=int(os.environ["SLURM_PROCID"]), ranks=ranks, devices=ranks // nodes, nodes=nodes)
     return None
+
+
+def warn_of_shared_store() -> None:
+    """torchrun keeps one store through its restarts, in which new ranks may find the addresses of dead ones."""
+    restarts, shared = (os.environ.get(f"TORCHELASTIC_{name}") for name in ("MAX_RESTARTS", "USE_AGENT_STORE"))
+    if restarts not in (None, "0") and shared == "True":
+        rank_zero_warn(
+            f"torchrun --max-restarts={restarts}: ranks that are started again may try to reach dead ones and fail or "
+            "hang. Start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment"
+        )
+
+
+def is_rank_zero() -> bool:
+    """Whether this process speaks for the run; also where nothing is known yet of the launch but that it is wrong."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
+def cluster_environment() -> list[SLURMEnvironment]:
+    """Lightning's plugin for SLURM, which shall never requeue by itself: mae/slurm.py or submitit does."""
+    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return []
+    return [SLURMEnvironment(auto_requeue=False)]
+
+
+def leave_together(exit_code: int) -> NoReturn:
+    """Ends the process once every rank has come here: as soon as one has left, torchrun and srun end the others."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    sys.exit(exit_code)
 
 
 def wanted_devices(devices: int | str) -> int:

@@ -36,8 +36,8 @@ class DDP(DDPStrategy):
     DDP lays its buckets out by the order of the model at first, and anew, by the order in which gradients came, after
     the first backward pass. With three or more ranks the layout decides the order of summation, so that the first
     step after a restart would differ in the last bits. A backward pass before the first step leaves the second layout
-    only. (`static_graph=True` puts the new layout off by a step, and fails in torch 2.15 when the first one
-    accumulates.)
+    only. (`static_graph=True` puts the new layout off by a step, and did not work together with accumulation in
+    a trial on torch 2.15.)
     """
 
     def on_train_start(self) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from math import isfinite
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,7 +22,7 @@ def summarise(run: Path, plan: Plan, floors: dict[str, float]) -> None:
     floors  losses of trivial predictors
     """
     rows = read_metrics(run / "metrics.csv")
-    latest = {name: float(row[name]) for row in rows for name in row}
+    latest = {name: float(row[name]) for row in rows for name in row if isfinite(float(row[name]))}
     images_per_s = median(float(row["perf/images_per_s"]) for row in rows if "perf/images_per_s" in row)
     summary: dict[str, Any] = {
         "name": run.name,
@@ -31,6 +32,7 @@ def summarise(run: Path, plan: Plan, floors: dict[str, float]) -> None:
         "val/loss": latest.get("val/loss"),
         "floors": floors,
         "images_per_s": images_per_s,
+        "skipped_steps": int(float(latest["guard/skipped"])),
         "checkpoint": str(checkpoint_path(run, plan.total_steps)),
         "reconstruction": str(run / "reconstructions" / f"step-{plan.total_steps:08d}.png"),
         "loss_curve": str(run / "loss.png"),

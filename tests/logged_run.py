@@ -7,6 +7,7 @@ import sys
 
 import lightning.pytorch as pl
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from mae.launch import Topology, launched
 from tests.conftest import ROOT
@@ -28,16 +29,15 @@ class Log(pl.Callback):
             file.write(lines.encode())
 
 
-def main() -> None:
-    from omegaconf import OmegaConf
-
+def pretrain_with(callbacks: list[pl.Callback], overrides: list[str]) -> None:
+    """What train.py does, with callbacks added, in a process of its own."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        raw = compose("train", overrides=sys.argv[2:])
+        raw = compose("train", overrides=overrides)
     with readable_errors():
         config = TrainConfig.model_validate(OmegaConf.to_container(raw, resolve=True, throw_on_missing=True))
-        pretrain(config, launched() or Topology(rank=0, ranks=1, devices=1, nodes=1), [Log(sys.argv[1])])
+        pretrain(config, launched() or Topology(rank=0, ranks=1, devices=1, nodes=1), callbacks)
 
 
 if __name__ == "__main__":
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    main()
+    pretrain_with([Log(sys.argv[1])], sys.argv[2:])

@@ -63,11 +63,15 @@ def run(words: list[str], code: int | None = 0, **environment: str) -> str:
     return finish(start(words, **environment), code)
 
 
-def wait_for_checkpoint(process: subprocess.Popen, folder: Path, step: int = 1) -> None:
-    """Returns as soon as the run has a checkpoint of this step or a later one; it must still be running then."""
+def wait_for_checkpoint(process: subprocess.Popen | None, folder: Path, step: int = 1) -> None:
+    """Returns as soon as the run has a checkpoint of this step or a later one; the process must still be running then.
+
+    process  None for a run that was handed to a scheduler
+    """
     deadline = time.monotonic() + 120
     while not any(int(path.stem.removeprefix("step-")) >= step for path in checkpoints(folder)):
-        assert process.poll() is None, f"ended with {process.returncode} before step {step}\n{finish(process, None)}"
+        if process is not None and process.poll() is not None:
+            raise AssertionError(f"ended with {process.returncode} before step {step}\n{finish(process, None)}")
         assert time.monotonic() < deadline, f"no checkpoint of step {step} in two minutes"
         time.sleep(0.005)
 

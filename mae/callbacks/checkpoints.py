@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from mae.checkpoint import checkpoint_path, checkpoints
+from mae.errors import CheckpointError, RunEnded
 
 
 class CheckpointConfig(BaseModel):
@@ -31,16 +33,43 @@ class Checkpoints(pl.Callback):
         self.saved_step = -1
 
     def save(self, trainer: pl.Trainer) -> Path:
-        """Saves now (on every rank, as Lightning wants it) unless this step is saved already."""
+        """Saves now (on every rank, as Lightning wants it) unless this step is saved already.
+
+        Raises RunEnded on every rank when rank 0 cannot write; the checkpoints before stay as they are.
+        """
         step = trainer.global_step
         path = checkpoint_path(self.run, step)
         if step != self.saved_step:
-            trainer.save_checkpoint(path)
+            self._write(trainer, path)
             self.saved_step = step
             if trainer.is_global_zero:
                 for old in checkpoints(self.run)[self.config.keep :]:
                     old.unlink()
         return path
+
+    def _write(self, trainer: pl.Trainer, path: Path) -> None:
+        failure = None
+        try:
+            trainer.save_checkpoint(path)
+        except CheckpointError as error:
+            failure = error
+            trainer.strategy.barrier()  # where the other ranks wait for this one to have written
+        if not trainer.strategy.reduce_boolean_decision(failure is None):
+            saved = checkpoints(self.run)
+            newest = f"{saved[0].name} is whole" if saved else "nothing was saved before"
+            raise RunEnded(f"{failure or path}; {newest}. Make room and start the same command again")
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Raises RunEnded when the ranks have gone on from different checkpoints: a shared folder may lag behind."""
+        first, last = (
+            int(trainer.strategy.reduce(torch.tensor(trainer.global_step, device=module.device), reduce_op=extreme))
+            for extreme in ("min", "max")
+        )
+        if first != last:
+            raise RunEnded(
+                f"the ranks found different checkpoints in {self.run / 'checkpoints'}, of steps {first} to {last}: "
+                "is it shared by all nodes? Start the same command again"
+            )
 
     def _due(self, trainer: pl.Trainer) -> bool:
         return trainer.global_step % self.config.every_steps == 0

@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.profilers import Profiler
 
+from mae.callbacks.guard import Guard
 from mae.pretrain import Pretraining
 
 
@@ -34,11 +35,13 @@ class Meter(pl.Callback):
     train/lr           of the update just made
     perf/images_per_s  over all ranks since the last line, without validation and saving
     perf/data_wait     share of that time spent waiting for the loader
+    guard/skipped      steps without an update since the beginning of the run
     """
 
-    def __init__(self, log_every: int, timer: FetchTimer) -> None:
+    def __init__(self, log_every: int, timer: FetchTimer, guard: Guard) -> None:
         self.log_every = log_every
         self.timer = timer
+        self.guard = guard
         self.latest: dict[str, float] = {}
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -78,6 +81,7 @@ class Meter(pl.Callback):
                 "train/lr": module.lr(step - 1),
                 "perf/images_per_s": images / seconds,
                 "perf/data_wait": (self.timer.seconds - self.waited) / seconds,
+                "guard/skipped": self.guard.skipped,
             }
             self.latest |= metrics
             _log(trainer, metrics)

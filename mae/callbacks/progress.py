@@ -60,7 +60,11 @@ class ShowProgress(pl.Callback):
             f"loss {latest['train/loss']:.4f}  {latest['perf/images_per_s']:,.0f} images/s"
             f"  data wait {latest['perf/data_wait']:.0%}"
         )
-        return text + (f"  val {latest['val/loss']:.4f}" if "val/loss" in latest else "")
+        if "val/loss" in latest:
+            text += f"  val {latest['val/loss']:.4f}"
+        if latest["guard/skipped"]:
+            text += f"  {latest['guard/skipped']:.0f} skipped"
+        return text
 
     def _stop(self) -> None:
         if self.bar is not None:

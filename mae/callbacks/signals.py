@@ -6,35 +6,38 @@ from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from mae.callbacks.checkpoints import Checkpoints
+from mae.errors import RunEnded
+from mae.slurm import submitit_signal
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-class Stopped(Exception):
-    """The run was told to stop and has saved; `exit_code` is what the shell shall see, never 0."""
+class Stopped(RunEnded):
+    """The run was told to stop and has saved; `exit_code` is what the shell shall see."""
 
     def __init__(self, signum: int, step: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}")
+        self.signum = signum
         self.exit_code = 130 if signum == signal.SIGINT else 143
 
 
 class StopOnSignal(pl.Callback):
-    """SIGINT, SIGTERM and SIGUSR1 set a flag; at the next optimiser step the ranks agree, save and stop.
+    """SIGINT, SIGTERM and SIGUSR1 set a flag; Guard makes the ranks agree on it, and all of them save and stop.
 
-    Replaces Lightning's handlers, which save in the middle of a step or not at all and end with exit code 0. A second
-    Ctrl-C ends the process at once.
+    Under submitit its signal does so too. Replaces Lightning's handlers, which save in the middle of a step or not at
+    all and end with exit code 0. A second Ctrl-C ends the process at once.
     """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
-        self.received = 0
+        self.received = 0  # by this rank
+        self.agreed = 0  # by all ranks, after a step
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        for signum in HANDLED:
+        for signum in {*HANDLED, submitit_signal()} - {None}:
             signal.signal(signum, self._note)  # Lightning has noted what was there before, and restores it at the end
         if trainer.received_sigterm:  # between Lightning's registration and ours
             self.received = signal.SIGTERM
@@ -50,17 +53,10 @@ class StopOnSignal(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return
-        signum = self.received
-        if trainer.world_size > 1:
-            # One rank may have been the only one told; the highest number wins, so that all exit alike.
-            flag = torch.tensor(signum, device=module.device)
-            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-            signum = int(flag)
-        if signum and trainer.global_step < trainer.max_steps:
+        step_done = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if step_done and self.agreed and trainer.global_step < trainer.max_steps:
             self.checkpoints.save(trainer)
-            raise Stopped(signum, trainer.global_step)
+            raise Stopped(self.agreed, trainer.global_step)
 
 
 @rank_zero_only

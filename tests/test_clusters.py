@@ -1,0 +1,176 @@
+"""Runs on clusters: dead ranks, time limits, requeues. SLURM's commands are stand-ins, processes and signals real."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from torch.distributed.run import get_args_parser
+
+from mae.errors import ConfigError
+from mae.launch import Topology, launched
+from mae.slurm import requeue
+from tests import slurm
+from tests.conftest import ROOT
+from tests.processes import SMALL, command, equal, finish, losses, run, start, state, wait_for_checkpoint
+from tests.test_experiments import compose
+from tests.test_signals import processes_of
+
+LENGTH = ("max_steps=120", "checkpoint.every_steps=5", "val_every=null", "data.workers=1", "precision=32-true")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, built_in: Path) -> Path:
+    """Two ranks from the first step to the last."""
+    runs = tmp_path_factory.mktemp("undisturbed")
+    run(command(runs, built_in, *LENGTH, "name=whole", ranks=2))
+    return runs / "whole"
+
+
+def same(folder: Path, undisturbed: Path, starts: int) -> None:
+    assert equal(state(folder), state(undisturbed))
+    assert losses(folder) == losses(undisturbed)
+    assert len(json.loads((folder / "environment.json").read_text())["starts"]) == starts
+
+
+def test_torchrun_starts_all_ranks_again_when_one_has_died(tmp_path: Path, built_in: Path, undisturbed: Path) -> None:
+    words = command(tmp_path, built_in, *LENGTH, "name=bereft", "data.workers=0", ranks=2)
+    words.insert(words.index("--standalone"), "--max-restarts=1")
+    process = start(words, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+    wait_for_checkpoint(process, tmp_path / "bereft", step=10)
+    (second,) = [pid for pid, environment in processes_of("bereft").items() if environment.get("RANK") == "1"]
+    os.kill(second, signal.SIGKILL)
+    finish(process)
+    same(tmp_path / "bereft", undisturbed, starts=2)
+
+
+def test_a_job_is_requeued_once_before_its_time_is_up(tmp_path: Path, built_in: Path, undisturbed: Path) -> None:
+    """The documented batch script, SIGUSR1 to every process; the same folder and W&B run, written by rank 0 alone."""
+    cluster = tmp_path / "slurm"
+    settings = (*SMALL, *LENGTH, f"runs={tmp_path}", f"data.root={built_in}", "name=job", "logger=wandb")
+    options = ("--ntasks-per-node=2", f"--output={tmp_path}/out.txt", "--cpus-per-task=1")
+    environment = slurm.install(cluster) | {"HOME": str(tmp_path), "WANDB_API_KEY": "", "WANDB_SILENT": "true"}
+    submitted = start(["sbatch", *options, "docs/examples/train.sbatch", *settings], **environment)
+    assert "Submitted batch job" in finish(submitted)
+    wait_for_checkpoint(None, tmp_path / "job", step=10)
+    slurm.signal_step(cluster, signal.SIGUSR1)
+    output = tmp_path / "out.txt"
+    assert slurm.exit_code(cluster) == 0, output.read_text()
+    assert slurm.requeues(cluster) == [slurm.JOB]
+    assert output.read_text().count(f"job {slurm.JOB} requeued") == 1
+    same(tmp_path / "job", undisturbed, starts=2)
+    tracked = [path.name.rpartition("-")[2] for path in (tmp_path / "job" / "wandb").glob("offline-run-*")]
+    assert tracked == [(tmp_path / "job" / "wandb_id.txt").read_text()] * 2
+    assert len(list((tmp_path / "job" / "reconstructions").iterdir())) == 1
+
+
+def test_submitit_starts_one_task_per_gpu() -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        words = ["launcher=slurm", "trainer.devices=8", "hydra.launcher.nodes=4"]
+        launcher = hydra_compose("train", overrides=words, return_hydra_config=True).hydra.launcher
+    assert launcher._target_.endswith(".SlurmLauncher")
+    assert (launcher.nodes, launcher.tasks_per_node, launcher.gpus_per_node) == (4, 8, 8)
+
+
+@pytest.mark.slow
+def test_submitit_requeues_its_own_jobs(tmp_path: Path, built_in: Path, undisturbed: Path) -> None:
+    """launcher=slurm: SIGUSR2 is submitit's; our checkpoint comes first."""
+    cluster = tmp_path / "slurm"
+    words = command(tmp_path, built_in, *LENGTH, "name=submitted", "launcher=slurm", "trainer.devices=2")
+    words += [
+        "hydra.launcher.gpus_per_node=null",
+        "hydra.launcher.cpus_per_task=1",
+        f"hydra.sweep.dir={tmp_path}/sweep",
+    ]
+    words.insert(words.index("train.py") + 1, "-m")
+    process = start(words, **slurm.install(cluster))
+    wait_for_checkpoint(process, tmp_path / "submitted", step=10)
+    slurm.signal_step(cluster, signal.SIGUSR2)
+    finish(process)
+    assert slurm.requeues(cluster) == [slurm.JOB]
+    same(tmp_path / "submitted", undisturbed, starts=2)
+
+
+def test_ranks_that_see_different_folders_are_told_so(tmp_path: Path, built_in: Path) -> None:
+    words = command(Path("PLACE"), built_in, "name=split", "max_steps=4", "data.workers=0", ranks=2)
+    at = words.index("train.py")
+    shell = " ".join([sys.executable, *words[at:]]).replace("runs=PLACE", f"runs={tmp_path}/$RANK")
+    words = [*words[:at], "--no-python", "bash", "-c", f"exec {shell} max_steps=$0"]
+    run([*words, "4"])  # written by rank 0 alone: rank 1 has no folder
+    assert not (tmp_path / "1").exists()
+    assert "found different checkpoints" in run([*words, "8"], code=1)
+
+
+def test_the_example_for_kubernetes_is_one_that_torchrun_and_train_understand() -> None:
+    _, job = yaml.safe_load_all((ROOT / "docs" / "examples" / "job.yaml").read_text())
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    _, *words = container["command"]
+    arguments = get_args_parser().parse_args(words)
+    assert arguments.training_script == "train.py"
+    assert int(arguments.nnodes) == job["spec"]["completions"] == job["spec"]["parallelism"]
+    assert arguments.nproc_per_node == str(container["resources"]["limits"]["nvidia.com/gpu"])
+    assert compose(*arguments.training_script_args).name == "imagenet_large"
+
+
+ALONE = {"SLURM_JOB_ID": "7"}
+ARRAY = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
+SUBMITIT = ALONE | {"SUBMITIT_EXECUTOR": "slurm"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "signum", "rank", "asked"),
+    [
+        (ALONE, signal.SIGUSR1, 0, ["7"]),
+        (ARRAY, signal.SIGUSR1, 0, ["7_2"]),
+        (ALONE, signal.SIGUSR1, 1, []),
+        (ALONE, signal.SIGTERM, 0, []),
+        (ALONE, signal.SIGINT, 0, []),
+        (SUBMITIT, signal.SIGUSR1, 0, []),
+        ({}, signal.SIGUSR1, 0, []),
+    ],
+)
+def test_who_asks_for_a_requeue(tmp_path: Path, monkeypatch, environment, signum, rank, asked) -> None:
+    folder = tmp_path / "slurm"
+    for name, value in (slurm.install(folder) | environment).items():
+        monkeypatch.setenv(name, value)
+    (folder / "tasks").write_text("")
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        requeue(signum, rank)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert slurm.requeues(folder) == asked
+
+
+def test_a_requeue_that_is_refused_is_said(tmp_path: Path, monkeypatch, capfd) -> None:
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho 'Requested operation is presently disabled' >&2\nexit 1\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        requeue(signal.SIGUSR1, 0)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "job 7 could not be requeued (Requested operation is presently disabled" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "8"}, "write srun before the command"),
+        ({"SLURM_NTASKS": "8", "SLURM_STEP_ID": "0"}, "set --ntasks-per-node"),
+    ],
+)
+def test_half_a_launch_is_refused(monkeypatch, environment: dict[str, str], said: str) -> None:
+    for name, value in {"SLURM_PROCID": "0", **environment}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=said):
+        launched()
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert launched() == Topology(rank=0, ranks=1, devices=1, nodes=1)
