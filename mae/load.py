@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from mae.checkpoint import newest_valid, read
 from mae.errors import CheckpointError, ConfigError, first_sentence
@@ -46,7 +46,11 @@ def load(path: str | Path, **given: Any) -> MaskedAutoencoder | Encoder:
         raise CheckpointError(f"{path}: {error}") from error
     with torch.device("meta"):
         model = MaskedAutoencoder(config) if has_decoder(state) else Encoder(config)
-    _load_strictly(model, state, path)
+    load_strictly(model, state, path)
+    for name, parameter in model.named_parameters():
+        # `assign` makes every parameter trainable; the fixed tables are not.
+        fixed = name in ("pos_embed", "decoder_pos_embed") and config.positions == "sincos"
+        parameter.requires_grad_(not fixed)
     return model.eval()
 
 
@@ -92,7 +96,8 @@ def model_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     }
 
 
-def _load_strictly(model: Encoder, state: dict[str, Tensor], path: Path) -> None:
+def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """The weights in float32 into a model on the meta device; raises CheckpointError naming every key that differs."""
     own = model.state_dict()
     complaints = [f"{key} is missing" for key in own if key not in state]
     complaints += [f"{key} is left over" for key in state if key not in own]
@@ -104,7 +109,3 @@ def _load_strictly(model: Encoder, state: dict[str, Tensor], path: Path) -> None
     if complaints:
         raise CheckpointError(f"{path} does not fit the model: {'; '.join(complaints[:8])}")
     model.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
-    for name, parameter in model.named_parameters():
-        # `assign` makes every parameter trainable; the fixed tables are not.
-        fixed = name in ("pos_embed", "decoder_pos_embed") and model.config.positions == "sincos"
-        parameter.requires_grad_(not fixed)

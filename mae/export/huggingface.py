@@ -45,10 +45,11 @@ def read_vitmae(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CheckpointError(
             f"{folder} holds a model of type {settings.get('model_type')}: only vit_mae is a masked autoencoder"
         )
-    return _config(settings), _rename(_weights(folder))
+    return _config(settings), _rename(read_weights(folder))
 
 
-def _weights(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights in a folder, under the names they were saved with."""
     if (file := folder / "model.safetensors").exists():
         return load_file(file)
     if (file := folder / "pytorch_model.bin").exists():
