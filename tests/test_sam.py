@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mae.errors import ConfigError
 from mae.models import relative_attention
 from mae.models.resample import resize_positions
 from mae.models.sam import SIZES, SamConfig, SamEncoder
@@ -46,9 +47,12 @@ def relative_difference(ours: Tensor, theirs: Tensor) -> float:
     return ((ours - theirs).norm() / theirs.norm()).item()
 
 
-@pytest.mark.parametrize("chunk", [2**21, 2000], ids=["at once", "in chunks"])
+@pytest.mark.parametrize(("short", "chunk"), [(32, 2**20), (0, 2**20), (0, 1000)], ids=["short", "long", "chunks"])
 @pytest.mark.parametrize("size", [(160, 160), (128, 128), (96, 224), (32, 400)], ids=str)
-def test_output_and_gradients_equal_segment_anythings(size: tuple[int, int], chunk: int, monkeypatch) -> None:
+def test_output_and_gradients_equal_segment_anythings(
+    size: tuple[int, int], short: int, chunk: int, monkeypatch
+) -> None:
+    monkeypatch.setattr(relative_attention, "SHORT", short)
     monkeypatch.setattr(relative_attention, "CHUNK", chunk)
     ours = randomised(SamEncoder(SMALL))
     theirs = peer(SMALL, ours)
@@ -79,3 +83,46 @@ def test_output_and_gradients_equal_segment_anythings(size: tuple[int, int], chu
 def test_sizes_have_the_published_number_of_parameters(size: str, count: int) -> None:
     with torch.device("meta"):
         assert sum(p.numel() for p in SamEncoder(SIZES[size]).parameters()) == count
+
+
+def test_checkpointing_and_the_fused_form_for_accelerators_change_nothing(monkeypatch) -> None:
+    encoder = randomised(SamEncoder(SMALL))
+    images = torch.randn(1, 3, 160, 160)
+    expected = encoder(images)
+    expected.sum().backward()
+    gradients = [parameter.grad for parameter in encoder.parameters()]
+    encoder.zero_grad()
+    encoder.checkpointing = True
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    embedding = encoder(images)
+    embedding.sum().backward()
+    assert relative_difference(embedding, expected) <= 1e-5
+    for parameter, gradient in zip(encoder.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-3 * gradient.abs().max().item())
+
+
+def test_the_probabilities_that_a_block_hands_out_are_those_it_mixes_with() -> None:
+    encoder = randomised(SamEncoder(SMALL)).eval()
+    with torch.no_grad():
+        for block, (q, k, v, rows, columns) in enumerate(encoder.attentions(torch.randn(2, 3, 96, 160))):
+            groups = 2 * 3 * (1 if block in SMALL.global_blocks else 2 * 3)
+            assert len(q) == groups
+            probabilities = relative_attention.attention_weights(q, k, rows, columns)
+            torch.testing.assert_close(probabilities.sum(dim=-1), torch.ones(q.shape[:2]))
+            mixed = relative_attention.relative_attention(q, k, v, rows, columns)
+            torch.testing.assert_close(probabilities @ v, mixed, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(128, 160), (160, 128)])
+def test_bfloat16_stays_near_float32(size: tuple[int, int]) -> None:
+    encoder = randomised(SamEncoder(SMALL)).eval()
+    images = torch.randn(1, 3, *size)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        embedding = encoder(images)
+    with torch.no_grad():
+        assert relative_difference(embedding.float(), encoder(images)) <= 0.1
+
+
+def test_an_image_that_cuts_through_a_patch_is_a_named_error() -> None:
+    with pytest.raises(ConfigError, match="image_size width 100 is not a multiple of patch_size=16"):
+        SamEncoder(SMALL)(torch.randn(1, 3, 96, 100))

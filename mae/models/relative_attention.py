@@ -4,14 +4,18 @@ The score of query (i, j) and key (k, l) is q·k/√d + q·R_h[i-k] + q·R_w[j-l
 ViTDet and SAM): two short terms per query, one for each row and one for each column of the keys.
 """
 
+from functools import partial
+
 import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-# Scores that one chunk of queries holds at a time on a CPU.
-CHUNK = 2**21
+# Scores that a CPU thread holds at a time: 2 MiB in bfloat16.
+CHUNK = 2**20
+# Columns below which a bias is carried inside the product.
+SHORT = 32
 
 
 def relative_table(rel_pos: Tensor, length: int) -> Tensor:
@@ -34,10 +38,9 @@ def relative_terms(q: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, grid: tuple[
     returns  [G, h*w, h], [G, h*w, w]
     """
     h, w = grid
-    table_h, table_w = relative_table(rel_pos_h, h).to(q.dtype), relative_table(rel_pos_w, w).to(q.dtype)
     q = rearrange(q, "g (h w) d -> g h w d", h=h)
-    rows = q @ table_h.mT
-    columns = (q.transpose(1, 2) @ table_w.mT).transpose(1, 2)
+    rows = torch.einsum("ghwd,hkd->ghwk", q, relative_table(rel_pos_h, h).to(q.dtype))
+    columns = torch.einsum("ghwd,wkd->ghwk", q, relative_table(rel_pos_w, w).to(q.dtype))
     return rows.flatten(1, 2), columns.flatten(1, 2)
 
 
@@ -48,25 +51,20 @@ def relative_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: T
     rows, columns  [G, h*w, h], [G, h*w, w]  from `relative_terms`
     returns        [G, h*w, d]
 
-    Accelerators take a fused kernel over augmented vectors. CPUs multiply: short sequences at once, long ones in
-    chunks of queries, whose scores are recomputed in the backward pass.
+    Accelerators, compilers and exporters get one fused attention over augmented vectors. CPUs compute chunks of scores
+    that stay in their caches, and compute them again in the backward pass.
     """
     q = q * q.shape[-1] ** -0.5
-    if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(*augment(q, k, rows, columns), v, scale=1.0)
-    queries = max(1, CHUNK // (q.shape[0] * k.shape[1]))
-    if queries >= q.shape[1] // 2:
+    if q.device.type != "cpu" or torch.compiler.is_compiling():
         q, k = augment(q, k, rows, columns)
-        return (q @ k.mT).softmax(dim=-1) @ v
-    parts = zip(q.split(queries, 1), rows.split(queries, 1), columns.split(queries, 1), strict=True)
-    if not torch.is_grad_enabled():
-        return torch.cat([_attend(part, k, v, r, c) for part, r, c in parts], dim=1)
-    return torch.cat([checkpoint(_attend, part, k, v, r, c, use_reentrant=False) for part, r, c in parts], dim=1)
+        # Fused kernels want a dimension for the batch.
+        return F.scaled_dot_product_attention(q[None], k[None], v[None], scale=1.0)[0]
+    return _in_chunks(q, k, v, rows, columns)
 
 
 def attention_weights(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """The probabilities that `relative_attention` mixes with, [G, n, h*w], for any n of the queries."""
-    return _scores(q * q.shape[-1] ** -0.5, k, rows, columns).softmax(dim=-1)
+    return _scores(q * q.shape[-1] ** -0.5, k.mT, rows, columns).softmax(dim=-1)
 
 
 def augment(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,24 +72,47 @@ def augment(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor
 
     q  [G, n, d]  scaled
     """
-    h, w = rows.shape[-1], columns.shape[-1]
-    row = torch.eye(h, dtype=k.dtype, device=k.device).repeat_interleave(w, dim=0)
-    column = torch.eye(w, dtype=k.dtype, device=k.device).repeat(h, 1)
-    place = torch.cat([row, column], dim=1).expand(k.shape[0], -1, -1)
+    place = _places(rows.shape[-1], columns.shape[-1], k)
     # Fused kernels want widths that are multiples of 8.
-    spare = -(q.shape[-1] + h + w) % 8
+    spare = -(k.shape[-1] + place.shape[-1]) % 8
     q = torch.cat([q, rows, columns, *([q.new_zeros(*q.shape[:2], spare)] if spare else [])], dim=-1)
     k = torch.cat([k, place, *([k.new_zeros(*k.shape[:2], spare)] if spare else [])], dim=-1)
     return q, k
 
 
-def _scores(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    scores = q @ k.mT
-    grid = rearrange(scores, "g n (h w) -> g n h w", h=rows.shape[-1])
-    grid += rows[..., None]
-    grid += columns[..., None, :]
-    return scores
+def _places(h: int, w: int, like: Tensor) -> Tensor:
+    """The row and the column of each key as one-hot vectors, [G, h*w, h+w]."""
+    row = torch.eye(h, dtype=like.dtype, device=like.device).repeat_interleave(w, dim=0)
+    column = torch.eye(w, dtype=like.dtype, device=like.device).repeat(h, 1)
+    return torch.cat([row, column], dim=1).expand(like.shape[0], -1, -1)
+
+
+def _in_chunks(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    threads, keys = torch.get_num_threads(), k.shape[1]
+    # Products share their groups out among the threads.
+    groups = max(threads, threads * CHUNK // keys**2)
+    queries = max(1, threads * CHUNK // (groups * keys))
+    attend = partial(checkpoint, _attend, use_reentrant=False) if torch.is_grad_enabled() else _attend
+    # Laid out as the products read them, or each chunk would lay out all of them again.
+    k, v = k.mT.contiguous(), v.contiguous()
+    done = []
+    for group in zip(*(x.split(groups) for x in (q, k, v, rows, columns)), strict=True):
+        q, k, v, rows, columns = group
+        chunks = zip(*(x.split(queries, dim=1) for x in (q, rows, columns)), strict=True)
+        done.append(torch.cat([attend(q, k, v, rows, columns) for q, rows, columns in chunks], dim=1))
+    return torch.cat(done)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return _scores(q, k, rows, columns).softmax(dim=-1) @ v
+
+
+def _scores(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """[G, n, d], [G, d, h*w] -> [G, n, h*w]: the product is added to what the positions say, in one pass.
+
+    Additions along the short rows of a window would take longer than the product, so they are a part of it there.
+    """
+    h, w = rows.shape[-1], columns.shape[-1]
+    if w < SHORT:
+        return torch.cat([q, rows, columns], dim=2) @ torch.cat([k, _places(h, w, k).mT], dim=1)
+    return (rows[..., None] + columns[..., None, :]).flatten(2).baddbmm_(q, k)

@@ -132,7 +132,8 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(config.in_channels, config.width, config.patch_size, config.patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        return rearrange(self.proj(images), "b d h w -> b h w d")
+        # Laid out token by token, as everything after it reads and adds.
+        return rearrange(self.proj(images), "b d h w -> b h w d").contiguous()
 
 
 class Block(nn.Module):
@@ -192,16 +193,16 @@ class Attention(nn.Module):
     def project(self, tokens: Tensor) -> Projections:
         """Queries, keys and values of every window, [B, h, w, D] -> [G, n, d] each, and the relative terms.
 
-        Windows at the edge are filled with zeros, which are keys like others; so the bias, all that is left of their
-        projection, is added after the filling.
+        Windows at the edge are filled with zeros, which are keys like others: all that is left of their projection is
+        the bias.
         """
         _, h, w, _ = tokens.shape
         wh, ww = self._window_size(h, w)
+        qkv = self.qkv(tokens)
         if h % wh or w % ww:
-            qkv = F.pad(F.linear(tokens, self.qkv.weight), (0, 0, 0, -w % ww, 0, -h % wh))
-            qkv = qkv + self.qkv.bias.to(qkv.dtype)
-        else:
-            qkv = self.qkv(tokens)
+            filled = self.qkv.bias.to(qkv.dtype).expand(len(tokens), -(-h // wh) * wh, -(-w // ww) * ww, -1).clone()
+            filled[:, :h, :w] = qkv
+            qkv = filled
         pattern = "b (y h) (x w) (three n d) -> three (b y x n) (h w) d"
         q, k, v = rearrange(qkv, pattern, three=3, n=self.num_heads, h=wh, w=ww)
         return Projections(q, k, v, *relative_terms(q, self.rel_pos_h, self.rel_pos_w, (wh, ww)))
