@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 from timm.models.vision_transformer_sam import VisionTransformerSAM
@@ -147,14 +148,13 @@ def transformers(ours: SamEncoder, dtype: torch.dtype) -> Callable[[Tensor], Ten
     from transformers import SamVisionConfig, SamVisionModel
 
     config = ours.config
-    encoder: nn.Module = SamVisionModel(
-        SamVisionConfig(
-            hidden_size=config.width,
-            num_hidden_layers=config.depth,
-            num_attention_heads=config.num_heads,
-            global_attn_indexes=list(config.global_blocks),
-        )
+    settings = SamVisionConfig(
+        hidden_size=config.width,
+        num_hidden_layers=config.depth,
+        num_attention_heads=config.num_heads,
+        global_attn_indexes=list(config.global_blocks),
     )
+    encoder = cast(nn.Module, SamVisionModel(settings))
     encoder.load_state_dict({their_name(key): value for key, value in ours.state_dict().items()})
     encoder.to(dtype).eval()
     return lambda images: encoder(images).last_hidden_state
