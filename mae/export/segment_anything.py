@@ -14,7 +14,7 @@ from mae.models.vit import LayerNorm
 
 PREFIX = "image_encoder."
 OTHER_PARTS = ("prompt_encoder.", "mask_decoder.")
-TOLERANCE = 1e-5
+TOLERANCE = 1e-4
 
 
 def encoder_weights(contents: dict[str, Any]) -> dict[str, Tensor]:
