@@ -1,6 +1,6 @@
 """Masked autoencoders: models, objective, training and interchange of weights.
 
-model = mae.load("runs/NAME")              # or a published .pth, or a Hugging Face ViTMAE folder
+model = mae.load("runs/NAME")              # or a published .pth, a Hugging Face ViTMAE or ViT folder, a timm ViT
 out = model(images, noise)                 # out.loss, out.pred, out.target, out.mask
 encoder = mae.load_sam("sam_vit_b.pth")    # the SAM-style encoder: encoder(images) is the image embedding
 model = mae.MaskedAutoencoder(mae.MAEConfig(width=384, depth=12, num_heads=6))

@@ -1,13 +1,16 @@
 """Hugging Face `SamModel` and `SamVisionModel` folders: the image encoder under the names used on the hub."""
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from mae.errors import CheckpointError
-from mae.export.huggingface import read_weights
+from mae.export.format import Answer, Format, Source, require
+from mae.export.huggingface import load_strictly, preprocessor_settings, read_settings, read_weights, write_folder
+from mae.export.segment_anything import merged
+from mae.models.sam import SamConfig
 
 PREFIX = "vision_encoder."
 OTHER_PARTS = ("prompt_encoder.", "mask_decoder.", "shared_image_embedding.")
@@ -37,12 +40,13 @@ SETTINGS = {
 FIXED = {"use_rel_pos": True, "use_abs_pos": True, "qkv_bias": True, "hidden_act": "gelu", "layer_norm_eps": 1e-6}
 
 
-def read_sam(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_sam(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration (fields of SamConfig) and weights (our names) of a SamModel or SamVisionModel folder.
+
+    settings  the folder's config.json
 
     Raises CheckpointError when files are missing, the model is another one, or a key has no counterpart.
     """
-    settings = json.loads((folder / "config.json").read_text())
     kind = settings.get("model_type")
     if kind not in ("sam", "sam_vision_model"):
         raise CheckpointError(f"this is a model of type {kind}: only sam and sam_vision_model have a SAM encoder")
@@ -61,6 +65,49 @@ def read_sam(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return fields, {our_name(key): value for key, value in state.items() if key.startswith(PREFIX)}
 
 
+def write(source: Source, folder: Path) -> dict[str, Any]:
+    """A SamVisionModel; with `merge_into`, a folder of a SamModel, that model with its encoder replaced."""
+    config = source.sam.config
+    require(config, "transformers' SAM", "square images")
+    state = {their_name(key): value for key, value in source.sam.state_dict().items()}
+    settings = {"architectures": ["SamVisionModel"], "model_type": "sam_vision_model"} | vision_settings(config)
+    kind = "SamVisionModel"
+    if source.merge_into is not None:
+        settings = read_settings(source.merge_into)
+        fields, _ = read_sam(source.merge_into, settings)
+        state = merged(read_weights(source.merge_into), state, PREFIX, source.merge_into)
+        if SamConfig.model_validate(fields) != config:
+            raise CheckpointError(f"the encoder of {source.merge_into} is {fields}, and ours {config}")
+        kind = "SamModel"
+    size = {"height": config.image_size[0], "width": config.image_size[1]}
+    preprocessing = preprocessor_settings(config.image_size, source.scale) | {
+        "image_processor_type": "SamImageProcessor",
+        "size": {"longest_edge": config.image_size[0]},
+        "resample": 2,  # PIL's bilinear, as SAM's own
+        "do_pad": True,
+        "pad_size": size,
+    }
+    write_folder(folder, settings, state, preprocessing)
+    return {"class": f"transformers.{kind}", "merged_into": source.merge_into and str(source.merge_into)}
+
+
+def vision_settings(config: SamConfig) -> dict[str, Any]:
+    """config.json of a SamVisionModel."""
+    fields = config.model_dump(mode="json") | {"image_size": config.image_size[0]}
+    mlp_dim = int(config.width * config.mlp_ratio)
+    return FIXED | {theirs: fields[ours] for theirs, (ours, _) in SETTINGS.items()} | {"mlp_dim": mlp_dim}
+
+
+def answers(source: Source, folder: Path, images: Tensor) -> Iterator[Answer]:
+    from transformers import SamModel, SamVisionModel
+
+    if source.merge_into is None:
+        theirs = load_strictly(SamVisionModel, folder)(images).last_hidden_state
+    else:
+        theirs = load_strictly(SamModel, folder).get_image_embeddings(images)
+    yield Answer(theirs, source.features(images))
+
+
 def our_name(key: str) -> str:
     """vision_encoder.layers.0.layer_norm1.weight -> blocks.0.norm1.weight"""
     key = key.removeprefix(PREFIX)
@@ -74,3 +121,15 @@ def their_name(key: str) -> str:
     for theirs, ours in NAMES.items():
         key = key.replace(ours, theirs)
     return PREFIX + key
+
+
+FORMAT = Format(
+    sentence="folder for transformers' SamVisionModel, or SamModel with --merge-into FOLDER: a SAM-style encoder",
+    suffix="",
+    peer="transformers",
+    compared="image embeddings",
+    write=write,
+    answers=answers,
+    holds="sam",
+    merges=True,
+)

@@ -1,6 +1,6 @@
 """segment-anything `.pth` files: a whole SAM, its `image_encoder.*` part, or the encoder's bare weights."""
 
-from importlib.util import find_spec
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from mae.checkpoint import read
 from mae.errors import CheckpointError
-from mae.models.sam import SamConfig, SamEncoder
+from mae.export.format import Answer, Format, Source, require
+from mae.export.verify import refuse_other_keys
+from mae.models.sam import SamConfig
 from mae.models.vit import LayerNorm
 
 PREFIX = "image_encoder."
 OTHER_PARTS = ("prompt_encoder.", "mask_decoder.")
-TOLERANCE = 1e-4
 
 
 def encoder_weights(contents: dict[str, Any]) -> dict[str, Tensor]:
@@ -81,44 +82,33 @@ def _windows(state: dict[str, Tensor], depth: int, grid: tuple[int, int]) -> dic
     return {"global_blocks": global_blocks} | ({"window": next(iter(windows))[0]} if windows else {})
 
 
-def write(encoder: SamEncoder, out: Path, whole: Path | None = None) -> dict[str, Any]:
-    """Writes the encoder as `image_encoder.*`, loads it back through segment-anything, and compares the embeddings.
-
-    whole    a SAM checkpoint of the same size into which the encoder is merged; prompt encoder and mask decoder stay
-    returns  what the card says of the format: constructor arguments and the largest difference
-
-    Raises CheckpointError, and leaves no file, when the encoder does not fit or is not the same function.
-    """
-    state = {PREFIX + key: value.contiguous() for key, value in encoder.state_dict().items()}
-    if whole is not None:
-        state = _merge(state, read(whole), whole)
-    arguments = peer_arguments(encoder.config)
-    installed = find_spec("segment_anything") is not None
-    peer = peer_encoder(arguments) if installed else SamEncoder(encoder.config)
-    temporary = out.with_name(out.name + ".tmp")
-    try:
-        torch.save(state, temporary)
-        difference = _compare(encoder, encoder_weights(read(temporary)), peer)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+def write(source: Source, file: Path) -> dict[str, Any]:
+    """The encoder as `image_encoder.*`; with `merge_into`, in its place in that whole SAM, whose other parts stay."""
+    arguments = peer_arguments(source.sam.config)
+    state = {PREFIX + key: value for key, value in source.sam.state_dict().items()}
+    if source.merge_into is not None:
+        state = merged(read(source.merge_into), state, PREFIX, source.merge_into)
+    torch.save(state, file)
     return {
         "class": "segment_anything.modeling.ImageEncoderViT",
-        "arguments": arguments,
-        "norm_layer": "torch.nn.LayerNorm with eps=1e-6",
-        "merged_into": None if whole is None else str(whole),
-        "compared_with": "segment-anything" if installed else "this framework, for segment-anything is not installed",
-        "difference": difference,
+        "arguments": arguments | {"norm_layer": "functools.partial(torch.nn.LayerNorm, eps=1e-6)"},
+        "merged_into": source.merge_into and str(source.merge_into),
     }
+
+
+def answers(source: Source, file: Path, images: Tensor) -> Iterator[Answer]:
+    peer = peer_encoder(peer_arguments(source.sam.config))
+    problems = peer.load_state_dict(encoder_weights(read(file)), strict=False)
+    refuse_other_keys("segment-anything", problems.missing_keys, problems.unexpected_keys)
+    yield Answer(peer.eval()(images), source.sam(images))
 
 
 def peer_arguments(config: SamConfig) -> dict[str, Any]:
     """Arguments of segment-anything's ImageEncoderViT that give our architecture.
 
-    Raises CheckpointError for a rectangle, which that class does not know.
+    Raises ConfigError for a rectangle, which that class does not know.
     """
-    if config.image_size[0] != config.image_size[1]:
-        raise CheckpointError(f"segment-anything has square images only, and the encoder is for {config.image_size}")
+    require(config, "segment-anything", "square images")
     return {
         "img_size": config.image_size[0],
         "patch_size": config.patch_size,
@@ -141,34 +131,27 @@ def peer_encoder(arguments: dict[str, Any]) -> nn.Module:
     return ImageEncoderViT(**arguments, norm_layer=LayerNorm)
 
 
-def _merge(ours: dict[str, Tensor], contents: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    theirs = {key for key in contents if key.startswith(PREFIX)}
-    differing = [
-        *(theirs ^ ours.keys()),
-        *(key for key in theirs & ours.keys() if contents[key].shape != ours[key].shape),
-    ]
+def merged(whole: dict[str, Any], ours: dict[str, Tensor], prefix: str, path: Path) -> dict[str, Tensor]:
+    """The weights of a whole SAM with its encoder (all keys with `prefix`) replaced.
+
+    Raises CheckpointError naming what differs when its encoder is of another architecture.
+    """
+    theirs = {key for key in whole if key.startswith(prefix)}
+    differing = theirs ^ ours.keys() | {key for key in theirs & ours.keys() if whole[key].shape != ours[key].shape}
     if differing:
         raise CheckpointError(
             f"{path} has an image encoder of another architecture: {', '.join(sorted(differing)[:8])}"
         )
-    return contents | ours
+    return whole | ours
 
 
-@torch.inference_mode()
-def _compare(encoder: SamEncoder, state: dict[str, Tensor], peer: nn.Module) -> float:
-    """Largest difference of the image embeddings, relative to their largest value."""
-    problems = peer.load_state_dict(state, strict=False)
-    if problems.missing_keys or problems.unexpected_keys:
-        raise CheckpointError(
-            f"segment-anything's encoder and ours do not have the same keys: missing {problems.missing_keys}, "
-            f"left over {problems.unexpected_keys}"
-        )
-    images = torch.randn(1, encoder.config.in_channels, *encoder.config.image_size, generator=torch.manual_seed(0))
-    ours = encoder.eval()(images)
-    difference = ((peer.eval()(images) - ours).abs().max() / ours.abs().max()).item()
-    if not difference <= TOLERANCE:
-        raise CheckpointError(
-            f"segment-anything's embeddings differ from ours by {difference:.1e} of their largest value, more than "
-            f"{TOLERANCE:.0e}"
-        )
-    return difference
+FORMAT = Format(
+    sentence=".pth of segment-anything: a SAM-style encoder, or a whole SAM with --merge-into SAM.pth",
+    suffix=".pth",
+    peer="segment_anything",
+    compared="image embeddings",
+    write=write,
+    answers=answers,
+    holds="sam",
+    merges=True,
+)

@@ -200,7 +200,8 @@ class Attention(nn.Module):
         wh, ww = self._window_size(h, w)
         qkv = self.qkv(tokens)
         if h % wh or w % ww:
-            filled = self.qkv.bias.to(qkv.dtype).expand(len(tokens), -(-h // wh) * wh, -(-w // ww) * ww, -1).clone()
+            whole = (qkv.shape[0], -(-h // wh) * wh, -(-w // ww) * ww, -1)
+            filled = self.qkv.bias.to(qkv.dtype).expand(whole).clone()
             filled[:, :h, :w] = qkv
             qkv = filled
         pattern = "b (y h) (x w) (three n d) -> three (b y x n) (h w) d"
