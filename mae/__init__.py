@@ -1,14 +1,17 @@
 """Masked autoencoders: models, objective, training and interchange of weights.
 
-model = mae.load("runs/NAME")              # or a published .pth, or a Hugging Face ViTMAE folder
+model = mae.load("runs/NAME")              # or a published .pth, a Hugging Face ViTMAE or ViT folder, a timm ViT
 out = model(images, noise)                 # out.loss, out.pred, out.target, out.mask
+encoder = mae.load_sam("sam_vit_b.pth")    # the SAM-style encoder: encoder(images) is the image embedding
 model = mae.MaskedAutoencoder(mae.MAEConfig(width=384, depth=12, num_heads=6))
 """
 
 from mae.errors import CheckpointError, ConfigError
 from mae.load import load
+from mae.load_sam import load_sam
 from mae.models.config import MAEConfig
 from mae.models.mae import MaskedAutoencoder, Output, Reconstruction
+from mae.models.sam import SamConfig, SamEncoder
 from mae.models.vit import Encoder
 
 __all__ = [
@@ -19,5 +22,8 @@ __all__ = [
     "MaskedAutoencoder",
     "Output",
     "Reconstruction",
+    "SamConfig",
+    "SamEncoder",
     "load",
+    "load_sam",
 ]

@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from mae.checkpoint import newest_valid, read
 from mae.errors import CheckpointError, ConfigError, first_sentence
+from mae.export import timm, timm_folder, vit, vitmae
 from mae.export.facebook import has_decoder, infer_config
-from mae.export.huggingface import read_vitmae
+from mae.export.huggingface import read_settings
 from mae.models.config import MAEConfig
 from mae.models.mae import MaskedAutoencoder
 from mae.models.vit import Encoder
@@ -22,8 +23,8 @@ UNSEEN = ("num_heads", "decoder_num_heads", "norm_pix", "mask_ratio", "image_siz
 def load(path: str | Path, **given: Any) -> MaskedAutoencoder | Encoder:
     """The model in `path`, in evaluation mode on the CPU.
 
-    path   an own checkpoint or run folder, a facebookresearch/mae .pth ({"model": ...} or bare), or a Hugging Face
-           ViTMAE folder
+    path   an own checkpoint or run folder, a facebookresearch/mae .pth ({"model": ...} or bare), a Hugging Face
+           ViTMAE or ViT folder, a timm folder, or a .safetensors file of a plain Vision Transformer of timm
     given  fields of MAEConfig that the file cannot say or that shall differ: num_heads, norm_pix, mask_ratio, ...
     returns a MaskedAutoencoder; an Encoder when the file holds no decoder, as the published fine-tuning files do
 
@@ -38,7 +39,7 @@ def load(path: str | Path, **given: Any) -> MaskedAutoencoder | Encoder:
         elif "positions" in described:
             config = MAEConfig.model_validate(described | given)
         else:
-            # Hugging Face does not say whether positions are the fixed table; the weights do.
+            # Other libraries do not say whether positions are the fixed table; the weights do.
             config = infer_config(state, described | given)
     except ValidationError as error:
         raise ConfigError(f"{path}: {first_sentence(error)}") from error
@@ -46,7 +47,11 @@ def load(path: str | Path, **given: Any) -> MaskedAutoencoder | Encoder:
         raise CheckpointError(f"{path}: {error}") from error
     with torch.device("meta"):
         model = MaskedAutoencoder(config) if has_decoder(state) else Encoder(config)
-    _load_strictly(model, state, path)
+    load_strictly(model, state, path)
+    for name, parameter in model.named_parameters():
+        # `assign` makes every parameter trainable; the fixed tables are not.
+        fixed = name in ("pos_embed", "decoder_pos_embed") and config.positions == "sincos"
+        parameter.requires_grad_(not fixed)
     return model.eval()
 
 
@@ -69,9 +74,11 @@ def initialise_from(model: MaskedAutoencoder, path: Path) -> None:
 
 def _read_any(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
     """What the file says of the architecture (None: nothing), and the weights under our names."""
+    if path.suffix == ".safetensors":
+        return timm.read(path)
     if path.is_dir():
         if (path / "config.json").is_file():
-            return read_vitmae(path)
+            return _read_folder(path)
         newest = newest_valid(path)
         if newest is None:
             raise CheckpointError(
@@ -85,6 +92,19 @@ def _read_any(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
     return None, {key.removeprefix("module.").replace("_orig_mod.", ""): value for key, value in weights.items()}
 
 
+def _read_folder(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A folder in the manner of the hub, whose config.json says what it holds."""
+    settings = read_settings(path)
+    if "architecture" in settings:
+        return timm_folder.read(path, settings)
+    kind = settings.get("model_type")
+    if kind == "vit_mae":
+        return vitmae.read(path, settings)
+    if kind == "vit":
+        return vit.read(path, settings)
+    raise CheckpointError(f"{path} holds a model of type {kind}: only vit_mae, vit and timm's vit_* are read")
+
+
 def model_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     """The weights of an own checkpoint under the names of `MaskedAutoencoder`."""
     return {
@@ -92,7 +112,8 @@ def model_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     }
 
 
-def _load_strictly(model: Encoder, state: dict[str, Tensor], path: Path) -> None:
+def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """The weights in float32 into a model on the meta device; raises CheckpointError naming every key that differs."""
     own = model.state_dict()
     complaints = [f"{key} is missing" for key in own if key not in state]
     complaints += [f"{key} is left over" for key in state if key not in own]
@@ -103,8 +124,4 @@ def _load_strictly(model: Encoder, state: dict[str, Tensor], path: Path) -> None
     ]
     if complaints:
         raise CheckpointError(f"{path} does not fit the model: {'; '.join(complaints[:8])}")
-    model.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
-    for name, parameter in model.named_parameters():
-        # `assign` makes every parameter trainable; the fixed tables are not.
-        fixed = name in ("pos_embed", "decoder_pos_embed") and model.config.positions == "sincos"
-        parameter.requires_grad_(not fixed)
+    model.load_state_dict({key: value.float().contiguous() for key, value in state.items()}, assign=True)

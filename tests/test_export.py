@@ -1,84 +1,137 @@
-"""An export is the same function in the peer's own library, or it is not written."""
+"""An export is the same function as its source, whole, with a card, or it is not there."""
 
+import dataclasses
 import json
+import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import timm
 import torch
-from safetensors.torch import load_file
-from timm.models.vision_transformer import VisionTransformer
 
 import mae
 from mae.export import timm as timm_format
-from mae.export.__main__ import export
-from mae.models.vit import LayerNorm
+from mae.export.__main__ import main
+from mae.export.format import Answer
+from mae.export.formats import FORMATS
+from mae.export.write import export
+from tests.exports import own_checkpoint
 
 
-def checkpoint(tmp_path: Path, **fields) -> tuple[mae.MaskedAutoencoder, Path]:
-    torch.manual_seed(0)
-    small = {"image_size": 32, "patch_size": 8, "width": 192, "depth": 2, "num_heads": 3, "decoder_depth": 1}
-    model = mae.MaskedAutoencoder(mae.MAEConfig(**small | fields)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.02)  # also biases and norms
-    torch.save({"model": model.state_dict()}, tmp_path / "mae.pth")
-    return model, tmp_path / "mae.pth"
-
-
-def test_timms_own_vit_of_the_same_size_loads_it_strictly_and_gives_the_same_features(tmp_path: Path) -> None:
-    fields = {"image_size": 224, "patch_size": 16, "depth": 12}
-    model, source = checkpoint(tmp_path, **fields)
-    export(source, "timm", tmp_path / "out" / "encoder.safetensors", overwrite=False)
-    theirs = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
-    theirs.load_state_dict(load_file(tmp_path / "out" / "encoder.safetensors"), strict=True)
-    images = torch.randn(2, 3, 224, 224)
-    with torch.no_grad():
-        torch.testing.assert_close(theirs.forward_features(images), model.encode(images), rtol=1e-5, atol=1e-5)
-    card = json.loads((tmp_path / "out" / "encoder.json").read_text())
-    assert card["source"] == str(source) and len(card["sha256"]) == 64
-    assert card["timm"]["difference"] <= 1e-5
-
-
-@pytest.mark.parametrize(
-    "fields", [{"image_size": (16, 40)}, {"in_channels": 5}, {"positions": "learned"}], ids=lambda f: next(iter(f))
-)
-def test_the_card_says_how_to_build_timms_model(tmp_path: Path, fields) -> None:
-    model, source = checkpoint(tmp_path, **fields)
-    if "image_size" in fields:
-        model, source = checkpoint(tmp_path)  # a bare .pth cannot say that it is rectangular
-    card = json.loads(export(source, "timm", tmp_path / "encoder.safetensors", overwrite=False).read_text())
-    theirs = VisionTransformer(**card["timm"]["arguments"], norm_layer=LayerNorm).eval()
-    theirs.load_state_dict(load_file(tmp_path / "encoder.safetensors"), strict=True)
-    images = torch.randn(2, model.config.in_channels, *model.config.image_size)
-    with torch.no_grad():
-        torch.testing.assert_close(theirs.forward_features(images), model.encode(images), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "fields", [{"class_token": False}, {"image_size": (16, 40)}], ids=["no class token", "rectangle"]
-)
-def test_models_without_a_class_token_and_rectangles_export_too(tmp_path: Path, fields) -> None:
-    model, _ = checkpoint(tmp_path, **fields)
-    assert timm_format.write(model, tmp_path / "encoder.safetensors")["difference"] <= 1e-5
+def test_the_card_says_where_it_came_from_and_what_was_compared(tmp_path: Path) -> None:
+    model, source = own_checkpoint(tmp_path)
+    out = tmp_path / "out" / "encoder.safetensors"
+    card = export(source, "timm", out)
+    assert card == tmp_path / "out" / "encoder.safetensors.json"
+    said = json.loads(card.read_text())
+    assert (said["format"], said["source"], said["step"]) == ("timm", str(source), 500)
+    assert said["config"] == model.config.model_dump(mode="json")
+    assert said["pixels"] == {"mean": [0.3, 0.4, 0.5], "std": [0.2, 0.25, 0.3], "known": True}
+    assert len(said["sha256"]["encoder.safetensors"]) == 64
+    assert said["verification"]["compared_with"].startswith("timm ") and said["verification"]["difference"] <= 1e-5
+    assert {path.name for path in out.parent.iterdir()} == {out.name, card.name}
+    assert stat.S_IMODE(out.stat().st_mode) == stat.S_IMODE(card.stat().st_mode)
 
 
 def test_an_export_that_is_another_function_is_refused_and_leaves_no_file(tmp_path: Path, monkeypatch) -> None:
-    model, _ = checkpoint(tmp_path)
-    wrong = timm_format.timm_arguments(model.config) | {"num_heads": 6}
-    monkeypatch.setattr(timm_format, "timm_arguments", lambda config: wrong)
-    with pytest.raises(mae.CheckpointError, match="features differ"):
-        timm_format.write(model, tmp_path / "encoder.safetensors")
-    assert not list(tmp_path.glob("encoder*"))
+    _, source = own_checkpoint(tmp_path)
+    arguments = timm_format.timm_arguments
+    monkeypatch.setattr(timm_format, "timm_arguments", lambda config: arguments(config) | {"num_heads": 8})
+    with pytest.raises(mae.CheckpointError, match="features of all tokens differ"):
+        export(source, "timm", tmp_path / "out" / "encoder.safetensors")
+    assert not list((tmp_path / "out").iterdir())
 
 
-def test_an_existing_export_is_replaced_only_when_told(tmp_path: Path) -> None:
-    _, source = checkpoint(tmp_path)
-    out = tmp_path / "encoder.safetensors"
-    export(source, "timm", out, overwrite=False)
-    before = out.stat().st_mtime_ns
-    with pytest.raises(mae.ConfigError, match="--overwrite"):
-        export(source, "timm", out, overwrite=False)
-    assert out.stat().st_mtime_ns == before
-    export(source, "timm", out, overwrite=True)
-    assert out.stat().st_mtime_ns != before
+def test_keys_that_the_peer_lacks_or_misses_are_named(tmp_path: Path, monkeypatch) -> None:
+    _, source = own_checkpoint(tmp_path)
+    arguments = timm_format.timm_arguments
+    monkeypatch.setattr(
+        timm_format, "timm_arguments", lambda config: arguments(config) | {"depth": 1, "num_classes": 2}
+    )
+    with pytest.raises(mae.CheckpointError, match=r"missing: head.bias, head.weight; left over: blocks.1"):
+        export(source, "timm", tmp_path / "encoder.safetensors")
+
+
+def test_an_answer_that_is_no_number_is_a_difference(tmp_path: Path, monkeypatch) -> None:
+    _, source = own_checkpoint(tmp_path)
+    nothing = Answer(torch.tensor([torch.nan]), torch.ones(1))
+    fmt = dataclasses.replace(FORMATS["timm"], answers=lambda *_: [nothing])
+    monkeypatch.setitem(FORMATS, "timm", fmt)
+    with pytest.raises(mae.CheckpointError, match="differ by nan"):
+        export(source, "timm", tmp_path / "encoder.safetensors")
+
+
+def test_without_the_peer_the_card_does_not_say_verified(tmp_path: Path, monkeypatch, capsys) -> None:
+    _, source = own_checkpoint(tmp_path)
+    monkeypatch.setattr("mae.export.verify.find_spec", lambda name: None)
+    card = json.loads(export(source, "hf-vit", tmp_path / "vit").read_text())
+    assert card["verification"] == {
+        "compared_with": None,
+        "why": "transformers is not installed",
+        "checked": "names and shapes",
+    }
+    assert "only names and shapes were checked" in capsys.readouterr().out
+
+
+def test_an_existing_export_is_replaced_only_when_told_and_nothing_else_ever(tmp_path: Path) -> None:
+    _, source = own_checkpoint(tmp_path)
+    for to, out in (("timm", tmp_path / "encoder.safetensors"), ("timm-folder", tmp_path / "folder")):
+        export(source, to, out)
+        before = out.stat().st_mtime_ns
+        with pytest.raises(mae.ConfigError, match="--overwrite"):
+            export(source, to, out)
+        assert out.stat().st_mtime_ns == before
+        export(source, to, out, overwrite=True)
+        assert out.stat().st_mtime_ns != before
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "data").touch()
+    for to, out in (("timm-folder", precious), ("timm", precious.rename(tmp_path / "precious.safetensors"))):
+        out.mkdir(exist_ok=True)
+        with pytest.raises(mae.ConfigError, match="no export of this format"):
+            export(source, to, out, overwrite=True)
+    assert (tmp_path / "precious.safetensors" / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("to", "fields", "reason"),
+    [
+        ("facebook", {"class_token": False}, "only models with a class token"),
+        ("facebook", {"image_size": (32, 48)}, "only models with square images"),
+        ("facebook", {"in_channels": 4}, "only models with three channels"),
+        (
+            "hf-vitmae",
+            {"class_token": False, "image_size": (32, 48)},
+            "only models with a class token and square images",
+        ),
+        ("hf-vit", {"class_token": False}, "only models with a class token"),
+        ("detectron2", {"image_size": (32, 48)}, "only models with square images"),
+    ],
+)
+def test_what_a_format_has_no_place_for_is_refused_in_one_sentence(tmp_path: Path, to, fields, reason) -> None:
+    _, source = own_checkpoint(tmp_path, **fields)
+    with pytest.raises(mae.ConfigError, match=reason):
+        export(source, to, tmp_path / "out" / f"export{FORMATS[to].suffix}")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_encoder_alone_is_no_autoencoder(tmp_path: Path) -> None:
+    _, source = own_checkpoint(tmp_path)
+    export(source, "hf-vit", tmp_path / "vit")
+    with pytest.raises(mae.ConfigError, match="holds no decoder"):
+        export(tmp_path / "vit", "hf-vitmae", tmp_path / "vitmae")
+
+
+def test_from_the_command_line(tmp_path: Path, capsys) -> None:
+    _, source = own_checkpoint(tmp_path)
+    to = [str(source), "--to", "timm", "--out"]
+    command = [sys.executable, "-m", "mae.export", *to, str(tmp_path / "encoder.safetensors")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "the same in timm" in done.stdout and (tmp_path / "encoder.safetensors.json").is_file()
+    assert main([*to, str(tmp_path / "encoder.pth")]) == 2
+    assert "ends in .safetensors" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--list"])
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in FORMATS)

@@ -1,61 +1,52 @@
 """python -m mae.export runs/NAME --to timm --out encoder.safetensors"""
 
 import argparse
-import hashlib
 import sys
 from pathlib import Path
 
-import mae
-from mae.checkpoint import newest_valid, read_own
+from rich.console import Console
+from rich.table import Table
+
 from mae.errors import CheckpointError, ConfigError
-from mae.export import timm
-from mae.run import write_json
-
-FORMATS = {"timm": timm.write}
+from mae.export.formats import FORMATS
+from mae.export.write import export
 
 
-def export(source: Path, to: str, out: Path, overwrite: bool) -> Path:
-    """Writes `out` and a card beside it (same name, .json); returns the card.
+class ListFormats(argparse.Action):
+    """--list: prints the formats and stops, as --help does."""
 
-    Raises ConfigError when a file is in the way, CheckpointError when the source is bad or the export is not the
-    same function.
-    """
-    card = out.with_suffix(".json")
-    for path in (out, card):
-        if path.exists() and not overwrite:
-            raise ConfigError(f"{path} exists. Choose another --out, or replace it with --overwrite")
-    checkpoint = (newest_valid(source) or source) if source.is_dir() else source
-    model = mae.load(checkpoint)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    verified = FORMATS[to](model, out)
-    own = checkpoint.suffix == ".ckpt"
-    write_json(
-        card,
-        {
-            "format": to,
-            "source": str(checkpoint),
-            "step": read_own(checkpoint)["mae"]["step"] if own else None,
-            "config": model.config.model_dump(mode="json"),
-            "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
-            to: verified,
-        },
-    )
-    print(
-        f"{out}: the same features as {checkpoint} "
-        f"(largest difference {verified['difference']:.1e} of the largest value)"
-    )
-    return card
+    def __call__(self, *_: object) -> None:
+        table = Table(box=None)
+        for column in ("--to", "what it is", "compared with"):
+            table.add_column(column)
+        for name, fmt in FORMATS.items():
+            table.add_row(name, fmt.sentence, fmt.peer if fmt.answers else "names and shapes only")
+        Console().print(table)
+        sys.exit(0)
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mae.export", description="Export a pre-trained encoder.")
-    parser.add_argument("source", type=Path, help="run folder, checkpoint, .pth or Hugging Face folder")
-    parser.add_argument("--to", choices=sorted(FORMATS), required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--overwrite", action="store_true")
-    arguments = parser.parse_args()
+    parser.add_argument("source", type=Path, help="run folder, checkpoint, .pth, Hugging Face or timm folder")
+    parser.add_argument("--to", choices=FORMATS, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="a file, or a folder for the formats that are one")
+    parser.add_argument("--image-size", type=int, nargs="+", metavar="PIXELS", help="one number, or height and width")
+    parser.add_argument("--merge-into", type=Path, metavar="SAM", help="a whole SAM whose encoder is replaced")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--list", action=ListFormats, nargs=0, help="the formats, a sentence each")
+    arguments = parser.parse_args(argv)
+    size = arguments.image_size and (arguments.image_size[0], arguments.image_size[-1])
     try:
-        export(arguments.source, arguments.to, arguments.out, arguments.overwrite)
+        if size and len(arguments.image_size) > 2:
+            raise ConfigError(f"--image-size takes one number, or height and width, not {arguments.image_size}")
+        export(
+            arguments.source,
+            arguments.to,
+            arguments.out,
+            image_size=size,
+            merge_into=arguments.merge_into,
+            overwrite=arguments.overwrite,
+        )
     except (ConfigError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

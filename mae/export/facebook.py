@@ -1,12 +1,17 @@
 """facebookresearch/mae `.pth` files: {"model": state dict} or the bare state dict. The key names are ours."""
 
+from collections.abc import Iterator
 from math import isqrt
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mae.checkpoint import read
 from mae.errors import CheckpointError
+from mae.export.format import Answer, Format, Source, require
+from mae.export.timm import features
 from mae.models.config import MAEConfig
 from mae.models.pos_embed import sincos_positions
 
@@ -72,3 +77,33 @@ def _image_size(patches: int, patch_size: int) -> int:
     if side * side != patches:
         raise CheckpointError(f"{patches} positions are no square grid: give image_size=(height, width)")
     return side * patch_size
+
+
+def write(source: Source, file: Path) -> dict[str, Any]:
+    config = source.encoder.config
+    require(config, "facebookresearch/mae", "a class token", "square images", "three channels")
+    state = source.encoder.state_dict()
+    torch.save({"model": dict(state)}, file)
+    return {"class": "models_mae.MaskedAutoencoderViT" if has_decoder(state) else "models_vit.VisionTransformer"}
+
+
+def answers(source: Source, file: Path, images: Tensor) -> Iterator[Answer]:
+    """The published code is no package; its encoder is timm's VisionTransformer."""
+    state = read(file)["model"]
+    yield from features(source.encoder, {key: value for key, value in state.items() if not of_decoder(key)}, images)
+
+
+def of_decoder(key: str) -> bool:
+    """Whether a parameter is the decoder's."""
+    return key.startswith("decoder_") or key == "mask_token"
+
+
+FORMAT = Format(
+    sentence=".pth of facebookresearch/mae: encoder and decoder, or the encoder alone",
+    suffix=".pth",
+    peer="timm",
+    compared="the encoder's features of all tokens",
+    write=write,
+    answers=answers,
+    holds="either",
+)

@@ -1,4 +1,4 @@
-"""Hugging Face `ViTMAEForPreTraining` folders: config.json and model.safetensors with the names used on the hub."""
+"""What Hugging Face's ViT and ViTMAE folders have in common: files, settings, and the names used on the hub."""
 
 import json
 import re
@@ -6,23 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mae.checkpoint import read
 from mae.errors import CheckpointError
+from mae.export.photograph import Scale
+from mae.export.verify import refuse_other_keys
+from mae.models.config import MAEConfig
 
-TOP = {
-    "vit.embeddings.cls_token": "cls_token",
-    "vit.embeddings.position_embeddings": "pos_embed",
-    "vit.embeddings.patch_embeddings.projection": "patch_embed.proj",
-    "vit.layernorm": "norm",
-    "decoder.decoder_embed": "decoder_embed",
-    "decoder.mask_token": "mask_token",
-    "decoder.decoder_pos_embed": "decoder_pos_embed",
-    "decoder.decoder_norm": "decoder_norm",
-    "decoder.decoder_pred": "decoder_pred",
-}
 BLOCK = {
     "layernorm_before": "norm1",
     "attention.output.dense": "attn.proj",
@@ -30,25 +22,19 @@ BLOCK = {
     "intermediate.dense": "mlp.fc1",
     "output.dense": "mlp.fc2",
 }
-# Releases of 2026 write the decoder's blocks as decoder_encoder.layer.
-LAYER = re.compile(r"(vit\.encoder\.layer|decoder\.decoder_layers|decoder\.decoder_encoder\.layer)\.(\d+)\.(.+)")
-QKV = re.compile(r"attention\.attention\.(query|key|value)\.(weight|bias)")
+QKV = ("query", "key", "value")
 
 
-def read_vitmae(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Configuration (fields of MAEConfig) and weights (our names) of a ViTMAE folder.
-
-    Raises CheckpointError when files are missing, the model is another one, or a key has no counterpart.
-    """
-    settings = json.loads((folder / "config.json").read_text())
-    if settings.get("model_type") != "vit_mae":
-        raise CheckpointError(
-            f"{folder} holds a model of type {settings.get('model_type')}: only vit_mae is a masked autoencoder"
-        )
-    return _config(settings), _rename(_weights(folder))
+def read_settings(folder: Path) -> dict[str, Any]:
+    """config.json of a folder; raises CheckpointError when there is none or it is no JSON."""
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} cannot be read: {error}") from error
 
 
-def _weights(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of a folder; raises CheckpointError when it has none."""
     if (file := folder / "model.safetensors").exists():
         return load_file(file)
     if (file := folder / "pytorch_model.bin").exists():
@@ -56,55 +42,136 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     raise CheckpointError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
 
 
-def _config(settings: dict[str, Any]) -> dict[str, Any]:
-    # Saved configurations leave defaults out in some releases; these are the library's.
-    def get(name: str, default: Any) -> Any:
-        return settings.get(name, default)
+def write_folder(
+    folder: Path, settings: dict[str, Any], weights: dict[str, Tensor], preprocessing: dict[str, Any]
+) -> None:
+    """config.json, model.safetensors, and preprocessor_config.json where images are in colour: the library prepares no
+    others.
+    """
+    folder.mkdir()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    if len(preprocessing["image_mean"]) == 3:
+        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
 
-    width, decoder_width = get("hidden_size", 768), get("decoder_hidden_size", 512)
-    if get("decoder_intermediate_size", 2048) != 4 * decoder_width:
-        raise CheckpointError("decoder_intermediate_size is not 4 x decoder_hidden_size, which our decoder needs")
-    if get("hidden_act", "gelu") != "gelu" or not get("qkv_bias", True):
-        raise CheckpointError("hidden_act other than gelu, or qkv_bias=false: not the architecture of the paper")
+
+def preprocessor_settings(image_size: tuple[int, int], scale: Scale) -> dict[str, Any]:
+    """Resize bicubically, scale to [0, 1], take out mean and deviation."""
     return {
-        "image_size": get("image_size", 224),
-        "patch_size": get("patch_size", 16),
-        "in_channels": get("num_channels", 3),
-        "width": width,
-        "depth": get("num_hidden_layers", 12),
-        "num_heads": get("num_attention_heads", 12),
-        "mlp_ratio": get("intermediate_size", 3072) / width,
-        "decoder_width": decoder_width,
-        "decoder_depth": get("decoder_num_hidden_layers", 8),
-        "decoder_num_heads": get("decoder_num_attention_heads", 16),
-        "mask_ratio": get("mask_ratio", 0.75),
-        "norm_pix": get("norm_pix_loss", False),
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": image_size[0], "width": image_size[1]},
+        "resample": 3,  # PIL's bicubic
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(scale.mean),
+        "image_std": list(scale.std),
     }
 
 
-def _rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def load_strictly(peer: Any, folder: Path, **arguments: Any) -> Any:
+    """A model of the class `peer` of transformers from a folder, in evaluation mode.
+
+    Raises CheckpointError when a key is on one side only.
+    """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model, info = peer.from_pretrained(folder, output_loading_info=True, **arguments)
+    refuse_other_keys("transformers", info["missing_keys"], info["unexpected_keys"])
+    return model.eval()
+
+
+def encoder_settings(config: MAEConfig) -> dict[str, Any]:
+    """The encoder's part of config.json."""
+    height, width = config.image_size
+    return {
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": int(config.width * config.mlp_ratio),
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "layer_norm_eps": 1e-6,
+        "image_size": height if height == width else [height, width],
+        "patch_size": config.patch_size,
+        "num_channels": config.in_channels,
+        "qkv_bias": True,
+    }
+
+
+def encoder_fields(settings: dict[str, Any]) -> dict[str, Any]:
+    """The fields of MAEConfig that config.json tells of an encoder; what some releases leave out is their default.
+
+    Raises CheckpointError for what our encoder is not.
+    """
+    if settings.get("hidden_act", "gelu") != "gelu" or not settings.get("qkv_bias", True):
+        raise CheckpointError("hidden_act other than gelu, or qkv_bias=false: not the architecture of the paper")
+    # The published masked autoencoders say 1e-12 in their config.json and were trained with our 1e-6.
+    if settings.get("layer_norm_eps", 1e-12) > 1e-6:
+        raise CheckpointError(f"layer_norm_eps={settings['layer_norm_eps']}: our encoder has 1e-6")
+    width = settings.get("hidden_size", 768)
+    return {
+        "image_size": settings.get("image_size", 224),
+        "patch_size": settings.get("patch_size", 16),
+        "in_channels": settings.get("num_channels", 3),
+        "width": width,
+        "depth": settings.get("num_hidden_layers", 12),
+        "num_heads": settings.get("num_attention_heads", 12),
+        "mlp_ratio": settings.get("intermediate_size", 3072) / width,
+    }
+
+
+def to_our_names(state: dict[str, Tensor], top: dict[str, str], layers: dict[str, str]) -> dict[str, Tensor]:
+    """Weights under our names, queries, keys and values joined.
+
+    top     hub name of a parameter or module -> ours
+    layers  hub name of a list of blocks -> ours; of several for one list, the first is written
+
+    Raises CheckpointError naming every key without a counterpart.
+    """
+    layer = re.compile(rf"({'|'.join(map(re.escape, layers))})\.(\d+)\.(.+)\.(weight|bias)")
     renamed: dict[str, Tensor] = {}
-    qkv: dict[str, dict[str, Tensor]] = {}
     unexplained = []
     for key, value in state.items():
-        if match := LAYER.fullmatch(key):
-            blocks = "blocks" if match[1].startswith("vit") else "decoder_blocks"
-            block = f"{blocks}.{match[2]}"
-            part, _, kind = match[3].rpartition(".")
-            if attention := QKV.fullmatch(match[3]):
-                qkv.setdefault(f"{block}.attn.qkv.{attention[2]}", {})[attention[1]] = value
-            elif part in BLOCK:
-                renamed[f"{block}.{BLOCK[part]}.{kind}"] = value
-            else:
+        stem, _, kind = key.rpartition(".")
+        if match := layer.fullmatch(key):
+            block, part = f"{layers[match[1]]}.{match[2]}", match[3]
+            if part in BLOCK:
+                renamed[f"{block}.{BLOCK[part]}.{match[4]}"] = value
+            elif part == "attention.attention.query":
+                parts = [state[key.replace("query", name)] for name in QKV if key.replace("query", name) in state]
+                renamed[f"{block}.attn.qkv.{match[4]}"] = torch.cat(parts)
+            elif part not in ("attention.attention.key", "attention.attention.value"):
                 unexplained.append(key)
-        elif key in TOP:
-            renamed[TOP[key]] = value
-        elif (stem := key.rpartition("."))[0] in TOP:
-            renamed[f"{TOP[stem[0]]}.{stem[2]}"] = value
+        elif key in top:
+            renamed[top[key]] = value
+        elif stem in top:
+            renamed[f"{top[stem]}.{kind}"] = value
         else:
             unexplained.append(key)
     if unexplained:
-        raise CheckpointError(f"these keys have no counterpart in a masked autoencoder: {', '.join(unexplained)}")
-    for key, parts in qkv.items():
-        renamed[key] = torch.cat([parts["query"], parts["key"], parts["value"]])
+        raise CheckpointError(f"these keys have no counterpart here: {', '.join(unexplained[:8])}")
+    return renamed
+
+
+def to_hub_names(state: dict[str, Tensor], top: dict[str, str], layers: dict[str, str]) -> dict[str, Tensor]:
+    """The inverse of `to_our_names`."""
+    top, block = ({ours: theirs for theirs, ours in names.items()} for names in (top, BLOCK))
+    lists = {ours: theirs for theirs, ours in reversed(layers.items())}
+    renamed: dict[str, Tensor] = {}
+    for key, value in state.items():
+        stem, _, kind = key.rpartition(".")
+        if key in top or stem in top:
+            renamed[top[key] if key in top else f"{top[stem]}.{kind}"] = value
+            continue
+        blocks, number, part = stem.split(".", 2)
+        prefix = f"{lists[blocks]}.{number}"
+        if part == "attn.qkv":
+            for name, third in zip(QKV, value.chunk(3), strict=True):
+                renamed[f"{prefix}.attention.attention.{name}.{kind}"] = third
+        else:
+            renamed[f"{prefix}.{block[part]}.{kind}"] = value
     return renamed

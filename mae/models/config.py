@@ -40,12 +40,7 @@ class MAEConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> "MAEConfig":
-        for side, length in zip(("height", "width"), self.image_size, strict=True):
-            if length < 1 or length % self.patch_size:
-                raise ValueError(
-                    f"image_size {side} {length} is not a multiple of patch_size={self.patch_size}: the grid would cut "
-                    f"through a patch. Nearest sizes: {_neighbours(length, self.patch_size)}"
-                )
+        multiple_of_patch(self.image_size, self.patch_size)
         for name, width, heads in (
             ("width", self.width, self.num_heads),
             ("decoder_width", self.decoder_width, self.decoder_num_heads),
@@ -84,6 +79,13 @@ class MAEConfig(BaseModel):
         return self.patch_size**2 * self.in_channels
 
 
-def _neighbours(length: int, patch: int) -> str:
-    below = length // patch * patch
-    return f"{below} or {below + patch}" if below else f"{patch}"
+def multiple_of_patch(image_size: tuple[int, int], patch_size: int) -> None:
+    """Raises ValueError when a side of the image, (height, width), is no whole number of patches."""
+    for side, length in zip(("height", "width"), image_size, strict=True):
+        if length < 1 or length % patch_size:
+            below = length // patch_size * patch_size
+            nearest = f"{below} or {below + patch_size}" if below else f"{patch_size}"
+            raise ValueError(
+                f"image_size {side} {length} is not a multiple of patch_size={patch_size}: the grid would cut through "
+                f"a patch. Nearest sizes: {nearest}"
+            )

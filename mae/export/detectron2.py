@@ -1,0 +1,73 @@
+"""The backbone of detectron2's ViTDet: `ViT` inside `SimpleFeaturePyramid`, as its checkpointer reads it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mae.errors import CheckpointError
+from mae.export.format import Format, Source, require
+from mae.export.verify import refuse_other_keys
+from mae.models.config import MAEConfig
+
+PREFIX = "backbone.net."
+
+
+def documented(config: MAEConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the parameters of detectron2's `ViT`, without relative positions, which start from zero."""
+    width, hidden = config.width, int(config.width * config.mlp_ratio)
+    shapes: dict[str, tuple[int, ...]] = {
+        "pos_embed": (1, config.patches + config.class_token, width),
+        "patch_embed.proj.weight": (width, config.in_channels, config.patch_size, config.patch_size),
+        "patch_embed.proj.bias": (width,),
+    }
+    linear = {"attn.qkv": (3 * width, width), "attn.proj": (width, width), "mlp.fc1": (hidden, width)}
+    linear["mlp.fc2"] = (width, hidden)
+    for block in range(config.depth):
+        for norm in ("norm1", "norm2"):
+            shapes |= {f"blocks.{block}.{norm}.{kind}": (width,) for kind in ("weight", "bias")}
+        for name, shape in linear.items():
+            shapes |= {f"blocks.{block}.{name}.weight": shape, f"blocks.{block}.{name}.bias": shape[:1]}
+    return shapes
+
+
+def write(source: Source, file: Path) -> dict[str, Any]:
+    """The encoder without what ViTDet leaves out, the class token and the final norm. The class token's row of the
+    positions stays: the backbone drops it by `pretrain_use_cls_token`, and resizes the rest to the image.
+    """
+    config = source.encoder.config
+    require(config, "detectron2's ViT", "square images")
+    left_out = ["norm.weight", "norm.bias"] + ["cls_token"] * config.class_token
+    state = {key: value for key, value in source.encoder.state_dict().items() if key not in left_out}
+    wanted = documented(config)
+    refuse_other_keys("detectron2", wanted.keys() - state.keys(), state.keys() - wanted.keys())
+    if differing := [key for key, shape in wanted.items() if state[key].shape != shape]:
+        raise CheckpointError(f"detectron2 has other shapes for {', '.join(differing[:8])}")
+    torch.save({"model": {f"{PREFIX}{key}": value for key, value in state.items()}}, file)
+    return {
+        "class": "detectron2.modeling.ViT",
+        "arguments": {
+            "patch_size": config.patch_size,
+            "in_chans": config.in_channels,
+            "embed_dim": config.width,
+            "depth": config.depth,
+            "num_heads": config.num_heads,
+            "mlp_ratio": config.mlp_ratio,
+            "qkv_bias": True,
+            "norm_layer": "functools.partial(torch.nn.LayerNorm, eps=1e-6)",
+            "pretrain_img_size": config.image_size[0],
+            "pretrain_use_cls_token": config.class_token,
+        },
+        "left_out": left_out,
+    }
+
+
+FORMAT = Format(
+    sentence=".pth for the ViTDet backbone of detectron2: the encoder without class token and final norm",
+    suffix=".pth",
+    peer="detectron2",
+    compared="nothing",
+    write=write,
+    answers=None,
+    read_back=False,
+)

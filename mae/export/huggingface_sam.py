@@ -1,0 +1,135 @@
+"""Hugging Face `SamModel` and `SamVisionModel` folders: the image encoder under the names used on the hub."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mae.errors import CheckpointError
+from mae.export.format import Answer, Format, Source, require
+from mae.export.huggingface import load_strictly, preprocessor_settings, read_settings, read_weights, write_folder
+from mae.export.segment_anything import merged
+from mae.models.sam import SamConfig
+
+PREFIX = "vision_encoder."
+OTHER_PARTS = ("prompt_encoder.", "mask_decoder.", "shared_image_embedding.")
+# Theirs, ours: parts of a key between dots, replaced from left to right.
+NAMES = {
+    "layers.": "blocks.",
+    "patch_embed.projection.": "patch_embed.proj.",
+    "neck.conv1.": "neck.0.",
+    "neck.layer_norm1.": "neck.1.",
+    "neck.conv2.": "neck.2.",
+    "neck.layer_norm2.": "neck.3.",
+    ".layer_norm1.": ".norm1.",
+    ".layer_norm2.": ".norm2.",
+}
+SETTINGS = {
+    "image_size": ("image_size", 1024),
+    "patch_size": ("patch_size", 16),
+    "num_channels": ("in_channels", 3),
+    "hidden_size": ("width", 768),
+    "num_hidden_layers": ("depth", 12),
+    "num_attention_heads": ("num_heads", 12),
+    "window_size": ("window", 14),
+    "global_attn_indexes": ("global_blocks", (2, 5, 8, 11)),
+    "output_channels": ("out_channels", 256),
+}
+# What our encoder is; the library can also do without.
+FIXED = {"use_rel_pos": True, "use_abs_pos": True, "qkv_bias": True, "hidden_act": "gelu", "layer_norm_eps": 1e-6}
+
+
+def read_sam(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration (fields of SamConfig) and weights (our names) of a SamModel or SamVisionModel folder.
+
+    settings  the folder's config.json
+
+    Raises CheckpointError when files are missing, the model is another one, or a key has no counterpart.
+    """
+    kind = settings.get("model_type")
+    if kind not in ("sam", "sam_vision_model"):
+        raise CheckpointError(f"this is a model of type {kind}: only sam and sam_vision_model have a SAM encoder")
+    vision = settings.get("vision_config", settings)
+    for name, value in FIXED.items():
+        if vision.get(name, value) != value:
+            raise CheckpointError(f"{name}={vision[name]} where a SAM-style encoder has {value}")
+    # Saved configurations leave defaults out in some releases; these are the library's.
+    fields = {ours: vision.get(theirs, default) for theirs, (ours, default) in SETTINGS.items()}
+    hidden = vision.get("mlp_dim")
+    fields["mlp_ratio"] = hidden / fields["width"] if hidden else vision.get("mlp_ratio", 4.0)
+    state = read_weights(folder)
+    unknown = [key for key in state if not key.startswith((PREFIX, *OTHER_PARTS))]
+    if unknown:
+        raise CheckpointError(f"these keys belong to no part of a SAM: {', '.join(unknown[:8])}")
+    return fields, {our_name(key): value for key, value in state.items() if key.startswith(PREFIX)}
+
+
+def write(source: Source, folder: Path) -> dict[str, Any]:
+    """A SamVisionModel; with `merge_into`, a folder of a SamModel, that model with its encoder replaced."""
+    config = source.sam.config
+    require(config, "transformers' SAM", "square images")
+    state = {their_name(key): value for key, value in source.sam.state_dict().items()}
+    settings = {"architectures": ["SamVisionModel"], "model_type": "sam_vision_model"} | vision_settings(config)
+    kind = "SamVisionModel"
+    if source.merge_into is not None:
+        settings = read_settings(source.merge_into)
+        fields, _ = read_sam(source.merge_into, settings)
+        state = merged(read_weights(source.merge_into), state, PREFIX, source.merge_into)
+        if SamConfig.model_validate(fields) != config:
+            raise CheckpointError(f"the encoder of {source.merge_into} is {fields}, and ours {config}")
+        kind = "SamModel"
+    size = {"height": config.image_size[0], "width": config.image_size[1]}
+    preprocessing = preprocessor_settings(config.image_size, source.scale) | {
+        "image_processor_type": "SamImageProcessor",
+        "size": {"longest_edge": config.image_size[0]},
+        "resample": 2,  # PIL's bilinear, as SAM's own
+        "do_pad": True,
+        "pad_size": size,
+    }
+    write_folder(folder, settings, state, preprocessing)
+    return {"class": f"transformers.{kind}", "merged_into": source.merge_into and str(source.merge_into)}
+
+
+def vision_settings(config: SamConfig) -> dict[str, Any]:
+    """config.json of a SamVisionModel."""
+    fields = config.model_dump(mode="json") | {"image_size": config.image_size[0]}
+    mlp_dim = int(config.width * config.mlp_ratio)
+    return FIXED | {theirs: fields[ours] for theirs, (ours, _) in SETTINGS.items()} | {"mlp_dim": mlp_dim}
+
+
+def answers(source: Source, folder: Path, images: Tensor) -> Iterator[Answer]:
+    from transformers import SamModel, SamVisionModel
+
+    if source.merge_into is None:
+        theirs = load_strictly(SamVisionModel, folder)(images).last_hidden_state
+    else:
+        theirs = load_strictly(SamModel, folder).get_image_embeddings(images)
+    yield Answer(theirs, source.features(images))
+
+
+def our_name(key: str) -> str:
+    """vision_encoder.layers.0.layer_norm1.weight -> blocks.0.norm1.weight"""
+    key = key.removeprefix(PREFIX)
+    for theirs, ours in NAMES.items():
+        key = key.replace(theirs, ours)
+    return key
+
+
+def their_name(key: str) -> str:
+    """blocks.0.norm1.weight -> vision_encoder.layers.0.layer_norm1.weight"""
+    for theirs, ours in NAMES.items():
+        key = key.replace(ours, theirs)
+    return PREFIX + key
+
+
+FORMAT = Format(
+    sentence="folder for transformers' SamVisionModel, or SamModel with --merge-into FOLDER: a SAM-style encoder",
+    suffix="",
+    peer="transformers",
+    compared="image embeddings",
+    write=write,
+    answers=answers,
+    holds="sam",
+    merges=True,
+)

@@ -1,0 +1,57 @@
+"""ONNX: an encoder for onnxruntime and everything else that reads it."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mae.export.format import Answer, Format, Source
+from mae.export.graph import INPUT, OUTPUT, description, traced
+
+# A protobuf ends at 2 GiB; weights that come near it lie in a file of their own beside the graph.
+LARGEST = 1_800_000_000
+
+
+def write(source: Source, file: Path) -> dict[str, Any]:
+    weights = sum(value.numel() * value.element_size() for value in source.model.state_dict().values())
+    torch.onnx.export(
+        traced(source),
+        (),
+        file,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamo=True,
+        external_data=weights > LARGEST,
+        verbose=False,
+    )
+    return description(source)
+
+
+def answers(source: Source, file: Path, images: Tensor) -> Iterator[Answer]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (features,) = session.run([OUTPUT], {INPUT: images.numpy()})
+    yield Answer(torch.from_numpy(features), source.features(images))
+
+
+FORMAT = Format(
+    sentence="ONNX, batches of any size, weights above 2 GB beside it: the encoder",
+    suffix=".onnx",
+    peer="onnxruntime",
+    compared="features of all tokens",
+    write=write,
+    answers=answers,
+    read_back=False,
+    needs=("onnx", "onnxscript", "onnxruntime"),
+)
+
+SAM = replace(
+    FORMAT,
+    sentence="ONNX, batches of any size, weights above 2 GB beside it: a SAM-style encoder",
+    compared="image embeddings",
+    holds="sam",
+)

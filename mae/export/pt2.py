@@ -1,0 +1,39 @@
+"""`torch.export` programs: an encoder for `torch.export.load(FILE).module()`, without this package."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mae.export.format import Answer, Format, Source
+from mae.export.graph import description, traced
+
+
+def write(source: Source, file: Path) -> dict[str, Any]:
+    torch.export.save(traced(source), file)
+    return {"call": f'torch.export.load("{file.name}").module()'} | description(source)
+
+
+def answers(source: Source, file: Path, images: Tensor) -> Iterator[Answer]:
+    yield Answer(torch.export.load(file).module()(images), source.features(images))
+
+
+FORMAT = Format(
+    sentence="torch.export program, batches of any size: the encoder",
+    suffix=".pt2",
+    peer="torch",
+    compared="features of all tokens",
+    write=write,
+    answers=answers,
+    read_back=False,
+)
+
+SAM = replace(
+    FORMAT,
+    sentence="torch.export program, batches of any size: a SAM-style encoder",
+    compared="image embeddings",
+    holds="sam",
+)

@@ -1,0 +1,64 @@
+"""From a masked autoencoder's encoder to a SAM-style one: what is carried over, resampled, dropped and fresh."""
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from mae.errors import ConfigError, first_sentence
+from mae.models.config import MAEConfig
+from mae.models.resample import grid_of_positions, resize_positions, resize_projection
+from mae.models.sam import SamConfig, SamEncoder
+from mae.models.vit import Encoder
+
+
+def to_sam(encoder: Encoder, **given: object) -> SamEncoder:
+    """A SAM-style encoder with the weights of a masked autoencoder's encoder, for fine-tuning.
+
+    given  fields of SamConfig that shall not be SAM's: image_size (1024), patch_size (16), window (14),
+           global_blocks (the last block of each quarter), out_channels (256)
+
+    The class token, its position and the final norm are dropped; positions are resized bicubically to the new grid, the
+    patch projection by pseudo-inverse; relative positions start at zero and the neck is fresh. Without a class token,
+    on an image that is one window, the result before its neck is the encoder before its final norm.
+
+    Raises ConfigError when the fields do not fit the encoder.
+    """
+    config = _config(encoder.config, given)
+    model = SamEncoder(config)
+    own = model.state_dict()
+    carried = _carried(encoder, config)
+    fresh = [key for key in own if key not in carried and not key.startswith("neck.") and ".attn.rel_pos_" not in key]
+    assert not fresh and carried.keys() <= own.keys(), f"nothing is carried over to {fresh}"
+    model.load_state_dict(own | carried)
+    return model.train(encoder.training)
+
+
+def _config(config: MAEConfig, given: dict[str, object]) -> SamConfig:
+    carried = config.model_dump(include={"in_channels", "width", "depth", "num_heads", "mlp_ratio"})
+    differing = [name for name in carried if name in given and given[name] != carried[name]]
+    if differing:
+        raise ConfigError(
+            f"{differing[0]} is {carried[differing[0]]} in the encoder and cannot be {given[differing[0]]}"
+        )
+    if "global_blocks" not in given:
+        if config.depth % 4:
+            raise ConfigError(
+                f"depth={config.depth} has no quarters whose last block could be global: give global_blocks="
+            )
+        given = given | {"global_blocks": tuple(config.depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4))}
+    try:
+        return SamConfig.model_validate(carried | given)
+    except ValidationError as error:
+        raise ConfigError(first_sentence(error)) from error
+
+
+def _carried(encoder: Encoder, config: SamConfig) -> dict[str, Tensor]:
+    """The weights that the new encoder takes over, under its names."""
+    dropped = ("cls_token", "norm.", "pos_embed", "mask_token", "decoder_")
+    state = {
+        key.replace(".mlp.fc", ".mlp.lin"): value
+        for key, value in encoder.state_dict().items()
+        if not key.startswith(dropped)
+    }
+    state["pos_embed"] = resize_positions(grid_of_positions(encoder), config.grid)
+    state["patch_embed.proj.weight"] = resize_projection(state["patch_embed.proj.weight"], config.patch_size)
+    return state

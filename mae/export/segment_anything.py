@@ -1,0 +1,157 @@
+"""segment-anything `.pth` files: a whole SAM, its `image_encoder.*` part, or the encoder's bare weights."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mae.checkpoint import read
+from mae.errors import CheckpointError
+from mae.export.format import Answer, Format, Source, require
+from mae.export.verify import refuse_other_keys
+from mae.models.sam import SamConfig
+from mae.models.vit import LayerNorm
+
+PREFIX = "image_encoder."
+OTHER_PARTS = ("prompt_encoder.", "mask_decoder.")
+
+
+def encoder_weights(contents: dict[str, Any]) -> dict[str, Tensor]:
+    """The image encoder's weights among the contents of a file, under its own names.
+
+    Raises CheckpointError when a whole model has a key that belongs to no part of a SAM.
+    """
+    state = {
+        key.removeprefix("module.").replace("_orig_mod.", ""): v for key, v in contents.get("model", contents).items()
+    }
+    if not any(key.startswith(PREFIX) for key in state):
+        return state
+    unknown = [key for key in state if not key.startswith((PREFIX, *OTHER_PARTS))]
+    if unknown:
+        raise CheckpointError(f"these keys belong to no part of a SAM: {', '.join(unknown[:8])}")
+    return {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
+
+
+def infer_config(state: dict[str, Tensor], given: dict[str, Any]) -> SamConfig:
+    """The architecture that the weights show: heads, window and global blocks from the lengths of relative positions.
+
+    Raises CheckpointError for weights that are no SAM-style encoder, and when window and image are of one size, so
+    that nothing tells a global block from a windowed one.
+    """
+    wanted = ("pos_embed", "patch_embed.proj.weight", "blocks.0.attn.rel_pos_h", "neck.0.weight")
+    missing = [key for key in wanted if key not in state]
+    if missing:
+        raise CheckpointError(
+            f"these are no weights of a SAM-style encoder: {', '.join(missing)} missing; the keys begin with "
+            f"{', '.join(list(state)[:3])}"
+        )
+    width, in_channels, patch_size, _ = state["patch_embed.proj.weight"].shape
+    depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
+    _, h, w, _ = state["pos_embed"].shape
+    shown = {
+        "image_size": (h * patch_size, w * patch_size),
+        "patch_size": patch_size,
+        "in_channels": in_channels,
+        "width": width,
+        "depth": depth,
+        "num_heads": width // state["blocks.0.attn.rel_pos_h"].shape[1],
+        "mlp_ratio": state["blocks.0.mlp.lin1.weight"].shape[0] / width,
+        "out_channels": state["neck.0.weight"].shape[0],
+    }
+    return SamConfig.model_validate(
+        shown | ({} if "global_blocks" in given else _windows(state, depth, (h, w))) | given
+    )
+
+
+def _windows(state: dict[str, Tensor], depth: int, grid: tuple[int, int]) -> dict[str, Any]:
+    sizes = [
+        tuple((state[f"blocks.{block}.attn.rel_pos_{side}"].shape[0] + 1) // 2 for side in "hw")
+        for block in range(depth)
+    ]
+    windows = {size for size in sizes if size != grid}
+    if not windows and grid[0] == grid[1]:
+        raise CheckpointError(
+            f"every block has relative positions for a grid of {grid[0]} x {grid[1]}, the whole image: global and "
+            "windowed blocks cannot be told apart. Give global_blocks= (and window=)"
+        )
+    if len(windows) > 1 or any(h != w for h, w in windows):
+        raise CheckpointError(f"the windows of the blocks are of several sizes or not square: {sorted(windows)}")
+    global_blocks = tuple(block for block, size in enumerate(sizes) if size == grid)
+    return {"global_blocks": global_blocks} | ({"window": next(iter(windows))[0]} if windows else {})
+
+
+def write(source: Source, file: Path) -> dict[str, Any]:
+    """The encoder as `image_encoder.*`; with `merge_into`, in its place in that whole SAM, whose other parts stay."""
+    arguments = peer_arguments(source.sam.config)
+    state = {PREFIX + key: value for key, value in source.sam.state_dict().items()}
+    if source.merge_into is not None:
+        state = merged(read(source.merge_into), state, PREFIX, source.merge_into)
+    torch.save(state, file)
+    return {
+        "class": "segment_anything.modeling.ImageEncoderViT",
+        "arguments": arguments | {"norm_layer": "functools.partial(torch.nn.LayerNorm, eps=1e-6)"},
+        "merged_into": source.merge_into and str(source.merge_into),
+    }
+
+
+def answers(source: Source, file: Path, images: Tensor) -> Iterator[Answer]:
+    peer = peer_encoder(peer_arguments(source.sam.config))
+    problems = peer.load_state_dict(encoder_weights(read(file)), strict=False)
+    refuse_other_keys("segment-anything", problems.missing_keys, problems.unexpected_keys)
+    yield Answer(peer.eval()(images), source.sam(images))
+
+
+def peer_arguments(config: SamConfig) -> dict[str, Any]:
+    """Arguments of segment-anything's ImageEncoderViT that give our architecture.
+
+    Raises ConfigError for a rectangle, which that class does not know.
+    """
+    require(config, "segment-anything", "square images")
+    return {
+        "img_size": config.image_size[0],
+        "patch_size": config.patch_size,
+        "in_chans": config.in_channels,
+        "embed_dim": config.width,
+        "depth": config.depth,
+        "num_heads": config.num_heads,
+        "mlp_ratio": config.mlp_ratio,
+        "out_chans": config.out_channels,
+        "use_rel_pos": True,
+        "window_size": config.window,
+        "global_attn_indexes": list(config.global_blocks),
+    }
+
+
+def peer_encoder(arguments: dict[str, Any]) -> nn.Module:
+    """segment-anything's own encoder, of random weights, with the epsilon that its published models have."""
+    from segment_anything.modeling import ImageEncoderViT
+
+    return ImageEncoderViT(**arguments, norm_layer=LayerNorm)
+
+
+def merged(whole: dict[str, Any], ours: dict[str, Tensor], prefix: str, path: Path) -> dict[str, Tensor]:
+    """The weights of a whole SAM with its encoder (all keys with `prefix`) replaced.
+
+    Raises CheckpointError naming what differs when its encoder is of another architecture.
+    """
+    theirs = {key for key in whole if key.startswith(prefix)}
+    differing = theirs ^ ours.keys() | {key for key in theirs & ours.keys() if whole[key].shape != ours[key].shape}
+    if differing:
+        raise CheckpointError(
+            f"{path} has an image encoder of another architecture: {', '.join(sorted(differing)[:8])}"
+        )
+    return whole | ours
+
+
+FORMAT = Format(
+    sentence=".pth of segment-anything: a SAM-style encoder, or a whole SAM with --merge-into SAM.pth",
+    suffix=".pth",
+    peer="segment_anything",
+    compared="image embeddings",
+    write=write,
+    answers=answers,
+    holds="sam",
+    merges=True,
+)

@@ -1,0 +1,77 @@
+"""Opening what is to be exported: the model, its size and the scale of its images."""
+
+from pathlib import Path
+
+import torch
+
+from mae.checkpoint import newest_valid, read, read_own
+from mae.errors import ConfigError
+from mae.export.format import Format, Source
+from mae.export.huggingface import read_settings
+from mae.export.photograph import scale_of
+from mae.export.sam import to_sam
+from mae.load import load
+from mae.load_sam import load_sam
+from mae.models.mae import MaskedAutoencoder
+from mae.models.resample import at_image_size
+from mae.models.sam import SamEncoder
+from mae.models.vit import Encoder
+
+Size = tuple[int, int]
+
+
+def open_source(path: Path, fmt: Format, image_size: Size | None, merge_into: Path | None) -> tuple[Source, int | None]:
+    """The part of the model in `path` that the format holds, and the step of an own checkpoint.
+
+    path        a file, or the folder of another library
+    image_size  what the export is for; None: the size of the source, or SAM's 1024 for a converted encoder
+
+    Raises CheckpointError when there is no model, ConfigError when the format needs another one.
+    """
+    run = read_own(path)["mae"] if path.suffix == ".ckpt" else None
+    model = _sam(path, fmt, image_size) if _holds_sam(path) else _plain(path, fmt, image_size)
+    scale = scale_of(path, run["recipe"] if run else None, model.config.in_channels)
+    return Source(model.eval(), scale, merge_into), run["step"] if run else None
+
+
+def checkpoint_of(path: Path) -> Path:
+    """The newest checkpoint of a run folder; any other path as it is."""
+    return (newest_valid(path) or path) if path.is_dir() else path
+
+
+def _holds_sam(path: Path) -> bool:
+    if path.is_dir():
+        settings = read_settings(path) if (path / "config.json").is_file() else {}
+        kind = settings.get("architecture") or settings.get("model_type") or ""
+        return kind.startswith("sam")
+    if path.suffix == ".safetensors":
+        return False
+    contents = read(path)
+    return any(key.endswith("neck.0.weight") for key in contents.get("model", contents))
+
+
+def _sam(path: Path, fmt: Format, image_size: Size | None) -> SamEncoder:
+    if fmt.holds != "sam":
+        raise ConfigError(f"{path} holds a SAM-style encoder: choose a --to whose description says SAM (--list)")
+    model = load_sam(path)
+    if image_size not in (None, model.config.image_size):
+        raise ConfigError(
+            f"--image-size: {path} holds a SAM-style encoder for {model.config.image_size}, which is not resized. "
+            "Leave it out, or convert the masked autoencoder at that size"
+        )
+    return model
+
+
+def _plain(path: Path, fmt: Format, image_size: Size | None) -> Encoder | SamEncoder:
+    model = load(path)
+    if fmt.holds == "sam":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # the neck is fresh, and the same every time
+            return to_sam(model, **({"image_size": image_size} if image_size else {}))
+    resized = image_size not in (None, model.config.image_size)
+    if fmt.holds == "autoencoder" and (resized or not isinstance(model, MaskedAutoencoder)):
+        reason = "a decoder is not resized to another --image-size" if resized else f"{path} holds no decoder"
+        raise ConfigError(f"this format is for whole autoencoders, and {reason}: choose a --to for encoders (--list)")
+    if resized or fmt.holds == "encoder":
+        return at_image_size(model, image_size or model.config.image_size)
+    return model

@@ -1,0 +1,84 @@
+"""Folders in the layout of timm's models on the hub: `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mae.errors import CheckpointError
+from mae.export.format import Answer, Format, Source
+from mae.export.huggingface import read_weights
+from mae.export.timm import timm_arguments
+
+# timm wants the name of one of its own models; the arguments beside it decide.
+ARCHITECTURES = {192: "tiny_patch16", 384: "small_patch16", 768: "base_patch16", 1024: "large_patch16"}
+
+
+def read(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Fields of MAEConfig and weights; `settings` is the folder's config.json.
+
+    Raises CheckpointError when the model is no plain Vision Transformer.
+    """
+    if not settings["architecture"].startswith("vit_"):
+        raise CheckpointError(f"{folder} holds timm's {settings['architecture']}: only plain vit_* are encoders here")
+    arguments = settings.get("model_args", {})
+    names = {"img_size": "image_size", "num_heads": "num_heads"}
+    return {ours: arguments[theirs] for theirs, ours in names.items() if theirs in arguments}, read_weights(folder)
+
+
+def write(source: Source, folder: Path) -> dict[str, Any]:
+    config = source.encoder.config
+    architecture = f"vit_{ARCHITECTURES.get(config.width, 'base_patch16')}_224"
+    return write_folder(folder, architecture, timm_arguments(config), source, source.encoder.state_dict())
+
+
+def write_folder(
+    folder: Path, architecture: str, arguments: dict[str, Any], source: Source, state: dict[str, Tensor]
+) -> dict[str, Any]:
+    """config.json and model.safetensors; returns what the card says of loading them.
+
+    architecture  the name of one of timm's models
+    arguments     what replaces that model's own
+    """
+    config = source.model.config
+    settings = {
+        "architecture": architecture,
+        "num_classes": 0,
+        "num_features": config.width,
+        "global_pool": arguments["global_pool"],
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "input_size": [config.in_channels, *config.image_size],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "mean": source.scale.mean,
+            "std": source.scale.std,
+            "num_classes": 0,
+            "first_conv": "patch_embed.proj",
+        },
+    }
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    return {"call": f'timm.create_model("local-dir:{folder.name}", pretrained=True)'}
+
+
+def answers(source: Source, folder: Path, images: Tensor) -> Iterator[Answer]:
+    # Loads strictly: a key on one side only is an error of timm's that names it.
+    peer: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    yield Answer(peer.forward_features(images), source.features(images))
+
+
+FORMAT = Format(
+    sentence='folder for timm.create_model("local-dir:FOLDER", pretrained=True): the encoder',
+    suffix="",
+    peer="timm",
+    compared="features of all tokens",
+    write=write,
+    answers=answers,
+)

@@ -1,0 +1,68 @@
+"""Folders for timm's `samvit_*`: `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mae.errors import CheckpointError
+from mae.export import timm_folder
+from mae.export.format import Source
+from mae.export.huggingface import read_weights
+from mae.models.sam import SamConfig
+
+# timm wants the name of one of its own models; the arguments beside it decide.
+ARCHITECTURES = {768: "samvit_base_patch16", 1024: "samvit_large_patch16", 1280: "samvit_huge_patch16"}
+# timm's argument, ours.
+NAMES = {
+    "patch_size": "patch_size",
+    "in_chans": "in_channels",
+    "embed_dim": "width",
+    "depth": "depth",
+    "num_heads": "num_heads",
+    "mlp_ratio": "mlp_ratio",
+    "window_size": "window",
+    "global_attn_indexes": "global_blocks",
+    "neck_chans": "out_channels",
+}
+
+
+def timm_arguments(config: SamConfig) -> dict[str, Any]:
+    """Arguments of timm's VisionTransformerSAM that give our architecture, without a head."""
+    fields = config.model_dump(mode="json")
+    return {theirs: fields[ours] for theirs, ours in NAMES.items()} | {
+        "img_size": fields["image_size"],
+        "use_rel_pos": True,
+        "norm_layer": None,  # an epsilon of 1e-6, where timm's samvit_* have 1e-5
+        "global_pool": "",
+        "num_classes": 0,
+    }
+
+
+def read(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Fields of SamConfig and weights under our names; `settings` is the folder's config.json.
+
+    Raises CheckpointError when the model is another one, or its arguments are not written out.
+    """
+    arguments = settings.get("model_args", {})
+    if missing := [name for name in (*NAMES, "img_size") if name not in arguments]:
+        raise CheckpointError(f"{folder} does not say {', '.join(missing)} of timm's {settings['architecture']}")
+    fields = {ours: arguments[theirs] for theirs, ours in NAMES.items()} | {"image_size": arguments["img_size"]}
+    return fields, {key.replace(".mlp.fc", ".mlp.lin"): value for key, value in read_weights(folder).items()}
+
+
+def write(source: Source, folder: Path) -> dict[str, Any]:
+    config = source.sam.config
+    architecture = ARCHITECTURES.get(config.width, "samvit_base_patch16")
+    state = {key.replace(".mlp.lin", ".mlp.fc"): value for key, value in source.sam.state_dict().items()}
+    return timm_folder.write_folder(folder, architecture, timm_arguments(config), source, state)
+
+
+FORMAT = replace(
+    timm_folder.FORMAT,
+    sentence="folder for timm's samvit_* models: a SAM-style encoder",
+    compared="image embeddings",
+    write=write,
+    holds="sam",
+)

@@ -1,0 +1,61 @@
+"""Hugging Face `ViTModel` folders: the encoder, with the names used on the hub."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mae.export.format import Answer, Format, Source, require
+from mae.export.huggingface import (
+    encoder_fields,
+    encoder_settings,
+    load_strictly,
+    preprocessor_settings,
+    read_weights,
+    to_hub_names,
+    to_our_names,
+    write_folder,
+)
+
+TOP = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "layernorm": "norm",
+}
+LAYERS = {"encoder.layer": "blocks"}
+
+
+def read(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Fields of MAEConfig and weights under our names; `settings` is the folder's config.json.
+
+    Raises CheckpointError when files are missing or something, such as a pooler, has no counterpart.
+    """
+    return encoder_fields(settings), to_our_names(read_weights(folder), TOP, LAYERS)
+
+
+def write(source: Source, folder: Path) -> dict[str, Any]:
+    config = source.encoder.config
+    require(config, "transformers' ViTModel", "a class token")
+    settings = {"architectures": ["ViTModel"], "model_type": "vit"} | encoder_settings(config)
+    preprocessing = preprocessor_settings(config.image_size, source.scale)
+    write_folder(folder, settings, to_hub_names(source.encoder.state_dict(), TOP, LAYERS), preprocessing)
+    return {"class": "transformers.ViTModel", "arguments": {"add_pooling_layer": False}}
+
+
+def answers(source: Source, folder: Path, images: Tensor) -> Iterator[Answer]:
+    from transformers import ViTModel
+
+    peer = load_strictly(ViTModel, folder, add_pooling_layer=False)
+    yield Answer(peer(images).last_hidden_state, source.features(images))
+
+
+FORMAT = Format(
+    sentence="folder for transformers' ViTModel: the encoder",
+    suffix="",
+    peer="transformers",
+    compared="features of all tokens",
+    write=write,
+    answers=answers,
+)

@@ -1,0 +1,98 @@
+"""Hugging Face `ViTMAEForPreTraining` folders: the whole autoencoder, with the names used on the hub."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mae.errors import CheckpointError
+from mae.export.format import Answer, Format, Source, require
+from mae.export.huggingface import (
+    encoder_fields,
+    encoder_settings,
+    load_strictly,
+    preprocessor_settings,
+    read_weights,
+    to_hub_names,
+    to_our_names,
+    write_folder,
+)
+from mae.models.mae import MaskedAutoencoder
+
+TOP = {
+    "vit.embeddings.cls_token": "cls_token",
+    "vit.embeddings.position_embeddings": "pos_embed",
+    "vit.embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "vit.layernorm": "norm",
+    "decoder.decoder_embed": "decoder_embed",
+    "decoder.mask_token": "mask_token",
+    "decoder.decoder_pos_embed": "decoder_pos_embed",
+    "decoder.decoder_norm": "decoder_norm",
+    "decoder.decoder_pred": "decoder_pred",
+}
+LAYERS = {
+    "vit.encoder.layer": "blocks",
+    "decoder.decoder_layers": "decoder_blocks",
+    "decoder.decoder_encoder.layer": "decoder_blocks",  # written by releases of 2026
+}
+
+
+def read(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Fields of MAEConfig and weights under our names; `settings` is the folder's config.json.
+
+    Raises CheckpointError when files are missing or something has no counterpart.
+    """
+    decoder_width = settings.get("decoder_hidden_size", 512)
+    if settings.get("decoder_intermediate_size", 2048) != 4 * decoder_width:
+        raise CheckpointError("decoder_intermediate_size is not 4 x decoder_hidden_size, which our decoder needs")
+    fields = encoder_fields(settings) | {
+        "decoder_width": decoder_width,
+        "decoder_depth": settings.get("decoder_num_hidden_layers", 8),
+        "decoder_num_heads": settings.get("decoder_num_attention_heads", 16),
+        "mask_ratio": settings.get("mask_ratio", 0.75),
+        "norm_pix": settings.get("norm_pix_loss", False),
+    }
+    return fields, to_our_names(read_weights(folder), TOP, LAYERS)
+
+
+def write(source: Source, folder: Path) -> dict[str, Any]:
+    config = source.encoder.config
+    require(config, "transformers' ViTMAE", "a class token", "square images")
+    settings = {"architectures": ["ViTMAEForPreTraining"], "model_type": "vit_mae"} | encoder_settings(config)
+    settings |= {
+        "decoder_hidden_size": config.decoder_width,
+        "decoder_num_hidden_layers": config.decoder_depth,
+        "decoder_num_attention_heads": config.decoder_num_heads,
+        "decoder_intermediate_size": 4 * config.decoder_width,
+        "mask_ratio": config.mask_ratio,
+        "norm_pix_loss": config.norm_pix,
+    }
+    preprocessing = preprocessor_settings(config.image_size, source.scale)
+    write_folder(folder, settings, to_hub_names(source.encoder.state_dict(), TOP, LAYERS), preprocessing)
+    return {"class": "transformers.ViTMAEForPreTraining"}
+
+
+def answers(source: Source, folder: Path, images: Tensor) -> Iterator[Answer]:
+    """The loss, and the prediction of the hidden patches, under the same mask."""
+    from transformers import ViTMAEForPreTraining
+
+    model = source.encoder
+    assert isinstance(model, MaskedAutoencoder)
+    peer = load_strictly(ViTMAEForPreTraining, folder)
+    noise = torch.rand(1, model.config.patches, generator=torch.Generator().manual_seed(0))
+    theirs, ours = peer(images, noise=noise), model(images, noise)
+    yield Answer(theirs.logits[theirs.mask.bool()], ours.pred.flatten(0, 1))
+    yield Answer(theirs.loss, ours.loss)
+
+
+FORMAT = Format(
+    sentence="folder for transformers' ViTMAEForPreTraining: encoder and decoder",
+    suffix="",
+    peer="transformers",
+    compared="loss and predictions",
+    write=write,
+    answers=answers,
+    holds="autoencoder",
+)

@@ -1,0 +1,147 @@
+"""An export, whole and verified or not at all, and the card that says where it came from."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mae.errors import CheckpointError, ConfigError
+from mae.export.format import Format, Source
+from mae.export.formats import FORMATS
+from mae.export.source import checkpoint_of, open_source
+from mae.export.verify import verify
+from mae.load import load
+from mae.load_sam import load_sam
+from mae.models.sam import SamConfig
+from mae.run import write_json
+
+
+def export(
+    path: Path,
+    to: str,
+    out: Path,
+    *,
+    image_size: tuple[int, int] | None = None,
+    merge_into: Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes the model in `path` to `out` and a card: `out`.json beside a file, card.json inside a folder.
+
+    image_size  (height, width) that the export is for; positions are resized
+    merge_into  a whole SAM of the format, whose encoder is replaced
+    returns     the card
+
+    Raises ConfigError when something is in the way or the format has no place for the model, CheckpointError when the
+    source is bad or the export is not the same function. Nothing is left behind then.
+    """
+    fmt = FORMATS[to]
+    refuse_early(fmt, to, out, merge_into, overwrite)
+    path = checkpoint_of(path)
+    source, step = open_source(path, fmt, image_size, merge_into)
+    with staged(out) as file:
+        details = fmt.write(source, file)
+        if fmt.read_back:
+            refuse_other_weights(source, file)
+        verification = verify(fmt, source, file)
+        card = {
+            "format": to,
+            "source": str(path),
+            "step": step,
+            "config": source.model.config.model_dump(mode="json"),
+            "pixels": source.scale._asdict(),
+            "load": details,
+            "verification": verification,
+            "sha256": {str(part.relative_to(file.parent)): digest(part) for part in files_under(file.parent)},
+        }
+        write_json(card_of(file, fmt), card)
+    print(f"{out}: {summary(verification)}")
+    return card_of(out, fmt)
+
+
+def refuse_early(fmt: Format, to: str, out: Path, merge_into: Path | None, overwrite: bool) -> None:
+    """Raises ConfigError for what can be known before anything is loaded."""
+    if fmt.suffix and out.suffix != fmt.suffix:
+        raise ConfigError(f"--out {out}: the format {to} is a file whose name ends in {fmt.suffix}")
+    if lacking := [module for module in fmt.needs if find_spec(module) is None]:
+        raise ConfigError(f"--to {to} needs {' and '.join(lacking)}: pip install {' '.join(lacking)}")
+    if merge_into is not None and not (fmt.merges and (merge_into.is_file() if fmt.suffix else merge_into.is_dir())):
+        what = "takes a whole SAM in its own format" if fmt.merges else "cannot be merged into anything"
+        raise ConfigError(f"--merge-into {merge_into}: the format {to} {what}")
+    card = card_of(out, fmt)
+    for path in (out, card):
+        if path.exists() and not overwrite:
+            raise ConfigError(f"{path} exists. Choose another --out, or replace it with --overwrite")
+    if out.is_dir() and (fmt.suffix or not card.exists()):
+        raise ConfigError(
+            f"{out} is a folder, and no export of this format: --overwrite keeps off. Choose another --out"
+        )
+
+
+def card_of(out: Path, fmt: Format) -> Path:
+    return out.with_name(f"{out.name}.json") if fmt.suffix else out / "card.json"
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """A path called like `out` in a temporary folder; all that lies there in the end is moved to beside `out`.
+
+    The main file comes last, so that it is there only when everything is.
+    """
+    stage = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir(parents=True)
+    try:
+        yield stage / out.name
+        parts = sorted(stage.iterdir(), key=lambda part: part.name == out.name)
+        for file in files_under(stage):
+            file.chmod(stage.stat().st_mode & 0o666)  # some writers leave it to the owner alone
+        for part in parts:
+            final = out.parent / part.name
+            if final.is_dir():
+                os.replace(final, stage / "replaced")
+            os.replace(part, final)
+    finally:
+        shutil.rmtree(stage)
+
+
+def refuse_other_weights(source: Source, file: Path) -> None:
+    """Raises CheckpointError naming every parameter that `mae.load` does not read back bit for bit."""
+    config = source.model.config
+    if isinstance(config, SamConfig):
+        model = load_sam(file, global_blocks=config.global_blocks, window=config.window)
+    else:
+        unseen = ("num_heads", "decoder_num_heads", "image_size")
+        model = load(file, **{name: getattr(config, name) for name in unseen})
+    back, state = model.state_dict(), source.model.state_dict()
+    differing = [key for key in sorted(state.keys() | back.keys()) if not _same(state.get(key), back.get(key))]
+    if differing:
+        raise CheckpointError(f"the export does not hold the source's weights: {', '.join(differing[:8])} differ")
+
+
+def _same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    return one is not None and other is not None and torch.equal(one, other)
+
+
+def files_under(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def digest(file: Path) -> str:
+    with file.open("rb") as contents:
+        return hashlib.file_digest(contents, "sha256").hexdigest()
+
+
+def summary(verification: dict[str, Any]) -> str:
+    """The outcome of the verification as a sentence."""
+    if verification["compared_with"] is None:
+        return f"written; {verification['why']}, so only {verification['checked']} were checked"
+    return (
+        f"{verification['compared']}, the same in {verification['compared_with']} "
+        f"(largest difference {verification['difference']:.1e} of the largest value)"
+    )

@@ -1,0 +1,231 @@
+"""The SAM-style image encoder: a ViT of windowed and a few global blocks with relative positions, for large images."""
+
+from collections.abc import Iterator
+from typing import NamedTuple, cast
+
+import torch
+from einops import rearrange
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from mae.errors import ConfigError
+from mae.models.config import multiple_of_patch
+from mae.models.relative_attention import relative_attention, relative_terms
+from mae.models.resample import resize_positions
+from mae.models.vit import LayerNorm
+
+
+class SamConfig(BaseModel):
+    """The architecture of a SAM-style encoder. The defaults are SAM-B (Kirillov et al. 2023, appendix A)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image_size: tuple[int, int] = (1024, 1024)
+    patch_size: int = Field(default=16, ge=1)
+    in_channels: int = Field(default=3, ge=1)
+    width: int = Field(default=768, ge=1)
+    depth: int = Field(default=12, ge=1)
+    num_heads: int = Field(default=12, ge=1)
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    window: int = Field(default=14, ge=1)
+    global_blocks: tuple[int, ...] = (2, 5, 8, 11)
+    out_channels: int = Field(default=256, ge=1)
+
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _square_from_one_number(cls, value: object) -> object:
+        return (value, value) if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _fits(self) -> "SamConfig":
+        multiple_of_patch(self.image_size, self.patch_size)
+        if self.width % self.num_heads:
+            raise ValueError(f"width={self.width} cannot be split over {self.num_heads} heads")
+        outside = [block for block in self.global_blocks if not 0 <= block < self.depth]
+        if outside:
+            raise ValueError(f"global_blocks names block {outside[0]}: depth={self.depth} has 0 to {self.depth - 1}")
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches per column and per row of the image, (h, w)."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+
+SIZES = {
+    "sam_base": SamConfig(),
+    "sam_large": SamConfig(width=1024, depth=24, num_heads=16, global_blocks=(5, 11, 17, 23)),
+    "sam_huge": SamConfig(width=1280, depth=32, num_heads=16, global_blocks=(7, 15, 23, 31)),
+}
+
+
+class SamEncoder(nn.Module):
+    """Images to image embeddings, with the parameter names of segment-anything's `image_encoder`.
+
+    checkpointing  keep only the tokens between blocks for the backward pass and compute the rest again
+
+    Source: Li et al. 2022 (ViTDet); Kirillov et al. 2023.
+    """
+
+    def __init__(self, config: SamConfig, *, checkpointing: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.checkpointing = checkpointing
+        self.patch_embed = PatchEmbed(config)
+        self.pos_embed = nn.Parameter(torch.zeros(1, *config.grid, config.width))
+        self.blocks = nn.ModuleList(Block(config, index in config.global_blocks) for index in range(config.depth))
+        self.neck = nn.Sequential(
+            nn.Conv2d(config.width, config.out_channels, 1, bias=False),
+            LayerNorm2d(config.out_channels, eps=1e-6),
+            nn.Conv2d(config.out_channels, config.out_channels, 3, padding=1, bias=False),
+            LayerNorm2d(config.out_channels, eps=1e-6),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The image embedding.
+
+        images   [B, C, H, W]                   normalised; H and W any multiples of the patch size
+        returns  [B, out_channels, H/p, W/p]
+        """
+        return self.neck(rearrange(self.tokens(images), "b h w d -> b d h w"))
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """What the last block gives, before the neck: [B, C, H, W] -> [B, h, w, D]."""
+        tokens = self.embed(images)
+        for block in self.blocks:
+            tokens = checkpoint(block, tokens, use_reentrant=False) if self.checkpointing else block(tokens)
+        return tokens
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Patches with their positions, which are resized where the image is not of the configured size.
+
+        Raises ConfigError for an image that is no whole number of patches.
+        """
+        height, width = images.shape[-2:]
+        try:
+            multiple_of_patch((height, width), self.config.patch_size)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        tokens = self.patch_embed(images)
+        return tokens + resize_positions(self.pos_embed, tokens.shape[1:3])
+
+    def attentions(self, images: Tensor) -> Iterator["Projections"]:
+        """What each block attends with, in order, for looking at the attention that fused kernels hide."""
+        tokens = self.embed(images)
+        for block in (cast(Block, block) for block in self.blocks):
+            yield block.attn.project(block.norm1(tokens))
+            tokens = block(tokens)
+
+    def compile_blocks(self) -> None:
+        """Compiles the blocks one by one (`torch.compile`): two graphs, a windowed and a global one, for all depths."""
+        for block in self.blocks:
+            block.compile()
+
+
+class PatchEmbed(nn.Module):
+    """Patches to tokens: [B, C, H, W] -> [B, h, w, D]."""
+
+    def __init__(self, config: SamConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(config.in_channels, config.width, config.patch_size, config.patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        # Laid out token by token, as everything after it reads and adds.
+        return rearrange(self.proj(images), "b d h w -> b h w d").contiguous()
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block over a grid of tokens, [B, h, w, D] -> [B, h, w, D]."""
+
+    def __init__(self, config: SamConfig, is_global: bool) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(config.width)
+        self.attn = Attention(config, is_global)
+        self.norm2 = LayerNorm(config.width)
+        self.mlp = Mlp(config.width, int(config.width * config.mlp_ratio))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self.attn(self.norm1(tokens))
+        return tokens + self.mlp(self.norm2(tokens))
+
+
+class Projections(NamedTuple):
+    """What an attention works with. G counts (image, window, head), the head running fastest; one window is all of
+    the image in a global block, where window is None.
+
+    q, k, v        [G, n, d]             q not scaled; n tokens of a window, row by row
+    rows, columns  [G, n, h], [G, n, w]  what relative positions add to the scores
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    rows: Tensor
+    columns: Tensor
+
+
+class Attention(nn.Module):
+    """Multi-head attention with relative positions, over the whole grid or inside windows."""
+
+    def __init__(self, config: SamConfig, is_global: bool) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.window = None if is_global else config.window
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.proj = nn.Linear(config.width, config.width)
+        h, w = config.grid if self.window is None else (self.window, self.window)
+        self.rel_pos_h = nn.Parameter(torch.zeros(2 * h - 1, config.width // config.num_heads))
+        self.rel_pos_w = nn.Parameter(torch.zeros(2 * w - 1, config.width // config.num_heads))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mixed = relative_attention(*self.project(tokens))
+        _, h, w, _ = tokens.shape
+        wh, ww = self._window_size(h, w)
+        mixed = rearrange(
+            mixed,
+            "(b y x n) (h w) d -> b (y h) (x w) (n d)",
+            n=self.num_heads, y=-(-h // wh), x=-(-w // ww), h=wh, w=ww,
+        )  # fmt: skip
+        return self.proj(mixed[:, :h, :w])
+
+    def project(self, tokens: Tensor) -> Projections:
+        """Queries, keys and values of every window, [B, h, w, D] -> [G, n, d] each, and the relative terms.
+
+        Windows at the edge are filled with zeros, which are keys like others: all that is left of their projection is
+        the bias.
+        """
+        _, h, w, _ = tokens.shape
+        wh, ww = self._window_size(h, w)
+        qkv = self.qkv(tokens)
+        if h % wh or w % ww:
+            whole = (qkv.shape[0], -(-h // wh) * wh, -(-w // ww) * ww, -1)
+            filled = self.qkv.bias.to(qkv.dtype).expand(whole).clone()
+            filled[:, :h, :w] = qkv
+            qkv = filled
+        pattern = "b (y h) (x w) (three n d) -> three (b y x n) (h w) d"
+        q, k, v = rearrange(qkv, pattern, three=3, n=self.num_heads, h=wh, w=ww)
+        return Projections(q, k, v, *relative_terms(q, self.rel_pos_h, self.rel_pos_w, (wh, ww)))
+
+    def _window_size(self, h: int, w: int) -> tuple[int, int]:
+        return (h, w) if self.window is None else (self.window, self.window)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between, under segment-anything's names."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(width, hidden)
+        self.lin2 = nn.Linear(hidden, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.lin2(F.gelu(self.lin1(tokens)))
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of [B, C, H, W]."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return rearrange(super().forward(rearrange(input, "b c h w -> b h w c")), "b h w c -> b c h w")
