@@ -35,7 +35,9 @@ from mae.callbacks.reconstructions import Reconstructions
 from mae.callbacks.signals import StopOnSignal, Stopped
 from mae.checkpoint import AtomicCheckpointIO, read_own, refuse_other_run
 from mae.csvlog import MetricsCSV
+from mae.devices import hardware, planned_precision
 from mae.errors import CheckpointError, ConfigError, RunEnded, first_sentence
+from mae.export.sam import sam_config
 from mae.floors import trivial_losses
 from mae.launch import (
     Topology,
@@ -53,14 +55,17 @@ from mae.models.mae import MaskedAutoencoder
 from mae.optim import OptimConfig
 from mae.pictures import draw_loss_curve
 from mae.pixels import Pixels
+from mae.plan import PlanConfig, forecast
+from mae.plan_tables import show_forecast
 from mae.precision import resolve_precision
 from mae.pretrain import VALIDATION, Pretraining
-from mae.recipe import Plan, derive
-from mae.run import create, record_start, starting_point
+from mae.recipe import Plan, derive, split_batch
+from mae.run import create, record_start, starting_point, write_json
 from mae.slurm import requeue
 from mae.strategies import choose_strategy
 from mae.summary import summarise
 from mae.tracking import finish_wandb, wandb_identity
+from mae.workload import pretraining_workload, sam_workload
 
 FLOOR_IMAGES = 256
 PICTURE_IMAGES = 8
@@ -99,6 +104,7 @@ class TrainConfig(BaseModel):
     checkpoint: CheckpointConfig
     trainer: dict[str, Any]
     logger: dict[str, Any]
+    plan: PlanConfig
 
     @property
     def run(self) -> Path:
@@ -116,6 +122,11 @@ def launch(raw: DictConfig) -> None:
     quieten()  # a job of submitit begins here
     config = TrainConfig.model_validate(OmegaConf.to_container(raw, resolve=True, throw_on_missing=True))
     topology = launched()
+    if config.plan.show:
+        ranks = topology.ranks if topology else wanted_devices(config.trainer["devices"])
+        if topology is None or topology.rank == 0:
+            plan_only(config, config.plan.gpus or ranks)
+        return
     if topology is None:
         devices = wanted_devices(config.trainer["devices"])
         if devices > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -155,7 +166,7 @@ def pretrain(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[
 
     if topology.rank == 0:
         create(config.run, config.overwrite)
-        OmegaConf.save(OmegaConf.create(config.model_dump(mode="json")), config.run / "config.yaml")
+        OmegaConf.save(OmegaConf.create(config.model_dump(mode="json", exclude={"plan"})), config.run / "config.yaml")
         record_start(config.run, start_step, topology.ranks)
         source = str(start or config.init_from or "random weights")
         show_plan(config, plan, data, model, recipe["precision"], source)
@@ -183,6 +194,51 @@ def pretrain(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[
         finish_wandb(code)
     if topology.rank == 0:
         finish(config, plan, module, data)
+
+
+def plan_only(config: TrainConfig, ranks: int) -> None:
+    """Prints what the run would take, without starting it; of the data it needs the index alone, or plan.samples."""
+    wanted = config.plan
+    precision = planned_precision(config.precision, wanted.gpu)
+    device = hardware(wanted.gpu, precision)
+    micro_batch, accumulate = split_batch(config.global_batch, config.micro_batch, ranks)
+    if wanted.task == "segment":
+        work = sam_workload(sam_config(config.model, {}), precision)
+    else:
+        work = pretraining_workload(config.model, precision, torch.device(device.kind))
+    samples, shards = wanted.samples, None
+    if samples is None and config.data.named:
+        index = open_data(config, Topology(rank=0, ranks=ranks, devices=ranks, nodes=1)).train_index
+        size = None if config.data.mode == "stream" else int(index.bytes.sum())
+        samples, shards = len(index), (len(index.shards), size)
+    images = None
+    if samples is not None:
+        steps = derive(
+            config.optim,
+            samples=samples,
+            global_batch=config.global_batch,
+            micro_batch=config.micro_batch,
+            ranks=ranks,
+            epochs=config.epochs,
+            max_steps=config.max_steps,
+            views=config.data.views_per_image,
+        ).total_steps
+        images = steps * config.global_batch
+    plan = forecast(
+        work,
+        device,
+        ranks=ranks,
+        micro_batch=micro_batch,
+        accumulate=accumulate,
+        precision=precision,
+        mfu=wanted.mfu,
+        images=images,
+        shards=shards,
+        checkpoints=config.checkpoint.keep,
+    )
+    show_forecast(plan, config.name)
+    if wanted.file is not None:
+        write_json(Path(wanted.file), plan.plain())
 
 
 def open_data(config: TrainConfig, topology: Topology) -> ShardDataModule:
@@ -358,4 +414,6 @@ def run_program(program: Callable[[], None]) -> None:
 
 
 if __name__ == "__main__":
+    # `plan` is a group of settings, to which Hydra cannot assign true.
+    sys.argv[1:] = ["plan.show=true" if word == "plan=true" else word for word in sys.argv[1:]]
     run_program(main)

@@ -55,8 +55,6 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _consistent(self) -> "DataConfig":
-        if not self.path and not self.source:
-            raise ValueError("neither path nor source is set. Set data.path to shards, or data.source=digits")
         if (self.mode == "stream") != (self.samples is not None):
             raise ValueError("mode=stream and samples go together: a stream has no length. Set both or neither of them")
         if self.mode == "stream" and not self.path:
@@ -78,6 +76,11 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
         if min(self.std, default=0) <= 0:
             raise ValueError(f"std={list(self.std)} has to be positive in each channel")
         return self
+
+    @property
+    def named(self) -> bool:
+        """Whether the settings say which images."""
+        return bool(self.path or self.source)
 
     @property
     def shard_cache(self) -> ShardCache:
@@ -116,6 +119,8 @@ class ShardDataModule(lightning.LightningDataModule):
                 f"model.in_channels={channels}, but data.mean and data.std have {len(config.mean)} values. "
                 "Give one per channel: 1 for grey, 3 for RGB, any other number for .npy and TIFF images of so many."
             )
+        if not config.named:
+            raise DataError("neither data.path nor data.source is set. Set data.path to shards, or data.source=digits")
         views = config.views_per_image
         if micro_batch % views:
             raise DataError(

@@ -1,7 +1,8 @@
-"""The objective: mean squared error on hidden patches."""
+"""The objectives: mean squared error on hidden patches, and how well a gate covers what was asked for."""
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def patch_statistics(patches: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
@@ -31,3 +32,15 @@ def reconstruction_loss(pred: Tensor, target: Tensor) -> Tensor:
     returns       []
     """
     return (pred.float() - target.float()).square().mean()
+
+
+def relevance_alignment_loss(gate: Tensor, masks: Tensor) -> Tensor:
+    """Cross-entropy between the gate of every token and the share of it that any prompted mask covers, in float32.
+
+    gate     [B, h, w]     0 to 1
+    masks    [B, M, H, W]  true inside the object that a prompt asks for; H and W multiples of h and w
+    returns  []
+    """
+    h, w = gate.shape[-2:]
+    covered = F.adaptive_avg_pool2d(masks.any(1).float(), (h, w))
+    return F.binary_cross_entropy_with_logits(torch.logit(gate.float(), eps=1e-6), covered)

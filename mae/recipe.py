@@ -48,21 +48,7 @@ def derive(
 
     Raises ConfigError when the global batch cannot be split, or exceeds the samples.
     """
-    if micro_batch is None:
-        if global_batch % ranks:
-            raise ConfigError(
-                f"global_batch={global_batch} cannot be split over {ranks} ranks: it is not a multiple of {ranks}"
-            )
-        micro_batch = global_batch // ranks
-    if global_batch % (micro_batch * ranks):
-        share = global_batch // ranks
-        way_out = (
-            f"Set micro_batch to a divisor of {share}" if global_batch % ranks == 0 else f"Use a multiple of {ranks}"
-        )
-        raise ConfigError(
-            f"global_batch={global_batch} cannot be split over {ranks} ranks of micro_batch={micro_batch}: "
-            f"{global_batch} is not a multiple of {ranks * micro_batch}. {way_out}"
-        )
+    micro_batch, accumulate = split_batch(global_batch, micro_batch, ranks)
     steps_per_pass = samples * views // global_batch
     if steps_per_pass == 0:
         raise ConfigError(
@@ -79,7 +65,7 @@ def derive(
         global_batch=global_batch,
         micro_batch=micro_batch,
         ranks=ranks,
-        accumulate=global_batch // (micro_batch * ranks),
+        accumulate=accumulate,
         views=views,
         steps_per_pass=steps_per_pass,
         total_steps=total_steps,
@@ -87,3 +73,23 @@ def derive(
         peak_lr=optim.base_lr * global_batch / 256,
         min_lr=optim.min_lr,
     )
+
+
+def split_batch(global_batch: int, micro_batch: int | None, ranks: int) -> tuple[int, int]:
+    """(micro_batch, accumulate) of a global batch; raises ConfigError when it cannot be split."""
+    if micro_batch is None:
+        if global_batch % ranks:
+            raise ConfigError(
+                f"global_batch={global_batch} cannot be split over {ranks} ranks: it is not a multiple of {ranks}"
+            )
+        micro_batch = global_batch // ranks
+    if global_batch % (micro_batch * ranks):
+        share = global_batch // ranks
+        way_out = (
+            f"Set micro_batch to a divisor of {share}" if global_batch % ranks == 0 else f"Use a multiple of {ranks}"
+        )
+        raise ConfigError(
+            f"global_batch={global_batch} cannot be split over {ranks} ranks of micro_batch={micro_batch}: "
+            f"{global_batch} is not a multiple of {ranks * micro_batch}. {way_out}"
+        )
+    return micro_batch, global_batch // (micro_batch * ranks)

@@ -172,6 +172,11 @@ def test_fewer_samples_than_a_global_batch_are_refused(folder):
     assert module(folder, global_batch=103, micro_batch=103).steps_per_epoch == 1
 
 
+def test_data_that_nobody_named_is_refused():
+    with pytest.raises(DataError, match=r"neither data\.path nor data\.source is set"):
+        ShardDataModule(DataConfig(), image_size=(32, 32), channels=3, seed=0, global_batch=8, micro_batch=8)
+
+
 def test_channels_that_do_not_match_are_refused(folder):
     with pytest.raises(DataError, match=r"model\.in_channels=1, but data\.mean and data\.std have 3 values"):
         module(folder, channels=1)
@@ -180,7 +185,6 @@ def test_channels_that_do_not_match_are_refused(folder):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"path": None}, "neither path nor source"),
         ({"scale": (0.5, 0.2)}, "scale="),
         ({"scale": (0, 1)}, "scale="),
         ({"std": (1, 1)}, "mean has 3 channels and std 2"),

@@ -22,7 +22,7 @@ def to_sam(encoder: Encoder, **given: object) -> SamEncoder:
 
     Raises ConfigError when the fields do not fit the encoder.
     """
-    config = _config(encoder.config, given)
+    config = sam_config(encoder.config, given)
     model = SamEncoder(config)
     own = model.state_dict()
     carried = _carried(encoder, config)
@@ -32,7 +32,8 @@ def to_sam(encoder: Encoder, **given: object) -> SamEncoder:
     return model.train(encoder.training)
 
 
-def _config(config: MAEConfig, given: dict[str, object]) -> SamConfig:
+def sam_config(config: MAEConfig, given: dict[str, object]) -> SamConfig:
+    """The settings of the SAM-style encoder that a masked autoencoder's becomes; `given` as in `to_sam`."""
     carried = config.model_dump(include={"in_channels", "width", "depth", "num_heads", "mlp_ratio"})
     differing = [name for name in carried if name in given and given[name] != carried[name]]
     if differing:

@@ -1,0 +1,93 @@
+"""Floating-point operations by formula: products of matrices only, a multiply-add counted as two."""
+
+from collections.abc import Iterator
+from math import ceil
+
+from mae.models.config import MAEConfig
+from mae.models.sam import SamConfig
+
+
+def pretraining_flops(config: MAEConfig) -> int:
+    """Forward and backward of one image as the paper has it: the encoder on visible patches, the decoder on all.
+
+    The backward pass makes two products for each of the forward. This is the count to divide by for a utilisation: it
+    depends on the model alone, whatever an implementation leaves out or computes twice.
+    """
+    return 3 * _pretraining_forward(config, last_queries=_decoder_tokens(config))
+
+
+def executed_pretraining_flops(config: MAEConfig) -> int:
+    """What `MaskedAutoencoder` computes of that: its last decoder block has the hidden patches for queries only, and
+    pixels get no gradient.
+    """
+    hidden = config.patches - config.visible
+    forward = _pretraining_forward(config, last_queries=hidden)
+    return 3 * forward - _linear(config.visible, config.patch_values, config.width)
+
+
+def sam_flops(config: SamConfig, *, pad: bool = False) -> int:
+    """Forward of one image of the configured size through the SAM-style encoder; forward and backward are three times
+    as much.
+
+    pad  with the queries, keys, values and outputs of the zeros that fill up windows at the edge, which
+         segment-anything computes
+    """
+    h, w = config.grid
+    tokens, width = h * w, config.width
+    flops = _linear(tokens, config.patch_size**2 * config.in_channels, width)
+    for windows, rows, columns in _windows(config):
+        projected = windows * rows * columns if pad else tokens
+        flops += 4 * _linear(projected, width, width) + 2 * _linear(tokens, width, int(width * config.mlp_ratio))
+        flops += windows * _linear(rows * columns, rows + columns, width)
+    neck = _linear(tokens, width, config.out_channels) + 9 * _linear(tokens, config.out_channels, config.out_channels)
+    return flops + _sam_attention(config) + neck
+
+
+def executed_sam_flops(config: SamConfig) -> int:
+    """Forward and backward as `SamEncoder` computes them: the backward pass makes the scores a second time."""
+    return 3 * sam_flops(config) + _sam_attention(config) // 2
+
+
+def _windows(config: SamConfig) -> Iterator[tuple[int, int, int]]:
+    """(windows, rows, columns) of each block."""
+    h, w = config.grid
+    inside = ceil(h / config.window) * ceil(w / config.window), config.window, config.window
+    for index in range(config.depth):
+        yield (1, h, w) if index in config.global_blocks else inside
+
+
+def _sam_attention(config: SamConfig) -> int:
+    """The part of `sam_flops` in which queries meet keys and weights meet values."""
+    return sum(
+        count * _attention(rows * columns, rows * columns, config.width) for count, rows, columns in _windows(config)
+    )
+
+
+def _pretraining_forward(config: MAEConfig, last_queries: int) -> int:
+    """Forward of one image, the last decoder block computing the outputs of `last_queries` tokens."""
+    visible, every = config.visible + config.class_token, _decoder_tokens(config)
+    width, decoder = config.width, config.decoder_width
+    flops = _linear(config.visible, config.patch_values, width)
+    flops += config.depth * _block(visible, visible, width, config.mlp_ratio)
+    flops += _linear(visible, width, decoder)
+    flops += (config.decoder_depth - 1) * _block(every, every, decoder)
+    flops += _block(every, last_queries, decoder)
+    return flops + _linear(last_queries, decoder, config.patch_values)
+
+
+def _decoder_tokens(config: MAEConfig) -> int:
+    return config.patches + config.class_token
+
+
+def _block(keys: int, queries: int, width: int, mlp_ratio: float = 4.0) -> int:
+    """A transformer block over `keys` tokens that computes the outputs of `queries` of them."""
+    projections = 2 * _linear(queries, width, width) + 2 * _linear(keys, width, width)
+    return projections + _attention(queries, keys, width) + 2 * _linear(queries, width, int(width * mlp_ratio))
+
+
+def _attention(queries: int, keys: int, width: int) -> int:
+    return 2 * _linear(queries, keys, width)
+
+
+def _linear(rows: int, inner: int, outer: int) -> int:
+    return 2 * rows * inner * outer

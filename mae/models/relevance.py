@@ -1,0 +1,156 @@
+"""The relevance-aware encoder: a SAM-style encoder that says what it attends to, and can be told what matters."""
+
+from collections.abc import Iterator
+from typing import NamedTuple, cast
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mae.models.relative_attention import attention_weights
+from mae.models.sam import Attention, Block, Projections, SamEncoder
+
+
+class RelevanceMaps(NamedTuple):
+    """The four ways of knowing (propositional, participatory, perspectival, procedural), on the grid of the embedding.
+
+    propositional  [B, C, h, w]            the projected features, before the gate
+    gate           [B, h, w]               participatory: how much each token matters to the prompts, 0 to 1; None
+                                           without prompts
+    prompts        [B, heads, M, h, w]     what each token attends to among the prompts; None without prompts
+    perspectival   [B, heads, C/heads, h, w]  the features as each head of the gate sees them
+    procedural     how the encoder came to them, where it was asked for
+    """
+
+    propositional: Tensor
+    gate: Tensor | None
+    prompts: Tensor | None
+    perspectival: Tensor
+    procedural: "BlockMaps | None"
+
+
+class BlockMaps(NamedTuple):
+    """What the blocks attend to: shares of the whole image, each map summing to one.
+
+    attention  [B, depth, heads, h, w]  received by each token, mean over all tokens that look, by head
+    rollout    [B, depth, h, w]         the same from the images to the output of each block (Abnar & Zuidema 2020):
+                                        the residual half stays, the other half mixes as the mean of the heads does
+    """
+
+    attention: Tensor
+    rollout: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """The attention, mean over heads: [B, depth, h, w]."""
+        return self.attention.mean(2)
+
+
+class RelevanceAwareEncoder(nn.Module):
+    """Wraps a SAM-style encoder and computes the same embedding as it until it is trained, with or without prompts.
+
+    heads  of the attention over prompts
+    """
+
+    def __init__(self, encoder: SamEncoder, heads: int = 8) -> None:
+        super().__init__()
+        width = encoder.config.out_channels
+        self.encoder = encoder
+        self.heads = heads
+        # Added to the features: zeros make the identity, in any precision, and weight decay leads back to it.
+        self.projection = nn.Conv2d(width, width, 1)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.gate = nn.Linear(width, 1)
+        for module in (self.projection, self.gate):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(cast(Tensor, module.bias))
+
+    def forward(
+        self, images: Tensor, prompts: Tensor | None = None, *, procedural: bool = False
+    ) -> tuple[Tensor, RelevanceMaps]:
+        """The embedding and its maps.
+
+        images      [B, 3, H, W]  normalised
+        prompts     [B, M, C]     embeddings of what is asked for, such as the sparse ones of SAM's prompt encoder
+        procedural  also look into the blocks, which computes their attention a second time
+        returns     [B, C, h, w]
+        """
+        embedding = self.encoder(images)
+        proposition = embedding + self.projection(embedding)
+        views = rearrange(proposition, "b (n d) h w -> b n d h w", n=self.heads)
+        blocks = self.block_maps(images) if procedural else None
+        if prompts is None:
+            return proposition, RelevanceMaps(proposition, None, None, views, blocks)
+        gate, shares = self._participate(proposition, prompts)
+        # Twice, so that an undecided gate of one half leaves the features as they are.
+        features = proposition * (2 * gate[:, None])
+        return features, RelevanceMaps(proposition, gate, shares, views, blocks)
+
+    def _participate(self, features: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
+        """The gate [B, h, w] and the attention over prompts [B, heads, M, h, w]."""
+        h, w = features.shape[-2:]
+        tokens = rearrange(features, "b c h w -> b (h w) c")
+        answer, shares = self.attention(tokens, prompts, prompts, average_attn_weights=False)
+        gate = rearrange(self.gate(answer), "b (h w) 1 -> b h w", h=h).float().sigmoid()
+        return gate, rearrange(shares, "b n (h w) m -> b n m h w", h=h, w=w)
+
+    @torch.no_grad()
+    def block_maps(self, images: Tensor) -> BlockMaps:
+        """Relevance maps of all blocks. The rollout takes two square matrices over the tokens of the image."""
+        patch = self.encoder.config.patch_size
+        h, w = images.shape[-2] // patch, images.shape[-1] // patch
+        received, rolled = [], []
+        for attention, rollout in self.rollouts(images):
+            received.append(attention)
+            rolled.append(rollout.mean(1))
+        return BlockMaps(
+            rearrange(torch.stack(received, 1), "b l n (h w) -> b l n h w", h=h, w=w),
+            rearrange(torch.stack(rolled, 1), "b l (h w) -> b l h w", h=h, w=w),
+        )
+
+    @torch.no_grad()
+    def rollouts(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each block the attention received [B, heads, N] and the rollout up to it [B, N (looking), N (looked at)].
+
+        Zeros that fill up a window are keys of its tokens, but no part of the image: what they receive is left out, and
+        the rows are scaled to sum to one without it.
+        """
+        patch = self.encoder.config.patch_size
+        grid = images.shape[-2] // patch, images.shape[-1] // patch
+        tokens = grid[0] * grid[1]
+        rollout = torch.eye(tokens, device=images.device).expand(len(images), -1, -1)
+        for block, projections in zip(self.encoder.blocks, self.encoder.attentions(images), strict=True):
+            attention = cast(Block, block).attn
+            received = torch.empty(len(images), attention.num_heads, tokens, device=images.device)
+            mixed = torch.empty_like(rollout)
+            for places, by_head, mean in _windows(attention, projections, grid):
+                received[..., places] = by_head / tokens
+                mixed[:, places] = mean @ rollout[:, places]
+            rollout = (rollout + mixed) / 2
+            yield received, rollout
+
+
+def _windows(
+    attention: Attention, projections: Projections, grid: tuple[int, int]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """For each window its tokens, numbered through the image [n], the sum of the attention that each of them receives
+    [B, heads, n], and the mean attention of the heads [B, n (looking), n (looked at)].
+    """
+    h, w = grid
+    wh, ww = grid if attention.window is None else (attention.window, attention.window)
+    numbers = torch.arange(h * w, device=projections.q.device).view(h, w)
+    numbers = F.pad(numbers, (0, -w % ww, 0, -h % wh), value=-1)
+    numbers = rearrange(numbers, "(y h) (x w) -> (y x) (h w)", h=wh, w=ww)
+    pattern = "(b y n) q d -> y n b q d"
+    parts = [rearrange(x.float(), pattern, y=len(numbers), n=attention.num_heads) for x in projections]
+    for window, places in enumerate(numbers):
+        inside = places >= 0
+        received = []
+        mean = torch.zeros((), device=numbers.device)
+        for q, k, _, rows, columns in zip(*(part[window] for part in parts), strict=True):
+            weights = attention_weights(q, k, rows, columns)[:, inside][..., inside]
+            weights /= weights.sum(-1, keepdim=True)
+            received.append(weights.sum(1))
+            mean = mean + weights / attention.num_heads
+        yield places[inside], torch.stack(received, 1), mean

@@ -1,0 +1,230 @@
+"""A plan counts what a step really multiplies and holds, and is printed without starting anything."""
+
+import json
+import subprocess
+import sys
+from functools import cache, partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import mae
+from mae.devices import Hardware, known_device, recognise
+from mae.dry_step import Tally, autocast, dry_step
+from mae.errors import ConfigError
+from mae.flops import executed_pretraining_flops, executed_sam_flops, pretraining_flops, sam_flops
+from mae.models.sam import SIZES, SamConfig, SamEncoder
+from mae.models.vit import choose_attention
+from mae.optim import OptimConfig, adamw
+from mae.plan import RESERVE, layout
+from mae.workload import Task, pretraining, pretraining_workload, sam_training, sam_workload
+from tests.conftest import ROOT
+from tests.processes import SMALL
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+BASE = mae.MAEConfig()
+LARGE = mae.MAEConfig(width=1024, depth=24, num_heads=16)
+HUGE = mae.MAEConfig(width=1280, depth=32, num_heads=16, patch_size=14)
+TINY = mae.MAEConfig(image_size=(32, 32), patch_size=4, width=64, depth=2, num_heads=2, decoder_depth=2)
+SMALL_SAM = SamConfig(image_size=(512, 512))
+# Dry steps of large models take seconds.
+workload = cache(pretraining_workload)
+H100 = Hardware("h100", "cuda", 989e12, 80 * 2**30, measured=False)
+
+
+@pytest.mark.parametrize(("config", "giga"), [(LARGE, 123.8), (HUGE, 290.5)])
+def test_the_formula_gives_the_published_count(config: mae.MAEConfig, giga: float) -> None:
+    assert pretraining_flops(config) / 1e9 == pytest.approx(giga, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("config", "device"),
+    [(BASE, CPU), (BASE, CUDA), (HUGE, CUDA), (TINY, CPU)],
+    ids=["base", "fused", "huge14", "tiny"],
+)
+def test_pretraining_formula_and_torchs_counter_agree(config: mae.MAEConfig, device: torch.device) -> None:
+    step = workload(config, "bf16-mixed", device).kept
+    assert step.flops == pytest.approx(executed_pretraining_flops(config), rel=0.02)
+    if config is not TINY:  # what the paper's algorithm computes beyond it is much only for a decoder of few blocks
+        assert step.flops == pytest.approx(pretraining_flops(config), rel=0.02)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_count_is_that_of_torchs_counter(fused: bool) -> None:
+    model = mae.MaskedAutoencoder(TINY)
+    choose_attention(model.blocks, model.decoder_blocks, device=CUDA if fused else CPU)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randn(4, 3, 32, 32), torch.rand(4, 64)).loss.backward()
+    kept = workload(TINY, "32-true", CUDA if fused else CPU).kept
+    assert kept.flops == counter.get_total_flops() / 4
+
+
+def test_sam_formula_and_torchs_counter_agree() -> None:
+    step = sam_workload(SMALL_SAM, "bf16-mixed").kept
+    assert step.flops == pytest.approx(executed_sam_flops(SMALL_SAM), rel=0.02)
+
+
+@pytest.mark.slow
+def test_sam_formula_and_torchs_counter_agree_at_1024() -> None:
+    step = sam_workload(SIZES["sam_base"], "bf16-mixed").kept
+    assert step.flops == pytest.approx(executed_sam_flops(SIZES["sam_base"]), rel=0.02)
+
+
+def test_segment_anythings_huge_encoder_makes_3_tera_multiply_adds() -> None:
+    image_encoder = pytest.importorskip("segment_anything.modeling.image_encoder")
+    with torch.device("meta"), torch.no_grad():
+        theirs = image_encoder.ImageEncoderViT(
+            embed_dim=1280,
+            depth=32,
+            num_heads=16,
+            use_rel_pos=True,
+            window_size=14,
+            global_attn_indexes=(7, 15, 23, 31),
+        )
+        with FlopCounterMode(display=False) as counter:
+            theirs(torch.empty(1, 3, 1024, 1024))
+    assert counter.get_total_flops() == pytest.approx(sam_flops(SIZES["sam_huge"], pad=True), rel=0.02)
+    assert sam_flops(SIZES["sam_huge"], pad=True) / 2 == pytest.approx(2.98e12, rel=0.001)
+
+
+@pytest.mark.parametrize("config", [BASE, TINY], ids=["base", "tiny"])
+def test_bytes_of_weights_gradients_and_moments_are_exact(config: mae.MAEConfig) -> None:
+    work = workload(config, "bf16-mixed", CPU)
+    model = mae.MaskedAutoencoder(config)
+    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert work.kept.weights == 4 * sum(p.numel() for p in model.parameters()) == 4 * sum(work.parameters.values())
+    assert work.kept.gradients == 4 * learning
+    assert work.kept.optimiser == pytest.approx(8 * learning, abs=4 * len(list(model.parameters())))  # and a step each
+    encoder = mae.Encoder(config)
+    assert work.parameters["encoder"] == sum(p.numel() for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    "task",
+    [pretraining(TINY, CPU), sam_training(SamConfig(image_size=(96, 96), width=48, depth=4, global_blocks=(3,)))],
+)
+def test_a_dry_step_counts_the_bytes_of_a_real_one(task: Task, precision: str, recompute: bool) -> None:
+    dry = dry_step(partial(task.build, recompute), partial(task.loss, images=3), precision)
+    model = task.build(recompute)
+    optimizer = adamw(model.named_parameters(), OptimConfig(), lr=1e-3)
+    task.loss(model, 1).backward()
+    optimizer.step()
+    existing = [*model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None)]
+    with Tally(existing) as tally:
+        with autocast(precision):
+            loss = task.loss(model, 3)
+        loss.backward()
+    assert dry.copies + dry.activations == pytest.approx(tally.highest, rel=0.01)
+    assert dry.copies == tally.casts
+    assert dry.flops == tally.flops
+
+
+def test_activations_grow_with_the_batch_and_shrink_when_blocks_are_recomputed() -> None:
+    task = pretraining(BASE, CUDA)
+    one = workload(BASE, "bf16-mixed", CUDA)
+    sixteen = dry_step(partial(task.build, False), partial(task.loss, images=16), "bf16-mixed")
+    assert one.kept.at(16).activations == pytest.approx(sixteen.activations, rel=0.01)
+    assert one.recomputed.activations < one.kept.activations / 2
+    assert one.kept.flops < one.recomputed.flops < one.kept.flops * 4 / 3
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("strategy", ["one device", "DDP", "FSDP"])
+def test_the_largest_micro_batch_is_the_last_that_fits(strategy: str, recompute: bool) -> None:
+    work = workload(HUGE, "bf16-mixed", CUDA)
+
+    def at(micro_batch: int):
+        return layout(strategy, recompute, work, H100, ranks=8, micro_batch=micro_batch, mfu=0.4)
+
+    largest = at(1).largest_micro_batch
+    assert at(largest).total <= H100.memory * (1 - RESERVE) < at(largest + 1).total
+    if strategy == "FSDP":
+        assert at(1).optimiser == work.kept.optimiser // 8
+    small = Hardware("small", "cuda", 1e12, 2**30, measured=False)
+    assert layout("DDP", recompute, work, small, ranks=8, micro_batch=1, mfu=0.4).largest_micro_batch == 0
+
+
+def test_speed_follows_from_the_peak_and_the_utilisation() -> None:
+    work = workload(BASE, "bf16-mixed", CUDA)
+    kept = layout("DDP", False, work, H100, ranks=64, micro_batch=64, mfu=0.5)
+    assert kept.images_per_s == pytest.approx(64 * 989e12 * 0.5 / pretraining_flops(BASE))
+    recomputed = layout("DDP", True, work, H100, ranks=64, micro_batch=64, mfu=0.5)
+    assert 0.75 < recomputed.images_per_s / kept.images_per_s < 1
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40"),
+        ("NVIDIA A100 80GB PCIe", "a100-80"),
+        ("Tesla V100-SXM2-16GB", "v100-16"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA L40S", "l40s"),
+    ],
+)
+def test_drivers_names_are_recognised(said: str, name: str) -> None:
+    assert recognise(said) == known_device(name)
+
+
+def test_unknown_devices_are_said_to_be_so() -> None:
+    assert recognise("NVIDIA GeForce GTX 1080") is None
+    with pytest.raises(ConfigError, match=r"plan\.gpu=h1000 is not in the table of devices: choose one of"):
+        known_device("h1000")
+
+
+def program(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    runs = [f"runs={tmp_path / 'runs'}", f"plan.json={tmp_path / 'plan.json'}"]
+    return subprocess.run(
+        [sys.executable, "train.py", "plan=true", *runs, *words], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def test_the_plan_of_64_gpus_needs_no_data(tmp_path: Path) -> None:
+    done = program(tmp_path, "experiment=imagenet_huge14", "plan.gpus=64", "plan.gpu=h100", "plan.samples=1281167")
+    assert done.returncode == 0, done.stderr
+    assert "657,074,508" in done.stdout and "290.5 G by formula" in done.stdout
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["ranks"] == 64 and plan["accumulate"] == 2 and plan["precision"] == "bf16-mixed"
+    assert plan["images"] == 249_600 * 4096
+    assert [(x["strategy"], x["recompute"]) for x in plan["layouts"]] == [
+        (strategy, recompute) for strategy in ("DDP", "FSDP") for recompute in (False, True)
+    ]
+    assert plan["layouts"][0]["days"] == pytest.approx(
+        249_600 * 4096 * 290.5e9 / (64 * 989e12 * 0.4) / 86_400, rel=1e-3
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_data_the_length_is_left_out_with_the_way_to_get_it(tmp_path: Path) -> None:
+    done = program(tmp_path, "experiment=imagenet_base", "plan.gpu=v100-32", *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert "plan.samples" in done.stdout and "days" not in done.stdout
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["images"] is None and plan["precision"] == "32-true"
+
+
+def test_the_data_is_counted_where_it_is_there(tmp_path: Path, built_in: Path) -> None:
+    done = program(tmp_path, f"data.root={built_in}", "epochs=2", *SMALL)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["images"] == 2 * (1438 // 64) * 64
+    assert plan["stored"]["shards"] == 3 and plan["hardware"]["measured"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_sam_style_encoder_of_the_same_size_is_planned_at_1024(tmp_path: Path) -> None:
+    small = ["model.width=64", "model.num_heads=2", "model.depth=4"]
+    done = program(tmp_path, "plan.task=segment", "plan.gpu=a100-80", "plan.samples=1000", "global_batch=8", *small)
+    assert done.returncode == 0, done.stderr
+    assert "180 GFLOPs" in done.stdout and "2.98 T multiply-adds" in " ".join(done.stdout.split())
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    with torch.device("meta"):
+        encoder: nn.Module = SamEncoder(SamConfig(width=64, num_heads=2, depth=4, global_blocks=(0, 1, 2, 3)))
+    assert sum(plan["work"]["parameters"].values()) == sum(p.numel() for p in encoder.parameters())
