@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= runs/digits_tiny
 
-.PHONY: install train test test-slow test-gpu lint clean
+.PHONY: install train test test-slow torture test-gpu lint clean
 
 install: .venv/installed
 
@@ -24,6 +24,10 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# Killed twenty times on one and on two ranks, in every phase.
+torture: install
+	$(BIN)/python -m pytest -m 'slow or not slow' -s tests/test_kills.py
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu

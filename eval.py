@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 import mae
+from command_line import readable_errors, run_program
 from data.datamodule import DataConfig, ShardDataModule
 from data.index import ShardIndex
 from mae.errors import ConfigError
@@ -22,7 +23,6 @@ from mae.pixels import Pixels
 from mae.precision import resolve_precision
 from mae.probes import knn_accuracy, linear_accuracy
 from mae.run import write_json
-from train import readable_errors, run_program
 
 
 class KNN(BaseModel):

@@ -1,31 +1,23 @@
 """Pre-train a masked autoencoder: python train.py [experiment=NAME] [SETTING=VALUE ...]"""
 
-import errno
-import logging
 import os
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import hydra
 import lightning.pytorch as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from rich.console import Console
-from rich.table import Table
+from pydantic import BaseModel, ConfigDict, Field
 
+from command_line import FULL_ERROR, quieten, readable_errors, run_program, say
 from data.datamodule import DataConfig, ShardDataModule
-from data.errors import DataError
 from data.loader import explained_deaths
 from mae.callbacks.checkpoints import CheckpointConfig, Checkpoints
 from mae.callbacks.guard import Guard
@@ -33,21 +25,14 @@ from mae.callbacks.meter import FetchTimer, Meter
 from mae.callbacks.progress import ShowProgress
 from mae.callbacks.reconstructions import Reconstructions
 from mae.callbacks.signals import StopOnSignal, Stopped
+from mae.callbacks.trace import Trace
 from mae.checkpoint import AtomicCheckpointIO, read_own, refuse_other_run
 from mae.csvlog import MetricsCSV
 from mae.devices import hardware, planned_precision
-from mae.errors import CheckpointError, ConfigError, RunEnded, first_sentence
+from mae.errors import ConfigError
 from mae.export.sam import sam_config
 from mae.floors import trivial_losses
-from mae.launch import (
-    Topology,
-    cluster_environment,
-    is_rank_zero,
-    launched,
-    leave_together,
-    relaunch_under_torchrun,
-    wanted_devices,
-)
+from mae.launch import Topology, cluster_environment, launched, relaunch_under_torchrun, wanted_devices
 from mae.load import initialise_from
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig, prepare_blocks
@@ -62,6 +47,7 @@ from mae.pretrain import VALIDATION, Pretraining
 from mae.recipe import Plan, derive, split_batch
 from mae.run import create, record_start, starting_point, write_json
 from mae.slurm import requeue
+from mae.start_table import show_start
 from mae.strategies import choose_strategy
 from mae.summary import summarise
 from mae.tracking import finish_wandb, wandb_identity
@@ -69,13 +55,7 @@ from mae.workload import pretraining_workload, sam_workload
 
 FLOOR_IMAGES = 256
 PICTURE_IMAGES = 8
-FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
 PIXELS = {"scale", "flip", "decode", "bits", "mean", "std"}  # the settings of the data that change what is seen
-QUIET = (
-    ".*your dataloader is not resumable.*",  # it is: see MicroBatches
-    ".*does not have many workers.*",  # data.workers is the user's to set
-    ".*LeafSpec.*",  # Lightning's own use of torch
-)
 
 
 class TrainConfig(BaseModel):
@@ -97,6 +77,7 @@ class TrainConfig(BaseModel):
     val_every: int | None = Field(None, ge=1)
     log_every: int = Field(50, ge=1)
     pictures_every: int = Field(1000, ge=1)
+    profile: bool = False
     model: MAEConfig
     blocks: BlocksConfig
     data: DataConfig
@@ -168,8 +149,17 @@ def pretrain(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[
         create(config.run, config.overwrite)
         OmegaConf.save(OmegaConf.create(config.model_dump(mode="json", exclude={"plan"})), config.run / "config.yaml")
         record_start(config.run, start_step, topology.ranks)
-        source = str(start or config.init_from or "random weights")
-        show_plan(config, plan, data, model, recipe["precision"], source)
+        show_start(
+            config.run,
+            plan,
+            config.model,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            shards=len(data.train_index.shards),
+            validation=len(data.val_index) if data.val_index is not None else 0,
+            base_lr=config.optim.base_lr,
+            precision=recipe["precision"],
+            source=str(start or config.init_from or "random weights"),
+        )
     module = Pretraining(
         model,
         config.optim,
@@ -292,9 +282,11 @@ def build_trainer(
     pictures = Reconstructions(config.run, data.examples(PICTURE_IMAGES)[0], config.pictures_every)
     signals = StopOnSignal(checkpoints)
     guard = Guard(config.run, signals)
-    meter = Meter(config.log_every, FetchTimer(), guard)
+    meter = Meter(config.log_every, FetchTimer(), guard, precision)
     # The order matters: a step is measured, painted and saved before the run may stop at it.
     callbacks = [meter, ShowProgress(meter), pictures, checkpoints, guard, signals]
+    if config.profile:
+        callbacks.insert(0, Trace(config.run))
     loggers: list[Any] = [MetricsCSV(config.run / "metrics.csv", start_step)]
     for name, settings in config.logger.items():
         identity = wandb_identity(config.run) if name == "wandb" and topology.rank == 0 else {}
@@ -325,39 +317,6 @@ def build_trainer(
     )
 
 
-def show_plan(
-    config: TrainConfig, plan: Plan, data: ShardDataModule, model: MaskedAutoencoder, precision: str, source: str
-) -> None:
-    """The derived numbers as a table: what will really happen."""
-    table = Table(title=config.name, show_header=False, title_justify="left")
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    validation = len(data.val_index) if data.val_index is not None else 0
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    m, h, w = config.model, *config.model.grid
-    table.add_row(
-        "images",
-        f"{plan.samples:,} for training in {len(data.train_index.shards)} shards, {validation:,} for validation",
-    )
-    table.add_row(
-        "model",
-        f"encoder {m.width} x {m.depth} blocks, decoder {m.decoder_width} x {m.decoder_depth}, "
-        f"{parameters / 1e6:.1f} M parameters",
-    )
-    table.add_row("patches", f"{h} x {w} of {m.patch_size} px, {m.visible} of {m.patches} visible")
-    table.add_row(
-        "batch", f"{plan.global_batch} = {plan.micro_batch} x {plan.ranks} ranks x {plan.accumulate} accumulated"
-    )
-    crops = f", each of {plan.views} crops of an image counted" if plan.views > 1 else ""
-    table.add_row("steps", f"{plan.total_steps:,} = {plan.epochs:.4g} epochs{crops}; {plan.warmup_steps:,} of warm-up")
-    table.add_row("pass over the images", f"{plan.steps_per_pass:,} steps")
-    table.add_row("learning rate", f"{plan.peak_lr:.3g} = {config.optim.base_lr:.3g} x {plan.global_batch} / 256")
-    table.add_row("precision", precision)
-    table.add_row("starts from", source)
-    table.add_row("run folder", str(config.run))
-    Console().print(table)
-
-
 def finish(config: TrainConfig, plan: Plan, module: Pretraining, data: ShardDataModule) -> None:
     """The losses of trivial predictors on the same masks, the loss curve, summary.json, and a few closing lines."""
     images, positions = data.examples(FLOOR_IMAGES)
@@ -365,52 +324,6 @@ def finish(config: TrainConfig, plan: Plan, module: Pretraining, data: ShardData
     floors = trivial_losses(module.pixels.normalise(images), module.noise(VALIDATION, positions), config.model)
     draw_loss_curve(config.run, floors)
     summarise(config.run, plan, floors)
-
-
-def say(sentence: str, file: TextIO | None = None) -> None:
-    """Rank 0 says it, on stdout unless told otherwise."""
-    if is_rank_zero():
-        print(sentence, file=file, flush=True)
-
-
-@contextmanager
-def readable_errors() -> Iterator[None]:
-    """Wrong input: one sentence, exit code 2; a stopped run: 143 or 130. HYDRA_FULL_ERROR=1 shows tracebacks."""
-    try:
-        yield
-    except Stopped as stop:
-        say(f"{stop}; the same command goes on from there")
-        leave_together(stop.exit_code)
-    except RunEnded as end:
-        say(f"error: {end}", sys.stderr)
-        leave_together(end.exit_code)
-    except (ConfigError, CheckpointError, DataError, ValidationError, HydraException, OmegaConfBaseException) as error:
-        if FULL_ERROR:
-            raise
-        sentence = first_sentence(error) if isinstance(error, ValidationError) else str(error)
-        # Hydra lists its search path after the reason.
-        say(f"error: {' '.join(sentence.split('Config search path')[0].split())}", sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if FULL_ERROR or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        # Whichever rank it was: it is the only one that knows.
-        print(f"error: {error.strerror}. Make room and start the same command again", file=sys.stderr, flush=True)
-        sys.exit(2)
-
-
-def quieten() -> None:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in QUIET:
-        warnings.filterwarnings("ignore", message=message)
-
-
-def run_program(program: Callable[[], None]) -> None:
-    """Runs a Hydra program with readable errors, from the command line to the last line."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them and exiting with 1
-    quieten()
-    with readable_errors():
-        program()
 
 
 if __name__ == "__main__":

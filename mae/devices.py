@@ -1,6 +1,7 @@
 """What devices can do: published peaks and memory of GPUs, and a measured peak for everything else."""
 
 import os
+import resource
 import time
 from statistics import median
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import torch
 from mae.errors import ConfigError
 from mae.precision import resolve_precision
 
-MEASURED_SIZE = {"cpu": 2048, "cuda": 8192}
+MEASURED_SIZE = {"cpu": 1024, "cuda": 8192}
 MEASURED_PRODUCTS = 8
 
 
@@ -113,10 +114,11 @@ def peak_flops(device: torch.device, precision: str = "bf16-mixed") -> float | N
 
 
 def measured_flops(device: torch.device, precision: str = "bf16-mixed") -> float:
-    """FLOP/s of a large matrix product in a precision (Lightning's name): the median of a few, in about a second."""
+    """FLOP/s of a large matrix product in a precision (Lightning's name): the median of a few."""
     dtype = {"32-true": torch.float32, "16-mixed": torch.float16}.get(precision, torch.bfloat16)
-    size = MEASURED_SIZE.get(device.type, 2048)
-    matrix = torch.randn(size, size, device=device, dtype=dtype)
+    size = MEASURED_SIZE[device.type]
+    # A generator of its own: nobody's random numbers change by measuring.
+    matrix = torch.randn(size, size, device=device, generator=torch.Generator(device).manual_seed(0)).to(dtype)
     torch.mm(matrix, matrix)
     seconds = []
     for _ in range(MEASURED_PRODUCTS):
@@ -126,6 +128,13 @@ def measured_flops(device: torch.device, precision: str = "bf16-mixed") -> float
         _wait(device)
         seconds.append(time.perf_counter() - start)
     return 2 * size**3 / median(seconds)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: on a GPU what tensors have taken at most, on a CPU the largest resident set of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _of(known: Device, precision: str) -> float:

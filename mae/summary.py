@@ -23,7 +23,10 @@ def summarise(run: Path, plan: Plan, floors: dict[str, float]) -> None:
     """
     rows = read_metrics(run / "metrics.csv")
     latest = {name: float(row[name]) for row in rows for name in row if isfinite(float(row[name]))}
-    images_per_s = median(float(row["perf/images_per_s"]) for row in rows if "perf/images_per_s" in row)
+    speed = {
+        name: median(float(row[f"perf/{name}"]) for row in rows if f"perf/{name}" in row)
+        for name in ("images_per_s", "data_wait", "mfu")
+    }
     summary: dict[str, Any] = {
         "name": run.name,
         "step": plan.total_steps,
@@ -31,7 +34,8 @@ def summarise(run: Path, plan: Plan, floors: dict[str, float]) -> None:
         "train/loss": latest["train/loss"],
         "val/loss": latest.get("val/loss"),
         "floors": floors,
-        "images_per_s": images_per_s,
+        **speed,
+        "memory_gb": latest["perf/memory_gb"],
         "skipped_steps": int(float(latest["guard/skipped"])),
         "checkpoint": str(checkpoint_path(run, plan.total_steps)),
         "reconstruction": str(run / "reconstructions" / f"step-{plan.total_steps:08d}.png"),
@@ -41,7 +45,7 @@ def summarise(run: Path, plan: Plan, floors: dict[str, float]) -> None:
     validation = f", validation {summary['val/loss']:.4f}" if summary["val/loss"] is not None else ""
     floor_text = ", ".join(f"{name} {value:.3f}" for name, value in floors.items())
     print(f"loss {summary['train/loss']:.4f}{validation} (trivial predictors: {floor_text})")
-    print(f"{images_per_s:,.0f} images/s; {summary['checkpoint']}")
+    print(f"{speed['images_per_s']:,.0f} images/s, MFU {speed['mfu']:.0%}; {summary['checkpoint']}")
     print(f"next: python eval.py checkpoint={run} probe=knn")
 
 
@@ -65,7 +69,7 @@ def main() -> int:
             result = json.loads(file.read_text())
             trained, untrained = result["trained"]["top1"], result["untrained"]["top1"]
             table.add_row(f"{probe} accuracy", f"{trained:.1%} trained, {untrained:.1%} untrained")
-    table.add_row("speed", f"{summary['images_per_s']:,.0f} images/s")
+    table.add_row("speed", f"{summary['images_per_s']:,.0f} images/s, MFU {summary['mfu']:.0%}")
     for name, key in (("checkpoint", "checkpoint"), ("reconstruction", "reconstruction"), ("loss curve", "loss_curve")):
         table.add_row(name, summary[key])
     for exported in sorted((run / "export").glob("*.safetensors")):

@@ -9,9 +9,10 @@ import lightning.pytorch as pl
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from command_line import readable_errors
 from mae.launch import Topology, launched
 from tests.conftest import ROOT
-from train import TrainConfig, pretrain, readable_errors
+from train import TrainConfig, pretrain
 
 
 class Log(pl.Callback):

@@ -8,6 +8,8 @@ import torch
 from lightning.pytorch.profilers import Profiler
 
 from mae.callbacks.guard import Guard
+from mae.devices import measured_flops, peak_flops, peak_memory
+from mae.flops import pretraining_flops
 from mae.pretrain import Pretraining
 
 
@@ -35,16 +37,23 @@ class Meter(pl.Callback):
     train/lr           of the update just made
     perf/images_per_s  over all ranks since the last line, without validation and saving
     perf/data_wait     share of that time spent waiting for the loader
+    perf/mfu           model FLOPs utilisation: what the paper's algorithm multiplies for these images, as a share of
+                       what the devices could, by their data sheet or else by a matrix product at the start
+    perf/memory_gb     10^9 bytes at most until now, on rank 0: of tensors on a GPU, of the process on a CPU
     guard/skipped      steps without an update since the beginning of the run
     """
 
-    def __init__(self, log_every: int, timer: FetchTimer, guard: Guard) -> None:
+    def __init__(self, log_every: int, timer: FetchTimer, guard: Guard, precision: str) -> None:
         self.log_every = log_every
         self.timer = timer
         self.guard = guard
+        self.precision = precision
         self.latest: dict[str, float] = {}
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, Pretraining)
+        peak = peak_flops(module.device, self.precision) or measured_flops(module.device, self.precision)
+        self.least = pretraining_flops(module.model.config) / (peak * trainer.world_size)  # seconds for an image
         self.loss = torch.zeros((), device=module.device)
         self._start_window()
 
@@ -75,12 +84,14 @@ class Meter(pl.Callback):
         if step % self.log_every == 0 or step == trainer.max_steps:
             loss = trainer.strategy.reduce(self.loss / trainer.accumulate_grad_batches, reduce_op="mean")
             seconds = time.perf_counter() - self.since
-            images = self.images * trainer.world_size
+            images_per_s = self.images * trainer.world_size / seconds
             metrics = {
                 "train/loss": float(loss),
                 "train/lr": module.lr(step - 1),
-                "perf/images_per_s": images / seconds,
+                "perf/images_per_s": images_per_s,
                 "perf/data_wait": (self.timer.seconds - self.waited) / seconds,
+                "perf/mfu": images_per_s * self.least,
+                "perf/memory_gb": peak_memory(module.device) / 1e9,
                 "guard/skipped": self.guard.skipped,
             }
             self.latest |= metrics

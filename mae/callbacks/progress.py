@@ -59,6 +59,7 @@ class ShowProgress(pl.Callback):
         text = (
             f"loss {latest['train/loss']:.4f}  {latest['perf/images_per_s']:,.0f} images/s"
             f"  data wait {latest['perf/data_wait']:.0%}"
+            f"  MFU {latest['perf/mfu']:.0%}  {latest['perf/memory_gb']:.1f} GB"
         )
         if "val/loss" in latest:
             text += f"  val {latest['val/loss']:.4f}"

@@ -1,0 +1,147 @@
+"""What a GPU does with the published sizes: python -m benchmarks.gpu [--out results.md]
+
+pre-training    ViT-B/16, ViT-L/16 and ViT-H/14 at 224, bf16, compiled blocks, fused AdamW, beside transformers' ViTMAE;
+                MFU is of the paper's operations
+encoder         forward of the SAM-style ViT-H at 1024, bf16
+loader          images per second of the stream with as many workers as there are cores, from photographs of 500×375
+
+`--small` does all of it at small sizes, on whatever there is, to see that it runs.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.step import Steps
+from benchmarks.stream import DATASETS, make, ours, rate
+from data.image_folder import find_images
+from data.pack import pack
+from mae.devices import measured_flops
+from mae.flops import pretraining_flops, sam_flops
+from mae.models.execution import BlocksConfig, prepare_blocks
+from mae.models.sam import SIZES, SamConfig, SamEncoder
+
+# Name: what transformers calls its parts, and images per micro-batch.
+PRETRAINING: dict[str, tuple[dict[str, Any], int]] = {
+    "ViT-B/16": ({}, 256),
+    "ViT-L/16": (
+        {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+        256,
+    ),
+    "ViT-H/14": (
+        {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "intermediate_size": 5120}
+        | {"patch_size": 14},
+        128,
+    ),
+}
+SMALL: dict[str, tuple[dict[str, Any], int]] = {
+    "ViT of width 64": (
+        {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
+        | {"image_size": 64, "decoder_hidden_size": 32, "decoder_num_hidden_layers": 1}
+        | {"decoder_num_attention_heads": 2, "decoder_intermediate_size": 128},
+        4,
+    ),
+}
+SMALL_SAM = SamConfig(image_size=(64, 64), width=32, depth=2, num_heads=2, window=2, global_blocks=(1,))
+
+
+def pretraining(sizes: dict[str, tuple[dict[str, Any], int]], device: torch.device, peak: float, rounds: int) -> list:
+    rows = []
+    for name, (size, batch) in sizes.items():
+        steps = Steps(batch, device, size, peers=("transformers",))
+        model, _ = steps.models["ours"]
+        prepare_blocks(model, BlocksConfig(compile=device.type == "cuda"))  # pyright: ignore[reportArgumentType]
+        seconds: dict[str, list[float]] = {contender: [] for contender in steps.models}
+        for number in range(rounds + 3):  # three for compilation and the choice of kernels
+            for contender in steps.models:
+                took = steps.seconds(contender, number, bf16=True)
+                if number >= 3:
+                    seconds[contender].append(took)
+        best = statistics.median(seconds["ours"])
+        ratio = statistics.median(a / b for a, b in zip(seconds["transformers"], seconds["ours"], strict=True))
+        mfu = pretraining_flops(steps.config) * batch / best / peak
+        rows.append((f"{name}, {batch} images", f"{batch / best:,.0f}", f"{mfu:.0%}", f"{ratio:.2f}"))
+        del steps, model
+    return rows
+
+
+def encoder(config: SamConfig, device: torch.device, peak: float, rounds: int) -> tuple:
+    """The encoder as `mae.load_sam` gives it, with compiled blocks on a GPU."""
+    torch.manual_seed(0)
+    model = SamEncoder(config).to(device, torch.bfloat16).eval()
+    if device.type == "cuda":
+        model.compile_blocks()
+    images = torch.randn(1, 3, *config.image_size, device=device, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        seconds = timed(lambda: model(images), device, rounds)
+    mfu = sam_flops(config, pad=True) / seconds / peak
+    return (
+        f"SAM-style encoder, width {config.width}, {config.image_size[0]} px",
+        f"{1 / seconds:,.1f}",
+        f"{mfu:.0%}",
+        "-",
+    )
+
+
+def loader(photos: Path, copies: int, seconds: float) -> tuple:
+    workers = os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as temporary:
+        out = Path(temporary)
+        make(photos, out, (500, 375), copies)
+        samples, classes, _ = find_images(out / "images")
+        pack(samples, out / "shards", name="x", classes=classes, shard_size=copies // 4)
+        found = rate(ours(out, workers), seconds)
+    return f"stream of 500x375 photographs, {workers} workers", f"{found:,.0f}", "-", "-"
+
+
+def timed(run: Callable[[], object], device: torch.device, rounds: int) -> float:
+    """Median seconds, after three runs that are not counted."""
+    seconds = []
+    for number in range(rounds + 3):
+        started = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if number >= 3:
+            seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--photos", type=Path, default=DATASETS / "large_photos")
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    if not arguments.small and not torch.cuda.is_available():
+        sys.exit("no CUDA device: the published sizes want one. --small shows that everything runs")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    peak = measured_flops(device)
+    rows = pretraining(SMALL if arguments.small else PRETRAINING, device, peak, arguments.rounds)
+    rows.append(encoder(SMALL_SAM if arguments.small else SIZES["sam_huge"], device, peak, arguments.rounds))
+    if arguments.photos.is_dir():
+        rows.append(loader(arguments.photos, 128 if arguments.small else 2400, 1 if arguments.small else 20))
+    lines = [
+        f"{name}, torch {torch.__version__}, bf16; measured ceiling {peak / 1e12:,.1f} TFLOP/s",
+        "",
+        "| | images/s | MFU | time of transformers / ours |",
+        "|---|---|---|---|",
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
+    print("\n".join(lines))
+    if arguments.out:
+        arguments.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

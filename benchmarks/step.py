@@ -1,0 +1,209 @@
+"""One training step beside those of other libraries, interleaved: python -m benchmarks.step [--rounds 9] [--batch 8]
+
+ViT-B/16 at 224 with the same weights, images and masks: forward, backward, update. Before anything is timed the losses
+are compared. On CPUs three settings:
+
+bf16                autocast for all alike
+float32             each as it comes: the others leave torch's product of float32 matrices as it is, ours chooses it
+float32, equal      the same product for all
+
+transformers    ViTMAEForPreTraining with torch's fused kernels ("sdpa") and AdamW as torch's default has it
+lightly         MaskedVisionTransformerTIMM and its decoder, assembled as its documentation does; AdamW likewise
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+import mae
+from mae.flops import pretraining_flops
+from mae.models.masking import random_masking, uniform_noise
+from mae.models.vit import choose_attention
+from mae.optim import OptimConfig, adamw
+from mae.precision import choose_float32_products
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+PRODUCT = 4096  # rows of the square matrices whose product is the ceiling
+
+
+class Lightly(nn.Module):
+    """The building blocks of lightly with the weights of `model`. Imported here: benchmarks/gpu.py does without."""
+
+    def __init__(self, model: mae.MaskedAutoencoder) -> None:
+        from lightly.models.modules import MaskedVisionTransformerDecoderTIMM, MaskedVisionTransformerTIMM
+
+        super().__init__()
+        config = self.config = model.config
+        vit = VisionTransformer(
+            img_size=config.image_size,
+            patch_size=config.patch_size,
+            embed_dim=config.width,
+            depth=config.depth,
+            num_heads=config.num_heads,
+            num_classes=0,
+        )
+        self.encoder = MaskedVisionTransformerTIMM(vit)
+        self.embed = nn.Linear(config.width, config.decoder_width)
+        self.decoder = MaskedVisionTransformerDecoderTIMM(
+            config.patches, config.decoder_width, config.decoder_depth, config.decoder_num_heads
+        )
+        self.predict = nn.Linear(config.decoder_width, config.patch_values)
+        state = model.state_dict()
+        decoder = {key.removeprefix("decoder_"): value for key, value in state.items() if key.startswith("decoder_")}
+        self.embed.load_state_dict({name: decoder.pop(f"embed.{name}") for name in ("weight", "bias")})
+        self.predict.load_state_dict({name: decoder.pop(f"pred.{name}") for name in ("weight", "bias")})
+        self.decoder.load_state_dict({"mask_token": state.pop("mask_token"), **decoder})
+        vit.load_state_dict({key: value for key, value in state.items() if not key.startswith("decoder_")})
+
+    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
+        from lightly.models import utils
+
+        ids_keep, ids_hidden, _ = random_masking(noise, self.config.visible)
+        keep, hidden = nn.functional.pad(ids_keep + 1, (1, 0)), ids_hidden + 1  # the class token is number 0
+        visible = self.embed(self.encoder.encode(images, idx_keep=keep))
+        tokens = utils.repeat_token(self.decoder.mask_token, (len(images), self.config.patches + 1))
+        tokens = utils.set_at_index(tokens.to(visible.dtype), keep, visible)
+        pred = self.predict(utils.get_at_index(self.decoder(tokens), hidden))
+        target = utils.get_at_index(utils.patchify(images, self.config.patch_size), ids_hidden)
+        return nn.functional.mse_loss(pred.float(), utils.normalize_mean_var(target, dim=-1))
+
+
+def contenders(
+    size: dict[str, Any], device: torch.device, peers: tuple[str, ...]
+) -> tuple[mae.MAEConfig, dict[str, tuple[nn.Module, Loss]]]:
+    """The models with equal weights, and how each gives its loss; `size` as transformers calls its parts."""
+    torch.manual_seed(0)
+    theirs = transformers.ViTMAEForPreTraining(
+        transformers.ViTMAEConfig(norm_pix_loss=True, layer_norm_eps=1e-6, **size)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        ours = mae.load(folder)
+        # A fresh one of theirs has its decoder positions from the file, as ours has.
+        theirs = transformers.ViTMAEForPreTraining.from_pretrained(folder, attn_implementation="sdpa")
+    assert isinstance(ours, mae.MaskedAutoencoder)
+    choose_attention(ours.blocks, ours.decoder_blocks, device=device)
+    models: dict[str, tuple[nn.Module, Loss]] = {"ours": (ours, lambda images, noise: ours(images, noise).loss)}
+    if "transformers" in peers:
+        models["transformers"] = theirs, lambda images, noise: theirs(images, noise=noise).loss
+    if "lightly" in peers:
+        lightly = Lightly(ours)
+        models["lightly"] = lightly, lightly
+    for model, _ in models.values():
+        model.to(device).train()
+    return ours.config, models
+
+
+class Steps:
+    """Training steps of the contenders on the same images, timed; of ViT-B/16 unless `size` says otherwise."""
+
+    def __init__(
+        self,
+        batch: int,
+        device: torch.device,
+        size: dict[str, Any] | None = None,
+        peers: tuple[str, ...] = ("transformers", "lightly"),
+    ) -> None:
+        self.config, self.models = contenders(size or {}, device, peers)
+        self.device = device
+        self.images = torch.randn(batch, 3, *self.config.image_size, device=device)
+        self.rows = torch.arange(batch, device=device)
+        self.optimizers = {
+            name: adamw(model.named_parameters(), OptimConfig.model_validate({}), 1e-4)
+            if name == "ours"
+            else AdamW(model.parameters())
+            for name, (model, _) in self.models.items()
+        }
+
+    def noise(self, number: int) -> Tensor:
+        return uniform_noise(0, number, self.rows, self.config.patches)
+
+    def check(self) -> None:
+        """The losses of all on the same masks; they have to agree."""
+        with torch.no_grad():
+            losses = {name: float(loss(self.images, self.noise(0))) for name, (_, loss) in self.models.items()}
+        print("loss in float32:", ", ".join(f"{name} {value:.7f}" for name, value in losses.items()))
+        assert max(losses.values()) - min(losses.values()) < 5e-6, losses
+
+    def seconds(self, name: str, number: int, bf16: bool) -> float:
+        _, loss = self.models[name]
+        started = time.perf_counter()
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
+            value = loss(self.images, self.noise(number))
+        value.backward()
+        self.optimizers[name].step()
+        self.optimizers[name].zero_grad()
+        self.wait()
+        return time.perf_counter() - started
+
+    def ceiling(self, dtype: torch.dtype) -> float:
+        """FLOP/s of a product of square matrices."""
+        matrix = torch.randn(PRODUCT, PRODUCT, device=self.device).to(dtype)
+        started = time.perf_counter()
+        _ = matrix @ matrix
+        self.wait()
+        return 2 * PRODUCT**3 / (time.perf_counter() - started)
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def measure(steps: Steps, setting: str, rounds: int) -> dict[str, float]:
+    """Medians of seconds, of ratios to ours, and the share of the ceiling that ours reaches."""
+    bf16 = setting == "bf16"
+    flops = pretraining_flops(steps.config) * len(steps.images)
+    seconds: dict[str, list[float]] = {name: [] for name in steps.models}
+    shares = []
+    for number in range(rounds + 2):
+        for name in steps.models:
+            own_choice = setting == "float32" and name != "ours"
+            torch.set_float32_matmul_precision("highest")
+            if not own_choice:
+                choose_float32_products(steps.device)
+            took = steps.seconds(name, number, bf16)
+            if number >= 2:
+                seconds[name].append(took)
+        ceiling = steps.ceiling(torch.bfloat16 if bf16 else torch.float32)
+        if number >= 2:
+            shares.append(flops / seconds["ours"][-1] / ceiling)
+    print(f"\n{setting}, batch {len(steps.images)}")
+    share = statistics.median(shares)
+    result = {"ours, share of the ceiling": share}
+    for name, values in seconds.items():
+        ratio = statistics.median(a / b for a, b in zip(values, seconds["ours"], strict=True))
+        result |= {f"{name}, s": statistics.median(values), f"{name} / ours": ratio}
+        print(f"  {name:14} {statistics.median(values) * 1e3:7.0f} ms   {ratio:.2f} of ours")
+    print(f"  ours does {share:.0%} of the floating-point operations of a matrix product in the same time")
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--settings", nargs="+", default=["bf16", "float32", "float32, equal"])
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    steps = Steps(arguments.batch, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    steps.check()
+    results = {setting: measure(steps, setting, arguments.rounds) for setting in arguments.settings}
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

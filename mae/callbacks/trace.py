@@ -1,0 +1,45 @@
+"""Where the time of a step goes, for `profile=true`."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from torch.profiler import profile, schedule
+
+WARMUP, STEPS = 5, 10
+
+
+class Trace(pl.Callback):
+    """runs/NAME/trace.json of ten steps after five that warm up, to be opened in ui.perfetto.dev. Rank 0 only."""
+
+    def __init__(self, run: Path) -> None:
+        self.file = run / "trace.json"
+        self.profile: profile | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.profile = profile(
+                schedule=schedule(wait=0, warmup=WARMUP, active=STEPS, repeat=1), on_trace_ready=self._write
+            )
+            self.profile.start()
+
+    def _write(self, finished: profile) -> None:
+        finished.export_chrome_trace(str(self.file))
+        print(f"{self.file}: {STEPS} steps, for ui.perfetto.dev", flush=True)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.profile is not None and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self.profile.step()
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.profile is not None:
+            self.profile.stop()
+            self.profile = None

@@ -1,0 +1,52 @@
+"""What a run will really do, as a table at its start."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from mae.models.config import MAEConfig
+from mae.recipe import Plan
+
+
+def show_start(
+    run: Path,
+    plan: Plan,
+    model: MAEConfig,
+    *,
+    parameters: int,
+    shards: int,
+    validation: int,
+    base_lr: float,
+    precision: str,
+    source: str,
+) -> None:
+    """The derived numbers.
+
+    parameters  of encoder and decoder
+    shards      of the training images
+    validation  images
+    source      where the weights come from
+    """
+    table = Table(title=run.name, show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    rows, columns = model.grid
+    table.add_row("images", f"{plan.samples:,} for training in {shards} shards, {validation:,} for validation")
+    table.add_row(
+        "model",
+        f"encoder {model.width} x {model.depth} blocks, decoder {model.decoder_width} x {model.decoder_depth}, "
+        f"{parameters / 1e6:.1f} M parameters",
+    )
+    table.add_row("patches", f"{rows} x {columns} of {model.patch_size} px, {model.visible} of {model.patches} visible")
+    table.add_row(
+        "batch", f"{plan.global_batch} = {plan.micro_batch} x {plan.ranks} ranks x {plan.accumulate} accumulated"
+    )
+    crops = f", each of {plan.views} crops of an image counted" if plan.views > 1 else ""
+    table.add_row("steps", f"{plan.total_steps:,} = {plan.epochs:.4g} epochs{crops}; {plan.warmup_steps:,} of warm-up")
+    table.add_row("pass over the images", f"{plan.steps_per_pass:,} steps")
+    table.add_row("learning rate", f"{plan.peak_lr:.3g} = {base_lr:.3g} x {plan.global_batch} / 256")
+    table.add_row("precision", precision)
+    table.add_row("starts from", source)
+    table.add_row("run folder", str(run))
+    Console().print(table)

@@ -1,0 +1,36 @@
+"""Benchmarks that want a GPU run at small sizes on whatever there is."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.step import Steps
+from tests.conftest import ROOT
+
+MICRO = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 256,
+    "image_size": 64,
+    "decoder_hidden_size": 32,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 128,
+}
+
+
+def test_the_gpu_table_is_written_at_small_sizes(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "benchmarks.gpu", "--small", "--rounds", "2", "--out", str(tmp_path / "table.md")]
+    finished = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr
+    table = (tmp_path / "table.md").read_text()
+    assert "ViT of width 64, 4 images" in table and "SAM-style encoder" in table
+
+
+def test_the_contenders_of_the_step_benchmark_compute_the_same_loss() -> None:
+    steps = Steps(2, torch.device("cpu"), MICRO, peers=("transformers",))
+    steps.check()
+    assert all(steps.seconds(name, 0, bf16=False) > 0 for name in steps.models)
