@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -16,7 +15,8 @@ from pydantic import ValidationError
 from data.errors import DataError
 from mae.callbacks.signals import Stopped
 from mae.errors import CheckpointError, ConfigError, RunEnded, first_sentence
-from mae.launch import is_rank_zero, leave_together
+from mae.launch import leave_together
+from mae.rank_zero import say
 
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
 QUIET = (
@@ -24,12 +24,6 @@ QUIET = (
     ".*does not have many workers.*",  # data.workers is the user's to set
     ".*LeafSpec.*",  # Lightning's own use of torch
 )
-
-
-def say(sentence: str, file: TextIO | None = None) -> None:
-    """Rank 0 says it, on stdout unless told otherwise."""
-    if is_rank_zero():
-        print(sentence, file=file, flush=True)
 
 
 @contextmanager

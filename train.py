@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field
 
-from command_line import FULL_ERROR, quieten, readable_errors, run_program, say
+from command_line import FULL_ERROR, quieten, readable_errors, run_program
 from data.datamodule import DataConfig, ShardDataModule
 from data.loader import explained_deaths
 from mae.callbacks.checkpoints import CheckpointConfig, Checkpoints
@@ -26,7 +26,8 @@ from mae.callbacks.progress import ShowProgress
 from mae.callbacks.reconstructions import Reconstructions
 from mae.callbacks.signals import StopOnSignal, Stopped
 from mae.callbacks.trace import Trace
-from mae.checkpoint import AtomicCheckpointIO, read_own, refuse_other_run
+from mae.checkpoint import read_own, refuse_other_run
+from mae.checkpoint_io import AtomicCheckpointIO
 from mae.csvlog import MetricsCSV
 from mae.devices import hardware, planned_precision
 from mae.errors import ConfigError
@@ -44,6 +45,7 @@ from mae.plan import PlanConfig, forecast
 from mae.plan_tables import show_forecast
 from mae.precision import resolve_precision
 from mae.pretrain import VALIDATION, Pretraining
+from mae.rank_zero import say
 from mae.recipe import Plan, derive, split_batch
 from mae.run import create, record_start, starting_point, write_json
 from mae.slurm import requeue

@@ -1,6 +1,5 @@
-"""Checkpoint files of a run: their names, how they are written, and which one can be trusted."""
+"""Checkpoint files of a run: their names, and which one can be trusted."""
 
-import os
 import pickle
 import re
 import zipfile
@@ -9,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from mae.errors import CheckpointError, ConfigError
+from mae.rank_zero import warn
 
 NAME = re.compile(r"step-(\d{8})\.ckpt")
 
@@ -50,7 +48,7 @@ def newest_valid(run: Path) -> Path | None:
         try:
             verify(path)
         except CheckpointError as error:
-            rank_zero_warn(f"skipped: {error}")
+            warn(f"skipped: {error}")
         else:
             return path
     if candidates:
@@ -88,31 +86,6 @@ def read_own(path: Path) -> dict[str, Any]:
             f"foreign weights use init_from={path}"
         )
     return contents
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's torch.save, into a temporary name that becomes the final one only when everything is on disk.
-
-    Raises CheckpointError when it cannot be written (disk full, quota, limit of the file size).
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        final = Path(path)
-        temporary = final.with_name(final.name + ".tmp")
-        try:
-            final.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, final)
-        except (OSError, RuntimeError) as error:
-            reason = error.__context__ if isinstance(error, RuntimeError) else error  # torch puts its own before it
-            if not isinstance(reason, OSError):
-                raise
-            raise CheckpointError(f"{final} cannot be written ({reason.strerror})") from reason
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def refuse_other_run(stored: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:

@@ -7,8 +7,8 @@ from typing import NoReturn
 
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from mae.rank_zero import warn
 from mae.slurm import refuse_unlaunched_ranks
 
 
@@ -42,15 +42,10 @@ def warn_of_shared_store() -> None:
     """torchrun keeps one store through its restarts, in which new ranks may find the addresses of dead ones."""
     restarts, shared = (os.environ.get(f"TORCHELASTIC_{name}") for name in ("MAX_RESTARTS", "USE_AGENT_STORE"))
     if restarts not in (None, "0") and shared == "True":
-        rank_zero_warn(
+        warn(
             f"torchrun --max-restarts={restarts}: ranks that are started again may try to reach dead ones and fail or "
             "hang. Start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment"
         )
-
-
-def is_rank_zero() -> bool:
-    """Whether this process speaks for the run; also where nothing is known yet of the launch but that it is wrong."""
-    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def cluster_environment() -> list[SLURMEnvironment]:

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from mae.callbacks.guard import Guard
-from mae.checkpoint import AtomicCheckpointIO, checkpoints, newest_valid
+from mae.checkpoint import checkpoints, newest_valid
+from mae.checkpoint_io import AtomicCheckpointIO
 from mae.csvlog import read_metrics
 from mae.errors import RunEnded
 from mae.launch import Topology

@@ -12,7 +12,8 @@ import torch
 
 import mae
 from mae.callbacks.signals import Stopped
-from mae.checkpoint import AtomicCheckpointIO, checkpoint_path, newest_valid, verify
+from mae.checkpoint import checkpoint_path, newest_valid, verify
+from mae.checkpoint_io import AtomicCheckpointIO
 from mae.errors import CheckpointError, ConfigError
 from mae.launch import Topology
 from mae.run import starting_point

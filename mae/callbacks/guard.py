@@ -6,13 +6,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from mae.callbacks.signals import StopOnSignal
 from mae.checkpoint import checkpoints
 from mae.errors import RunEnded
+from mae.rank_zero import say
 
 LIMIT = 10  # skipped steps in a row
 
@@ -81,7 +81,7 @@ class Guard(pl.Callback):
         in_a_row, self.signals.agreed = self.reports.popleft().read()
         step = trainer.global_step - self.delay
         if in_a_row == 1:
-            _say(f"step {step} skipped: its loss or gradient is not finite")
+            say(f"step {step} skipped: its loss or gradient is not finite")
         if in_a_row >= LIMIT:
             saved = checkpoints(self.run)
             raise RunEnded(
@@ -103,8 +103,3 @@ class Report:
         if self.arrival is not None:
             self.arrival.synchronize()
         return [int(number) for number in self.numbers.tolist()]
-
-
-@rank_zero_only
-def _say(sentence: str) -> None:
-    print(sentence, flush=True)

@@ -6,10 +6,10 @@ from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from mae.callbacks.checkpoints import Checkpoints
 from mae.errors import RunEnded
+from mae.rank_zero import say
 from mae.slurm import submitit_signal
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -48,7 +48,7 @@ class StopOnSignal(pl.Callback):
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
         self.received = signum
-        _say(f"\n{signal.Signals(signum).name}: saving at the next step, then stopping")
+        say(f"\n{signal.Signals(signum).name}: saving at the next step, then stopping")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -57,8 +57,3 @@ class StopOnSignal(pl.Callback):
         if step_done and self.agreed and trainer.global_step < trainer.max_steps:
             self.checkpoints.save(trainer)
             raise Stopped(self.agreed, trainer.global_step)
-
-
-@rank_zero_only
-def _say(sentence: str) -> None:
-    print(sentence, flush=True)
