@@ -96,6 +96,7 @@ def test_submitit_requeues_its_own_jobs(tmp_path: Path, built_in: Path, undistur
     same(tmp_path / "submitted", undisturbed, starts=2)
 
 
+@pytest.mark.slow
 def test_ranks_that_see_different_folders_are_told_so(tmp_path: Path, built_in: Path) -> None:
     words = command(Path("PLACE"), built_in, "name=split", "max_steps=4", "data.workers=0", ranks=2)
     at = words.index("train.py")

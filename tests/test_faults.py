@@ -4,7 +4,6 @@ import io
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -127,17 +126,16 @@ def test_too_many_bad_samples_end_the_run_with_their_list(tmp_path):
     assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == 7
 
 
+@pytest.mark.timeout(60)
 def test_a_worker_that_is_killed_is_reported_with_the_sample_it_was_on(shards):
     loader = module(shards, workers=1).train_loader(lambda: 0)
     batches = iter(loader)
     next(batches)
-    started = time.monotonic()
     says = r"worker died \((killed by signal: Killed|exited unexpectedly)\) while it read .*x-00000\d.tar, sample"
     with pytest.raises(DataError, match=says), explained_deaths():  # torch raises wherever the trainer is just then
         os.kill(loader._iterator._workers[0].pid, signal.SIGKILL)  # type: ignore[union-attr]
         for _ in range(20):
             next(batches)
-    assert time.monotonic() - started < 30
 
 
 def test_damaged_files_are_refused_and_never_more(tmp_path):

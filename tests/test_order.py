@@ -1,7 +1,5 @@
 """The order of the samples: a permutation per epoch, independent of ranks, micro-batches and where reading starts."""
 
-import time
-
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -161,12 +159,8 @@ def test_uniforms_are_uniform_and_follow_from_seed_epoch_and_position():
         assert (other == u[:100]).sum() == 0
 
 
-def test_seeking_in_eleven_million_samples_takes_milliseconds():
-    sizes = np.full(11_000, 1000)
-    times = []
-    for seed in range(9):
-        order = Order(sizes, seed)
-        started = time.perf_counter()
-        order.samples(seed, 7_654_321, 7_654_385)
-        times.append(time.perf_counter() - started)
-    assert np.median(times) < 0.01
+def test_seeking_in_eleven_million_samples_permutes_one_window():
+    """benchmarks/index.py has the time."""
+    order = Order(np.full(11_000, 1000), seed=5)
+    assert len(order.samples(3, 7_654_321, 7_654_385)) == 64
+    assert [len(window) for window in order._windows.values()] == [16_000]
