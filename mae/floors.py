@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mae.loss import normalise_patches, reconstruction_loss
 from mae.models.config import MAEConfig
-from mae.models.masking import random_masking
+from mae.models.mask_kinds import draw_masking
 from mae.models.patches import patchify
 
 # Weights between hidden and visible pixels that are worked out at most: bounds the time for large images.
@@ -23,7 +23,7 @@ def trivial_losses(images: Tensor, noise: Tensor, config: MAEConfig) -> dict[str
              "interpolation". Every visible pixel counts with the inverse fourth power of its distance; under norm_pix
              the result is scaled by the one factor that fits best
     """
-    mask = random_masking(noise, config.visible).mask.bool()
+    mask = draw_masking(noise, config).mask.bool()
     patches = patchify(images, config.patch_size)
     hidden_pixels = config.patches * config.patch_size**2 - config.visible * config.patch_size**2
     weights = hidden_pixels * config.visible * config.patch_size**2

@@ -8,7 +8,8 @@ from mae.models.sam import SamConfig
 
 
 def pretraining_flops(config: MAEConfig) -> int:
-    """Forward and backward of one image as the paper has it: the encoder on visible patches, the decoder on all.
+    """Forward and backward of one image as the paper has it: the encoder on visible patches, the decoder on all; a
+    cross decoder on the predicted ones.
 
     The backward pass makes two products for each of the forward. This is the count to divide by for a utilisation: it
     depends on the model alone, whatever an implementation leaves out or computes twice.
@@ -17,8 +18,8 @@ def pretraining_flops(config: MAEConfig) -> int:
 
 
 def executed_pretraining_flops(config: MAEConfig) -> int:
-    """What `MaskedAutoencoder` computes of that: its last decoder block has the hidden patches for queries only, and
-    pixels get no gradient.
+    """What `MaskedAutoencoder` computes of that: its last block of self-attention has the hidden patches for queries
+    only, and pixels get no gradient.
     """
     hidden = config.patches - config.visible
     forward = _pretraining_forward(config, last_queries=hidden)
@@ -64,12 +65,15 @@ def _sam_attention(config: SamConfig) -> int:
 
 
 def _pretraining_forward(config: MAEConfig, last_queries: int) -> int:
-    """Forward of one image, the last decoder block computing the outputs of `last_queries` tokens."""
+    """Forward of one image, the last decoder block, if it is of self-attention, with outputs for `last_queries`."""
     visible, every = config.visible + config.class_token, _decoder_tokens(config)
     width, decoder = config.width, config.decoder_width
     flops = _linear(config.visible, config.patch_values, width)
     flops += config.depth * _block(visible, visible, width, config.mlp_ratio)
     flops += _linear(visible, width, decoder)
+    if config.decoder == "cross":
+        flops += config.decoder_depth * _block(visible, config.predictions, decoder)
+        return flops + _linear(config.predictions, decoder, config.patch_values)
     flops += (config.decoder_depth - 1) * _block(every, every, decoder)
     flops += _block(every, last_queries, decoder)
     return flops + _linear(last_queries, decoder, config.patch_values)
@@ -80,7 +84,7 @@ def _decoder_tokens(config: MAEConfig) -> int:
 
 
 def _block(keys: int, queries: int, width: int, mlp_ratio: float = 4.0) -> int:
-    """A transformer block over `keys` tokens that computes the outputs of `queries` of them."""
+    """A transformer block that computes the outputs of `queries` tokens, which attend to `keys`."""
     projections = 2 * _linear(queries, width, width) + 2 * _linear(keys, width, width)
     return projections + _attention(queries, keys, width) + 2 * _linear(queries, width, int(width * mlp_ratio))
 

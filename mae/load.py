@@ -17,7 +17,7 @@ from mae.models.mae import MaskedAutoencoder
 from mae.models.vit import Encoder
 
 # Settings of MAEConfig that leave no trace in the weights.
-UNSEEN = ("num_heads", "decoder_num_heads", "norm_pix", "mask_ratio", "image_size")
+UNSEEN = ("num_heads", "decoder_num_heads", "norm_pix", "mask_ratio", "masking", "predicted", "image_size")
 
 
 def load(path: str | Path, **given: Any) -> MaskedAutoencoder | Encoder:

@@ -55,6 +55,7 @@ def infer_config(state: dict[str, Tensor], given: dict[str, Any]) -> MAEConfig:
             "decoder_depth": _count(state, "decoder_blocks"),
             "decoder_num_heads": given.get("decoder_num_heads")
             or _heads("decoder_num_heads", decoder_width, DECODER_HEADS),
+            "decoder": "cross" if "decoder_blocks.0.attn.kv.weight" in state else "self",
         }
     config = MAEConfig.model_validate(shown | given)
     fixed = sincos_positions(width, config.grid, class_token) if width % 4 == 0 else None
@@ -83,6 +84,8 @@ def write(source: Source, file: Path) -> dict[str, Any]:
     config = source.encoder.config
     require(config, "facebookresearch/mae", "a class token", "square images", "three channels")
     state = source.encoder.state_dict()
+    if has_decoder(state):
+        require(config, "facebookresearch/mae", "a decoder of self-attention")
     torch.save({"model": dict(state)}, file)
     return {"class": "models_mae.MaskedAutoencoderViT" if has_decoder(state) else "models_vit.VisionTransformer"}
 

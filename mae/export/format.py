@@ -13,7 +13,7 @@ from mae.models.config import MAEConfig
 from mae.models.sam import SamConfig, SamEncoder
 from mae.models.vit import Encoder
 
-Need = Literal["a class token", "square images", "three channels"]
+Need = Literal["a class token", "square images", "three channels", "a decoder of self-attention"]
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,11 @@ def require(config: MAEConfig | SamConfig, library: str, *needs: Need) -> None:
         "a class token": isinstance(config, SamConfig) or config.class_token,
         "square images": config.image_size[0] == config.image_size[1],
         "three channels": config.in_channels == 3,
+        "a decoder of self-attention": isinstance(config, SamConfig) or config.decoder == "self",
     }
     lacking = [need for need in needs if not has[need]]
     if lacking:
+        this = config.model_dump_json(include={"class_token", "image_size", "in_channels", "decoder"})
         raise ConfigError(
-            f"{library} knows only models with {' and '.join(lacking)}, and this one has "
-            f"{config.model_dump_json(include={'class_token', 'image_size', 'in_channels'})}: choose another --to"
+            f"{library} knows only models with {' and '.join(lacking)}, and this one has {this}: choose another --to"
         )

@@ -59,7 +59,7 @@ def read(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[s
 
 def write(source: Source, folder: Path) -> dict[str, Any]:
     config = source.encoder.config
-    require(config, "transformers' ViTMAE", "a class token", "square images")
+    require(config, "transformers' ViTMAE", "a class token", "square images", "a decoder of self-attention")
     settings = {"architectures": ["ViTMAEForPreTraining"], "model_type": "vit_mae"} | encoder_settings(config)
     settings |= {
         "decoder_hidden_size": config.decoder_width,

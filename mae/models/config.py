@@ -11,6 +11,11 @@ class MAEConfig(BaseModel):
     """The architecture and the objective. Lengths in pixels, widths in channels.
 
     The defaults are ViT-B/16 with the decoder of the paper (He et al. 2022, section 4).
+
+    decoder    "self": visible and hidden patches attend to each other; "cross": hidden to visible ones only (Fu et al.
+               2024), so that not all of them need to be there
+    predicted  share of the hidden patches that a cross decoder predicts in training
+    masking    how the hidden patches lie
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,7 +35,11 @@ class MAEConfig(BaseModel):
     decoder_depth: int = Field(8, ge=1)
     decoder_num_heads: int = Field(16, ge=1)
 
+    decoder: Literal["self", "cross"] = "self"
+    predicted: float = Field(1.0, gt=0, le=1)
+
     mask_ratio: float = Field(0.75, gt=0, lt=1)
+    masking: Literal["random", "block", "grid"] = "random"
     norm_pix: bool = True
 
     @field_validator("image_size", mode="before")
@@ -56,6 +65,15 @@ class MAEConfig(BaseModel):
                 f"mask_ratio={self.mask_ratio} leaves {self.visible} of {self.patches} patches visible: at least one "
                 "patch has to be visible and one hidden. Change mask_ratio, patch_size or image_size"
             )
+        if self.predicted < 1 and self.decoder == "self":
+            raise ValueError(
+                f"predicted={self.predicted} with decoder=self: its hidden patches attend to each other, so that none "
+                "can be left out. Set decoder=cross or predicted=1"
+            )
+        if not self.predictions:
+            raise ValueError(
+                f"predicted={self.predicted} of {self.patches - self.visible} hidden patches is none: raise predicted"
+            )
         return self
 
     @property
@@ -72,6 +90,11 @@ class MAEConfig(BaseModel):
     def visible(self) -> int:
         """K, the number of patches that the encoder sees."""
         return visible_patches(self.patches, self.mask_ratio)
+
+    @property
+    def predictions(self) -> int:
+        """Q, the number of hidden patches that are predicted in training."""
+        return round((self.patches - self.visible) * self.predicted)
 
     @property
     def patch_values(self) -> int:

@@ -5,10 +5,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mae.errors import ConfigError
 from mae.loss import normalise_patches, patch_statistics, reconstruction_loss
 from mae.models.config import MAEConfig
 from mae.models.decoder import Decoder
-from mae.models.masking import random_masking
+from mae.models.mask_kinds import draw_masking, given_masking
+from mae.models.masking import Masking, some_hidden
 from mae.models.patches import patchify, unpatchify
 from mae.models.vit import Encoder
 
@@ -16,16 +18,21 @@ from mae.models.vit import Encoder
 class Output(NamedTuple):
     """One masked forward pass; hidden patches in ascending order, so `pred.flatten(0, 1)` goes with `mask.bool()`.
 
-    loss    []               float32
-    pred    [B, N-K, p*p*C]
-    target  [B, N-K, p*p*C]  normalised per patch when the model says norm_pix
-    mask    [B, N]           1 hidden, 0 visible
+    Where a cross decoder predicts Q of the N-K hidden patches, pred and target hold those alone, and loss is theirs;
+    mask still says what is hidden, ids which of it is predicted.
+
+    loss    []             float32
+    pred    [B, Q, p*p*C]  Q = N-K unless the model says that less is predicted
+    target  [B, Q, p*p*C]  normalised per patch when the model says norm_pix
+    mask    [B, N]         1 hidden, 0 visible
+    ids     [B, Q]         patch that each prediction is of, ascending
     """
 
     loss: Tensor
     pred: Tensor
     target: Tensor
     mask: Tensor
+    ids: Tensor
 
 
 class Reconstruction(NamedTuple):
@@ -54,38 +61,48 @@ class MaskedAutoencoder(Encoder, Decoder):
         self._add_encoder(config)
         self._add_decoder(config)
 
-    def forward(self, images: Tensor, noise: Tensor) -> Output:
-        """Loss and predictions under the mask that `noise` ranks.
+    def forward(self, images: Tensor, noise: Tensor | None = None, mask: Tensor | None = None) -> Output:
+        """Loss and predictions under the mask that `noise` stands for, or a given one, of which all is predicted.
 
         images  [B, C, H, W]  normalised
         noise   [B, N]        uniform
+        mask    [B, N]        instead of noise: 1 hidden, 0 visible, as many hidden in every image
+
+        Raises ConfigError for a mask that cannot be.
         """
         config = self.config
         patches = patchify(images, config.patch_size)
-        ids_keep, ids_hidden, mask = random_masking(noise, config.visible)
+        ids_keep, ids, mask = self._masking(patches, noise, mask)
+        if noise is not None and config.predictions < ids.shape[1]:
+            ids = some_hidden(noise, ids, config.predictions)
         latent = self.encode_tokens(self.embed(_take(patches, ids_keep), ids_keep))
-        pred = self.decode(latent, ids_keep, ids_hidden, hidden_only=True)
-        target = _take(patches, ids_hidden)
+        pred = self.decode(latent, ids_keep, ids)
+        target = _take(patches, ids)
         if config.norm_pix:
             target = normalise_patches(target)
-        return Output(reconstruction_loss(pred, target), pred, target, mask)
+        return Output(reconstruction_loss(pred, target), pred, target, mask, ids)
 
     @torch.no_grad()
-    def reconstruct(self, images: Tensor, noise: Tensor) -> Reconstruction:
-        """The picture that the decoder paints; arguments as in `forward`."""
+    def reconstruct(self, images: Tensor, noise: Tensor | None = None, mask: Tensor | None = None) -> Reconstruction:
+        """The picture that the decoder paints, all hidden patches of it; arguments as in `forward`."""
         config = self.config
         patches = patchify(images, config.patch_size)
-        ids_keep, ids_hidden, mask = random_masking(noise, config.visible)
+        ids_keep, ids_hidden, mask = self._masking(patches, noise, mask)
         latent = self.encode_tokens(self.embed(_take(patches, ids_keep), ids_keep))
-        decoded = self.decode(latent, ids_keep, ids_hidden)[:, -config.patches :]
-        order = torch.cat([ids_keep, ids_hidden], dim=1)
-        pred = torch.empty_like(decoded).scatter_(1, order[..., None].expand_as(decoded), decoded)
+        pred = self.decode_all(latent, ids_keep, ids_hidden)
         painted = pred.to(patches.dtype)
         if config.norm_pix:
             mean, deviation = patch_statistics(patches)
             painted = (pred.float() * deviation + mean).to(patches.dtype)
         pasted = torch.where(mask[..., None].bool(), painted, patches)
         return Reconstruction(pred, unpatchify(pasted, config.patch_size, config.grid), mask)
+
+    def _masking(self, patches: Tensor, noise: Tensor | None, mask: Tensor | None) -> Masking:
+        if mask is None and noise is not None:
+            return draw_masking(noise, self.config)
+        if mask is not None and noise is None:
+            return given_masking(mask, patches.shape[0], patches.shape[1])
+        raise ConfigError("a model takes either noise or a mask beside the images, one of them")
 
 
 def _take(patches: Tensor, ids: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Which patches the encoder sees: noise ranks the patches of each image, and the lowest stay visible."""
+"""Which patches the encoder sees: noise ranks the patches of each image, and the lowest stay visible.
+
+Other kinds of masks rank by something else first: see mask_kinds.py.
+"""
 
 from typing import NamedTuple
 
@@ -7,7 +10,7 @@ from torch import Tensor
 
 
 class Masking(NamedTuple):
-    """One random masking of a batch, the same number of patches hidden in every image.
+    """One masking of a batch, the same number of patches hidden in every image.
 
     ids_keep    [B, K]    visible patches, ascending
     ids_hidden  [B, N-K]  hidden patches, ascending
@@ -39,6 +42,12 @@ def random_masking(noise: Tensor, keep: int) -> Masking:
     return Masking(ids_keep, ids_hidden, mask)
 
 
+def some_hidden(noise: Tensor, ids_hidden: Tensor, count: int) -> Tensor:
+    """`count` of the hidden patches, those with the lowest noise: [B, N-K] -> [B, count], ascending."""
+    order = noise.gather(1, ids_hidden).argsort(dim=1, stable=True)[:, :count]
+    return ids_hidden.gather(1, order.sort(dim=1).values)
+
+
 def uniform_noise(seed: int, step: int, rows: Tensor, patches: int) -> Tensor:
     """Mask noise as a pure function of (seed, step, row of the global batch, patch).
 
@@ -50,12 +59,26 @@ def uniform_noise(seed: int, step: int, rows: Tensor, patches: int) -> Tensor:
     """
     start = _mix(_mix(torch.tensor(seed, dtype=torch.int64)) ^ step).to(rows.device)
     counter = rows.to(torch.int64)[:, None] * patches + torch.arange(patches, device=rows.device)
-    bits = _mix(_mix(start + counter * _GOLDEN))
-    # The 24 high bits fill a float32 exactly.
-    return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
+    return _unit(_mix(_mix(start + counter * _GOLDEN)))
+
+
+def further_noise(noise: Tensor, count: int) -> Tensor:
+    """More numbers for each image, a hash of its own noise alone.
+
+    noise    [B, N]      in [0, 1)
+    returns  [B, count]  float32 in [0, 1)
+    """
+    places = torch.arange(1, noise.shape[1] + 1, device=noise.device)
+    start = _mix(((noise * 2.0**24).to(torch.int64) * (places * _GOLDEN)).sum(dim=1, keepdim=True))
+    return _unit(_mix(start + torch.arange(count, device=noise.device) * _GOLDEN))
 
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
+
+
+def _unit(bits: Tensor) -> Tensor:
+    """Of 64 bits the 24 high ones, which fill a float32 exactly, as a number in [0, 1)."""
+    return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:

@@ -103,12 +103,16 @@ def last_tokens(block: nn.Module, tokens: Tensor, count: int) -> Tensor:
     heads = attention.num_heads
     q = rearrange(F.linear(normed[:, -count:], weight_q, bias_q), "b n (h d) -> b h n d", h=heads)
     k, v = rearrange(F.linear(normed, weight_kv, bias_kv), "b n (two h d) -> two b h n d", two=2, h=heads)
-    if attention.fused_attn:
-        mixed = F.scaled_dot_product_attention(q, k, v)
-    else:
-        mixed = (q * attention.scale @ k.mT).softmax(dim=-1) @ v
+    mixed = attend(q, k, v, fused=attention.fused_attn)
     tokens = tokens[:, -count:] + attention.proj(rearrange(mixed, "b h n d -> b n (h d)"))
     return tokens + mlp(block.norm2(tokens))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, fused: bool) -> Tensor:
+    """Attention of queries [B, H, n, d] to keys and values [B, H, m, d]: [B, H, n, d]."""
+    if fused:
+        return F.scaled_dot_product_attention(q, k, v)
+    return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1) @ v
 
 
 def choose_attention(*blocks: nn.ModuleList, device: torch.device) -> None:

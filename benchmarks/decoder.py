@@ -1,0 +1,73 @@
+"""A training step with each decoder, interleaved: python -m benchmarks.decoder [--rounds 9] [--batch 8]
+
+ViT-B/16 at 224, bf16: forward, backward, update. The decoder of the paper, and cross decoders that predict all hidden
+patches or a share of them.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+
+import mae
+from mae.flops import executed_pretraining_flops
+from mae.models.masking import uniform_noise
+from mae.models.vit import choose_attention
+from mae.optim import OptimConfig, adamw
+
+WARM_UP = 1  # rounds
+
+
+class Contender:
+    """A model that is trained on random images."""
+
+    def __init__(self, config: mae.MAEConfig, batch: int, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.model = mae.MaskedAutoencoder(config).to(device)
+        choose_attention(self.model.blocks, self.model.decoder_blocks, device=device)
+        self.optimizer = adamw(self.model.named_parameters(), OptimConfig.model_validate({}), 1e-4)
+        self.images = torch.randn(batch, 3, *config.image_size, device=device)
+        self.flops = executed_pretraining_flops(config)
+
+    def seconds(self, number: int) -> float:
+        device = self.images.device
+        noise = uniform_noise(0, number, torch.arange(len(self.images), device=device), self.model.config.patches)
+        started = time.perf_counter()
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            loss = self.model(self.images, noise).loss
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--shares", type=float, nargs="+", default=[1.0, 0.75, 1 / 3, 0.25], help="model.predicted")
+    arguments = parser.parse_args()
+    configs = {"self": mae.MAEConfig.model_validate({})}
+    for share in arguments.shares:
+        configs[f"cross, {share:.0%} of the hidden"] = mae.MAEConfig.model_validate(
+            {"decoder": "cross", "predicted": share}
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    contenders = {name: Contender(config, arguments.batch, device) for name, config in configs.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(WARM_UP + arguments.rounds):
+        for name, contender in contenders.items():
+            took = contender.seconds(number)
+            if number >= WARM_UP:
+                seconds[name].append(took)
+    for name, contender in contenders.items():
+        ratio = statistics.median(a / b for a, b in zip(seconds["self"], seconds[name], strict=True))
+        flops = contenders["self"].flops / contender.flops
+        print(f"{name:26} {statistics.median(seconds[name]) * 1e3:6.0f} ms  {ratio:.2f}x  (by operations {flops:.2f}x)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The kinds of masks: random, blocks, a grid, and one that is given. Rows of a batch never depend on each other."""
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from mae.errors import ConfigError
+from mae.models.config import MAEConfig
+from mae.models.masking import Masking, further_noise, random_masking
+
+RECTANGLES = 32  # that may be drawn for an image
+AREA = (0.1, 0.3)  # of a rectangle, as a share of the patches to hide
+ASPECT = 0.3  # flattest rectangle, height / width; the tallest is its inverse (Bao et al. 2022, algorithm 1)
+# Order in which a regular pattern fills up (ordered dithering, Bayer 1973): the first of 16 is every fourth patch in
+# both directions, the first 4 every second, the first 8 a checkerboard.
+FILLING = ((0, 8, 2, 10), (12, 4, 14, 6), (3, 11, 1, 9), (15, 7, 13, 5))
+
+
+def draw_masking(noise: Tensor, config: MAEConfig) -> Masking:
+    """The masking that `noise` stands for, `config.visible` patches of each image visible.
+
+    noise  [B, N]  uniform in [0, 1)
+    """
+    if config.masking == "block":
+        noise = block_ranking(noise, config.grid, config.patches - config.visible)
+    elif config.masking == "grid":
+        noise = grid_ranking(noise, config.grid)
+    return random_masking(noise, config.visible)
+
+
+def given_masking(mask: Tensor, images: int, patches: int) -> Masking:
+    """The masking that a user has drawn.
+
+    mask  [B, N]  hidden where it is not zero
+
+    Raises ConfigError unless as many patches, some of them, are hidden in every image.
+    """
+    if mask.shape != (images, patches):
+        raise ConfigError(
+            f"mask has the shape {tuple(mask.shape)}: {images} images of {patches} patches need {(images, patches)}"
+        )
+    counts = sorted(set(mask.bool().sum(dim=1).tolist()))
+    if len(counts) > 1:
+        raise ConfigError(
+            f"mask hides from {counts[0]} to {counts[-1]} patches of an image: hide as many in every image of a batch"
+        )
+    if counts[0] in (0, patches):
+        raise ConfigError(
+            f"mask hides {counts[0]} of {patches} patches: at least one has to be visible and one hidden in every image"
+        )
+    return random_masking(mask.bool().float(), patches - counts[0])
+
+
+def grid_ranking(noise: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Ranks patches so that the lowest lie in a regular pattern, that begins at the patch with the lowest noise.
+
+    Noise decides which patches are left over or too many where grid or mask ratio do not fit the pattern.
+
+    noise    [B, N]
+    returns  [B, N]
+    """
+    h, w = grid
+    start = noise.argmin(dim=1, keepdim=True)
+    place = torch.arange(h * w, device=noise.device)
+    row, column = (place // w - start // w) % 4, (place % w - start % w) % 4
+    return torch.tensor(FILLING, device=noise.device)[row, column] + noise
+
+
+def block_ranking(noise: Tensor, grid: tuple[int, int], hidden: int) -> Tensor:
+    """Ranks patches so that the `hidden` highest lie in rectangles, drawn one after another (Bao et al. 2022).
+
+    Noise decides which patches of the last rectangle are too many, or are left over after all of them.
+
+    noise    [B, N]
+    returns  [B, N]
+    """
+    h, w = grid
+    area, aspect, *corner = rearrange(further_noise(noise, 4 * RECTANGLES), "b (r four) -> four b r", four=4)
+    area = hidden * (AREA[0] + (AREA[1] - AREA[0]) * area)
+    aspect = ASPECT ** (1 - 2 * aspect)
+    inside = [
+        _inside(side, (area * ratio).sqrt(), start)
+        for side, ratio, start in ((h, aspect, corner[0]), (w, 1 / aspect, corner[1]))
+    ]
+    covered = rearrange(inside[0], "b r h -> b r h 1") & rearrange(inside[1], "b r w -> b r 1 w")
+    number = rearrange(torch.arange(RECTANGLES, device=noise.device), "r -> r 1 1")
+    first = torch.where(covered, number, RECTANGLES).amin(dim=1)
+    return noise - rearrange(first, "b h w -> b (h w)")
+
+
+def _inside(side: int, length: Tensor, start: Tensor) -> Tensor:
+    """Which of `side` places a stretch covers.
+
+    length   [B, R]        in places
+    start    [B, R]        0 to 1, from the first possible start to behind the last
+    returns  [B, R, side]  bool
+    """
+    length = length.round().clamp(1, side)
+    first = (start * (side - length + 1)).floor()
+    place = torch.arange(side, device=length.device)
+    return (place >= first[..., None]) & (place < (first + length)[..., None])
