@@ -128,6 +128,14 @@ def test_another_accumulation_goes_on_with_the_same_samples(tmp_path: Path, buil
     assert all(float(one[key]) == pytest.approx(float(other[key]), rel=1e-5) for key in one)
 
 
+def test_a_run_stopped_where_it_validates_keeps_the_validation(tmp_path: Path, built_in: Path) -> None:
+    record(tmp_path, built_in, "whole", 64)
+    first = record(tmp_path, built_in, "stopped", 64, stop_at=19)  # validated after step 20
+    record(tmp_path, built_in, "stopped", 64)
+    assert {step for step, _ in first.seen} == set(range(20))
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+
+
 def finished(tmp_path: Path, root: Path, *overrides: str) -> tuple[list[str], Path]:
     words = command(tmp_path, root, "name=done", "max_steps=4", "data.workers=0", *overrides)
     run(words)

@@ -74,12 +74,15 @@ class Checkpoints(pl.Callback):
     def _due(self, trainer: pl.Trainer) -> bool:
         return trainer.global_step % self.config.every_steps == 0
 
+    def validated_next(self, trainer: pl.Trainer) -> bool:
+        """Whether a validation follows the step just made."""
+        return self.val_every is not None and trainer.global_step % self.val_every == 0
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step_done = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        validated_next = self.val_every is not None and trainer.global_step % self.val_every == 0
-        if step_done and self._due(trainer) and not validated_next:
+        if step_done and self._due(trainer) and not self.validated_next(trainer):
             self.save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

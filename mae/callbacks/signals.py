@@ -25,7 +25,8 @@ class Stopped(RunEnded):
 
 
 class StopOnSignal(pl.Callback):
-    """SIGINT, SIGTERM and SIGUSR1 set a flag; Guard makes the ranks agree on it, and all of them save and stop.
+    """SIGINT, SIGTERM and SIGUSR1 set a flag; Guard makes the ranks agree on it, and all of them save and stop,
+    after the validation where one is due.
 
     Under submitit its signal does so too. Replaces Lightning's handlers, which save in the middle of a step or not at
     all and end with exit code 0. A second Ctrl-C ends the process at once.
@@ -54,6 +55,14 @@ class StopOnSignal(pl.Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step_done = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if step_done and self.agreed and trainer.global_step < trainer.max_steps:
+        if step_done and not self.checkpoints.validated_next(trainer):
+            self._stop_if_agreed(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._stop_if_agreed(trainer)
+
+    def _stop_if_agreed(self, trainer: pl.Trainer) -> None:
+        if self.agreed and trainer.global_step < trainer.max_steps:
             self.checkpoints.save(trainer)
             raise Stopped(self.agreed, trainer.global_step)
