@@ -73,9 +73,9 @@ def _layouts(plan: Forecast) -> Table:
     table.add_row("total", *(f"{x.total / GIB:.2f}{'' if x.total <= room else ', too much'}" for x in plan.layouts))
     table.add_section()
     table.add_row("largest micro-batch", *(f"{layout.largest_micro_batch:,}" for layout in plan.layouts))
-    table.add_row("images/s, all devices", *(f"{layout.images_per_s:,.4g}" for layout in plan.layouts))
+    table.add_row("images/s, all devices", *(_number(layout.images_per_s) for layout in plan.layouts))
     if plan.images is not None:
-        table.add_row("days", *(f"{plan.days(layout):,.3g}" for layout in plan.layouts))
+        table.add_row("days", *(_number(plan.days(layout)) for layout in plan.layouts))
     return table
 
 
@@ -92,3 +92,8 @@ def _remarks(plan: Forecast) -> list[str]:
             f"in segment-anything, and {sam_flops(huge) / 2e12:.2f} T here, where padded tokens are not projected."
         )
     return lines
+
+
+def _number(value: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
