@@ -42,7 +42,10 @@ class Lightly(nn.Module):
     """The building blocks of lightly with the weights of `model`. Imported here: benchmarks/gpu.py does without."""
 
     def __init__(self, model: mae.MaskedAutoencoder) -> None:
-        from lightly.models.modules import MaskedVisionTransformerDecoderTIMM, MaskedVisionTransformerTIMM
+        from lightly.models.modules import (  # pyright: ignore[reportMissingImports]
+            MaskedVisionTransformerDecoderTIMM,
+            MaskedVisionTransformerTIMM,
+        )
 
         super().__init__()
         config = self.config = model.config
@@ -68,7 +71,7 @@ class Lightly(nn.Module):
         vit.load_state_dict({key: value for key, value in state.items() if not key.startswith("decoder_")})
 
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
-        from lightly.models import utils
+        from lightly.models import utils  # pyright: ignore[reportMissingImports]
 
         ids_keep, ids_hidden, _ = random_masking(noise, self.config.visible)
         keep, hidden = nn.functional.pad(ids_keep + 1, (1, 0)), ids_hidden + 1  # the class token is number 0
