@@ -74,8 +74,9 @@ def _layouts(plan: Forecast) -> Table:
     table.add_section()
     table.add_row("largest micro-batch", *(f"{layout.largest_micro_batch:,}" for layout in plan.layouts))
     table.add_row("images/s, all devices", *(_number(layout.images_per_s) for layout in plan.layouts))
+    days = [plan.days(layout) for layout in plan.layouts]
     if plan.images is not None:
-        table.add_row("days", *(_number(plan.days(layout)) for layout in plan.layouts))
+        table.add_row("days", *(_number(value) for value in days if value is not None))
     return table
 
 
