@@ -1,4 +1,4 @@
-"""The one exception of this package, how its commands end on it, and what it is made of."""
+"""The one exception of this package, how its commands end on it, and what image readers raise in its place."""
 
 import struct
 import sys

@@ -23,8 +23,8 @@ def choose_float32_products(device: torch.device) -> None:
     """Lets oneDNN multiply float32 matrices on CPUs, if it is exact here; a setting of the whole process.
 
     torch's "medium" allows bfloat16. Where a CPU has no units for that (AMX) oneDNN computes in float32 all the same,
-    on AMD twice as fast as the default library: one product shows which. GPUs are left alone, where TF32 is the user's
-    choice (`torch.backends.cuda.matmul`).
+    on some CPUs faster than the default library: one product shows which. GPUs are left alone, where TF32 is the
+    user's choice (`torch.backends.cuda.matmul`).
     """
     if device.type != "cpu":
         return
