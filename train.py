@@ -1,10 +1,10 @@
-"""Pre-train a masked autoencoder: python train.py [experiment=NAME] [SETTING=VALUE ...]"""
+"""Train what `task` says, by default a masked autoencoder: python train.py [experiment=NAME] [SETTING=VALUE ...]"""
 
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import hydra
 import lightning.pytorch as pl
@@ -14,16 +14,13 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, ConfigDict, Field
 
 from command_line import FULL_ERROR, quieten, readable_errors, run_program
-from data.datamodule import DataConfig, ShardDataModule
 from data.loader import explained_deaths
-from mae.callbacks.checkpoints import CheckpointConfig, Checkpoints
+from mae.callbacks.checkpoints import Checkpoints
 from mae.callbacks.guard import Guard
 from mae.callbacks.meter import FetchTimer, Meter
 from mae.callbacks.progress import ShowProgress
-from mae.callbacks.reconstructions import Reconstructions
 from mae.callbacks.signals import StopOnSignal, Stopped
 from mae.callbacks.trace import Trace
 from mae.checkpoint import read_own, refuse_other_run
@@ -32,66 +29,23 @@ from mae.csvlog import MetricsCSV
 from mae.devices import hardware, planned_precision
 from mae.errors import ConfigError
 from mae.export.sam import sam_config
-from mae.floors import trivial_losses
 from mae.launch import Topology, cluster_environment, launched, relaunch_under_torchrun, wanted_devices
-from mae.load import initialise_from
-from mae.models.config import MAEConfig
-from mae.models.execution import BlocksConfig, prepare_blocks
-from mae.models.mae import MaskedAutoencoder
-from mae.optim import OptimConfig
-from mae.pictures import draw_loss_curve
-from mae.pixels import Pixels
-from mae.plan import PlanConfig, forecast
+from mae.plan import forecast
 from mae.plan_tables import show_forecast
 from mae.precision import resolve_precision
-from mae.pretrain import VALIDATION, Pretraining
 from mae.rank_zero import say
 from mae.recipe import Plan, derive, split_batch
 from mae.run import create, record_start, starting_point, write_json
 from mae.slurm import requeue
 from mae.start_table import show_start
 from mae.strategies import choose_strategy
-from mae.summary import summarise
 from mae.tracking import finish_wandb, wandb_identity
-from mae.workload import pretraining_workload, sam_workload
+from mae.workload import sam_workload
+from tasks.config import TrainConfig
+from tasks.pretrain import Pretrain
+from tasks.task import Task
 
-FLOOR_IMAGES = 256
-PICTURE_IMAGES = 8
-PIXELS = {"scale", "flip", "decode", "bits", "mean", "std"}  # the settings of the data that change what is seen
-
-
-class TrainConfig(BaseModel):
-    """All settings of a pre-training run; conf/ holds their values."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(pattern=r"^[\w.+=,@-]+$")
-    runs: str = "runs"
-    seed: int = Field(0, ge=0, lt=2**31)
-    epochs: float = Field(800, gt=0)
-    max_steps: int | None = Field(None, ge=1)
-    global_batch: int = Field(ge=1)
-    micro_batch: int | None = Field(None, ge=1)
-    resume: str = "auto"
-    overwrite: bool = False
-    init_from: str | None = None
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
-    val_every: int | None = Field(None, ge=1)
-    log_every: int = Field(50, ge=1)
-    pictures_every: int = Field(1000, ge=1)
-    profile: bool = False
-    model: MAEConfig
-    blocks: BlocksConfig
-    data: DataConfig
-    optim: OptimConfig
-    checkpoint: CheckpointConfig
-    trainer: dict[str, Any]
-    logger: dict[str, Any]
-    plan: PlanConfig
-
-    @property
-    def run(self) -> Path:
-        return Path(self.runs) / self.name
+TASKS: dict[str, type[Task]] = {"pretrain": Pretrain}
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parent / "conf"), config_name="train")
@@ -119,33 +73,22 @@ def launch(raw: DictConfig) -> None:
                 del os.environ["HYDRA_FULL_ERROR"]  # ours, see run_program: the ranks shall start as this process did
             relaunch_under_torchrun(devices)
         topology = Topology(rank=0, ranks=1, devices=1, nodes=1)
-    pretrain(config, topology)
+    train(config, topology)
 
 
-def pretrain(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.Callback] = ()) -> None:
+def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.Callback] = ()) -> None:
     """One run from the settings to summary.json; everything is checked before anything is written."""
-    data = open_data(config, topology)
-    plan = derive(
-        config.optim,
-        samples=len(data.train_index),
-        global_batch=config.global_batch,
-        micro_batch=config.micro_batch,
-        ranks=topology.ranks,
-        epochs=config.epochs,
-        max_steps=config.max_steps,
-        views=config.data.views_per_image,
-    )
+    task = TASKS[config.task.name](config, topology)
+    data = task.data
+    plan = derived(config, len(data.train_index), topology.ranks)
     start = starting_point(config.run, config.resume, config.overwrite)
-    recipe, start_step = settle_recipe(config, data, start)
+    recipe, start_step = settle_recipe(task, start)
     if start_step >= plan.total_steps and (config.run / "summary.json").is_file():
         say(f"{config.run} is finished: step {start_step} of {plan.total_steps}, {start}. Nothing to do.")
         return
     strategy = choose_strategy(config.trainer["strategy"], topology.ranks, recipe["precision"])
     torch.manual_seed(config.seed)
-    model = MaskedAutoencoder(config.model)
-    if config.init_from is not None and start is None:
-        initialise_from(model, Path(config.init_from))
-    prepare_blocks(model, config.blocks)
+    model = task.model(start)
 
     if topology.rank == 0:
         create(config.run, config.overwrite)
@@ -154,23 +97,15 @@ def pretrain(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[
         show_start(
             config.run,
             plan,
-            config.model,
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            task.describe(model),
             shards=len(data.train_index.shards),
             validation=len(data.val_index) if data.val_index is not None else 0,
             base_lr=config.optim.base_lr,
             precision=recipe["precision"],
             source=str(start or config.init_from or "random weights"),
         )
-    module = Pretraining(
-        model,
-        config.optim,
-        plan,
-        seed=config.seed,
-        pixels=Pixels(config.data.mean, config.data.std),
-        recipe=recipe,
-    )
-    trainer = build_trainer(config, plan, topology, data, recipe["precision"], start_step, strategy)
+    module = task.module(model, plan, recipe)
+    trainer = build_trainer(task, plan, recipe["precision"], start_step, strategy)
     trainer.callbacks = [*extra_callbacks, *trainer.callbacks]  # pyright: ignore[reportAttributeAccessIssue]
     code = 1
     try:
@@ -185,7 +120,7 @@ def pretrain(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[
     finally:
         finish_wandb(code)
     if topology.rank == 0:
-        finish(config, plan, module, data)
+        task.finish(module, plan)
 
 
 def plan_only(config: TrainConfig, ranks: int) -> None:
@@ -194,28 +129,19 @@ def plan_only(config: TrainConfig, ranks: int) -> None:
     precision = planned_precision(config.precision, wanted.gpu)
     device = hardware(wanted.gpu, precision)
     micro_batch, accumulate = split_batch(config.global_batch, config.micro_batch, ranks)
+    task = TASKS[config.task.name](config, Topology(rank=0, ranks=ranks, devices=ranks, nodes=1))
     if wanted.task == "segment":
         work = sam_workload(sam_config(config.model, {}), precision)
     else:
-        work = pretraining_workload(config.model, precision, torch.device(device.kind))
+        work = task.workload(precision, torch.device(device.kind))
     samples, shards = wanted.samples, None
     if samples is None and config.data.named:
-        index = open_data(config, Topology(rank=0, ranks=ranks, devices=ranks, nodes=1)).train_index
+        index = task.data.train_index
         size = None if config.data.mode == "stream" else int(index.bytes.sum())
         samples, shards = len(index), (len(index.shards), size)
     images = None
     if samples is not None:
-        steps = derive(
-            config.optim,
-            samples=samples,
-            global_batch=config.global_batch,
-            micro_batch=config.micro_batch,
-            ranks=ranks,
-            epochs=config.epochs,
-            max_steps=config.max_steps,
-            views=config.data.views_per_image,
-        ).total_steps
-        images = steps * config.global_batch
+        images = derived(config, samples, ranks).total_steps * config.global_batch
     plan = forecast(
         work,
         device,
@@ -233,60 +159,46 @@ def plan_only(config: TrainConfig, ranks: int) -> None:
         write_json(Path(wanted.file), plan.plain())
 
 
-def open_data(config: TrainConfig, topology: Topology) -> ShardDataModule:
-    return ShardDataModule(
-        config.data,
-        image_size=config.model.image_size,
-        channels=config.model.in_channels,
-        seed=config.seed,
+def derived(config: TrainConfig, samples: int, ranks: int) -> Plan:
+    """What follows from the recipe for so many training images and ranks."""
+    return derive(
+        config.optim,
+        samples=samples,
         global_batch=config.global_batch,
-        micro_batch=config.micro_batch or max(1, config.global_batch // topology.ranks),
-        bad_samples=config.run / "bad_samples.jsonl",
+        micro_batch=config.micro_batch,
+        ranks=ranks,
+        epochs=config.epochs,
+        max_steps=config.max_steps,
+        views=config.data.views_per_image,
     )
 
 
-def settle_recipe(config: TrainConfig, data: ShardDataModule, start: Path | None) -> tuple[dict[str, Any], int]:
+def settle_recipe(task: Task, start: Path | None) -> tuple[dict[str, Any], int]:
     """The settings that decide the result, as stored in every checkpoint, and the step to start from.
 
     Raises ConfigError when the checkpoint to go on from was made with other ones.
     """
     stored = read_own(start)["mae"] if start is not None else None
-    precision = resolve_precision(config.precision)
-    if stored is not None and config.precision == "auto":
+    precision = resolve_precision(task.config.precision)
+    if stored is not None and task.config.precision == "auto":
         precision = stored["recipe"]["precision"]
-    recipe = {
-        "seed": config.seed,
-        "global_batch": config.global_batch,
-        "precision": precision,
-        "model": config.model.model_dump(mode="json"),
-        "optim": config.optim.model_dump(mode="json"),
-        "data": config.data.model_dump(mode="json", include=PIXELS),
-        "order": data.identity,
-    }
+    recipe = task.recipe(precision)
     if stored is None or start is None:
         return recipe, 0
     refuse_other_run(stored["recipe"], recipe, start)
     return recipe, stored["step"]
 
 
-def build_trainer(
-    config: TrainConfig,
-    plan: Plan,
-    topology: Topology,
-    data: ShardDataModule,
-    precision: str,
-    start_step: int,
-    strategy: str | Strategy,
-) -> pl.Trainer:
+def build_trainer(task: Task, plan: Plan, precision: str, start_step: int, strategy: str | Strategy) -> pl.Trainer:
     """Lightning's trainer for this topology, counting in optimiser steps."""
+    config, data, topology = task.config, task.data, task.topology
     val_every = config.val_every if data.val_index is not None else None
     checkpoints = Checkpoints(config.run, config.checkpoint, val_every)
-    pictures = Reconstructions(config.run, data.examples(PICTURE_IMAGES)[0], config.pictures_every)
     signals = StopOnSignal(checkpoints)
     guard = Guard(config.run, signals)
     meter = Meter(config.log_every, FetchTimer(), guard, precision)
     # The order matters: a step is measured, painted and saved before the run may stop at it.
-    callbacks = [meter, ShowProgress(meter), pictures, checkpoints, guard, signals]
+    callbacks = [meter, ShowProgress(meter), *task.callbacks(), checkpoints, guard, signals]
     if config.profile:
         callbacks.insert(0, Trace(config.run))
     loggers: list[Any] = [MetricsCSV(config.run / "metrics.csv", start_step)]
@@ -317,15 +229,6 @@ def build_trainer(
         callbacks=callbacks,
         default_root_dir=config.run,
     )
-
-
-def finish(config: TrainConfig, plan: Plan, module: Pretraining, data: ShardDataModule) -> None:
-    """The losses of trivial predictors on the same masks, the loss curve, summary.json, and a few closing lines."""
-    images, positions = data.examples(FLOOR_IMAGES)
-    module.pixels.cpu()
-    floors = trivial_losses(module.pixels.normalise(images), module.noise(VALIDATION, positions), config.model)
-    draw_loss_curve(config.run, floors)
-    summarise(config.run, plan, floors)
 
 
 if __name__ == "__main__":

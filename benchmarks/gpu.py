@@ -58,7 +58,7 @@ def pretraining(sizes: dict[str, tuple[dict[str, Any], int]], device: torch.devi
     for name, (size, batch) in sizes.items():
         steps = Steps(batch, device, size, peers=("transformers",))
         model, _ = steps.models["ours"]
-        prepare_blocks(model, BlocksConfig(compile=device.type == "cuda"))  # pyright: ignore[reportArgumentType]
+        prepare_blocks(model.whole_blocks, BlocksConfig(compile=device.type == "cuda"))  # pyright: ignore[reportArgumentType]
         seconds: dict[str, list[float]] = {contender: [] for contender in steps.models}
         for number in range(rounds + 3):  # three for compilation and the choice of kernels
             for contender in steps.models:

@@ -47,7 +47,7 @@ def activations(fields: dict[str, int], recompute: str) -> int:
         images = torch.empty(BATCH, 3, *model.config.image_size)
         noise = torch.empty(BATCH, model.config.patches)
     choose_attention(model.blocks, model.decoder_blocks, device=torch.device("cpu"))
-    prepare_blocks(model, BlocksConfig(recompute=int(recompute) if recompute.isdigit() else recompute))
+    prepare_blocks(model.whole_blocks, BlocksConfig(recompute=int(recompute) if recompute.isdigit() else recompute))
     return kept_bytes(model, images, noise) // BATCH
 
 
@@ -66,7 +66,7 @@ def steps(recompute: str) -> int:
     else:
         ours = mae.MaskedAutoencoder(mae.MAEConfig.model_validate(BASE))
         choose_attention(ours.blocks, ours.decoder_blocks, device=torch.device("cpu"))
-        prepare_blocks(ours, BlocksConfig(recompute=int(recompute) if recompute.isdigit() else recompute))
+        prepare_blocks(ours.whole_blocks, BlocksConfig(recompute=int(recompute) if recompute.isdigit() else recompute))
         optimizer = adamw(ours.named_parameters(), OptimConfig.model_validate({}), 1e-4)
 
         def loss() -> Tensor:

@@ -5,16 +5,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from mae.models.config import MAEConfig
 from mae.recipe import Plan
 
 
 def show_start(
     run: Path,
     plan: Plan,
-    model: MAEConfig,
+    model: list[tuple[str, str]],
     *,
-    parameters: int,
     shards: int,
     validation: int,
     base_lr: float,
@@ -23,7 +21,7 @@ def show_start(
 ) -> None:
     """The derived numbers.
 
-    parameters  of encoder and decoder
+    model       rows about it
     shards      of the training images
     validation  images
     source      where the weights come from
@@ -31,14 +29,9 @@ def show_start(
     table = Table(title=run.name, show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    rows, columns = model.grid
     table.add_row("images", f"{plan.samples:,} for training in {shards} shards, {validation:,} for validation")
-    table.add_row(
-        "model",
-        f"encoder {model.width} x {model.depth} blocks, decoder {model.decoder_width} x {model.decoder_depth}, "
-        f"{parameters / 1e6:.1f} M parameters",
-    )
-    table.add_row("patches", f"{rows} x {columns} of {model.patch_size} px, {model.visible} of {model.patches} visible")
+    for row in model:
+        table.add_row(*row)
     table.add_row(
         "batch", f"{plan.global_batch} = {plan.micro_batch} x {plan.ranks} ranks x {plan.accumulate} accumulated"
     )

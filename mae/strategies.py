@@ -1,6 +1,6 @@
 """How ranks share the work: copies of the model (DDP) or shards of it (FSDP), with the same checkpoint files."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 
 from mae.checkpoint import read
 from mae.errors import ConfigError
-from mae.models.mae import MaskedAutoencoder
 
 
 def choose_strategy(name: str, ranks: int, precision: str) -> str | Strategy:
@@ -101,12 +100,14 @@ def _sharded(whole: Tensor, like: Tensor | None) -> Tensor:
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).clone()
 
 
-def shard(model: MaskedAutoencoder, mesh: Any) -> None:
-    """Shards the parameters over the ranks of `mesh`, each block on its own; in place, names stay.
+def shard(model: nn.Module, blocks: Iterable[nn.Module], mesh: Any, entrances: Sequence[str] = ()) -> None:
+    """Shards the parameters over the ranks of `mesh`, each block on its own, the rest together; in place, names stay.
 
-    The last block of the decoder belongs to the rest of the model, because `last_tokens` computes it from outside.
+    blocks     those that are computed as a whole
+    entrances  methods beside `forward` through which the model is called
     """
-    for block in [*model.blocks, *model.decoder_blocks[:-1]]:
-        fully_shard(cast(nn.Module, block), mesh=mesh)
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    register_fsdp_forward_method(model, "reconstruct")
+    for name in entrances:
+        register_fsdp_forward_method(model, name)

@@ -54,7 +54,7 @@ def pretraining(config: MAEConfig, device: torch.device) -> Task:
     def build(recompute: bool) -> MaskedAutoencoder:
         model = MaskedAutoencoder(config)
         choose_attention(model.blocks, model.decoder_blocks, device=device)
-        prepare_blocks(model, BlocksConfig(recompute="all" if recompute else "none"))
+        prepare_blocks(model.whole_blocks, BlocksConfig(recompute="all" if recompute else "none"))
         return model
 
     def loss(model: MaskedAutoencoder, images: int) -> Tensor:

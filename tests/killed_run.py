@@ -15,7 +15,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from tests.logged_run import pretrain_with
+from tests.logged_run import train_with
 
 PHASES = ("save", "accumulation", "validation", "edge", "anywhere")
 
@@ -86,4 +86,4 @@ class FirstStep(pl.Callback):
 
 if __name__ == "__main__":
     where = json.loads(sys.argv[1])
-    pretrain_with([FirstStep(where["log"], time.monotonic()), Kill(**where)], sys.argv[2:])
+    train_with([FirstStep(where["log"], time.monotonic()), Kill(**where)], sys.argv[2:])

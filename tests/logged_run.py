@@ -11,8 +11,9 @@ from omegaconf import OmegaConf
 
 from command_line import readable_errors
 from mae.launch import Topology, launched
+from tasks.config import TrainConfig
 from tests.conftest import ROOT
-from train import TrainConfig, pretrain
+from train import train
 
 
 class Log(pl.Callback):
@@ -30,15 +31,15 @@ class Log(pl.Callback):
             file.write(lines.encode())
 
 
-def pretrain_with(callbacks: list[pl.Callback], overrides: list[str]) -> None:
+def train_with(callbacks: list[pl.Callback], overrides: list[str]) -> None:
     """What train.py does, with callbacks added, in a process of its own."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         raw = compose("train", overrides=overrides)
     with readable_errors():
         config = TrainConfig.model_validate(OmegaConf.to_container(raw, resolve=True, throw_on_missing=True))
-        pretrain(config, launched() or Topology(rank=0, ranks=1, devices=1, nodes=1), callbacks)
+        train(config, launched() or Topology(rank=0, ranks=1, devices=1, nodes=1), callbacks)
 
 
 if __name__ == "__main__":
-    pretrain_with([Log(sys.argv[1])], sys.argv[2:])
+    train_with([Log(sys.argv[1])], sys.argv[2:])

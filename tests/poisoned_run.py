@@ -7,7 +7,7 @@ import sys
 
 import lightning.pytorch as pl
 
-from tests.logged_run import pretrain_with
+from tests.logged_run import train_with
 
 
 class Poison(pl.Callback):
@@ -51,4 +51,4 @@ class Poison(pl.Callback):
 
 if __name__ == "__main__":
     steps, rank, path, *overrides = sys.argv[1:]
-    pretrain_with([Poison(set(json.loads(steps)), int(rank), path=path)], overrides)
+    train_with([Poison(set(json.loads(steps)), int(rank), path=path)], overrides)

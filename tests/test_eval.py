@@ -16,7 +16,7 @@ from mae.launch import Topology
 from mae.probes import knn_accuracy, linear_accuracy
 from tests.conftest import ROOT
 from tests.test_experiments import REDUCED, compose
-from train import pretrain
+from train import train
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_a_run_is_evaluated_and_summarised_from_the_command_line(tmp_path: Path,
     config = compose(
         f"runs={tmp_path}", f"data.root={built_in}", *REDUCED, "model.image_size=32", "name=run", "max_steps=4"
     )
-    pretrain(config, Topology(rank=0, ranks=1, devices=1, nodes=1))
+    train(config, Topology(rank=0, ranks=1, devices=1, nodes=1))
     for probe in ("knn", "linear"):
         command = [sys.executable, "eval.py", f"checkpoint={config.run}", f"probe={probe}", "probe.train_images=200"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

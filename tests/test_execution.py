@@ -15,7 +15,7 @@ SMALL = {"width": 32, "depth": 3, "num_heads": 2, "decoder_width": 32, "decoder_
 def prepared(**settings) -> mae.MaskedAutoencoder:
     torch.manual_seed(0)
     model = mae.MaskedAutoencoder(mae.MAEConfig.model_validate({"image_size": 32, "patch_size": 8} | SMALL))
-    prepare_blocks(model, BlocksConfig(**settings))
+    prepare_blocks(model.whole_blocks, BlocksConfig(**settings))
     return model
 
 

@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 import mae
 from mae.launch import Topology
 from mae.summary import read_metrics
+from tasks.config import TrainConfig
 from tests.conftest import ROOT
-from train import TrainConfig, pretrain
+from train import train
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 PARAMETERS = {"base": 111_907_840, "large": 329_541_888, "huge": 657_289_728, "huge14": 657_074_508}
@@ -81,7 +82,7 @@ def test_a_recipe_runs_two_steps_at_reduced_size(experiment: str, tmp_path: Path
     patch = compose(f"experiment={experiment}", "data.path=somewhere").model.patch_size
     reduced = [*REDUCED, f"model.image_size={4 * patch}"]
     config = compose(f"experiment={experiment}", f"runs={tmp_path}", f"data.root={built_in}", *reduced)
-    pretrain(config, Topology(rank=0, ranks=1, devices=1, nodes=1))
+    train(config, Topology(rank=0, ranks=1, devices=1, nodes=1))
     rows = read_metrics(config.run / "metrics.csv")
     assert [row["step"] for row in rows if "train/loss" in row] == ["2"]
     assert any("val/loss" in row for row in rows)

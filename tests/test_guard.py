@@ -20,16 +20,16 @@ from tests.poisoned_run import Poison
 from tests.processes import SMALL, command, equal, losses, run, state
 from tests.test_experiments import compose
 from tests.test_resume import Recorder
-from train import pretrain
+from train import train
 
 ALONE = Topology(rank=0, ranks=1, devices=1, nodes=1)
 STEPS = ("max_steps=16", "val_every=null", "data.workers=0", "precision=32-true", "checkpoint.every_steps=4")
 
 
-def train(runs: Path, root: Path, name: str, callbacks: Sequence[pl.Callback], *overrides: str) -> None:
+def train_small(runs: Path, root: Path, name: str, callbacks: Sequence[pl.Callback], *overrides: str) -> None:
     torch.set_num_threads(1)
     settings = (*SMALL, *STEPS, f"runs={runs}", f"data.root={root}", f"name={name}", *overrides)
-    pretrain(compose(*settings), ALONE, callbacks)
+    train(compose(*settings), ALONE, callbacks)
 
 
 def skipped(folder: Path) -> dict[str, str]:
@@ -46,8 +46,8 @@ def test_a_bad_step_changes_nothing_and_counts_as_a_step(
     tmp_path: Path, built_in: Path, spread: bool, overrides: str
 ) -> None:
     clean, seen, poison = Recorder(), Recorder(), Poison({0, 5, 6, 15}, spread=spread)
-    train(tmp_path, built_in, "clean", [clean], overrides)
-    train(tmp_path, built_in, "poisoned", [seen, poison], overrides)
+    train_small(tmp_path, built_in, "clean", [clean], overrides)
+    train_small(tmp_path, built_in, "poisoned", [seen, poison], overrides)
     assert seen.seen == clean.seen
     learnt = poison.learnt
     unchanged = {step for step in range(1, 16) if learnt[step] == learnt[step - 1]}
@@ -63,10 +63,10 @@ def test_a_bad_step_changes_nothing_and_counts_as_a_step(
 
 def test_a_run_stopped_among_bad_steps_goes_on_as_if_it_had_not(tmp_path: Path, built_in: Path) -> None:
     bad = {4, 5, 6, 9}
-    train(tmp_path, built_in, "whole", [Poison(bad)])
+    train_small(tmp_path, built_in, "whole", [Poison(bad)])
     with pytest.raises(RunEnded, match="stopped by SIGTERM after step 6"):
-        train(tmp_path, built_in, "stopped", [Poison(bad), Recorder(stop_at=5)])
-    train(tmp_path, built_in, "stopped", [Poison(bad)])
+        train_small(tmp_path, built_in, "stopped", [Poison(bad), Recorder(stop_at=5)])
+    train_small(tmp_path, built_in, "stopped", [Poison(bad)])
     assert equal(state(tmp_path / "stopped"), state(tmp_path / "whole"))
     assert skipped(tmp_path / "stopped") == skipped(tmp_path / "whole")
 
@@ -83,13 +83,13 @@ class Late(pl.Callback):
 def test_ten_bad_steps_in_a_row_end_the_run(tmp_path: Path, built_in: Path, late: list[pl.Callback]) -> None:
     message = r"of 10 steps in a row, 4 to 13, was not finite; the last good checkpoint is .*step-00000012.ckpt"
     with pytest.raises(RunEnded, match=message) as end:
-        train(tmp_path, built_in, "lost", [*late, Poison(range(3, 100))], "max_steps=40")
+        train_small(tmp_path, built_in, "lost", [*late, Poison(range(3, 100))], "max_steps=40")
     assert end.value.exit_code == 2
     for path in checkpoints(tmp_path / "lost"):
         assert all(tensor.isfinite().all() for tensor in state(tmp_path / "lost")["model"].values()), path
     # Starting it again is no way around.
     with pytest.raises(RunEnded, match="of 10 steps in a row, 4 to 13"):
-        train(tmp_path, built_in, "lost", [*late, Poison(range(3, 100))], "max_steps=40")
+        train_small(tmp_path, built_in, "lost", [*late, Poison(range(3, 100))], "max_steps=40")
 
 
 def test_what_is_bad_on_one_rank_is_skipped_by_all(tmp_path: Path, built_in: Path) -> None:

@@ -19,7 +19,7 @@ from mae.launch import Topology
 from mae.run import starting_point
 from tests.processes import SMALL, STEPS_PER_EPOCH, command, equal, kill, losses, run, start, state, wait_for_checkpoint
 from tests.test_experiments import compose
-from train import pretrain
+from train import train
 
 LENGTH = "max_steps=90"
 
@@ -106,7 +106,7 @@ def record(tmp_path: Path, root: Path, name: str, micro_batch: int, stop_at: int
     recorder = Recorder(stop_at)
     before = signal.getsignal(signal.SIGTERM)
     try:
-        pretrain(config, Topology(rank=0, ranks=1, devices=1, nodes=1), [recorder])
+        train(config, Topology(rank=0, ranks=1, devices=1, nodes=1), [recorder])
     except Stopped as stop:
         assert stop.exit_code == 143 and stop_at is not None
     assert signal.getsignal(signal.SIGTERM) == before, "a process that has trained can no longer be ended"

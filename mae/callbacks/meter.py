@@ -9,8 +9,7 @@ from lightning.pytorch.profilers import Profiler
 
 from mae.callbacks.guard import Guard
 from mae.devices import measured_flops, peak_flops, peak_memory
-from mae.flops import pretraining_flops
-from mae.pretrain import Pretraining
+from mae.training import Training
 
 
 class FetchTimer(Profiler):
@@ -37,7 +36,7 @@ class Meter(pl.Callback):
     train/lr           of the update just made
     perf/images_per_s  over all ranks since the last line, without validation and saving
     perf/data_wait     share of that time spent waiting for the loader
-    perf/mfu           model FLOPs utilisation: what the paper's algorithm multiplies for these images, as a share of
+    perf/mfu           model FLOPs utilisation: what the published algorithm multiplies for these images, as a share of
                        what the devices could, by their data sheet or else by a matrix product at the start
     perf/memory_gb     10^9 bytes at most until now, on rank 0: of tensors on a GPU, of the process on a CPU
     guard/skipped      steps without an update since the beginning of the run
@@ -51,9 +50,9 @@ class Meter(pl.Callback):
         self.latest: dict[str, float] = {}
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        assert isinstance(module, Pretraining)
+        assert isinstance(module, Training)
         peak = peak_flops(module.device, self.precision) or measured_flops(module.device, self.precision)
-        self.least = pretraining_flops(module.model.config) / (peak * trainer.world_size)  # seconds for an image
+        self.least = module.flops / (peak * trainer.world_size)  # seconds for an image
         self.loss = torch.zeros((), device=module.device)
         self._start_window()
 
@@ -68,14 +67,14 @@ class Meter(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit":
             self.since += time.perf_counter() - self.paused
-        loss = float(trainer.callback_metrics["val/loss"])
-        self.latest["val/loss"] = loss
-        _log(trainer, {"val/loss": loss})
+        values = {name: float(x) for name, x in trainer.callback_metrics.items() if name.startswith("val/")}
+        self.latest |= values
+        _log(trainer, values)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(module, Pretraining)
+        assert isinstance(module, Training)
         self.loss += outputs["value"]
         self.images += len(batch["images"])
         if (batch_idx + 1) % trainer.accumulate_grad_batches:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mae.callbacks.meter import Meter
-from mae.pretrain import Pretraining
+from mae.training import Training
 
 
 class ShowProgress(pl.Callback):
@@ -49,7 +49,7 @@ class ShowProgress(pl.Callback):
                 self.shown = self._numbers()
             self.bar.update(self.task, completed=step, numbers=self.shown)
         elif logged:
-            assert isinstance(module, Pretraining)
+            assert isinstance(module, Training)
             images_left = (trainer.max_steps - step) * module.plan.global_batch
             left = timedelta(seconds=round(images_left / self.meter.latest["perf/images_per_s"]))
             print(f"step {step}/{trainer.max_steps}  {self._numbers()}  left {left}", flush=True)

@@ -1,6 +1,6 @@
 """How blocks are computed: what is kept for the backward pass, and whether they are compiled."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -8,8 +8,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, field_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-
-from mae.models.mae import MaskedAutoencoder
 
 WHERE = ("none", "attention", "all")
 
@@ -35,13 +33,13 @@ class BlocksConfig(BaseModel):
         return value
 
 
-def prepare_blocks(model: MaskedAutoencoder, config: BlocksConfig) -> None:
-    """Has the blocks of encoder and decoder computed as `config` says, wherever gradients are wanted.
+def prepare_blocks(blocks: Sequence[nn.Module], config: BlocksConfig) -> None:
+    """Has transformer blocks computed as `config` says, wherever gradients are wanted.
 
-    The last block of the decoder stays as it is: the backward pass begins there, so that nothing would be saved by
-    throwing its activations away, and only a part of it is computed (`last_tokens`).
+    blocks  those that are computed as a whole. A decoder's last one may stay out: the backward pass begins there, so
+            that nothing would be saved by throwing its activations away
     """
-    for number, block in enumerate([*model.blocks, *model.decoder_blocks[:-1]]):
+    for number, block in enumerate(blocks):
         if config.recompute == "attention":
             _prepare(block.attn, compiled=False, recomputed=True)  # pyright: ignore[reportArgumentType]
         whole = config.recompute == "all" or (isinstance(config.recompute, int) and number % config.recompute == 0)

@@ -61,6 +61,11 @@ class MaskedAutoencoder(Encoder, Decoder):
         self._add_encoder(config)
         self._add_decoder(config)
 
+    @property
+    def whole_blocks(self) -> list[nn.Module]:
+        """The blocks that are computed as a whole: of the decoder's last one `last_tokens` computes a part."""
+        return [*self.blocks, *self.decoder_blocks[:-1]]
+
     def forward(self, images: Tensor, noise: Tensor | None = None, mask: Tensor | None = None) -> Output:
         """Loss and predictions under the mask that `noise` stands for, or a given one, of which all is predicted.
 

@@ -1,0 +1,110 @@
+"""What every kind of training has in common: optimiser, schedule, seeds, and what a checkpoint remembers."""
+
+import random
+from abc import ABC, abstractmethod
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.optim.lr_scheduler import LambdaLR
+
+from mae.loops import loops_at_step
+from mae.optim import NamedAdamW, OptimConfig, adamw, learning_rate
+from mae.pixels import Pixels
+from mae.precision import choose_float32_products
+from mae.recipe import Plan
+
+
+class Training(pl.LightningModule, ABC):
+    """Training of `model` by `plan`.
+
+    recipe    plain dictionary of the settings that decide the result; stored in every checkpoint
+    pixels    the scale of the images
+
+    `step` is the only position. What torch, numpy and Python draw in a micro-batch (drop path, mixup, prompts) follows
+    from (seed, step, micro-batch, rank), so that a resumed run draws the same and nothing has to be saved for it.
+    """
+
+    def __init__(
+        self, model: nn.Module, optim: OptimConfig, plan: Plan, *, seed: int, pixels: Pixels, recipe: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.optim = optim
+        self.plan = plan
+        self.seed = seed
+        self.pixels = pixels
+        self.recipe = recipe
+        self.tallies: dict[str, Tensor] = {}
+
+    @property
+    @abstractmethod
+    def flops(self) -> float:
+        """Operations of a step for one image, for the utilisation: see mae/flops.py."""
+
+    @abstractmethod
+    def blank_batch(self) -> dict[str, Any]:
+        """A small batch of black images, for what needs some batch."""
+
+    @abstractmethod
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """`loss`, which Lightning divides by the accumulation, and `value`, which stays as it is, for the log."""
+
+    @abstractmethod
+    def shard(self, mesh: Any) -> None:
+        """Shards the model over the ranks of `mesh` (`mae.strategies.shard`)."""
+
+    def configure_model(self) -> None:
+        """Shards the model when the strategy asks for it; Lightning calls this before every fit and validation."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not isinstance(self.model, FSDPModule):
+            self.shard(self.trainer.strategy.device_mesh["data_parallel"])
+
+    def on_fit_start(self) -> None:
+        choose_float32_products(self.device)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        place = (self.seed, self.global_step, batch_idx % self.plan.accumulate, self.global_rank)
+        seed = int(np.random.SeedSequence(place).generate_state(1)[0])
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+
+    def lr(self, step: int) -> float:
+        """Learning rate of the update that follows after `step` updates."""
+        plan = self.plan
+        return learning_rate(
+            step, peak=plan.peak_lr, floor=plan.min_lr, warmup=plan.warmup_steps, total=plan.total_steps
+        )
+
+    def build_optimizer(self) -> NamedAdamW:
+        """The optimiser, each group of parameters at its peak learning rate; the schedule scales them all alike."""
+        return adamw(self.model.named_parameters(), self.optim, self.plan.peak_lr)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.build_optimizer()
+        scheduler = LambdaLR(optimizer, lambda step: self.lr(step) / self.plan.peak_lr)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_validation_epoch_start(self) -> None:
+        self.tallies.clear()
+
+    def tally(self, name: str, mean: float, count: int) -> None:
+        """Adds the mean over `count` validation samples to val/NAME."""
+        total = self.tallies.setdefault(name, torch.zeros(2, dtype=torch.float64, device=self.device))
+        total += torch.tensor([mean * count, count], dtype=torch.float64, device=self.device)
+
+    def on_validation_epoch_end(self) -> None:
+        """The means over all samples of all ranks, each counted once, whatever their numbers of batches."""
+        for name, sums in self.tallies.items():
+            total, count = self.trainer.strategy.reduce(sums, reduce_op="sum")
+            self.log(f"val/{name}", total / count, logger=False)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["mae"] = {"step": self.global_step, "recipe": self.recipe}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["loops"] = loops_at_step(self.trainer, checkpoint["mae"]["step"], self.plan)

@@ -1,0 +1,49 @@
+"""The settings of a training run."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from data.datamodule import DataConfig
+from mae.callbacks.checkpoints import CheckpointConfig
+from mae.models.config import MAEConfig
+from mae.models.execution import BlocksConfig
+from mae.optim import OptimConfig
+from mae.plan import PlanConfig
+from mae.pretrain import PretrainConfig
+
+
+class TrainConfig(BaseModel):
+    """All settings of a training run; conf/ holds their values."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[\w.+=,@-]+$")
+    runs: str = "runs"
+    seed: int = Field(0, ge=0, lt=2**31)
+    epochs: float = Field(800, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    global_batch: int = Field(ge=1)
+    micro_batch: int | None = Field(None, ge=1)
+    resume: str = "auto"
+    overwrite: bool = False
+    init_from: str | None = None
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    val_every: int | None = Field(None, ge=1)
+    log_every: int = Field(50, ge=1)
+    pictures_every: int = Field(1000, ge=1)
+    profile: bool = False
+    task: PretrainConfig
+    model: MAEConfig
+    blocks: BlocksConfig
+    data: DataConfig
+    optim: OptimConfig
+    checkpoint: CheckpointConfig
+    trainer: dict[str, Any]
+    logger: dict[str, Any]
+    plan: PlanConfig
+
+    @property
+    def run(self) -> Path:
+        return Path(self.runs) / self.name

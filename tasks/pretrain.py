@@ -1,0 +1,76 @@
+"""Masked pre-training (task=pretrain)."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+
+from mae.callbacks.reconstructions import Reconstructions
+from mae.floors import trivial_losses
+from mae.load import initialise_from
+from mae.models.execution import prepare_blocks
+from mae.models.mae import MaskedAutoencoder
+from mae.pictures import draw_loss_curve
+from mae.pixels import Pixels
+from mae.pretrain import VALIDATION, Pretraining
+from mae.recipe import Plan
+from mae.summary import summarise
+from mae.training import Training
+from mae.workload import Workload, pretraining_workload
+from tasks.task import Task
+
+FLOOR_IMAGES = 256
+PICTURE_IMAGES = 8
+
+
+class Pretrain(Task):
+    """A masked autoencoder on images without labels."""
+
+    def model(self, start: Path | None) -> MaskedAutoencoder:
+        config = self.config
+        model = MaskedAutoencoder(config.model)
+        if config.init_from is not None and start is None:
+            initialise_from(model, Path(config.init_from))
+        prepare_blocks(model.whole_blocks, config.blocks)
+        return model
+
+    def module(self, model: nn.Module, plan: Plan, recipe: dict[str, Any]) -> Pretraining:
+        config = self.config
+        assert isinstance(model, MaskedAutoencoder)
+        pixels = Pixels(config.data.mean, config.data.std)
+        return Pretraining(model, config.optim, plan, seed=config.seed, pixels=pixels, recipe=recipe)
+
+    def describe(self, model: nn.Module) -> list[tuple[str, str]]:
+        config = self.config.model
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        rows, columns = config.grid
+        return [
+            (
+                "model",
+                f"encoder {config.width} x {config.depth} blocks, decoder {config.decoder_width} x "
+                f"{config.decoder_depth}, {parameters / 1e6:.1f} M parameters",
+            ),
+            (
+                "patches",
+                f"{rows} x {columns} of {config.patch_size} px, {config.visible} of {config.patches} visible",
+            ),
+        ]
+
+    def workload(self, precision: str, device: torch.device) -> Workload:
+        return pretraining_workload(self.config.model, precision, device)
+
+    def callbacks(self) -> list[pl.Callback]:
+        images, _ = self.data.examples(PICTURE_IMAGES)
+        return [Reconstructions(self.config.run, images, self.config.pictures_every)]
+
+    def finish(self, module: Training, plan: Plan) -> None:
+        """The losses of trivial predictors on the same masks, the loss curve, summary.json, and a few closing lines."""
+        assert isinstance(module, Pretraining)
+        images, positions = self.data.examples(FLOOR_IMAGES)
+        module.pixels.cpu()
+        noise = module.noise(VALIDATION, positions)
+        floors = trivial_losses(module.pixels.normalise(images), noise, self.config.model)
+        draw_loss_curve(self.config.run, floors)
+        summarise(self.config.run, plan, floors)

@@ -1,0 +1,76 @@
+"""What one kind of training says of itself; train.py does what all kinds have in common."""
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+
+from data.datamodule import ShardDataModule
+from mae.launch import Topology
+from mae.recipe import Plan
+from mae.training import Training
+from mae.workload import Workload
+from tasks.config import TrainConfig
+
+PIXELS = {"scale", "flip", "decode", "bits", "mean", "std"}  # the settings of the data that change what is seen
+
+
+class Task(ABC):
+    """One run's data, model and Lightning module, made when they are asked for."""
+
+    def __init__(self, config: TrainConfig, topology: Topology) -> None:
+        self.config = config
+        self.topology = topology
+
+    @cached_property
+    def data(self) -> ShardDataModule:
+        config = self.config
+        return ShardDataModule(
+            config.data,
+            image_size=config.model.image_size,
+            channels=config.model.in_channels,
+            seed=config.seed,
+            global_batch=config.global_batch,
+            micro_batch=config.micro_batch or max(1, config.global_batch // self.topology.ranks),
+            bad_samples=config.run / "bad_samples.jsonl",
+        )
+
+    def recipe(self, precision: str) -> dict[str, Any]:
+        """The settings that decide the result: stored in every checkpoint, and a resume has to have the same."""
+        config = self.config
+        return {
+            "seed": config.seed,
+            "global_batch": config.global_batch,
+            "precision": precision,
+            "model": config.model.model_dump(mode="json"),
+            "optim": config.optim.model_dump(mode="json"),
+            "data": config.data.model_dump(mode="json", include=PIXELS),
+            "order": self.data.identity,
+        }
+
+    @abstractmethod
+    def model(self, start: Path | None) -> nn.Module:
+        """The model, its weights from `config.init_from` where the run begins anew (`start` is None)."""
+
+    @abstractmethod
+    def module(self, model: nn.Module, plan: Plan, recipe: dict[str, Any]) -> Training: ...
+
+    @abstractmethod
+    def describe(self, model: nn.Module) -> list[tuple[str, str]]:
+        """Rows of the start-up table about the model."""
+
+    @abstractmethod
+    def workload(self, precision: str, device: torch.device) -> Workload:
+        """What `plan=true` reckons with."""
+
+    def callbacks(self) -> list[pl.Callback]:
+        """What this task has done beside measuring and saving, before a step is saved."""
+        return []
+
+    @abstractmethod
+    def finish(self, module: Training, plan: Plan) -> None:
+        """The end of a run that has made all its steps, on rank 0: pictures and summary.json."""
