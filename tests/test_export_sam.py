@@ -15,7 +15,6 @@ from mae.export.source import open_source
 from mae.export.write import export
 from tests.exports import own_checkpoint, photograph
 from tests.test_export_formats import close
-from tests.test_sam import randomised
 from tests.test_sam_conversion import small_sam, whole_sam
 
 SAM_FORMATS = [name for name, fmt in FORMATS.items() if fmt.holds == "sam"]
@@ -137,7 +136,11 @@ def test_merged_into_a_sam_model_of_transformers_it_loads_as_one(tmp_path: Path)
 
 @pytest.mark.slow
 def test_sam_b_at_1024_is_the_same_in_onnxruntime(tmp_path: Path) -> None:
-    encoder = randomised(mae.SamEncoder(mae.SamConfig()))
+    encoder = mae.SamEncoder(mae.SamConfig())
+    for name, parameter in encoder.named_parameters():
+        if parameter.ndim > 1 or name.endswith("bias"):
+            # As large as in a trained SAM: far larger ones would blow rounding up to 1e-3 in either library.
+            torch.nn.init.normal_(parameter, std=0.1 if "rel_pos" in name else 0.02)
     torch.save(encoder.state_dict(), tmp_path / "source.pth")
     card = json.loads(export(tmp_path / "source.pth", "onnx-sam", tmp_path / "sam_b.onnx").read_text())
     assert card["verification"]["difference"] <= 1e-4
