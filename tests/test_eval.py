@@ -11,9 +11,10 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
-from mae.features import pooled
+from mae.features import describe
 from mae.launch import Topology
-from mae.probes import knn_accuracy, linear_accuracy
+from mae.probes.knn import knn_accuracy
+from mae.probes.linear import linear_accuracy
 from tests.conftest import ROOT
 from tests.test_experiments import REDUCED, compose
 from train import train
@@ -54,9 +55,9 @@ def test_the_linear_probe_reads_digits(digits) -> None:
 
 def test_pooling_leaves_the_class_token_out_or_takes_it_alone() -> None:
     latent = torch.arange(12, dtype=torch.float32).view(1, 4, 3)
-    assert pooled(latent, True, "patches").tolist() == [[6, 7, 8]]
-    assert pooled(latent, False, "patches").tolist() == [[4.5, 5.5, 6.5]]
-    assert pooled(latent, True, "class_token").tolist() == [[0, 1, 2]]
+    assert describe(latent, True, "patches").tolist() == [[6, 7, 8]]
+    assert describe(latent, False, "patches").tolist() == [[4.5, 5.5, 6.5]]
+    assert describe(latent, True, "class_token").tolist() == [[0, 1, 2]]
 
 
 def test_a_run_is_evaluated_and_summarised_from_the_command_line(tmp_path: Path, built_in: Path) -> None:
