@@ -106,12 +106,13 @@ def open_data(config: EvalConfig, model: Model) -> ShardDataModule:
     path = config.checkpoint
     run = next((folder for folder in (path, *path.parents) if (folder / "config.yaml").is_file()), None)
     of_run: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml")) if run else {"data": {}}
-    settings = DataConfig.model_validate(of_run["data"] | config.data | {"views_per_image": 1, "weights": None})
-    if settings.mode == "stream":
+    given = {name: value for name, value in config.data.items() if value is not None}
+    if of_run["data"].get("mode") == "stream" and "path" not in given:
         raise ConfigError(
-            "data.mode=stream cannot be evaluated: its samples have no numbers. Name shards that can be indexed with "
-            "data.path=…, and set +data.mode=index +data.samples=null"
+            f"{run} read a stream, whose samples have no numbers: set data.path to shards that can be indexed"
         )
+    as_frozen = {"mode": "index", "samples": None, "views_per_image": 1, "weights": None}
+    settings = DataConfig.model_validate(of_run["data"] | given | as_frozen)
     return ShardDataModule(
         settings,
         image_size=model.config.image_size,

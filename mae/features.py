@@ -37,6 +37,13 @@ class Features(NamedTuple):
         return Features(samples, self.labels[rows], self.values[rows])
 
 
+def merged(parts: list[Features]) -> Features:
+    """All rows in the order of their samples, whichever rank they come from."""
+    samples, labels, values = (torch.cat(column) for column in zip(*parts, strict=True))
+    order = samples.argsort()
+    return Features(samples[order], labels[order], values[order])
+
+
 def describe(latent: Tensor, class_token: bool, kind: Kind) -> Tensor:
     """Of the encoder's output the mean of the patch tokens, the class token, or all patch tokens in half precision.
 

@@ -30,8 +30,8 @@ class AttentiveConfig(BaseModel):
 
     lrs: list[float] = Field(min_length=1)
     weight_decays: list[float] = Field(min_length=1)
-    epochs: int = Field(20, ge=1)
-    batch: int = Field(256, ge=1)
+    steps: int = Field(1500, ge=1)
+    batch: int = Field(128, ge=1)
 
 
 class AttentivePool(nn.Module):
@@ -109,12 +109,12 @@ class Fitter:
         generator = torch.Generator().manual_seed(self.seed)
         probes = AttentivePool(len(settings), self.tokens.shape[2], self.heads, self.classes, generator).to(self.device)
         optimizer = torch.optim.AdamW(probes.groups(settings), fused=True)
-        steps = -(-len(rows) // self.config.batch)
-        total = self.config.epochs * steps
+        total = self.config.steps
+        order = torch.empty(0, dtype=torch.int64)
         for step in range(total):
-            if step % steps == 0:
-                order = rows[torch.randperm(len(rows), generator=generator)]
-            chosen = order[step % steps * self.config.batch :][: self.config.batch]
+            if len(order) < self.config.batch:
+                order = torch.cat([order, rows[torch.randperm(len(rows), generator=generator)]])
+            chosen, order = order[: self.config.batch], order[self.config.batch :]
             logits = probes(self.scaled(self.tokens[chosen]))
             labels = self.labels[chosen].to(self.device).expand(len(settings), -1)
             optimizer.zero_grad()

@@ -52,7 +52,7 @@ class KNN(BaseModel):
     name: Literal["knn"]
     train_images: int | None = Field(None, ge=1)
     k: int = Field(20, ge=1)
-    shown: int = Field(10, ge=1)
+    shown: int = Field(8, ge=1)
 
     def refusal(self, subject: Subject) -> str | None:
         return subject.lacks_labels(*self.wants(subject))

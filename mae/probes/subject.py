@@ -8,7 +8,7 @@ from rich.progress import track
 from torch import Tensor
 
 from mae.feature_cache import FeatureCache, weights_fingerprint
-from mae.features import Features, Kind, Pool, features_of
+from mae.features import Features, Kind, Pool, features_of, merged
 from mae.models.mae import MaskedAutoencoder
 from mae.models.vit import Encoder, choose_attention
 from mae.pixels import Pixels
@@ -181,10 +181,3 @@ class Subject:
                 here = torch.isin(samples, chosen)
                 found[name, what] = Features(samples[here], labels[here], value[here])
         return found
-
-
-def merged(parts: list[Features]) -> Features:
-    """All rows in the order of their samples, whichever rank they come from."""
-    samples, labels, values = (torch.cat(column) for column in zip(*parts, strict=True))
-    order = samples.argsort()
-    return Features(samples[order], labels[order], values[order])
