@@ -1,6 +1,5 @@
 """What a frozen model makes of whole images: a vector for each, the tokens of its patches, or its masked losses."""
 
-from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
@@ -10,7 +9,6 @@ from mae.models.config import MAEConfig
 from mae.models.mae import MaskedAutoencoder
 from mae.models.mask_kinds import draw_masking
 from mae.models.masking import uniform_noise
-from mae.models.vit import Encoder
 
 Pool = Literal["patches", "class_token"]
 Kind = Literal["patches", "class_token", "tokens", "loss"]
@@ -70,29 +68,3 @@ def losses(model: MaskedAutoencoder, images: Tensor, noise: Tensor, ratio: float
     """The loss of each image with `ratio` of its patches hidden: [B, C, H, W], [B, N] -> float32 [B]."""
     out = model(images, mask=draw_masking(noise, at_ratio(model.config, ratio)).mask)
     return (out.pred.float() - out.target.float()).square().mean(dim=(1, 2))
-
-
-@torch.inference_mode()
-def features_of(
-    model: Encoder | MaskedAutoencoder,
-    images: Tensor,
-    samples: Tensor,
-    kinds: Iterable[tuple[Kind, float | None]],
-    seed: int = 0,
-) -> list[Tensor]:
-    """Everything that is wanted of a batch, each [B, ...] on the CPU; the images are encoded once for all of it.
-
-    images   [B, C, H, W]  normalised
-    samples  int64 [B]     whose masks to take for the losses
-    kinds    with the share of hidden patches where the kind is "loss"
-    """
-    found, latent = [], None
-    for kind, ratio in kinds:
-        if ratio is not None:
-            assert isinstance(model, MaskedAutoencoder)
-            found.append(losses(model, images, held_out_noise(samples, model.config, seed), ratio).cpu())
-            continue
-        if latent is None:
-            latent = model.encode(images)
-        found.append(describe(latent, model.config.class_token, kind).cpu())
-    return found

@@ -8,7 +8,7 @@ from rich.progress import track
 from torch import Tensor
 
 from mae.feature_cache import FeatureCache, weights_fingerprint
-from mae.features import Features, Kind, Pool, features_of, merged
+from mae.features import Features, Kind, Pool, describe, held_out_noise, losses, merged
 from mae.models.mae import MaskedAutoencoder
 from mae.models.vit import Encoder, choose_attention
 from mae.pixels import Pixels
@@ -166,18 +166,29 @@ class Subject:
             samples = self.images.samples(split, want.at_most)
             self.found[name, want] = whole[name, (want.kind, want.ratio)].take(samples)
 
+    @torch.inference_mode()
     def _of_batch(
         self, batch: dict[str, Any], names: list[str], wanted: dict[What, Tensor]
     ) -> dict[tuple[str, What], Features]:
+        """The rows that are wanted of a batch; each image is encoded once for all kinds that come from the latent."""
         if not len(batch["images"]):  # more ranks than samples
             return {}
         samples, labels = batch["positions"], batch["labels"]
         images = self.pixels.normalise(batch["images"].to(self.device))
+        here = {what: torch.isin(samples, chosen) for what, chosen in wanted.items()}
         found = {}
         for name in names:
-            with self.autocast():
-                values = features_of(self.models[name], images, samples.to(self.device), wanted, self.seed)
-            for (what, chosen), value in zip(wanted.items(), values, strict=True):
-                here = torch.isin(samples, chosen)
-                found[name, what] = Features(samples[here], labels[here], value[here])
+            model, latent = self.models[name], None
+            for (kind, ratio), rows in here.items():
+                if not rows.any():
+                    continue
+                with self.autocast():
+                    if ratio is not None:
+                        assert isinstance(model, MaskedAutoencoder)
+                        noise = held_out_noise(samples[rows].to(self.device), model.config, self.seed)
+                        values = losses(model, images[rows.to(self.device)], noise, ratio)
+                    else:
+                        latent = model.encode(images) if latent is None else latent
+                        values = describe(latent[rows.to(self.device)], model.config.class_token, kind)
+                found[name, (kind, ratio)] = Features(samples[rows], labels[rows], values.cpu())
         return found
