@@ -50,7 +50,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, built_in: Path) -> Path:
     config = compose(
         f"runs={runs}", f"data.root={built_in}", *REDUCED, "model.image_size=32", "name=run", "max_steps=4"
     )
-    pretrain(config, ALONE)
+    train(config, ALONE)
     return config.run
 
 
@@ -80,20 +80,12 @@ def test_pooling_leaves_the_class_token_out_or_takes_it_alone() -> None:
     assert describe(latent, True, "tokens").tolist() == [[[3, 4, 5], [6, 7, 8], [9, 10, 11]]]
 
 
-<<<<<<< HEAD
-def test_a_run_is_evaluated_and_summarised_from_the_command_line(tmp_path: Path, built_in: Path) -> None:
-    config = compose(
-        f"runs={tmp_path}", f"data.root={built_in}", *REDUCED, "model.image_size=32", "name=run", "max_steps=4"
-    )
-    train(config, Topology(rank=0, ranks=1, devices=1, nodes=1))
-=======
 def test_a_run_is_evaluated_and_summarised_from_the_command_line(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [sys.executable, "eval.py", f"checkpoint={trained}", *SMALL, *SUITE]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
->>>>>>> b10e7a2 (eval: suite of probes, kept features, several ranks, online probe (draft))
     for probe in ("knn", "linear"):
         result = json.loads((trained / "eval" / f"{probe}.json").read_text())
         assert result["test_images"] == 359

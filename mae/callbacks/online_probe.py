@@ -41,10 +41,9 @@ class OnlineProbe(pl.Callback):
     Reads the weights and nothing else: no parameter, no random state and no counter of the run is touched.
     """
 
-    def __init__(self, config: OnlineProbeConfig, meter: Meter, train: Loader | None, test: Loader) -> None:
+    def __init__(self, config: OnlineProbeConfig, train: Loader | None, test: Loader) -> None:
         assert config.every is not None
         self.every, self.k = config.every, config.k
-        self.meter = meter
         self.train, self.test = train, test
         self.seconds = 0.0
 
@@ -63,7 +62,9 @@ class OnlineProbe(pl.Callback):
             found = self.measure(trainer, module)
         seconds = time.perf_counter() - begun
         self.seconds += seconds
-        self.meter.pause(seconds)
+        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            if isinstance(callback, Meter):
+                callback.pause(seconds)
         found["perf/probe_share"] = self.seconds / (time.perf_counter() - self.since)
         for logger in trainer.loggers:
             logger.log_metrics(found, step=trainer.global_step)
