@@ -12,7 +12,7 @@ from mae.models.masking import uniform_noise
 
 Pool = Literal["patches", "class_token"]
 Kind = Literal["patches", "class_token", "tokens", "loss"]
-HELD_OUT = -1  # in the place of the step: masks that follow from the sample alone
+HELD_OUT = -1  # in the place of the step
 
 
 class Features(NamedTuple):
@@ -59,9 +59,9 @@ def at_ratio(config: MAEConfig, mask_ratio: float) -> MAEConfig:
     return MAEConfig.model_validate(config.model_dump() | {"mask_ratio": mask_ratio})
 
 
-def held_out_noise(samples: Tensor, config: MAEConfig, seed: int) -> Tensor:
-    """Mask noise [B, N] that follows from the number of the sample: the same in every evaluation."""
-    return uniform_noise(seed, HELD_OUT, samples, config.patches)
+def held_out_noise(samples: Tensor, config: MAEConfig) -> Tensor:
+    """Mask noise [B, N] that follows from the number of the sample: the same in every evaluation of every run."""
+    return uniform_noise(0, HELD_OUT, samples, config.patches)
 
 
 def losses(model: MaskedAutoencoder, images: Tensor, noise: Tensor, ratio: float) -> Tensor:

@@ -75,7 +75,7 @@ class Reconstruct(BaseModel):
         config = at_ratio(subject.models["trained"].config, ratio)
         samples = subject.images.samples("test", self.floor_images)
         images = subject.pixels.normalise(subject.images.crops("test", samples).to(subject.device))
-        noise = held_out_noise(samples.to(subject.device), config, subject.seed)
+        noise = held_out_noise(samples.to(subject.device), config)
         return trivial_losses(images, noise, config)
 
     def _paint(self, subject: Subject, ratio: float, folder: Path) -> Path:
@@ -84,7 +84,7 @@ class Reconstruct(BaseModel):
         config = at_ratio(model.config, ratio)
         samples = subject.images.samples("test", self.shown)
         images = subject.images.crops("test", samples).to(subject.device)
-        mask = draw_masking(held_out_noise(samples.to(subject.device), config, subject.seed), config).mask
+        mask = draw_masking(held_out_noise(samples.to(subject.device), config), config).mask
         with subject.autocast():
             painted = model.reconstruct(pixels.normalise(images), mask=mask)
         unit = painted._replace(images=pixels.denormalise(painted.images))

@@ -142,7 +142,8 @@ class Subject:
             "kind": want.kind,
             "images": self.images.identity(want.split, want.view),
             "precision": f"{self.precision} {self.device.type}",
-        } | ({"ratio": want.ratio, "seed": self.seed} if want.kind == "loss" else {})
+            "ratio": want.ratio,
+        }
 
     def _extract(self, split: Split, view: int | None, missing: list[tuple[str, Want]]) -> None:
         """One pass; what is gathered batch by batch goes to the cache and to those who want it."""
@@ -185,7 +186,7 @@ class Subject:
                 with self.autocast():
                     if ratio is not None:
                         assert isinstance(model, MaskedAutoencoder)
-                        noise = held_out_noise(samples[rows].to(self.device), model.config, self.seed)
+                        noise = held_out_noise(samples[rows].to(self.device), model.config)
                         values = losses(model, images[rows.to(self.device)], noise, ratio)
                     else:
                         latent = model.encode(images) if latent is None else latent
