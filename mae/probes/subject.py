@@ -139,10 +139,9 @@ class Subject:
         return {
             "weights": self.fingerprints[name],
             "model": self.models[name].config.model_dump(mode="json"),
-            "kind": want.kind,
+            "kind": want.kind if want.ratio is None else f"{want.kind} at {want.ratio}",
             "images": self.images.identity(want.split, want.view),
             "precision": f"{self.precision} {self.device.type}",
-            "ratio": want.ratio,
         }
 
     def _extract(self, split: Split, view: int | None, missing: list[tuple[str, Want]]) -> None:
