@@ -14,8 +14,7 @@ install: .venv/installed
 
 train: install
 	$(BIN)/python train.py
-	$(BIN)/python eval.py checkpoint=$(RUN) probe=knn
-	$(BIN)/python eval.py checkpoint=$(RUN) probe=linear
+	$(BIN)/python eval.py checkpoint=$(RUN) probe=suite probe.attentive.steps=300
 	$(BIN)/python -m mae.export $(RUN) --to timm --out $(RUN)/export/encoder.safetensors --overwrite
 	$(BIN)/python -m mae.summary $(RUN)
 

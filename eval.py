@@ -1,55 +1,34 @@
-"""Evaluate a frozen encoder beside the same encoder untrained: python eval.py checkpoint=runs/NAME probe=knn|linear"""
+"""Evaluate a frozen encoder beside the same encoder untrained: python eval.py checkpoint=runs/NAME [probe=NAME]"""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
-from torch import Tensor
 
 import mae
 from command_line import readable_errors, run_program
 from data.datamodule import DataConfig, ShardDataModule
-from data.index import ShardIndex
+from data.frozen import FrozenImages
 from mae.errors import ConfigError
-from mae.features import Pool, extract
-from mae.models.vit import Encoder
+from mae.feature_cache import FeatureCache
+from mae.features import Pool
+from mae.launch import Topology, launched
 from mae.pixels import Pixels
-from mae.precision import resolve_precision
-from mae.probes import knn_accuracy, linear_accuracy
+from mae.probes.attentive import Attentive
+from mae.probes.figures import draw_suite
+from mae.probes.knn import KNN
+from mae.probes.linear import Linear
+from mae.probes.outcome import Outcome, Probe
+from mae.probes.reconstruct import Reconstruct
+from mae.probes.subject import Model, Subject
+from mae.probes.suite import Suite, fitting
+from mae.ranks import joined
 from mae.run import write_json
-
-
-class KNN(BaseModel):
-    """Nearest neighbours by cosine."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: Literal["knn"]
-    train_images: int | None = Field(None, ge=1)
-    k: int = Field(20, ge=1)
-
-    def measure(self, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> dict[str, float]:
-        return {"top1": knn_accuracy(train, train_labels, test, test_labels, self.k)}
-
-
-class Linear(BaseModel):
-    """Logistic regression by L-BFGS."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: Literal["linear"]
-    train_images: int | None = Field(10_000, ge=2)
-    strengths: list[float] = Field(min_length=1)
-
-    def measure(self, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> dict[str, float]:
-        accuracy, strength = linear_accuracy(train, train_labels, test, test_labels, self.strengths)
-        return {"top1": accuracy, "C": strength}
 
 
 class EvalConfig(BaseModel):
@@ -57,49 +36,85 @@ class EvalConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    checkpoint: str
-    probe: KNN | Linear = Field(discriminator="name")
+    checkpoint: Path
+    probe: KNN | Linear | Attentive | Reconstruct | Suite = Field(discriminator="name")
     data: dict[str, Any]
     pool: Pool
     batch_size: int = Field(ge=1)
     seed: int = Field(0, ge=0)
-    out: str | None
+    cache_gb: float = Field(ge=0)
+    out: Path | None
+
+    @property
+    def results(self) -> Path:
+        """The folder of the results: eval/ of the run, or beside a single file."""
+        beside = self.checkpoint if self.checkpoint.is_dir() else self.checkpoint.parent
+        return self.out or beside / "eval"
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parent / "conf"), config_name="eval")
 def main(raw: DictConfig) -> None:
     with readable_errors():
-        evaluate(raw)
+        config = EvalConfig.model_validate(OmegaConf.to_container(raw, resolve=True, throw_on_missing=True))
+        topology = launched() or Topology(rank=0, ranks=1, devices=1, nodes=1)
+        with joined(topology):
+            evaluate(config, topology)
 
 
-def evaluate(raw: DictConfig) -> None:
-    """One probe of a checkpoint and of its untrained twin, on the images of the run."""
-    config = EvalConfig.model_validate(OmegaConf.to_container(raw, resolve=True, throw_on_missing=True))
-    path = Path(config.checkpoint)
-    trained = mae.load(path)
+def evaluate(config: EvalConfig, topology: Topology) -> None:
+    """The probes of a checkpoint and of its untrained twin: ranks extract features together, rank 0 does the rest."""
+    subject = open_subject(config, topology)
+    probes, left_out = fitting(config.probe, subject)
+    subject.collect([want for probe in probes for want in probe.wants(subject)])
+    if topology.rank != 0:
+        return
+    config.results.mkdir(parents=True, exist_ok=True)
+    outcomes = []
+    for probe in probes:
+        outcomes.append(probe.measure(subject, config.results))
+        write_json(config.results / f"{outcomes[-1].name}.json", record(config, probe, outcomes[-1]))
+    if isinstance(config.probe, Suite):
+        summarise(config, outcomes, left_out)
+    report(config, outcomes, left_out)
+
+
+def open_subject(config: EvalConfig, topology: Topology) -> Subject:
+    """The checkpoint, its untrained twin and the images, on this rank's device."""
+    trained = mae.load(config.checkpoint)
     if config.pool == "class_token" and not trained.config.class_token:
-        raise ConfigError(f"pool=class_token, but {path} has no class token. Use pool=patches")
+        raise ConfigError(f"pool=class_token, but {config.checkpoint} has no class token. Use pool=patches")
     torch.manual_seed(config.seed)
-    untrained = Encoder(trained.config)
+    models: dict[str, Model] = {"trained": trained, "untrained": type(trained)(trained.config)}
     data = open_data(config, trained)
-    encoders = {"trained": trained, "untrained": untrained}
-    if data.val_index is None:
-        raise ConfigError(f"probe={config.probe.name} needs test images: set data.val_path")
-    train, train_labels = features(config, data, data.train_index, encoders, config.probe.train_images)
-    test, test_labels = features(config, data, data.val_index, encoders, None)
-    if (train_labels < 0).any() or (test_labels < 0).any():
-        raise ConfigError(f"probe={config.probe.name} needs labels, and some images have none (no .cls in the shards)")
-    results = {name: config.probe.measure(train[name], train_labels, test[name], test_labels) for name in encoders}
-    report(config, path, results, len(train_labels), len(test_labels))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", topology.rank % topology.devices)
+        torch.cuda.set_device(device)
+    return Subject(
+        models,
+        FrozenImages(data, config.batch_size, topology.rank, topology.ranks),
+        Pixels(data.config.mean, data.config.std),
+        FeatureCache(config.results / "features", config.cache_gb * 1e9),
+        pool=config.pool,
+        seed=config.seed,
+        device=device,
+    )
 
 
-def open_data(config: EvalConfig, model: Encoder) -> ShardDataModule:
+def open_data(config: EvalConfig, model: Model) -> ShardDataModule:
     """The images of the run that the checkpoint belongs to, with what config.data says instead."""
-    path = Path(config.checkpoint)
+    path = config.checkpoint
     run = next((folder for folder in (path, *path.parents) if (folder / "config.yaml").is_file()), None)
     of_run: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml")) if run else {"data": {}}
+    given = {name: value for name, value in config.data.items() if value is not None}
+    if of_run["data"].get("mode") == "stream" and "path" not in given:
+        raise ConfigError(
+            f"{run} read a stream, whose samples have no numbers: set data.path to shards that can be indexed"
+        )
+    as_frozen = {"mode": "index", "samples": None, "views_per_image": 1, "weights": None}
+    settings = DataConfig.model_validate(of_run["data"] | given | as_frozen)
     return ShardDataModule(
-        DataConfig.model_validate(of_run["data"] | config.data | {"views_per_image": 1, "weights": None}),
+        settings,
         image_size=model.config.image_size,
         channels=model.config.in_channels,
         seed=0,
@@ -108,34 +123,48 @@ def open_data(config: EvalConfig, model: Encoder) -> ShardDataModule:
     )
 
 
-def features(
-    config: EvalConfig, data: ShardDataModule, index: ShardIndex, encoders: dict[str, Encoder], at_most: int | None
-) -> tuple[dict[str, Tensor], Tensor]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = torch.bfloat16 if resolve_precision("auto") == "bf16-mixed" else torch.float32
-    pixels = Pixels(data.config.mean, data.config.std).to(device)
-    for encoder in encoders.values():
-        encoder.to(device).eval()
-    loader = data.frozen_loader(index, config.batch_size, at_most=at_most)
-    batches = track(loader, description="features", transient=True)
-    return extract(encoders, batches, pixels.normalise, config.pool, device, precision)
+def record(config: EvalConfig, probe: Probe, outcome: Outcome) -> dict[str, Any]:
+    """What PROBE.json says."""
+    settings = probe.model_dump(mode="json") | {"pool": config.pool, "seed": config.seed}
+    return {
+        "probe": outcome.name,
+        "checkpoint": str(config.checkpoint),
+        **outcome.numbers,
+        "pictures": [str(path) for path in outcome.pictures],
+        "settings": settings,
+    }
 
 
-def report(config: EvalConfig, path: Path, results: dict[str, Any], train_images: int, test_images: int) -> None:
-    """A table on the screen and PROBE.json beside the run."""
-    table = Table(title=f"{config.probe.name} of {path}, {train_images:,} training and {test_images:,} test images")
-    table.add_column("encoder")
-    table.add_column("top-1", justify="right")
-    for name, result in results.items():
-        table.add_row(name, f"{result['top1']:.2%}")
+def summarise(config: EvalConfig, outcomes: list[Outcome], left_out: dict[str, str]) -> None:
+    """suite.json and suite.png."""
+    numbers = {outcome.name: outcome.numbers for outcome in outcomes}
+    contents = {"checkpoint": str(config.checkpoint), "probes": numbers, "left_out": left_out, "seed": config.seed}
+    write_json(config.results / "suite.json", contents)
+    both = ("trained", "untrained")
+    accuracies = {
+        name: {model: found[model]["top1"] for model in both}
+        for name, found in numbers.items()
+        if "top1" in found["trained"]
+    }
+    reconstructed = numbers.get("reconstruct", {"floors": {}})
+    losses = {model: reconstructed[model]["loss"] for model in both if model in reconstructed}
+    draw_suite(accuracies, losses, reconstructed["floors"], str(config.checkpoint), config.results / "suite.png")
+
+
+def report(config: EvalConfig, outcomes: list[Outcome], left_out: dict[str, str]) -> None:
+    """The table on the screen, and where the files are."""
+    table = Table(title=f"{config.checkpoint}, seed {config.seed}", title_justify="left")
+    table.add_column("probe")
+    table.add_column("trained", justify="right")
+    table.add_column("untrained", justify="right")
+    table.add_column("trivial predictors")
+    for outcome in outcomes:
+        for row in outcome.rows:
+            table.add_row(*row)
     Console().print(table)
-    out = Path(config.out) if config.out else (path if path.is_dir() else path.parent) / "eval"
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / f"{config.probe.name}.json"
-    settings = config.probe.model_dump() | {"pool": config.pool, "seed": config.seed}
-    counts = {"train_images": train_images, "test_images": test_images}
-    write_json(file, {"probe": config.probe.name, "checkpoint": str(path), **results, **counts, "settings": settings})
-    print(file)
+    for name, reason in left_out.items():
+        print(f"left out: {name} {reason}")
+    print(f"{config.results}: {', '.join(sorted(path.name for path in config.results.iterdir()))}")
 
 
 if __name__ == "__main__":

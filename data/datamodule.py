@@ -211,11 +211,32 @@ class ShardDataModule(lightning.LightningDataModule):
         )
 
     def frozen_loader(
-        self, index: ShardIndex, batch_size: int, rank: int = 0, ranks: int = 1, at_most: int | None = None
+        self,
+        index: ShardIndex,
+        batch_size: int,
+        rank: int = 0,
+        ranks: int = 1,
+        samples: np.ndarray | None = None,
+        view: int | None = None,
     ) -> ShardLoader:
-        """All samples of an index (or at most `at_most`, evenly spread) once, in order, as centre crops."""
-        draws = AllSamples(len(index), batch_size, rank, ranks, at_most)
-        return ShardLoader(index, self.cut, draws, batch=batch_size, workers=self.config.workers, faults=self.faults)
+        """All samples of an index (or these) once, in order, as centre crops.
+
+        view  instead under random crops and flips, others for each number
+        """
+        chosen = np.arange(len(index)) if samples is None else samples
+        return ShardLoader(
+            index,
+            self.cut,
+            AllSamples(chosen, batch_size, rank, ranks, view or 0),
+            batch=batch_size,
+            workers=self.config.workers,
+            faults=self.faults,
+            seed=None if view is None else self.seed,
+        )
+
+    def crops(self, index: ShardIndex, samples: np.ndarray) -> Batch:
+        """Centre crops of a few samples, without downloading the whole shards that they are in."""
+        return ShardStream(index.sparing(), self.cut)[Draw(0, samples, samples)]
 
     def examples(self, count: int) -> tuple[Tensor, Tensor]:
         """Images and positions of at most `count` centre crops, always the same, of the validation (else training)."""
@@ -223,8 +244,7 @@ class ShardDataModule(lightning.LightningDataModule):
         if isinstance(index, StreamShards):
             return first_samples(ShardStream(index, self.cut), count)["images"], torch.arange(count)
         samples = spread(len(index), count)
-        batch = ShardStream(index.sparing(), self.cut)[Draw(0, samples, samples)]
-        return batch["images"], torch.from_numpy(samples)
+        return self.crops(index, samples)["images"], torch.from_numpy(samples)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """As Lightning does it, without waiting; a batch stays where it is until the device has copied it."""

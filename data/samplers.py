@@ -64,24 +64,24 @@ class MicroBatches(Sampler[Draw]):
 
 
 class AllSamples(Sampler[Draw]):
-    """Every sample of an index (or at most `at_most`, evenly spread) once, in order, over the ranks together; positions
-    are sample numbers.
+    """Every one of these samples once, in order, over the ranks together; positions are sample numbers.
 
     Each rank gets the same number of batches, their sizes differ by one at most: a rank without a batch would leave
     the others waiting where a forward pass is collective.
+
+    epoch  from which random crops are drawn, where there are any
     """
 
-    def __init__(self, samples: int, batch: int, rank: int = 0, ranks: int = 1, at_most: int | None = None):
-        chosen = spread(samples, at_most or samples)
-        batches = math.ceil(len(chosen) / (batch * ranks)) * ranks
-        self.draws = np.array_split(chosen, batches)[rank::ranks]
+    def __init__(self, samples: np.ndarray, batch: int, rank: int = 0, ranks: int = 1, epoch: int = 0):
+        batches = math.ceil(len(samples) / (batch * ranks)) * ranks
+        self.draws, self.epoch = np.array_split(samples, batches)[rank::ranks], epoch
 
     def __len__(self) -> int:
         return len(self.draws)
 
     def __iter__(self) -> Iterator[Draw]:
         for samples in self.draws:
-            yield Draw(0, samples, samples)
+            yield Draw(self.epoch, samples, samples)
 
 
 def spread(samples: int, count: int) -> np.ndarray:

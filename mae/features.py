@@ -1,50 +1,70 @@
-"""Features of frozen encoders over a stream of labelled batches."""
+"""What a frozen model makes of whole images: a vector for each, the tokens of its patches, or its masked losses."""
 
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mae.models.vit import Encoder, choose_attention
-from mae.precision import choose_float32_products
+from mae.models.config import MAEConfig
+from mae.models.mae import MaskedAutoencoder
+from mae.models.mask_kinds import draw_masking
+from mae.models.masking import uniform_noise
 
 Pool = Literal["patches", "class_token"]
+Kind = Literal["patches", "class_token", "tokens", "loss"]
+HELD_OUT = -1  # in the place of the step
 
 
-@torch.inference_mode()
-def extract(
-    encoders: dict[str, Encoder],
-    batches: Iterable[dict[str, Any]],
-    normalise: Callable[[Tensor], Tensor],
-    pool: Pool,
-    device: torch.device,
-    precision: torch.dtype,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """One feature per image for each encoder; an image is decoded once for all of them.
+class Features(NamedTuple):
+    """Rows of some samples, in the order of their numbers.
 
-    batches    `images` uint8 [B, C, H, W], `labels` int64 [B]
-    normalise  uint8 or uint16 [B, C, H, W] -> float32
-    pool       mean of the patch tokens, or the class token
-    returns    name -> float32 [n, D] on the CPU, and the labels [n]
+    samples  int64 [n]
+    labels   int64 [n]
+    values   [n, ...]
     """
-    choose_float32_products(device)
-    for encoder in encoders.values():
-        choose_attention(encoder.blocks, device=device)
-    features: dict[str, list[Tensor]] = {name: [] for name in encoders}
-    labels = []
-    for batch in batches:
-        images = normalise(batch["images"].to(device))
-        for name, encoder in encoders.items():
-            with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
-                latent = encoder.encode(images)
-            features[name].append(pooled(latent.float(), encoder.config.class_token, pool).cpu())
-        labels.append(batch["labels"])
-    return {name: torch.cat(parts) for name, parts in features.items()}, torch.cat(labels)
+
+    samples: Tensor
+    labels: Tensor
+    values: Tensor
+
+    def take(self, samples: Tensor) -> "Features":
+        """The rows of these samples, all of which have to be there."""
+        if torch.equal(samples, self.samples):
+            return self
+        rows = torch.searchsorted(self.samples, samples)
+        return Features(samples, self.labels[rows], self.values[rows])
 
 
-def pooled(latent: Tensor, class_token: bool, pool: Pool) -> Tensor:
-    """[B, 1+N, D] (or [B, N, D] without a class token) -> [B, D]."""
-    if pool == "class_token":
-        return latent[:, 0]
-    return latent[:, int(class_token) :].mean(dim=1)
+def merged(parts: list[Features]) -> Features:
+    """All rows in the order of their samples, whichever rank they come from."""
+    samples, labels, values = (torch.cat(column) for column in zip(*parts, strict=True))
+    order = samples.argsort()
+    return Features(samples[order], labels[order], values[order])
+
+
+def describe(latent: Tensor, class_token: bool, kind: Kind) -> Tensor:
+    """Of the encoder's output the mean of the patch tokens, the class token, or all patch tokens in half precision.
+
+    latent   [B, 1+N, D], or [B, N, D] without a class token
+    returns  [B, D] float32; tokens: [B, N, D] float16
+    """
+    if kind == "class_token":
+        return latent[:, 0].float()
+    tokens = latent[:, int(class_token) :]
+    return tokens.half() if kind == "tokens" else tokens.float().mean(dim=1)
+
+
+def at_ratio(config: MAEConfig, mask_ratio: float) -> MAEConfig:
+    """The same architecture with so much hidden; raises ValueError where nothing or everything would be."""
+    return MAEConfig.model_validate(config.model_dump() | {"mask_ratio": mask_ratio})
+
+
+def held_out_noise(samples: Tensor, config: MAEConfig) -> Tensor:
+    """Mask noise [B, N] that follows from the number of the sample: the same in every evaluation of every run."""
+    return uniform_noise(0, HELD_OUT, samples, config.patches)
+
+
+def losses(model: MaskedAutoencoder, images: Tensor, noise: Tensor, ratio: float) -> Tensor:
+    """The loss of each image with `ratio` of its patches hidden: [B, C, H, W], [B, N] -> float32 [B]."""
+    out = model(images, mask=draw_masking(noise, at_ratio(model.config, ratio)).mask)
+    return (out.pred.float() - out.target.float()).square().mean(dim=(1, 2))

@@ -1,4 +1,4 @@
-"""Pictures of a run: reconstructions and the loss curve."""
+"""Pictures of a run: reconstructions, nearest neighbours, and the loss curve."""
 
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from mae.models.patches import patchify, unpatchify
 matplotlib.use("Agg")
 
 TRUE_STATISTICS = "normalised pixels: hidden patches carry the mean and deviation of the true patches"
+FRAMES = torch.tensor([[0.75, 0.75, 0.75], [0.12, 0.35, 0.85], [0.85, 0.2, 0.15]])  # grey, blue, red
 
 
 def hide(images: Tensor, mask: Tensor, patch_size: int) -> Tensor:
@@ -39,13 +40,46 @@ def reconstruction_grid(
     columns = torch.stack(
         [images, hide(images, reconstruction.mask, patch_size), reconstruction.images.to(images)], dim=1
     )
-    shown = rearrange(columns.clamp(0, 1), "b k c h w -> (b k) c h w")[:, :3]
+    rows = rearrange(tiles(rearrange(columns, "b k c h w -> (b k) c h w")), "(b k) c h w -> c (b h) (k w)", k=3)
+    caption = [title, "original | masked | reconstruction"] + ([TRUE_STATISTICS] if norm_pix else [])
+    return captioned(rows, caption)
+
+
+def neighbour_grid(images: Tensor, neighbours: Tensor, right: Tensor) -> Image.Image:
+    """One row per image: itself, and its nearest neighbours framed in blue where they are of its class, else in red.
+
+    images      [B, C, H, W] in [0, 1]
+    neighbours  [B, k, C, H, W]
+    right       [B, k] bool
+    """
+    shown = rearrange(torch.cat([images[:, None], neighbours], dim=1), "b k c h w -> (b k) c h w")
+    own = torch.zeros(len(images), 1, dtype=torch.int64)
+    frames = FRAMES[torch.cat([own, 2 - right.long()], dim=1).flatten()]
+    rows = rearrange(tiles(shown, frames), "(b k) c h w -> c (b h) (k w)", b=len(images))
+    return captioned(rows, ["test image | its nearest training images", "blue: the same class, red: another"])
+
+
+def tiles(images: Tensor, frames: Tensor | None = None) -> Tensor:
+    """Images as RGB of at least 128 pixels with a frame, white unless colours are given.
+
+    images   [B, C, H, W] in [0, 1]
+    frames   [B, 3] in [0, 1]
+    returns  [B, 3, h, w]
+    """
+    shown = images.clamp(0, 1)[:, :3].cpu()
     shown = shown.mean(1, keepdim=True).expand(-1, 3, -1, -1) if shown.shape[1] < 3 else shown
     enlarge = max(1, -(-128 // shown.shape[-1]))
     shown = F.pad(F.interpolate(shown, scale_factor=enlarge, mode="nearest"), (2, 2, 2, 2), value=1.0)
-    pixels = rearrange(shown, "(b k) c h w -> (b h) (k w) c", k=3)
-    rows = Image.fromarray((pixels * 255).round().byte().cpu().numpy())
-    caption = [title, "original | masked | reconstruction"] + ([TRUE_STATISTICS] if norm_pix else [])
+    if frames is None:
+        return shown
+    framed = frames[:, :, None, None].expand(-1, -1, shown.shape[-2] + 8, shown.shape[-1] + 8).clone()
+    framed[:, :, 4:-4, 4:-4] = shown
+    return F.pad(framed, (2, 2, 2, 2), value=1.0)
+
+
+def captioned(pixels: Tensor, caption: list[str]) -> Image.Image:
+    """A picture [3, H, W] in [0, 1] below some lines of text."""
+    rows = Image.fromarray((rearrange(pixels, "c h w -> h w c") * 255).round().byte().numpy())
     font = ImageFont.load_default(size=13)
     line = 18
     text_width = int(max(font.getlength(text) for text in caption)) + 8

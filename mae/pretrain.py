@@ -38,7 +38,7 @@ class Pretraining(Training):
         return pretraining_flops(self.model.config)
 
     def shard(self, mesh: Any) -> None:
-        shard(self.model, self.model.whole_blocks, mesh, entrances=("reconstruct",))
+        shard(self.model, self.model.whole_blocks, mesh, entrances=("encode", "reconstruct"))
 
     def on_fit_start(self) -> None:
         super().on_fit_start()

@@ -46,7 +46,7 @@ def summarise(run: Path, plan: Plan, floors: dict[str, float]) -> None:
     floor_text = ", ".join(f"{name} {value:.3f}" for name, value in floors.items())
     print(f"loss {summary['train/loss']:.4f}{validation} (trivial predictors: {floor_text})")
     print(f"{speed['images_per_s']:,.0f} images/s, MFU {speed['mfu']:.0%}; {summary['checkpoint']}")
-    print(f"next: python eval.py checkpoint={run} probe=knn")
+    print(f"next: python eval.py checkpoint={run} probe=suite")
 
 
 def main() -> int:
@@ -63,7 +63,7 @@ def main() -> int:
         table.add_row("validation loss", f"{summary['val/loss']:.4f}")
     table.add_row("training loss", f"{summary['train/loss']:.4f}")
     table.add_row("trivial predictors", floors)
-    for probe in ("knn", "linear"):
+    for probe in ("knn", "linear", "attentive"):
         file = run / "eval" / f"{probe}.json"
         if file.is_file():
             result = json.loads(file.read_text())

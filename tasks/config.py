@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data.datamodule import DataConfig
 from mae.callbacks.checkpoints import CheckpointConfig
+from mae.callbacks.online_probe import OnlineProbeConfig
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.optim import OptimConfig
@@ -40,6 +41,7 @@ class TrainConfig(BaseModel):
     data: DataConfig
     optim: OptimConfig
     checkpoint: CheckpointConfig
+    online_probe: OnlineProbeConfig
     trainer: dict[str, Any]
     logger: dict[str, Any]
     plan: PlanConfig

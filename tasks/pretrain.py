@@ -7,7 +7,10 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
+from data.frozen import FrozenImages, Split
+from mae.callbacks.online_probe import OnlineProbe
 from mae.callbacks.reconstructions import Reconstructions
+from mae.errors import ConfigError
 from mae.floors import trivial_losses
 from mae.load import initialise_from
 from mae.models.execution import prepare_blocks
@@ -63,7 +66,29 @@ class Pretrain(Task):
 
     def callbacks(self) -> list[pl.Callback]:
         images, _ = self.data.examples(PICTURE_IMAGES)
-        return [Reconstructions(self.config.run, images, self.config.pictures_every)]
+        callbacks: list[pl.Callback] = [Reconstructions(self.config.run, images, self.config.pictures_every)]
+        if self.config.online_probe.every is not None:
+            callbacks.append(self._online_probe())
+        return callbacks
+
+    def _online_probe(self) -> OnlineProbe:
+        """On test images, else training images, that never change; nearest neighbours where all have labels."""
+        probe, data, topology = self.config.online_probe, self.data, self.topology
+        images = FrozenImages(data, data.micro_batch, topology.rank, topology.ranks)
+        streamed = data.config.mode == "stream"
+        if streamed and data.val_index is None:
+            raise ConfigError(
+                f"online_probe.every={probe.every} needs images that have numbers, and a stream has none: set "
+                "data.val_path, or online_probe.every=null"
+            )
+        test: Split = "train" if data.val_index is None else "test"
+        held_out = images.samples(test, probe.test_images)
+        train = None
+        if test == "test" and not streamed and bool((images.labels("test", held_out) >= 0).all()):
+            samples = images.samples("train", probe.train_images)
+            if bool((images.labels("train", samples) >= 0).all()):
+                train = images.batches("train", samples)
+        return OnlineProbe(probe, train, images.batches(test, held_out))
 
     def finish(self, module: Training, plan: Plan) -> None:
         """The losses of trivial predictors on the same masks, the loss curve, summary.json, and a few closing lines."""

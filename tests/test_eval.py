@@ -1,77 +1,208 @@
-"""Probes agree with scikit-learn, and eval.py measures a run beside its untrained encoder."""
+"""eval.py measures a run beside its untrained twin, whatever the number of ranks and whatever is kept on disk."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import hydra
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
-from sklearn.neighbors import KNeighborsClassifier
+from omegaconf import OmegaConf
+from PIL import Image
 
-from mae.features import pooled
+import mae
+from data.datamodule import DataConfig, ShardDataModule
+from data.pack import main as pack
+from eval import EvalConfig, evaluate
+from mae.errors import ConfigError
+from mae.features import describe, held_out_noise
 from mae.launch import Topology
-from mae.probes import knn_accuracy, linear_accuracy
+from mae.models.mae import MaskedAutoencoder
+from mae.pixels import Pixels
 from tests.conftest import ROOT
+from tests.processes import run
 from tests.test_experiments import REDUCED, compose
 from train import train
 
+ALONE = Topology(rank=0, ranks=1, devices=1, nodes=1)
+SMALL = ("data.workers=0", "batch_size=64")
+SUITE = (
+    "probe=suite",
+    "probe.knn.train_images=300",
+    "probe.linear.train_images=200",
+    "probe.attentive.train_images=200",
+    "probe.attentive.test_images=100",
+    "probe.attentive.steps=20",
+    "probe.reconstruct.test_images=100",
+    "probe.reconstruct.ratios=[0.5]",
+    "probe.reconstruct.floor_images=20",
+)
+
 
 @pytest.fixture(scope="module")
-def digits() -> tuple[torch.Tensor, torch.Tensor]:
-    data = load_digits()
-    return torch.tensor(data.data, dtype=torch.float32), torch.tensor(data.target)
+def trained(tmp_path_factory: pytest.TempPathFactory, built_in: Path) -> Path:
+    """Four steps of a narrow model."""
+    runs = tmp_path_factory.mktemp("runs")
+    config = compose(
+        f"runs={runs}", f"data.root={built_in}", *REDUCED, "model.image_size=32", "name=run", "max_steps=4"
+    )
+    train(config, ALONE)
+    return config.run
 
 
-def test_knn_agrees_with_scikit_learn(digits) -> None:
-    x, y = digits
-    ours = knn_accuracy(x[:1200], y[:1200], x[1200:], y[1200:], k=20)
-    theirs = KNeighborsClassifier(20, metric="cosine").fit(x[:1200], y[:1200]).score(x[1200:], y[1200:])
-    assert ours == pytest.approx(theirs, abs=5 / 597)  # equal votes are decided differently
+def settings(checkpoint: Path, *overrides: str) -> EvalConfig:
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        raw = hydra.compose("eval", overrides=[f"checkpoint={checkpoint}", *SMALL, *overrides])
+    return EvalConfig.model_validate(OmegaConf.to_container(raw, resolve=True))
 
 
-def test_knn_of_one_neighbour_is_exactly_the_nearest(digits) -> None:
-    x, y = digits
-    theirs = KNeighborsClassifier(1, metric="cosine").fit(x[:1200], y[:1200]).score(x[1200:], y[1200:])
-    assert knn_accuracy(x[:1200], y[:1200], x[1200:], y[1200:], k=1) == pytest.approx(theirs)
+def numbers(out: Path) -> dict[str, Any]:
+    return json.loads((out / "suite.json").read_text())["probes"]
 
 
-def test_features_without_information_give_chance(digits) -> None:
-    _, y = digits
-    noise = torch.tensor(np.random.default_rng(0).normal(size=(len(y), 32)), dtype=torch.float32)
-    accuracy, _ = linear_accuracy(noise[:1200], y[:1200], noise[1200:], y[1200:], [1e-3, 1.0])
-    assert accuracy < 0.2
-    assert knn_accuracy(noise[:1200], y[:1200], noise[1200:], y[1200:]) < 0.2
-
-
-def test_the_linear_probe_reads_digits(digits) -> None:
-    x, y = digits
-    accuracy, strength = linear_accuracy(x[:1200], y[:1200], x[1200:], y[1200:], [1e-3, 1e-1])
-    assert accuracy > 0.88 and strength in (1e-3, 1e-1)
+@pytest.fixture(scope="module")
+def suite(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of a whole suite."""
+    out = tmp_path_factory.mktemp("suite")
+    evaluate(settings(trained, *SUITE, f"out={out}"), ALONE)
+    return out
 
 
 def test_pooling_leaves_the_class_token_out_or_takes_it_alone() -> None:
     latent = torch.arange(12, dtype=torch.float32).view(1, 4, 3)
-    assert pooled(latent, True, "patches").tolist() == [[6, 7, 8]]
-    assert pooled(latent, False, "patches").tolist() == [[4.5, 5.5, 6.5]]
-    assert pooled(latent, True, "class_token").tolist() == [[0, 1, 2]]
+    assert describe(latent, True, "patches").tolist() == [[6, 7, 8]]
+    assert describe(latent, False, "patches").tolist() == [[4.5, 5.5, 6.5]]
+    assert describe(latent, True, "class_token").tolist() == [[0, 1, 2]]
+    assert describe(latent, True, "tokens").tolist() == [[[3, 4, 5], [6, 7, 8], [9, 10, 11]]]
 
 
-def test_a_run_is_evaluated_and_summarised_from_the_command_line(tmp_path: Path, built_in: Path) -> None:
-    config = compose(
-        f"runs={tmp_path}", f"data.root={built_in}", *REDUCED, "model.image_size=32", "name=run", "max_steps=4"
-    )
-    train(config, Topology(rank=0, ranks=1, devices=1, nodes=1))
+def test_a_run_is_evaluated_and_summarised_from_the_command_line(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [sys.executable, "eval.py", f"checkpoint={trained}", *SMALL, *SUITE]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     for probe in ("knn", "linear"):
-        command = [sys.executable, "eval.py", f"checkpoint={config.run}", f"probe={probe}", "probe.train_images=200"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        result = json.loads((config.run / "eval" / f"{probe}.json").read_text())
-        assert result["train_images"] == 200 and result["test_images"] == 359
+        result = json.loads((trained / "eval" / f"{probe}.json").read_text())
+        assert result["test_images"] == 359
         # Four steps of a narrow model, or none: both far above chance (1/10), and not the same encoder.
         assert min(result["trained"]["top1"], result["untrained"]["top1"]) > 0.2
         assert f"{result['trained']['top1']:.2%}" in done.stdout
-    done = subprocess.run([sys.executable, "-m", "mae.summary", config.run], cwd=ROOT, capture_output=True, text=True)
+    monkeypatch.setenv("COLUMNS", "200")
+    done = subprocess.run([sys.executable, "-m", "mae.summary", trained], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "knn accuracy" in done.stdout and "step-00000004.ckpt" in done.stdout
+
+
+def test_a_suite_has_everything_in_one_table_one_file_and_one_figure(suite: Path, trained: Path) -> None:
+    found = numbers(suite)
+    assert list(found) == ["knn", "linear", "attentive", "reconstruct"]
+    assert found["knn"]["train_images"] == 300 and found["attentive"]["test_images"] == 100
+    for probe in ("knn", "linear", "attentive"):
+        assert found[probe].items() <= json.loads((suite / f"{probe}.json").read_text()).items()
+        assert 0 <= found[probe]["untrained"]["top1"] <= 1
+    assert list(found["reconstruct"]["trained"]["loss"]) == ["0.5", "0.75"]  # that of the model is added
+    assert set(found["reconstruct"]["floors"]["0.5"]) == {"predict 0", "scaled interpolation"}
+    for picture in (
+        "suite.png",
+        "knn.png",
+        "reconstruct.png",
+        "reconstruct/ratio-0.5.png",
+        "reconstruct/ratio-0.75.png",
+    ):
+        with Image.open(suite / picture) as image:
+            assert min(image.size) > 100
+
+
+def test_the_loss_at_the_ratio_of_the_run_is_that_of_the_model(suite: Path, trained: Path, built_in: Path) -> None:
+    model = mae.load(trained)
+    assert isinstance(model, MaskedAutoencoder)
+    stored = OmegaConf.to_container(OmegaConf.load(trained / "config.yaml"))
+    config = DataConfig.model_validate(stored["data"])  # pyright: ignore
+    data = ShardDataModule(config, image_size=(32, 32), channels=3, seed=0, global_batch=1, micro_batch=1)
+    images, samples = data.examples(100)
+    with torch.no_grad():
+        loss = model(Pixels(config.mean, config.std).normalise(images), held_out_noise(samples, model.config)).loss
+    assert numbers(suite)["reconstruct"]["trained"]["loss"]["0.75"] == pytest.approx(float(loss), rel=0.01)  # bf16
+
+
+def test_kept_features_give_the_same_numbers_and_other_weights_are_extracted(
+    suite: Path, trained: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(suite, tmp_path / "out")
+    kept = {file: file.stat().st_mtime_ns for file in (out / "features").iterdir()}
+    config = settings(trained, *SUITE, f"out={out}")
+    evaluate(config, ALONE)
+    assert numbers(out) == numbers(suite)
+    assert {file: file.stat().st_mtime_ns for file in (out / "features").iterdir()} == kept
+    evaluate(config.model_copy(update={"seed": 1}), ALONE)
+    new = set((out / "features").iterdir()) - set(kept)
+    assert len(new) == 4 + 2  # of another untrained twin: pooled and tokens of both parts, losses at two ratios
+    assert numbers(out)["knn"]["trained"] == numbers(suite)["knn"]["trained"]
+    assert numbers(out)["knn"]["untrained"] != numbers(suite)["knn"]["untrained"]
+
+
+def test_two_ranks_see_every_sample_once_and_find_what_one_finds(suite: Path, trained: Path, tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run([*launcher, "eval.py", f"checkpoint={trained}", *SMALL, *SUITE, f"out={tmp_path}"])
+    kept, expected = (sorted((out / "features").iterdir()) for out in (tmp_path, suite))
+    assert [file.name for file in kept] == [file.name for file in expected]
+    for one, other in zip(kept, expected, strict=True):
+        found, wanted = torch.load(one), torch.load(other)
+        assert torch.equal(found["samples"], wanted["samples"]) and torch.equal(found["labels"], wanted["labels"])
+        assert torch.allclose(found["values"].float(), wanted["values"].float(), rtol=0.02, atol=0.02)
+    for probe in ("knn", "linear"):
+        for model in ("trained", "untrained"):
+            got, wanted = (numbers(out)[probe][model]["top1"] for out in (tmp_path, suite))
+            assert got == pytest.approx(wanted, abs=2 / 359)
+
+
+def test_the_linear_probe_of_the_paper_sees_augmented_images(trained: Path, tmp_path: Path) -> None:
+    overrides = ("probe=linear", "probe.fit=lars", "probe.train_images=200", "probe.lars.views=2")
+    few = ("probe.lars.base_lr=500", "probe.lars.epochs=30", "probe.lars.batch=50", "probe.lars.warmup_epochs=1")
+    evaluate(settings(trained, *overrides, *few, f"out={tmp_path}"), ALONE)
+    result = json.loads((tmp_path / "linear_lars.json").read_text())
+    assert result["train_images"] == 200 and result["trained"]["top1"] > 0.15
+    files = [torch.load(file) for file in (tmp_path / "features").iterdir()]
+    views = [file["values"] for file in files if len(file["samples"]) == 200]
+    assert len(views) == 4 and not any(torch.allclose(a, b) for a in views for b in views if a is not b)
+
+
+@pytest.fixture(scope="module")
+def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unlabelled")
+    (folder / "images").mkdir()
+    for number in range(12):
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
+    for part in ("train", "val"):
+        pack([str(folder / "images"), str(folder / "shards" / part)])
+    return folder / "shards"
+
+
+def test_a_suite_without_labels_reconstructs(trained: Path, unlabelled: Path, tmp_path: Path, capsys) -> None:
+    evaluate(settings(trained, *SUITE, f"data.path={unlabelled}", f"out={tmp_path}"), ALONE)
+    assert list(numbers(tmp_path)) == ["reconstruct"]
+    assert "left out: knn needs labels" in capsys.readouterr().out
+
+
+def test_what_does_not_fit_is_said_before_anything_is_extracted(
+    trained: Path, unlabelled: Path, built_in: Path, tmp_path: Path
+) -> None:
+    encoder = mae.MAEConfig(image_size=32, patch_size=8, width=192, depth=1, num_heads=3)
+    torch.save({"model": mae.Encoder(encoder).state_dict()}, tmp_path / "encoder.pth")
+    cases = [
+        ((trained, "probe=linear", f"data.path={unlabelled}"), "probe=linear needs labels"),
+        ((trained, "probe=attentive", f"data.path={unlabelled}"), "probe=attentive needs labels"),
+        ((trained, "probe=knn", f"data.path={unlabelled}/train"), "probe=knn needs test images: set data.val_path"),
+        ((trained, "probe=suite", f"data.path={unlabelled}/train"), "no probe that fits: knn needs test images"),
+        ((tmp_path / "encoder.pth", "probe=reconstruct", f"data.path={built_in}/digits"), "needs a decoder"),
+        ((trained, "probe=reconstruct", "probe.ratios=[0.999]"), "leaves 0 of 64 patches visible"),
+    ]
+    for (checkpoint, *overrides), said in cases:
+        with pytest.raises(ConfigError, match=said):
+            evaluate(settings(checkpoint, *overrides, f"out={tmp_path / 'out'}"), ALONE)
+    assert not (tmp_path / "out").exists()

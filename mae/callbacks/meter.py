@@ -34,7 +34,7 @@ class Meter(pl.Callback):
 
     train/loss         mean over the global batch of exactly this step, so that a repeated step repeats its value
     train/lr           of the update just made
-    perf/images_per_s  over all ranks since the last line, without validation and saving
+    perf/images_per_s  over all ranks since the last line, without validation, probes and saving
     perf/data_wait     share of that time spent waiting for the loader
     perf/mfu           model FLOPs utilisation: what the published algorithm multiplies for these images, as a share of
                        what the devices could, by their data sheet or else by a matrix product at the start
@@ -61,12 +61,16 @@ class Meter(pl.Callback):
         self.since = time.perf_counter()
         self.waited = self.timer.seconds
 
+    def pause(self, seconds: float) -> None:
+        """Takes time that was spent on something else out of the images per second."""
+        self.since += seconds
+
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.paused = time.perf_counter()
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit":
-            self.since += time.perf_counter() - self.paused
+            self.pause(time.perf_counter() - self.paused)
         values = {name: float(x) for name, x in trainer.callback_metrics.items() if name.startswith("val/")}
         self.latest |= values
         _log(trainer, values)

@@ -1,0 +1,93 @@
+"""How the features come along while a run is under way: nearest neighbours and effective rank, every so many steps."""
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from mae.callbacks.meter import Meter
+from mae.features import Features, describe, merged
+from mae.pretrain import Pretraining
+from mae.probes.knn import knn_accuracy
+from mae.rankme import rankme
+from mae.ranks import gathered
+
+Loader = Iterable[dict[str, Any]]
+
+
+class OnlineProbeConfig(BaseModel):
+    """Every how many steps the features are probed, and on how many images: these bound what it costs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every: int | None = Field(None, ge=1)
+    train_images: int = Field(2000, ge=1)
+    test_images: int = Field(1000, ge=2)
+    k: int = Field(20, ge=1)
+
+
+class OnlineProbe(pl.Callback):
+    """Logs every `every` steps to all loggers, of the mean patch tokens of whole images:
+
+    knn/top1          share of test images whose k nearest training images vote for their class
+    rank/rankme       effective rank of the features of the test images
+    perf/probe_share  share of the time of this start that was spent here
+
+    train, test  centre crops that fall to this process, always the same; without `train` (no labels) rank/rankme alone
+
+    Reads the weights and nothing else: no parameter, no random state and no counter of the run is touched.
+    """
+
+    def __init__(self, config: OnlineProbeConfig, train: Loader | None, test: Loader) -> None:
+        assert config.every is not None
+        self.every, self.k = config.every, config.k
+        self.train, self.test = train, test
+        self.seconds = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.since = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step_done = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not step_done or trainer.global_step % self.every:
+            return
+        begun = time.perf_counter()
+        # A loader draws the seed of its workers from torch's own generator.
+        with torch.random.fork_rng(devices=[]):
+            found = self.measure(trainer, module)
+        seconds = time.perf_counter() - begun
+        self.seconds += seconds
+        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            if isinstance(callback, Meter):
+                callback.pause(seconds)
+        found["perf/probe_share"] = self.seconds / (time.perf_counter() - self.since)
+        for logger in trainer.loggers:
+            logger.log_metrics(found, step=trainer.global_step)
+
+    def measure(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, float]:
+        """The metrics on rank 0; elsewhere nothing. Every rank has to call it."""
+        test = self._features(trainer, module, self.test)
+        train = self._features(trainer, module, self.train) if self.train is not None else None
+        if test is None:
+            return {}
+        found = {"rank/rankme": rankme(test.values)}
+        if train is not None:
+            found["knn/top1"] = knn_accuracy(train.values, train.labels, test.values, test.labels, self.k)
+        return found
+
+    @torch.no_grad()
+    def _features(self, trainer: pl.Trainer, module: pl.LightningModule, loader: Loader) -> Features | None:
+        assert isinstance(module, Pretraining)
+        parts: list[Features] = []
+        for batch in loader:
+            images = module.pixels.normalise(batch["images"].to(module.device))
+            with trainer.precision_plugin.forward_context():
+                latent = module.model.encode(images)
+            values = describe(latent, module.model.config.class_token, "patches").cpu()
+            parts += gathered(Features(batch["positions"], batch["labels"], values))
+        return merged(parts) if trainer.is_global_zero else None

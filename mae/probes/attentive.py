@@ -1,0 +1,193 @@
+"""How much of the classes a classifier finds that chooses by itself which tokens to look at."""
+
+from itertools import product
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from einops import einsum, rearrange
+from pydantic import BaseModel, ConfigDict, Field
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mae.optim import learning_rate
+from mae.probes.outcome import Outcome, accuracies
+from mae.probes.subject import Subject, Want
+
+
+class Setting(NamedTuple):
+    """How one of several probes is trained."""
+
+    lr: float
+    weight_decay: float
+
+
+class AttentiveConfig(BaseModel):
+    """Settings of the fit; of `lrs` × `weight_decays` the best on held-out training images is taken."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lrs: list[float] = Field(min_length=1)
+    weight_decays: list[float] = Field(min_length=1)
+    steps: int = Field(1500, ge=1)
+    batch: int = Field(128, ge=1)
+
+
+class AttentivePool(nn.Module):
+    """Several attentive probes side by side, which share nothing but the tokens that they see.
+
+    Each is multi-head attention of one learned query to the patch tokens (Chen et al. 2024; El-Nouby et al. 2024) and a
+    linear classifier. A query meets keys in q·(K x) = (Kᵀq)·x alone, so that the projection of the keys is part
+    of the query here; values are projected after pooling, which is the same and takes N times less.
+    """
+
+    def __init__(self, probes: int, width: int, heads: int, classes: int, generator: torch.Generator) -> None:
+        super().__init__()
+
+        def parameters(*shape: int, std: float) -> nn.ParameterList:
+            start = torch.randn(shape, generator=generator) * std  # the same for all: only their training differs
+            return nn.ParameterList(start.clone() for _ in range(probes))
+
+        self.query = parameters(heads, width, std=0.02)
+        self.value = parameters(heads, width, width // heads, std=width**-0.5)
+        self.head = parameters(width, classes, std=0.01)
+        self.bias = parameters(classes, std=0.0)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, N, D] -> logits [S, B, classes]."""
+        query, value, head, bias = (torch.stack(list(part)) for part in (self.query, self.value, self.head, self.bias))
+        scores = einsum(tokens, query, "b n d, s h d -> b s h n")
+        pooled = einsum(scores.softmax(dim=-1), tokens, "b s h n, b n d -> s b h d")
+        values = rearrange(einsum(pooled, value, "s b h d, s h d e -> s b h e"), "s b h e -> s b (h e)")
+        return einsum(values, head, "s b d, s d c -> s b c") + bias[:, None]
+
+    def groups(self, settings: list[Setting]) -> list[dict]:
+        """Parameter groups of AdamW, one for each probe and whether it decays."""
+        matrices = zip(self.query, self.value, self.head, strict=True)
+        decaying = [
+            {"params": list(parts), "lr": setting.lr, "weight_decay": setting.weight_decay}
+            for parts, setting in zip(matrices, settings, strict=True)
+        ]
+        biases = [
+            {"params": [bias], "lr": setting.lr, "weight_decay": 0.0}
+            for bias, setting in zip(self.bias, settings, strict=True)
+        ]
+        return [group | {"peak": group["lr"]} for group in decaying + biases]
+
+
+class Fitter:
+    """Trains attentive probes on tokens that are scaled as those of the training images are.
+
+    tokens  [n, N, D] in any floating type, from a file if they like
+    """
+
+    def __init__(
+        self,
+        tokens: Tensor,
+        labels: Tensor,
+        classes: int,
+        heads: int,
+        config: AttentiveConfig,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.tokens, self.labels, self.classes, self.heads = tokens, labels, classes, heads
+        self.config, self.seed, self.device = config, seed, device
+        sums = torch.zeros(2, tokens.shape[2], dtype=torch.float64)
+        for part in tokens.split(1024):
+            sums += torch.stack([part.double().sum((0, 1)), part.double().square().sum((0, 1))])
+        mean, square = sums / (tokens.shape[0] * tokens.shape[1])
+        self.mean = mean.float().to(device)
+        self.deviation = (square - mean.square()).clamp_min(1e-6).sqrt().float().to(device)
+
+    def scaled(self, tokens: Tensor) -> Tensor:
+        return (tokens.to(self.device).float() - self.mean) / self.deviation
+
+    def fit(self, rows: Tensor, settings: list[Setting]) -> AttentivePool:
+        """Probes trained on some of the images, one for each setting: a tenth of the steps warms up, then a cosine."""
+        generator = torch.Generator().manual_seed(self.seed)
+        probes = AttentivePool(len(settings), self.tokens.shape[2], self.heads, self.classes, generator).to(self.device)
+        optimizer = torch.optim.AdamW(probes.groups(settings), fused=True)
+        total = self.config.steps
+        order = torch.empty(0, dtype=torch.int64)
+        for step in range(total):
+            if len(order) < self.config.batch:
+                order = torch.cat([order, rows[torch.randperm(len(rows), generator=generator)]])
+            chosen, order = order[: self.config.batch], order[self.config.batch :]
+            logits = probes(self.scaled(self.tokens[chosen]))
+            labels = self.labels[chosen].to(self.device).expand(len(settings), -1)
+            optimizer.zero_grad()
+            # A sum: each probe gets the gradient of its own mean.
+            (F.cross_entropy(logits.flatten(0, 1), labels.flatten()) * len(settings)).backward()
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, peak=group["peak"], floor=0, warmup=total // 10, total=total)
+            optimizer.step()
+        return probes
+
+    @torch.no_grad()
+    def accuracy(self, probes: AttentivePool, tokens: Tensor, labels: Tensor) -> Tensor:
+        """[S] share of the images that each probe tells right."""
+        right = [
+            (probes(self.scaled(part)).argmax(-1).cpu() == truth).sum(1)
+            for part, truth in zip(tokens.split(self.config.batch), labels.split(self.config.batch), strict=True)
+        ]
+        return torch.stack(right).sum(0).double() / len(labels)
+
+
+def attentive_accuracy(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    heads: int,
+    config: AttentiveConfig,
+    seed: int,
+    device: torch.device,
+) -> tuple[float, Setting]:
+    """Test accuracy of an attentive probe on tokens [n, N, D] and [m, N, D], and the setting that it used.
+
+    The setting is chosen on a held-out fifth of the training images, then the probe is fitted on all.
+    """
+    classes = int(torch.cat([train_labels, test_labels]).max()) + 1
+    fitter = Fitter(train, train_labels, classes, heads, config, seed, device)
+    settings = [Setting(*pair) for pair in product(config.lrs, config.weight_decays)]
+    rows = torch.arange(len(train))
+    fit, held = (torch.as_tensor(part) for part in train_test_split(rows.numpy(), test_size=0.2, random_state=seed))
+    best = settings[0]
+    if len(settings) > 1:
+        accuracies = fitter.accuracy(fitter.fit(fit, settings), train[held], train_labels[held])
+        best = settings[int(accuracies.argmax())]
+    return float(fitter.accuracy(fitter.fit(rows, [best]), test, test_labels)), best
+
+
+class Attentive(AttentiveConfig):
+    """A classifier over tokens pooled by attention."""
+
+    name: Literal["attentive"]
+    train_images: int | None = Field(10_000, ge=5)
+    test_images: int | None = Field(10_000, ge=1)
+
+    def refusal(self, subject: Subject) -> str | None:
+        return subject.lacks_labels(*self.wants(subject))
+
+    def wants(self, subject: Subject) -> list[Want]:
+        return [Want("train", "tokens", self.train_images), Want("test", "tokens", self.test_images)]
+
+    def measure(self, subject: Subject, out: Path) -> Outcome:
+        results, train_images, test_images = {}, 0, 0
+        for name, model in subject.models.items():
+            train, test = (subject.features(name, want) for want in self.wants(subject))
+            train_images, test_images = len(train.labels), len(test.labels)
+            accuracy, setting = attentive_accuracy(
+                train.values,
+                train.labels,
+                test.values,
+                test.labels,
+                model.config.num_heads,
+                self,
+                subject.seed,
+                subject.device,
+            )
+            results[name] = {"top1": accuracy, **setting._asdict()}
+        return accuracies(self.name, results, train_images, test_images, [])

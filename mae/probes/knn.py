@@ -1,0 +1,80 @@
+"""How much of the classes the nearest neighbours of a feature show."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from mae.features import Features
+from mae.pictures import neighbour_grid
+from mae.probes.outcome import Outcome, accuracies
+from mae.probes.subject import Subject, Want
+
+MOST_SHOWN = 8  # neighbours in the picture
+
+
+def neighbours(train: Tensor, test: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Similarity and number of the k nearest of `train` by cosine, nearest first: [n, D], [m, D] -> two of [m, k]."""
+    train = F.normalize(train, dim=1)
+    found = [(F.normalize(part, dim=1) @ train.T).topk(min(k, len(train)), dim=1) for part in test.split(1024)]
+    return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
+
+
+def vote(similarity: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """The class of most neighbours; equal votes go to the class of the greater summed similarity.
+
+    similarity, labels  [m, k]
+    returns             [m]
+    """
+    # A vote counts 1 and a little of its similarity, which decides between equal numbers only.
+    weight = 1 + similarity / (4 * similarity.shape[1])
+    return similarity.new_zeros(len(similarity), classes).scatter_add_(1, labels, weight).argmax(1)
+
+
+def knn_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, k: int = 20) -> float:
+    """Share of test samples whose k nearest training samples by cosine vote for the right class.
+
+    train [n, D], test [m, D]; labels int64
+    """
+    classes = int(torch.cat([train_labels, test_labels]).max()) + 1
+    similarity, nearest = neighbours(train, test, k)
+    return float((vote(similarity, train_labels[nearest], classes) == test_labels).double().mean())
+
+
+class KNN(BaseModel):
+    """Nearest neighbours by cosine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["knn"]
+    train_images: int | None = Field(None, ge=1)
+    k: int = Field(20, ge=1)
+    shown: int = Field(8, ge=1)
+
+    def refusal(self, subject: Subject) -> str | None:
+        return subject.lacks_labels(*self.wants(subject))
+
+    def wants(self, subject: Subject) -> list[Want]:
+        return [Want("train", subject.pool, self.train_images), Want("test", subject.pool)]
+
+    def measure(self, subject: Subject, out: Path) -> Outcome:
+        results = {}
+        for name in subject.models:
+            train, test = (subject.features(name, want) for want in self.wants(subject))
+            results[name] = {"top1": knn_accuracy(train.values, train.labels, test.values, test.labels, self.k)}
+        train, test = (subject.features("trained", want) for want in self.wants(subject))
+        picture = self._paint(subject, train, test, out / "knn.png")
+        return accuracies(self.name, results, len(train.labels), len(test.labels), [picture])
+
+    def _paint(self, subject: Subject, train: Features, test: Features, path: Path) -> Path:
+        """Some test images, evenly spread, each with its nearest training images by the trained encoder."""
+        some = test.take(subject.images.samples("test", self.shown))
+        _, nearest = neighbours(train.values, some.values, min(self.k, MOST_SHOWN))
+        images, unit = subject.images, subject.pixels.unit
+        rows = torch.stack([unit(images.crops("train", train.samples[row])) for row in nearest])
+        right = train.labels[nearest] == some.labels[:, None]
+        neighbour_grid(unit(images.crops("test", some.samples)), rows, right).save(path)
+        return path

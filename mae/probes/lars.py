@@ -1,0 +1,85 @@
+"""The linear probe of the paper: batch norm without affine, one linear layer, LARS (He et al. 2022, table 10)."""
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from timm.optim import Lars
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mae.optim import learning_rate
+
+
+class LarsConfig(BaseModel):
+    """Settings of the fit.
+
+    batch   cut to the number of training images
+    views   augmented passes over the training images whose features are kept; epoch e sees pass e modulo `views`, so
+            that as many as `epochs` are what a loader with augmentation would give
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base_lr: float = Field(0.1, gt=0)
+    batch: int = Field(16_384, ge=2)
+    epochs: int = Field(90, ge=1)
+    warmup_epochs: int = Field(10, ge=0)
+    views: int = Field(8, ge=1)
+
+
+def linear_head(width: int, classes: int, generator: torch.Generator) -> nn.Sequential:
+    """Batch norm that scales nothing by itself, and a linear layer from N(0, .01) cut off at two, biases 0."""
+    head = nn.Linear(width, classes)
+    nn.init.trunc_normal_(head.weight, std=0.01, generator=generator)
+    nn.init.zeros_(head.bias)
+    return nn.Sequential(nn.BatchNorm1d(width, affine=False, eps=1e-6), head)
+
+
+def lars(head: nn.Module) -> Lars:
+    """LARS with momentum .9, a trust coefficient of .001 and no weight decay.
+
+    As in the paper (You et al. 2017) matrices are adapted and what has one dimension is not; timm's takes the choice
+    by group, and adapts nothing without weight decay unless told so.
+    """
+    matrices = [parameter for parameter in head.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in head.parameters() if parameter.ndim <= 1]
+    groups = [{"params": matrices, "always_adapt": True}, {"params": others, "always_adapt": False}]
+    return Lars([group | {"momentum": 0.9} for group in groups], lr=0.0, trust_coeff=0.001)
+
+
+def lars_accuracy(
+    views: list[Tensor],
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    config: LarsConfig,
+    seed: int,
+    device: torch.device,
+) -> float:
+    """Test accuracy after `epochs` passes in random order, learning rate `base_lr` · batch / 256.
+
+    views  each [n, D]: the training images under other crops and flips
+    test   [m, D]
+    """
+    generator = torch.Generator().manual_seed(seed)
+    classes = int(torch.cat([train_labels, test_labels]).max()) + 1
+    head = linear_head(test.shape[1], classes, generator).to(device)
+    optimizer = lars(head)
+    images = len(train_labels)
+    batch = min(config.batch, images)
+    steps = images // batch
+    for step in range(config.epochs * steps):
+        if step % steps == 0:
+            values, order = views[step // steps % len(views)], torch.randperm(images, generator=generator)
+        rows = order[step % steps * batch :][:batch]
+        optimizer.zero_grad()
+        F.cross_entropy(head(values[rows].to(device)), train_labels[rows].to(device)).backward()
+        peak = config.base_lr * batch / 256
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(
+                step, peak=peak, floor=0, warmup=config.warmup_epochs * steps, total=config.epochs * steps
+            )
+        optimizer.step()
+    head.eval()
+    with torch.no_grad():
+        guesses = torch.cat([head(part.to(device)).argmax(1).cpu() for part in test.split(batch)])
+    return float((guesses == test_labels).double().mean())

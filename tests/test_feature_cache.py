@@ -1,0 +1,77 @@
+"""Kept features are used only when everything that they depend on is the same."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mae.feature_cache import FeatureCache, weights_fingerprint
+from mae.features import Features
+
+KEY = {"weights": "a", "images": {"fingerprint": "b"}}
+
+
+def some(samples: list[int]) -> Features:
+    return Features(torch.tensor(samples), torch.tensor(samples) % 3, torch.randn(len(samples), 8))
+
+
+def same(one: Features | None, other: Features) -> bool:
+    return one is not None and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_features_come_back_as_they_were_also_of_some_samples(tmp_path: Path) -> None:
+    cache, features = FeatureCache(tmp_path, 1e6), some([1, 4, 5, 9])
+    cache.keep(KEY, features)
+    assert same(cache.find(KEY, features.samples), features)
+    assert same(cache.find(KEY, torch.tensor([4, 9])), Features(*(column[[1, 3]] for column in features)))
+    assert cache.find(KEY, torch.tensor([4, 6])) is None
+    assert cache.find(KEY | {"weights": "c"}, features.samples) is None
+    assert cache.find(KEY | {"images": {"fingerprint": "d"}}, features.samples) is None
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "foreign"])
+def test_a_damaged_file_is_not_used(tmp_path: Path, damage: str) -> None:
+    cache, features = FeatureCache(tmp_path, 1e6), some(list(range(100)))
+    cache.keep(KEY, features)
+    (file,) = tmp_path.iterdir()
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes({"cut": data[:500], "flipped": data, "foreign": b"text"}[damage])
+    with pytest.warns(UserWarning, match="extracted anew"):
+        assert cache.find(KEY, features.samples) is None
+    assert not file.exists()
+    cache.keep(KEY, features)
+    assert same(cache.find(KEY, features.samples), features)
+
+
+def test_a_file_under_the_name_of_another_key_is_not_used(tmp_path: Path) -> None:
+    cache, features = FeatureCache(tmp_path, 1e6), some([1, 2])
+    cache.keep(KEY, features)
+    (file,) = tmp_path.iterdir()
+    cache.keep(KEY | {"weights": "c"}, features)
+    (other,) = set(tmp_path.iterdir()) - {file}
+    other.replace(file)
+    assert cache.find(KEY, features.samples) is None
+
+
+def test_the_oldest_go_when_it_is_too_much(tmp_path: Path) -> None:
+    features = some(list(range(1000)))
+    cache = FeatureCache(tmp_path, 120_000)
+    for number in range(4):
+        cache.keep(KEY | {"weights": str(number)}, features)
+    kept = [number for number in range(4) if cache.find(KEY | {"weights": str(number)}, features.samples)]
+    assert kept == [2, 3]
+    nothing = FeatureCache(tmp_path / "none", 0)
+    nothing.keep(KEY, features)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_fingerprint_is_of_the_values() -> None:
+    torch.manual_seed(0)
+    model, other = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+    assert weights_fingerprint(model) != weights_fingerprint(other)
+    other.load_state_dict(model.state_dict())
+    assert weights_fingerprint(model) == weights_fingerprint(other)
+    other.weight.data[0, 0] += 1e-7
+    assert weights_fingerprint(model) != weights_fingerprint(other)

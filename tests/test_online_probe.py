@@ -1,0 +1,89 @@
+"""Probing during a run measures what the encoder has learned and changes nothing of the run."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import mae
+from data.datamodule import DataConfig, ShardDataModule
+from data.frozen import FrozenImages, Split
+from mae.csvlog import read_metrics
+from mae.features import describe
+from mae.launch import Topology
+from mae.pixels import Pixels
+from mae.probes.knn import knn_accuracy
+from mae.rankme import rankme
+from tests.processes import SMALL, command, equal, losses, run, state
+from tests.test_experiments import compose
+from train import train
+
+ALONE = Topology(rank=0, ranks=1, devices=1, nodes=1)
+STEPS = ("max_steps=6", "precision=32-true", "checkpoint.every_steps=3", "checkpoint.keep=5")
+PROBE = ("online_probe.every=2", "online_probe.train_images=200", "online_probe.test_images=100")
+
+
+def trained(runs: Path, root: Path, name: str, *overrides: str) -> Path:
+    config = compose(f"runs={runs}", f"data.root={root}", *SMALL, *STEPS, f"name={name}", *overrides)
+    torch.set_num_threads(1)  # the number of threads decides the order of summation
+    train(config, ALONE)
+    return config.run
+
+
+def probed(folder: Path) -> dict[int, dict[str, float]]:
+    rows = [row for row in read_metrics(folder / "metrics.csv") if "rank/rankme" in row]
+    return {int(row["step"]): {name: float(value) for name, value in row.items()} for row in rows}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, built_in: Path) -> Path:
+    return trained(tmp_path_factory.mktemp("plain"), built_in, "plain", "data.workers=0")
+
+
+@pytest.fixture(scope="module")
+def with_probe(tmp_path_factory: pytest.TempPathFactory, built_in: Path) -> Path:
+    return trained(tmp_path_factory.mktemp("probed"), built_in, "probed", "data.workers=0", *PROBE)
+
+
+def test_a_run_is_the_same_with_and_without(plain: Path, with_probe: Path, built_in: Path, tmp_path: Path) -> None:
+    """Bit for bit, whichever process reads the images that are probed."""
+    assert list(probed(with_probe)) == [2, 4, 6]
+    for folder in (with_probe, trained(tmp_path, built_in, "workers", "data.workers=2", *PROBE)):
+        assert equal(state(folder), state(plain))
+        assert losses(folder) == losses(plain)
+
+
+def test_what_is_logged_is_what_the_weights_of_that_step_give(with_probe: Path, built_in: Path) -> None:
+    model = mae.load(with_probe / "checkpoints" / "step-00000006.ckpt")
+    config = DataConfig(source="digits", root=str(built_in), workers=0, mean=(0.3,) * 3, std=(0.34,) * 3)
+    data = ShardDataModule(config, image_size=(32, 32), channels=3, seed=0, global_batch=1, micro_batch=1)
+    images, pixels = FrozenImages(data, 64), Pixels(config.mean, config.std)
+
+    def features(split: Split, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        samples = images.samples(split, count)
+        with torch.no_grad():
+            latent = model.encode(pixels.normalise(images.crops(split, samples)))
+        return describe(latent, True, "patches"), images.labels(split, samples)
+
+    (train_features, train_labels), (test, labels) = features("train", 200), features("test", 100)
+    logged = probed(with_probe)[6]
+    assert logged["rank/rankme"] == pytest.approx(rankme(test), rel=1e-3)
+    assert logged["knn/top1"] == pytest.approx(knn_accuracy(train_features, train_labels, test, labels, 20), abs=0.01)
+    assert 0 < logged["perf/probe_share"] < 1
+
+
+def test_two_ranks_log_what_one_logs(with_probe: Path, built_in: Path, tmp_path: Path) -> None:
+    words = (*STEPS, *PROBE, "data.workers=0")
+    run(command(tmp_path, built_in, *words, "name=two", ranks=2))
+    one, two = probed(with_probe), probed(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for step in one:
+        assert two[step]["rank/rankme"] == pytest.approx(one[step]["rank/rankme"], rel=1e-3)
+        assert two[step]["knn/top1"] == pytest.approx(one[step]["knn/top1"], abs=0.02)
+
+
+def test_without_test_images_the_rank_alone_is_logged(built_in: Path, tmp_path: Path) -> None:
+    only_train = ("data.source=null", f"data.path={built_in}/digits/train", "data.workers=0", "val_every=null")
+    folder = trained(tmp_path, built_in, "rank", *only_train, *PROBE)
+    assert list(probed(folder)) == [2, 4, 6]
+    assert all("knn/top1" not in row for row in probed(folder).values())

@@ -1,0 +1,140 @@
+"""Probes agree with other libraries, and find what is in the features."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.neighbors import KNeighborsClassifier
+from torch.nn import functional as F
+
+from mae.probes.attentive import AttentiveConfig, AttentivePool, Fitter, Setting, attentive_accuracy
+from mae.probes.knn import knn_accuracy, neighbours
+from mae.probes.lars import LarsConfig, lars, lars_accuracy, linear_head
+from mae.probes.linear import linear_accuracy
+from mae.rankme import rankme
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[torch.Tensor, torch.Tensor]:
+    data = load_digits()
+    return torch.tensor(data.data, dtype=torch.float32), torch.tensor(data.target)
+
+
+def test_knn_agrees_with_scikit_learn(digits) -> None:
+    x, y = digits
+    ours = knn_accuracy(x[:1200], y[:1200], x[1200:], y[1200:], k=20)
+    theirs = KNeighborsClassifier(20, metric="cosine").fit(x[:1200], y[:1200]).score(x[1200:], y[1200:])
+    assert ours == pytest.approx(theirs, abs=5 / 597)  # equal votes are decided differently
+
+
+def test_knn_of_one_neighbour_is_exactly_the_nearest(digits) -> None:
+    x, y = digits
+    theirs = KNeighborsClassifier(1, metric="cosine").fit(x[:1200], y[:1200])
+    assert knn_accuracy(x[:1200], y[:1200], x[1200:], y[1200:], k=1) == pytest.approx(theirs.score(x[1200:], y[1200:]))
+    _, nearest = neighbours(x[:1200], x[1200:], 1)
+    assert nearest.tolist() == theirs.kneighbors(x[1200:], return_distance=False).tolist()
+
+
+def test_features_without_information_give_chance(digits) -> None:
+    _, y = digits
+    noise = torch.tensor(np.random.default_rng(0).normal(size=(len(y), 32)), dtype=torch.float32)
+    accuracy, _ = linear_accuracy(noise[:1200], y[:1200], noise[1200:], y[1200:], [1e-3, 1.0])
+    assert accuracy < 0.2
+    assert knn_accuracy(noise[:1200], y[:1200], noise[1200:], y[1200:]) < 0.2
+
+
+def test_the_linear_probe_reads_digits(digits) -> None:
+    x, y = digits
+    accuracy, strength = linear_accuracy(x[:1200], y[:1200], x[1200:], y[1200:], [1e-3, 1e-1])
+    assert accuracy > 0.88 and strength in (1e-3, 1e-1)
+
+
+def test_lars_is_the_update_of_the_paper(digits) -> None:
+    """Matrices move by the trust coefficient times |w| / |gradient|, what has one dimension by plain momentum."""
+    x, y = digits
+    head = linear_head(64, 10, torch.Generator().manual_seed(0))
+    optimizer = lars(head)
+    weight, bias = (parameter.detach().clone() for parameter in head[1].parameters())
+    momentum = [torch.zeros_like(weight), torch.zeros_like(bias)]
+    for lr in (0.5, 1.0, 0.2):
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad()
+        F.cross_entropy(head(x[:256]), y[:256]).backward()
+        gradient = [parameter.grad for parameter in head[1].parameters()]
+        momentum[0] = 0.9 * momentum[0] + gradient[0] * 0.001 * weight.norm() / gradient[0].norm()
+        momentum[1] = 0.9 * momentum[1] + gradient[1]
+        weight, bias = weight - lr * momentum[0], bias - lr * momentum[1]
+        optimizer.step()
+        assert torch.allclose(head[1].weight, weight, rtol=1e-5, atol=1e-8)
+        assert torch.allclose(head[1].bias, bias, rtol=1e-5, atol=1e-8)
+
+
+def test_the_probe_of_the_paper_reads_digits_from_several_views(digits) -> None:
+    x, y = digits
+    views = [x[:1200] + 0.1 * torch.randn(1200, 64, generator=torch.Generator().manual_seed(view)) for view in range(3)]
+    config = LarsConfig(base_lr=20, batch=128, epochs=30, warmup_epochs=3, views=3)  # 270 steps, not 7,000
+    accuracy = lars_accuracy(views, y[:1200], x[1200:], y[1200:], config, 0, CPU)
+    assert accuracy > 0.85
+    assert accuracy == lars_accuracy(views, y[:1200], x[1200:], y[1200:], config, 0, CPU)
+
+
+def one_token_tells(images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens [n, 16, 32] of noise; one of them, anywhere, is marked and holds the class."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(images, 16, 32, generator=generator)
+    labels = torch.randint(4, (images,), generator=generator)
+    where = torch.randint(16, (images,), generator=generator)
+    tokens[torch.arange(images), where] = 5.0 * (F.one_hot(labels, 32) + F.one_hot(torch.tensor(31), 32))
+    return tokens, labels
+
+
+def test_the_attentive_probe_finds_the_token_that_tells() -> None:
+    (train, train_labels), (test, test_labels) = one_token_tells(1000, 0), one_token_tells(500, 1)
+    config = AttentiveConfig(lrs=[1e-4, 1e-2], weight_decays=[0.01], steps=200, batch=64)
+    accuracy, setting = attentive_accuracy(train, train_labels, test, test_labels, 2, config, 0, CPU)
+    mean, _ = linear_accuracy(train.mean(1), train_labels, test.mean(1), test_labels, [1e-2, 1.0])
+    assert setting == Setting(1e-2, 0.01)
+    assert accuracy > 0.97 > mean + 0.1
+
+
+def test_an_attentive_probe_is_attention_of_a_query_to_keys() -> None:
+    """The peer is torch's attention with projected keys and values."""
+    generator = torch.Generator().manual_seed(0)
+    pool = AttentivePool(2, 32, 4, 10, generator)
+    tokens = torch.randn(3, 16, 32, generator=generator)
+    peer = torch.nn.MultiheadAttention(32, 4, bias=False, batch_first=True)
+    query, keys, values = (torch.randn(32, 32, generator=generator) * 0.2 for _ in range(3))
+    learned = torch.randn(1, 32, generator=generator)
+    peer.in_proj_weight.data = torch.cat([query, keys, values])
+    peer.out_proj.weight.data = torch.eye(32)
+    pool.query[1].data = torch.einsum("hd,hdk->hk", (learned @ query.T).view(4, 8), keys.view(4, 8, 32)) * 8**-0.5
+    pool.value[1].data = values.view(4, 8, 32).mT.contiguous()
+    expected = peer(learned.expand(3, 1, 32), tokens, tokens)[0][:, 0] @ pool.head[1] + pool.bias[1]
+    assert torch.allclose(pool(tokens)[1], expected, atol=1e-5)
+
+
+def test_probes_side_by_side_train_as_they_would_alone() -> None:
+    tokens, labels = one_token_tells(200, 0)
+    settings = {"lrs": [1e-3, 1e-2], "weight_decays": [0.1], "steps": 20, "batch": 64}
+    fitter = Fitter(tokens, labels, 4, 2, AttentiveConfig(**settings), 0, CPU)
+    both = fitter.fit(torch.arange(200), [Setting(1e-3, 0.1), Setting(1e-2, 0.1)])
+    alone = fitter.fit(torch.arange(200), [Setting(1e-2, 0.1)])
+    with torch.no_grad():
+        assert torch.allclose(both(tokens)[1], alone(tokens)[0], atol=1e-3)
+
+
+def test_rankme_is_the_exponential_of_an_entropy() -> None:
+    features = torch.randn(300, 40, generator=torch.Generator().manual_seed(0))
+    eigenvalues = np.linalg.eigvalsh(features.double().numpy().T @ features.double().numpy())
+    share = np.sqrt(eigenvalues) / np.sqrt(eigenvalues).sum()
+    assert rankme(features) == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=2e-5)  # eps
+
+
+@pytest.mark.parametrize("rank", [1, 5, 32])
+def test_rankme_of_equal_directions_is_their_number(rank: int) -> None:
+    basis, _ = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(rank)))
+    features = torch.cat([basis[:rank], -basis[:rank]])
+    assert rankme(features) == pytest.approx(rank, rel=1e-3)
