@@ -46,7 +46,10 @@ class Classifier(Encoder):
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, C, H, W], normalised -> scores of the classes [B, classes]."""
-        latent = self.encode(images)
+        return self.scores(self.encode(images))
+
+    def scores(self, latent: Tensor) -> Tensor:
+        """What `encode` gives -> scores of the classes [B, classes]."""
         first = int(self.config.class_token)
         pooled = latent[:, first:].mean(dim=1) if self.pool == "patches" else latent[:, 0]
         return self.head(self.fc_norm(pooled))
