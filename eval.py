@@ -16,10 +16,11 @@ from data.datamodule import DataConfig, ShardDataModule
 from data.frozen import FrozenImages
 from mae.errors import ConfigError
 from mae.feature_cache import FeatureCache
-from mae.features import Pool
 from mae.launch import Topology, launched
+from mae.models.classifier import Classifier, Pool
 from mae.pixels import Pixels
 from mae.probes.attentive import Attentive
+from mae.probes.classify import Classify
 from mae.probes.figures import draw_suite
 from mae.probes.knn import KNN
 from mae.probes.linear import Linear
@@ -37,7 +38,7 @@ class EvalConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     checkpoint: Path
-    probe: KNN | Linear | Attentive | Reconstruct | Suite = Field(discriminator="name")
+    probe: KNN | Linear | Attentive | Reconstruct | Classify | Suite = Field(discriminator="name")
     data: dict[str, Any]
     pool: Pool
     batch_size: int = Field(ge=1)
@@ -84,7 +85,7 @@ def open_subject(config: EvalConfig, topology: Topology) -> Subject:
     if config.pool == "class_token" and not trained.config.class_token:
         raise ConfigError(f"pool=class_token, but {config.checkpoint} has no class token. Use pool=patches")
     torch.manual_seed(config.seed)
-    models: dict[str, Model] = {"trained": trained, "untrained": type(trained)(trained.config)}
+    models: dict[str, Model] = {"trained": trained, "untrained": untrained_twin(trained)}
     data = open_data(config, trained)
     device = torch.device("cpu")
     if torch.cuda.is_available():
@@ -99,6 +100,13 @@ def open_subject(config: EvalConfig, topology: Topology) -> Subject:
         seed=config.seed,
         device=device,
     )
+
+
+def untrained_twin(model: Model) -> Model:
+    """The same architecture with random weights."""
+    if isinstance(model, Classifier):
+        return Classifier(model.config, model.classes, model.pool)
+    return type(model)(model.config)
 
 
 def open_data(config: EvalConfig, model: Model) -> ShardDataModule:

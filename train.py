@@ -30,6 +30,7 @@ from mae.devices import hardware, planned_precision
 from mae.errors import ConfigError
 from mae.export.sam import sam_config
 from mae.launch import Topology, cluster_environment, launched, relaunch_under_torchrun, wanted_devices
+from mae.optim import OptimConfig
 from mae.plan import forecast
 from mae.plan_tables import show_forecast
 from mae.precision import resolve_precision
@@ -42,10 +43,11 @@ from mae.strategies import choose_strategy
 from mae.tracking import finish_wandb, wandb_identity
 from mae.workload import sam_workload
 from tasks.config import TrainConfig
+from tasks.finetune import Finetune
 from tasks.pretrain import Pretrain
 from tasks.task import Task
 
-TASKS: dict[str, type[Task]] = {"pretrain": Pretrain}
+TASKS: dict[str, type[Task]] = {"pretrain": Pretrain, "finetune": Finetune}
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parent / "conf"), config_name="train")
@@ -185,7 +187,9 @@ def settle_recipe(task: Task, start: Path | None) -> tuple[dict[str, Any], int]:
     recipe = task.recipe(precision)
     if stored is None or start is None:
         return recipe, 0
-    refuse_other_run(stored["recipe"], recipe, start)
+    # Settings that the checkpoint's version did not have are at their defaults in it.
+    known = stored["recipe"] | {"optim": OptimConfig.model_validate(stored["recipe"].get("optim", {})).model_dump()}
+    refuse_other_run(known, recipe, start)
     return recipe, stored["step"]
 
 

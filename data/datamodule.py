@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
 from data import builtin
+from data.augment import RandAugment
 from data.cache import ShardCache
 from data.errors import DataError
 from data.faults import Faults
@@ -24,6 +25,9 @@ from data.samplers import AllSamples, Draw, MicroBatches, spread
 from data.splits import find_shards, has_split
 from data.stream import Batch, Cut, ShardStream
 from data.webdataset_stream import StreamLoader, StreamShards, first_samples
+
+# Policies of timm whose operations grow with the magnitude; of the others some leave nothing of an image at low ones.
+POLICY = r"^rand(-(m|n)\d+|-(p|mstd)\d+(\.\d+)?)*-inc1$"
 
 
 class DataConfig(BaseModel, frozen=True, extra="forbid"):
@@ -45,6 +49,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     lanes: int = Field(default=1, ge=1)  # sequences of shards side by side, best one per node: see data/order.py
     scale: tuple[float, float] = (0.2, 1.0)  # share of the image's area that a random crop keeps
     flip: bool = True
+    rand_augment: str | None = Field(default=None, pattern=POLICY)  # of timm: rand-m9-mstd0.5-inc1
     views_per_image: int = Field(default=1, ge=1)  # random crops from one decoded image: another recipe, see docs
     decode: Literal["fast", "exact"] = "fast"  # fast: large JPEGs at 1/2, 1/4, 1/8 where the crop is far larger
     bits: Literal[8, 16] = 8  # of the values that reach the device
@@ -72,6 +77,11 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
         ):
             raise ValueError(
                 f"weights={self.weights} do not fit path={self.path}: give path a list, and each entry a weight above 0"
+            )
+        if self.rand_augment is not None and (len(self.mean) != 3 or self.bits != 8):
+            raise ValueError(
+                f"rand_augment={self.rand_augment} is for three channels of 8 bits, and these are {len(self.mean)} of "
+                f"{self.bits}. Set rand_augment=null"
             )
         if min(self.std, default=0) <= 0:
             raise ValueError(f"std={list(self.std)} has to be positive in each channel")
@@ -138,6 +148,7 @@ class ShardDataModule(lightning.LightningDataModule):
             views,
             exact=config.decode == "exact",
             bits=config.bits,
+            augment=RandAugment(policy, image_size, config.mean) if (policy := config.rand_augment) else None,
         )
         self.faults = Faults(bad_samples, config.max_bad_fraction)
         path = config.path or builtin.ensure(config.source or "digits", config.root)

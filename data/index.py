@@ -83,6 +83,11 @@ class ShardIndex:
         """The class that the sample's .cls member names, -1 if there is none."""
         return self._record(sample)[1][3]
 
+    @property
+    def labels(self) -> np.ndarray:
+        """[samples] int64: the classes of all samples, -1 where unknown."""
+        return np.concatenate([self.table(shard)[:, 3] for shard in range(len(self.shards))])
+
     def key(self, sample: int) -> str:
         """The name that the members of a sample have in common, with its folder."""
         shard, (offset, _, line, _) = self._record(sample)

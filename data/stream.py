@@ -1,6 +1,6 @@
 """From draws to batches of images as integers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from data.index import ShardIndex
 from data.read import read
 from data.ring import Ring
 from data.samplers import Draw
-from data.transforms import DRAWS, Box, centre_crop, flipped, random_resized_crop
+from data.transforms import DRAWS, Box, centre_crop, flipped, library_seed, random_resized_crop
 
 Batch = dict[str, Any]
 # Others that are tried in the place of a sample that cannot be read: of its shard, then of any.
@@ -34,6 +34,7 @@ class Cut(NamedTuple):
     views: int = 1  # random crops from one decoded image: neighbouring rows
     exact: bool = False  # never decode at a reduced scale
     bits: int = 8
+    augment: Callable[[Tensor, int], Tensor] | None = None  # of a random crop, with a seed
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -120,8 +121,13 @@ class ShardStream(Dataset[Batch]):
         boxes = [self._box(header.height, header.width, u) for u in draws or [None]]
         crops = decode(data, header, boxes, cut.size, cut.channels, exact=cut.exact, bits=cut.bits)
         for image, crop, u in zip(images, crops, draws or [None], strict=True):
-            image.copy_(_mirrored(crop) if u is not None and cut.flip and flipped(u) else crop)
+            image.copy_(crop if u is None else self._varied(crop, u))
         return boxes
+
+    def _varied(self, crop: Tensor, u: list[float]) -> Tensor:
+        if self.cut.flip and flipped(u):
+            crop = _mirrored(crop)
+        return crop if self.cut.augment is None else self.cut.augment(crop, library_seed(u))
 
     def _box(self, height: int, width: int, u: list[float] | None) -> Box:
         cut = self.cut

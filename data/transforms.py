@@ -9,7 +9,8 @@ from collections.abc import Sequence
 Box = tuple[int, int, int, int]
 
 TRIES = 10
-DRAWS = 2 * TRIES + 3  # Uniform draws an image needs: two per try, two for the place, one for the flip.
+# Uniform draws an image needs: two per try, two for the place, one for the flip, one that seeds what a library draws.
+DRAWS = 2 * TRIES + 4
 
 
 def random_resized_crop(
@@ -37,8 +38,13 @@ def random_resized_crop(
 
 
 def flipped(u: Sequence[float]) -> bool:
-    """Whether to mirror the image, from the last of its `DRAWS` draws."""
-    return u[DRAWS - 1] < 0.5
+    """Whether to mirror the image."""
+    return u[2 * TRIES + 2] < 0.5
+
+
+def library_seed(u: Sequence[float]) -> int:
+    """A seed of 32 bits, from the last of the image's `DRAWS` draws."""
+    return int(u[DRAWS - 1] * 2**32)
 
 
 def centre_crop(height: int, width: int, out_size: tuple[int, int], keep: float = 1.0) -> Box:

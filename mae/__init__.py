@@ -9,6 +9,7 @@ model = mae.MaskedAutoencoder(mae.MAEConfig(width=384, depth=12, num_heads=6))
 from mae.errors import CheckpointError, ConfigError
 from mae.load import load
 from mae.load_sam import load_sam
+from mae.models.classifier import Classifier
 from mae.models.config import MAEConfig
 from mae.models.mae import MaskedAutoencoder, Output, Reconstruction
 from mae.models.sam import SamConfig, SamEncoder
@@ -16,6 +17,7 @@ from mae.models.vit import Encoder
 
 __all__ = [
     "CheckpointError",
+    "Classifier",
     "ConfigError",
     "Encoder",
     "MAEConfig",

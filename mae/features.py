@@ -10,8 +10,7 @@ from mae.models.mae import MaskedAutoencoder
 from mae.models.mask_kinds import draw_masking
 from mae.models.masking import uniform_noise
 
-Pool = Literal["patches", "class_token"]
-Kind = Literal["patches", "class_token", "tokens", "loss"]
+Kind = Literal["patches", "class_token", "tokens", "loss", "scores"]
 HELD_OUT = -1  # in the place of the step
 
 

@@ -26,6 +26,22 @@ def executed_pretraining_flops(config: MAEConfig) -> int:
     return 3 * forward - _linear(config.visible, config.patch_values, config.width)
 
 
+def classification_flops(config: MAEConfig, classes: int) -> int:
+    """Forward and backward of one image through a classifier, the encoder on all patches."""
+    return 3 * _classification_forward(config, classes)
+
+
+def executed_classification_flops(config: MAEConfig, classes: int) -> int:
+    """What is computed of that: pixels get no gradient."""
+    return 3 * _classification_forward(config, classes) - _linear(config.patches, config.patch_values, config.width)
+
+
+def _classification_forward(config: MAEConfig, classes: int) -> int:
+    tokens = config.patches + config.class_token
+    flops = _linear(config.patches, config.patch_values, config.width) + _linear(1, config.width, classes)
+    return flops + config.depth * _block(tokens, tokens, config.width, config.mlp_ratio)
+
+
 def sam_flops(config: SamConfig, *, pad: bool = False) -> int:
     """Forward of one image of the configured size through the SAM-style encoder; forward and backward are three times
     as much.

@@ -12,6 +12,7 @@ from mae.errors import CheckpointError, ConfigError, first_sentence
 from mae.export import timm, timm_folder, vit, vitmae
 from mae.export.facebook import has_decoder, infer_config
 from mae.export.huggingface import read_settings
+from mae.models.classifier import classifier_for, has_head
 from mae.models.config import MAEConfig
 from mae.models.mae import MaskedAutoencoder
 from mae.models.vit import Encoder
@@ -26,7 +27,8 @@ def load(path: str | Path, **given: Any) -> MaskedAutoencoder | Encoder:
     path   an own checkpoint or run folder, a facebookresearch/mae .pth ({"model": ...} or bare), a Hugging Face
            ViTMAE or ViT folder, a timm folder, or a .safetensors file of a plain Vision Transformer of timm
     given  fields of MAEConfig that the file cannot say or that shall differ: num_heads, norm_pix, mask_ratio, ...
-    returns a MaskedAutoencoder; an Encoder when the file holds no decoder, as the published fine-tuning files do
+    returns a MaskedAutoencoder; an Encoder when the file holds no decoder, as the published files for fine-tuning do; a
+            Classifier, which is an Encoder, when it holds a head, as the published fine-tuned files do
 
     Raises CheckpointError when the file is missing, damaged or holds something else (missing and left-over keys are
     named), ConfigError when `given` does not fit.
@@ -46,13 +48,19 @@ def load(path: str | Path, **given: Any) -> MaskedAutoencoder | Encoder:
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     with torch.device("meta"):
-        model = MaskedAutoencoder(config) if has_decoder(state) else Encoder(config)
+        model = _empty(config, state)
     load_strictly(model, state, path)
     for name, parameter in model.named_parameters():
         # `assign` makes every parameter trainable; the fixed tables are not.
-        fixed = name in ("pos_embed", "decoder_pos_embed") and config.positions == "sincos"
+        fixed = name in ("pos_embed", "decoder_pos_embed") and model.config.positions == "sincos"
         parameter.requires_grad_(not fixed)
     return model.eval()
+
+
+def _empty(config: MAEConfig, state: dict[str, Tensor]) -> MaskedAutoencoder | Encoder:
+    if has_head(state):
+        return classifier_for(state, config)
+    return MaskedAutoencoder(config) if has_decoder(state) else Encoder(config)
 
 
 def initialise_from(model: MaskedAutoencoder, path: Path) -> None:
@@ -106,10 +114,10 @@ def _read_folder(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def model_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights of an own checkpoint under the names of `MaskedAutoencoder`."""
-    return {
-        key.removeprefix("model.").replace("_orig_mod.", ""): value for key, value in checkpoint["state_dict"].items()
-    }
+    """The weights of an own checkpoint under the names of the model; the moving average where the run kept one."""
+    weights = {key.replace("_orig_mod.", ""): value for key, value in checkpoint["state_dict"].items()}
+    prefix = "average." if any(key.startswith("average.") for key in weights) else "model."
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
 
 
 def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:

@@ -12,7 +12,10 @@ from mae.errors import CheckpointError
 
 
 class OptimConfig(BaseModel):
-    """Optimiser settings (He et al. 2022, table 8): lr = base_lr * global_batch / 256."""
+    """Optimiser settings (He et al. 2022, table 8): lr = base_lr * global_batch / 256.
+
+    layer_decay   factor of the learning rate from each block of the encoder to the one before
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -21,6 +24,7 @@ class OptimConfig(BaseModel):
     weight_decay: float = Field(0.05, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_epochs: float = Field(40.0, ge=0)
+    layer_decay: float = Field(1.0, gt=0, le=1)
     grad_clip: float | None = Field(None, gt=0)
 
 

@@ -91,7 +91,7 @@ def captioned(pixels: Tensor, caption: list[str]) -> Image.Image:
     return picture
 
 
-def draw_loss_curve(run: Path, floors: dict[str, float]) -> Path:
+def draw_loss_curve(run: Path, floors: dict[str, float], loss: str = "loss on hidden patches") -> Path:
     """runs/NAME/loss.png: training and validation loss over steps, with the losses of trivial predictors as lines."""
     rows = read_metrics(run / "metrics.csv")
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
@@ -105,7 +105,7 @@ def draw_loss_curve(run: Path, floors: dict[str, float]) -> Path:
         axes.axhline(
             value, color="grey", linestyle=("--", ":", "-.")[number % 3], linewidth=1, label=f"{name}: {value:.3f}"
         )
-    axes.set(xlabel="step", ylabel="loss on hidden patches", title=run.name)
+    axes.set(xlabel="step", ylabel=loss, title=run.name)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     path = run / "loss.png"

@@ -16,11 +16,8 @@ from mae.recipe import Plan
 from mae.run import write_json
 
 
-def summarise(run: Path, plan: Plan, floors: dict[str, float]) -> None:
-    """Writes summary.json from metrics.csv, and says the main numbers and what to do next.
-
-    floors  losses of trivial predictors
-    """
+def summarise(run: Path, plan: Plan, more: dict[str, Any]) -> dict[str, Any]:
+    """Writes summary.json: the last values in metrics.csv, the speed, and `more` of the task's own; returns it all."""
     rows = read_metrics(run / "metrics.csv")
     latest = {name: float(row[name]) for row in rows for name in row if isfinite(float(row[name]))}
     speed = {
@@ -33,20 +30,26 @@ def summarise(run: Path, plan: Plan, floors: dict[str, float]) -> None:
         "epochs": plan.epochs,
         "train/loss": latest["train/loss"],
         "val/loss": latest.get("val/loss"),
-        "floors": floors,
+        **{name: value for name, value in latest.items() if name.startswith("val/")},
         **speed,
         "memory_gb": latest["perf/memory_gb"],
         "skipped_steps": int(float(latest["guard/skipped"])),
         "checkpoint": str(checkpoint_path(run, plan.total_steps)),
-        "reconstruction": str(run / "reconstructions" / f"step-{plan.total_steps:08d}.png"),
-        "loss_curve": str(run / "loss.png"),
+        **more,
     }
     write_json(run / "summary.json", summary)
+    return summary
+
+
+def say_closing(summary: dict[str, Any], results: str, next_step: str) -> None:
+    """The main numbers, and what to do next.
+
+    results  what the task has to say beside the losses
+    """
     validation = f", validation {summary['val/loss']:.4f}" if summary["val/loss"] is not None else ""
-    floor_text = ", ".join(f"{name} {value:.3f}" for name, value in floors.items())
-    print(f"loss {summary['train/loss']:.4f}{validation} (trivial predictors: {floor_text})")
-    print(f"{speed['images_per_s']:,.0f} images/s, MFU {speed['mfu']:.0%}; {summary['checkpoint']}")
-    print(f"next: python eval.py checkpoint={run} probe=suite")
+    print(f"loss {summary['train/loss']:.4f}{validation}{results}")
+    print(f"{summary['images_per_s']:,.0f} images/s, MFU {summary['mfu']:.0%}; {summary['checkpoint']}")
+    print(f"next: {next_step}")
 
 
 def main() -> int:
@@ -58,11 +61,15 @@ def main() -> int:
     table = Table(title=str(run), show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    floors = ", ".join(f"{name} {value:.4f}" for name, value in summary["floors"].items())
+    for name in ("top1", "top5"):
+        if f"val/{name}" in summary:
+            table.add_row(f"{name} accuracy", f"{summary[f'val/{name}']:.2%}")
     if summary["val/loss"] is not None:
         table.add_row("validation loss", f"{summary['val/loss']:.4f}")
     table.add_row("training loss", f"{summary['train/loss']:.4f}")
-    table.add_row("trivial predictors", floors)
+    if "floors" in summary:
+        floors = ", ".join(f"{name} {value:.4f}" for name, value in summary["floors"].items())
+        table.add_row("trivial predictors", floors)
     for probe in ("knn", "linear", "attentive"):
         file = run / "eval" / f"{probe}.json"
         if file.is_file():
@@ -71,9 +78,10 @@ def main() -> int:
             table.add_row(f"{probe} accuracy", f"{trained:.1%} trained, {untrained:.1%} untrained")
     table.add_row("speed", f"{summary['images_per_s']:,.0f} images/s, MFU {summary['mfu']:.0%}")
     for name, key in (("checkpoint", "checkpoint"), ("reconstruction", "reconstruction"), ("loss curve", "loss_curve")):
-        table.add_row(name, summary[key])
+        if key in summary:
+            table.add_row(name, summary[key])
     for exported in sorted((run / "export").glob("*.safetensors")):
-        table.add_row("exported encoder", str(exported))
+        table.add_row("exported model", str(exported))
     Console().print(table)
     return 0
 

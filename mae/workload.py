@@ -6,9 +6,18 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mae.dry_step import DryStep, dry_step
-from mae.flops import executed_pretraining_flops, executed_sam_flops, pretraining_flops, sam_flops
+from mae.flops import (
+    classification_flops,
+    executed_classification_flops,
+    executed_pretraining_flops,
+    executed_sam_flops,
+    pretraining_flops,
+    sam_flops,
+)
+from mae.models.classifier import Classifier
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig, prepare_blocks
 from mae.models.mae import MaskedAutoencoder
@@ -64,6 +73,22 @@ def pretraining(config: MAEConfig, device: torch.device) -> Task:
     return Task(build, loss)
 
 
+def classification(config: MAEConfig, classes: int, drop_path: float, device: torch.device) -> Task:
+    """Fine-tuning of a classifier, with the attention that suits `device`."""
+
+    def build(recompute: bool) -> Classifier:
+        model = Classifier(config, classes, drop_path=drop_path)
+        choose_attention(model.blocks, device=device)
+        prepare_blocks(list(model.blocks), BlocksConfig(recompute="all" if recompute else "none"))
+        return model
+
+    def loss(model: Classifier, images: int) -> Tensor:
+        scores = model(torch.empty(images, config.in_channels, *config.image_size))
+        return F.cross_entropy(scores.float(), torch.empty(images, classes))
+
+    return Task(build, loss)
+
+
 def sam_training(config: SamConfig) -> Task:
     """Training of the SAM-style encoder with some loss on its embedding, at the configured image size.
 
@@ -86,6 +111,15 @@ def pretraining_workload(config: MAEConfig, precision: str, device: torch.device
     """
     flops = pretraining_flops(config), executed_pretraining_flops(config)
     return _workload(pretraining(config, device), 4, ("decoder", ("decoder", "mask_token")), flops, precision)
+
+
+def classification_workload(
+    config: MAEConfig, classes: int, drop_path: float, precision: str, device: torch.device
+) -> Workload:
+    """Fine-tuning of a classifier on `device`, of the images four at a time as in pre-training."""
+    flops = classification_flops(config, classes), executed_classification_flops(config, classes)
+    task = classification(config, classes, drop_path, device)
+    return _workload(task, 4, ("head", ("fc_norm", "head")), flops, precision)
 
 
 def sam_workload(config: SamConfig, precision: str) -> Workload:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from data.datamodule import DataConfig
 from mae.callbacks.checkpoints import CheckpointConfig
 from mae.callbacks.online_probe import OnlineProbeConfig
+from mae.finetune import FinetuneConfig
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.optim import OptimConfig
@@ -35,7 +36,7 @@ class TrainConfig(BaseModel):
     log_every: int = Field(50, ge=1)
     pictures_every: int = Field(1000, ge=1)
     profile: bool = False
-    task: PretrainConfig
+    task: PretrainConfig | FinetuneConfig = Field(discriminator="name")
     model: MAEConfig
     blocks: BlocksConfig
     data: DataConfig

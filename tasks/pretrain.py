@@ -19,7 +19,7 @@ from mae.pictures import draw_loss_curve
 from mae.pixels import Pixels
 from mae.pretrain import VALIDATION, Pretraining
 from mae.recipe import Plan
-from mae.summary import summarise
+from mae.summary import say_closing, summarise
 from mae.training import Training
 from mae.workload import Workload, pretraining_workload
 from tasks.task import Task
@@ -97,5 +97,9 @@ class Pretrain(Task):
         module.pixels.cpu()
         noise = module.noise(VALIDATION, positions)
         floors = trivial_losses(module.pixels.normalise(images), noise, self.config.model)
-        draw_loss_curve(self.config.run, floors)
-        summarise(self.config.run, plan, floors)
+        run = self.config.run
+        picture = run / "reconstructions" / f"step-{plan.total_steps:08d}.png"
+        curve = draw_loss_curve(run, floors)
+        summary = summarise(run, plan, {"floors": floors, "reconstruction": str(picture), "loss_curve": str(curve)})
+        floor_text = ", ".join(f"{name} {value:.3f}" for name, value in floors.items())
+        say_closing(summary, f" (trivial predictors: {floor_text})", f"python eval.py checkpoint={run} probe=suite")

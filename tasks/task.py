@@ -11,12 +11,14 @@ from torch import nn
 
 from data.datamodule import ShardDataModule
 from mae.launch import Topology
+from mae.models.config import MAEConfig
 from mae.recipe import Plan
 from mae.training import Training
 from mae.workload import Workload
 from tasks.config import TrainConfig
 
-PIXELS = {"scale", "flip", "decode", "bits", "mean", "std"}  # the settings of the data that change what is seen
+# The settings of the data that change what is seen.
+PIXELS = {"scale", "flip", "rand_augment", "decode", "bits", "mean", "std"}
 
 
 class Task(ABC):
@@ -26,13 +28,18 @@ class Task(ABC):
         self.config = config
         self.topology = topology
 
+    @property
+    def architecture(self) -> MAEConfig:
+        """That of the encoder, and the size of its images."""
+        return self.config.model
+
     @cached_property
     def data(self) -> ShardDataModule:
         config = self.config
         return ShardDataModule(
             config.data,
-            image_size=config.model.image_size,
-            channels=config.model.in_channels,
+            image_size=self.architecture.image_size,
+            channels=self.architecture.in_channels,
             seed=config.seed,
             global_batch=config.global_batch,
             micro_batch=config.micro_batch or max(1, config.global_batch // self.topology.ranks),
@@ -46,7 +53,7 @@ class Task(ABC):
             "seed": config.seed,
             "global_batch": config.global_batch,
             "precision": precision,
-            "model": config.model.model_dump(mode="json"),
+            "model": self.architecture.model_dump(mode="json"),
             "optim": config.optim.model_dump(mode="json"),
             "data": config.data.model_dump(mode="json", include=PIXELS),
             "order": self.data.identity,

@@ -102,11 +102,12 @@ def of_decoder(key: str) -> bool:
 
 
 FORMAT = Format(
-    sentence=".pth of facebookresearch/mae: encoder and decoder, or the encoder alone",
+    sentence=".pth of facebookresearch/mae: encoder and decoder, the encoder alone, or a classifier",
     suffix=".pth",
     peer="timm",
     compared="the encoder's features of all tokens",
     write=write,
     answers=answers,
     holds="either",
+    heads=True,
 )

@@ -64,6 +64,7 @@ class Format:
               never at hand
     holds     what it has a place for: whole autoencoders, encoders, either, or SAM-style encoders
     read_back `mae.load` or `mae.load_sam` understands it
+    heads     it has a place for the head of a classifier too
     merges    a whole SAM can be given, into which the encoder goes
     needs     modules without which it cannot be written
     """
@@ -76,6 +77,7 @@ class Format:
     answers: Callable[[Source, Path, Tensor], Iterable[Answer]] | None
     holds: Literal["autoencoder", "encoder", "either", "sam"] = "encoder"
     read_back: bool = True
+    heads: bool = False
     merges: bool = False
     needs: tuple[str, ...] = ()
 

@@ -12,6 +12,7 @@ from mae.export.photograph import scale_of
 from mae.export.sam import to_sam
 from mae.load import load
 from mae.load_sam import load_sam
+from mae.models.classifier import Classifier
 from mae.models.mae import MaskedAutoencoder
 from mae.models.resample import at_image_size
 from mae.models.sam import SamEncoder
@@ -64,6 +65,13 @@ def _sam(path: Path, fmt: Format, image_size: Size | None) -> SamEncoder:
 
 def _plain(path: Path, fmt: Format, image_size: Size | None) -> Encoder | SamEncoder:
     model = load(path)
+    if isinstance(model, Classifier):
+        if not fmt.heads or image_size not in (None, model.config.image_size):
+            raise ConfigError(
+                f"{path} holds a fine-tuned classifier, which is exported whole and at its own size: choose --to timm "
+                "or facebook, without --image-size. Encoders are exported from the run that it began with"
+            )
+        return model
     if fmt.holds == "sam":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # the neck is fresh, and the same every time

@@ -13,6 +13,7 @@ from torch import Tensor
 from mae.errors import CheckpointError
 from mae.export.format import Answer, Format, Source
 from mae.export.verify import refuse_other_keys
+from mae.models.classifier import Classifier
 from mae.models.config import MAEConfig
 from mae.models.vit import Encoder, LayerNorm
 
@@ -33,6 +34,13 @@ def timm_arguments(config: MAEConfig) -> dict[str, Any]:
     }
 
 
+def head_arguments(model: Encoder) -> dict[str, Any]:
+    """Those that differ for a classifier."""
+    if not isinstance(model, Classifier):
+        return {}
+    return {"num_classes": model.classes, "global_pool": "avg" if model.pool == "patches" else "token"}
+
+
 def read(file: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
     """Weights, and fields of MAEConfig where the file was written here.
 
@@ -48,8 +56,9 @@ def read(file: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
 
 def write(source: Source, file: Path) -> dict[str, Any]:
     config = source.encoder.config
+    arguments = timm_arguments(config) | head_arguments(source.encoder)
     save_file(source.encoder.state_dict(), file, {"format": "pt", "config": config.model_dump_json()})
-    return {"class": "timm.models.vision_transformer.VisionTransformer", "arguments": timm_arguments(config)}
+    return {"class": "timm.models.vision_transformer.VisionTransformer", "arguments": arguments}
 
 
 def answers(source: Source, file: Path, images: Tensor) -> Iterator[Answer]:
@@ -57,18 +66,22 @@ def answers(source: Source, file: Path, images: Tensor) -> Iterator[Answer]:
 
 
 def features(model: Encoder, state: dict[str, Tensor], images: Tensor) -> Iterator[Answer]:
-    """The features of timm's model with the weights `state`, beside those of `model`."""
-    peer = VisionTransformer(**timm_arguments(model.config), norm_layer=LayerNorm).eval()
+    """The features of timm's model with the weights `state`, or the scores of a classifier, beside those of `model`."""
+    arguments = timm_arguments(model.config) | head_arguments(model)
+    peer = VisionTransformer(**arguments, norm_layer=LayerNorm).eval()
     problems = peer.load_state_dict(state, strict=False)
     refuse_other_keys("timm", problems.missing_keys, problems.unexpected_keys)
+    if isinstance(model, Classifier):
+        yield Answer(peer(images), model(images))
     yield Answer(peer.forward_features(images), model.encode(images))
 
 
 FORMAT = Format(
-    sentence="safetensors for timm's VisionTransformer: the encoder",
+    sentence="safetensors for timm's VisionTransformer: the encoder, or a classifier",
     suffix=".safetensors",
     peer="timm",
     compared="features of all tokens",
     write=write,
     answers=answers,
+    heads=True,
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, field_validator
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -53,7 +54,8 @@ def _prepare(module: nn.Module, *, compiled: bool, recomputed: bool) -> None:
     # Shapes never change in training, and validation, whose last batch is smaller, computes the plain function.
     trained: Callable[..., Tensor] = torch.compile(plain, dynamic=False) if compiled else plain
     if recomputed:
-        trained = partial(checkpoint, trained, use_reentrant=False, preserve_rng_state=False)
+        draws = any(isinstance(part, DropPath) for part in module.modules())
+        trained = partial(checkpoint, trained, use_reentrant=False, preserve_rng_state=draws)
 
     def forward(*arguments: Any, **named: Any) -> Tensor:
         return trained(*arguments, **named) if torch.is_grad_enabled() else plain(*arguments, **named)

@@ -8,7 +8,8 @@ from rich.progress import track
 from torch import Tensor
 
 from mae.feature_cache import FeatureCache, weights_fingerprint
-from mae.features import Features, Kind, Pool, describe, held_out_noise, losses, merged
+from mae.features import Features, Kind, describe, held_out_noise, losses, merged
+from mae.models.classifier import Classifier, Pool
 from mae.models.mae import MaskedAutoencoder
 from mae.models.vit import Encoder, choose_attention
 from mae.pixels import Pixels
@@ -189,6 +190,11 @@ class Subject:
                         values = losses(model, images[rows.to(self.device)], noise, ratio)
                     else:
                         latent = model.encode(images) if latent is None else latent
-                        values = describe(latent[rows.to(self.device)], model.config.class_token, kind)
+                        some = latent[rows.to(self.device)]
+                        if kind == "scores":
+                            assert isinstance(model, Classifier)
+                            values = model.scores(some).float()
+                        else:
+                            values = describe(some, model.config.class_token, kind)
                 found[name, (kind, ratio)] = Features(samples[rows], labels[rows], values.cpu())
         return found

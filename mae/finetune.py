@@ -1,0 +1,142 @@
+"""The Lightning module of fine-tuning for classification: mixes images on the device, and gives the loss."""
+
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from timm.data.mixup import Mixup
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mae.classify import hits
+from mae.flops import classification_flops
+from mae.layer_decay import layer_decayed_adamw
+from mae.models.classifier import Classifier, Pool
+from mae.models.vit import choose_attention
+from mae.optim import NamedAdamW
+from mae.strategies import shard
+from mae.training import Training
+
+
+class FinetuneConfig(BaseModel):
+    """Settings of task=finetune (He et al. 2022, table 9).
+
+    classes          None: as many as the labels of the training images say
+    image_size       None: that of `init_from`, or of `model` without one; positions are resized
+    pool             what the head sees: the mean of the patch tokens, or the class token
+    drop_path        share of the images for which the last block is left out, earlier ones linearly less
+    mixup, cutmix    parameter of the beta distribution, 0: none. With both, each has half of the micro-batches
+    label_smoothing  share of a label that is spread over all classes
+    erasing          share of the images in which a rectangle is replaced by noise
+    ema              decay of a moving average of the weights, which is then validated, loaded and exported; None: none
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["finetune"]
+    classes: int | None = Field(None, ge=2)
+    image_size: tuple[int, int] | None = None
+    pool: Pool = "patches"
+    drop_path: float = Field(0.1, ge=0, lt=1)
+    mixup: float = Field(0.8, ge=0)
+    cutmix: float = Field(1.0, ge=0)
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    erasing: float = Field(0.25, ge=0, le=1)
+    ema: float | None = Field(None, gt=0, lt=1)
+
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _square_from_one_number(cls, value: object) -> object:
+        return (value, value) if isinstance(value, int) else value
+
+    @property
+    def mixes(self) -> bool:
+        return self.mixup > 0 or self.cutmix > 0
+
+
+def vit_layer(name: str, depth: int) -> int:
+    """The layer of a parameter: 0 makes tokens, 1 … depth are blocks, depth + 1 is the head and its norm.
+
+    The encoder's own norm goes with the last block, as in timm.
+    """
+    first, *rest = name.split(".")
+    if first in ("patch_embed", "pos_embed", "cls_token"):
+        return 0
+    if first == "blocks":
+        return int(rest[0]) + 1
+    return depth if first == "norm" else depth + 1
+
+
+class Finetuning(Training):
+    """Training of a classifier.
+
+    task     settings
+    average  a second model that holds the moving average of the weights; None: there is none
+
+    A batch holds `images` uint8 [B, C, H, W] and `labels` int64 [B].
+    """
+
+    model: Classifier
+
+    def __init__(self, *arguments: Any, task: FinetuneConfig, average: Classifier | None, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.task = task
+        self.average = average.requires_grad_(False) if average is not None else None
+        self.mixup = Mixup(task.mixup, task.cutmix, label_smoothing=0, num_classes=self.model.classes)
+
+    @property
+    def flops(self) -> float:
+        return classification_flops(self.model.config, self.model.classes)
+
+    def shard(self, mesh: Any) -> None:
+        shard(self.model, cast(Any, self.model.blocks), mesh)
+
+    def build_optimizer(self) -> NamedAdamW:
+        depth = self.model.config.depth
+        named = self.model.named_parameters()
+        return layer_decayed_adamw(named, self.optim, self.plan.peak_lr, lambda name: vit_layer(name, depth), depth + 1)
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        for model in (self.model, self.average):
+            if model is not None:
+                choose_attention(model.blocks, device=self.device)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        images, targets = self.pixels.normalise(batch["images"]), batch["labels"]
+        if self.task.erasing:
+            images = RandomErasing(self.task.erasing, mode="pixel", device=cast(Any, self.device))(images)
+        if self.task.mixes:
+            images, targets = self.mixup(images, targets)
+        # Smoothing is linear in the targets: after mixing it is what timm does before.
+        loss = F.cross_entropy(self.model(images).float(), targets, label_smoothing=self.task.label_smoothing)
+        return {"loss": loss, "value": loss.detach()}
+
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        super().optimizer_step(*arguments, **named)
+        if self.average is not None and self.task.ema is not None:
+            follow(self.average, self.model, self.task.ema, self.global_step)
+
+    def blank_batch(self) -> dict[str, Any]:
+        config = self.model.config
+        images = torch.zeros(2, config.in_channels, *config.image_size, dtype=torch.uint8, device=self.device)
+        return {"images": images, "labels": torch.zeros(2, dtype=torch.int64, device=self.device)}
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Of the averaged weights where there are any."""
+        labels, count = batch["labels"], len(batch["images"])
+        if count == 0:  # more ranks than samples
+            return
+        model = self.average if self.average is not None else self.model
+        scores = model(self.pixels.normalise(batch["images"])).float()
+        self.tally("loss", float(F.cross_entropy(scores, labels)), count)
+        for k in (1, 5):
+            self.tally(f"top{k}", hits(scores, labels, k) / count, count)
+
+
+@torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Moves the average towards the weights after `step` updates; at first faster, to forget where it began."""
+    decay = min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), weight=1 - decay)

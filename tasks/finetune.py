@@ -1,0 +1,165 @@
+"""Fine-tuning for classification (task=finetune)."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from data.index import ShardIndex
+from mae.errors import ConfigError, first_sentence
+from mae.finetune import FinetuneConfig, Finetuning
+from mae.load import load
+from mae.models.classifier import Classifier, classifier_of
+from mae.models.config import MAEConfig
+from mae.models.execution import prepare_blocks
+from mae.models.resample import at_image_size
+from mae.models.vit import Encoder
+from mae.pictures import draw_loss_curve
+from mae.pixels import Pixels
+from mae.recipe import Plan, split_batch
+from mae.summary import say_closing, summarise
+from mae.training import Training
+from mae.workload import Workload, classification_workload
+from tasks.task import Task
+
+
+class Finetune(Task):
+    """A classifier on labelled images; its encoder that of `init_from`, or one of `model` from scratch."""
+
+    @property
+    def settings(self) -> FinetuneConfig:
+        assert isinstance(self.config.task, FinetuneConfig)
+        return self.config.task
+
+    @cached_property
+    def encoder(self) -> Encoder | None:
+        """The pre-trained encoder for the wanted size of images."""
+        if self.config.init_from is None:
+            return None
+        found = load(self.config.init_from, decoder_num_heads=1)  # of a decoder that is dropped: any number will do
+        if isinstance(found, Classifier):
+            raise ConfigError(
+                f"init_from={self.config.init_from} holds a fine-tuned classifier: start from the pre-trained weights "
+                "that it began with"
+            )
+        return at_image_size(found, self.settings.image_size or found.config.image_size)
+
+    @property
+    def architecture(self) -> MAEConfig:
+        if self.encoder is not None:
+            return self.encoder.config
+        model, size = self.config.model, self.settings.image_size
+        try:
+            return MAEConfig.model_validate(model.model_dump() | ({"image_size": size} if size else {}))
+        except ValidationError as error:
+            raise ConfigError(f"task.{first_sentence(error)}") from error
+
+    @cached_property
+    def classes(self) -> int:
+        """As given, else one more than the highest label; raises ConfigError for labels that do not fit."""
+        given = self.settings.classes
+        if not self.config.data.named or self.config.data.mode == "stream":
+            if given is None:
+                raise ConfigError("task.classes is not set, and there is no index of labels to count them in: set it")
+            return given
+        classes = given or int(self.data.train_index.labels.max()) + 1
+        for part, index in (("training", self.data.train_index), ("validation", self.data.val_index)):
+            if index is not None:
+                refuse_labels(index, part, classes)
+        return classes
+
+    def recipe(self, precision: str) -> dict[str, Any]:
+        task = self.settings.model_dump(mode="json", exclude={"image_size"})  # which stands in the architecture
+        return super().recipe(precision) | {"task": task | {"classes": self.classes}}
+
+    def model(self, start: Path | None) -> Classifier:
+        config, task = self.config, self.settings
+        self.refuse_settings()
+        if self.encoder is not None:
+            model = classifier_of(self.encoder, self.classes, task.pool, task.drop_path)
+        else:
+            model = Classifier(self.architecture, self.classes, task.pool, task.drop_path)
+        prepare_blocks(list(model.blocks), config.blocks)
+        return model
+
+    def refuse_settings(self) -> None:
+        """Raises ConfigError for settings that do not go together."""
+        config, task = self.config, self.settings
+        micro_batch, _ = split_batch(config.global_batch, config.micro_batch, self.topology.ranks)
+        if task.mixes and micro_batch % 2:
+            raise ConfigError(
+                f"micro_batch={micro_batch} is odd, and task.mixup and task.cutmix mix images in pairs: set an even "
+                "one, or task.mixup=0 task.cutmix=0"
+            )
+        if task.ema is not None and config.trainer["strategy"] == "fsdp":
+            raise ConfigError(
+                f"task.ema={task.ema} keeps a second whole model on every rank, which trainer.strategy=fsdp is there "
+                "to avoid: set task.ema=null, or trainer=ddp"
+            )
+        if task.pool == "class_token" and not self.architecture.class_token:
+            raise ConfigError("task.pool=class_token, but the encoder has no class token: use task.pool=patches")
+
+    def module(self, model: nn.Module, plan: Plan, recipe: dict[str, Any]) -> Finetuning:
+        config, task = self.config, self.settings
+        assert isinstance(model, Classifier)
+        average = None
+        if task.ema is not None:
+            average = Classifier(model.config, model.classes, model.pool)
+            average.load_state_dict(model.state_dict())
+        return Finetuning(
+            model,
+            config.optim,
+            plan,
+            seed=config.seed,
+            pixels=Pixels(config.data.mean, config.data.std),
+            recipe=recipe,
+            task=task,
+            average=average,
+        )
+
+    def describe(self, model: nn.Module) -> list[tuple[str, str]]:
+        config, task = self.architecture, self.settings
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        rows, columns = config.grid
+        return [
+            (
+                "model",
+                f"classifier of {self.classes} classes, encoder {config.width} x {config.depth} blocks, "
+                f"{parameters / 1e6:.1f} M parameters",
+            ),
+            ("patches", f"{rows} x {columns} of {config.patch_size} px"),
+            (
+                "fine-tuning",
+                f"layer decay {self.config.optim.layer_decay}, drop path {task.drop_path}, mixup {task.mixup}, cutmix "
+                f"{task.cutmix}, erasing {task.erasing}, smoothing {task.label_smoothing}, "
+                f"{self.config.data.rand_augment or 'no RandAugment'}, ema {task.ema or 'none'}",
+            ),
+        ]
+
+    def workload(self, precision: str, device: torch.device) -> Workload:
+        return classification_workload(self.architecture, self.classes, self.settings.drop_path, precision, device)
+
+    def finish(self, module: Training, plan: Plan) -> None:
+        run = self.config.run
+        summary = summarise(run, plan, {"loss_curve": str(draw_loss_curve(run, {}, "cross-entropy"))})
+        accuracies = {name: summary[f"val/{name}"] for name in ("top1", "top5") if f"val/{name}" in summary}
+        results = "".join(f", {name} {accuracy:.2%}" for name, accuracy in accuracies.items())
+        say_closing(summary, results, f"python eval.py checkpoint={run} probe=classify")
+
+
+def refuse_labels(index: ShardIndex, part: str, classes: int) -> None:
+    """Raises ConfigError when images have no label, or one that is none of the classes."""
+    labels = index.labels
+    if missing := int((labels < 0).sum()):
+        raise ConfigError(
+            f"task=finetune needs labels, and {missing} of {len(labels)} {part} images have none (no .cls in the "
+            "shards): pack a folder with a sub-folder for each class"
+        )
+    if labels.max() >= classes:
+        raise ConfigError(
+            f"task.classes={classes}, but the labels of the {part} images go up to {labels.max()}, counted from 0: set "
+            f"task.classes to at least {labels.max() + 1}"
+        )

@@ -1,0 +1,133 @@
+"""The classifier is timm's Vision Transformer, its rates are timm's, and what it is loaded from is what it is."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from timm.optim import param_groups_layer_decay
+
+import mae
+from mae.export.write import export
+from mae.finetune import vit_layer
+from mae.layer_decay import layer_decayed_adamw
+from mae.models.classifier import Classifier, Pool, classifier_of
+from mae.models.execution import BlocksConfig, prepare_blocks
+from mae.models.vit import LayerNorm
+from mae.optim import OptimConfig
+
+CONFIG = mae.MAEConfig(image_size=(32, 32), patch_size=8, width=48, depth=3, num_heads=3, decoder_width=32)
+POOLS: list[Pool] = ["patches", "class_token"]
+
+
+def timms(pool: Pool, drop_path: float = 0.0) -> VisionTransformer:
+    return VisionTransformer(
+        img_size=32,
+        patch_size=8,
+        embed_dim=48,
+        depth=3,
+        num_heads=3,
+        num_classes=7,
+        global_pool="avg" if pool == "patches" else "token",
+        drop_path_rate=drop_path,
+        norm_layer=LayerNorm,
+    )
+
+
+def with_large_head(model: Classifier) -> Classifier:
+    """At its start the head is next to zero, and every comparison would be of zeros."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn_like(parameter) * 0.1
+    return model
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_scores_and_gradients_equal_timms(pool: Pool) -> None:
+    torch.manual_seed(0)
+    ours, theirs = with_large_head(Classifier(CONFIG, 7, pool)), timms(pool)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 3, 6, 1])
+    scores = [model(images) for model in (ours, theirs)]
+    assert torch.allclose(*scores, atol=1e-5)
+    for found in scores:
+        torch.nn.functional.cross_entropy(found, labels).backward()
+    expected = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        assert parameter.grad is not None and expected[name].grad is not None
+        assert torch.allclose(parameter.grad, expected[name].grad, atol=1e-5), name
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_layer_decay_is_timms_and_every_parameter_is_in_one_group(pool: Pool) -> None:
+    ours, theirs = Classifier(CONFIG, 7, pool), timms(pool)
+    config = OptimConfig(layer_decay=0.65, weight_decay=0.05)
+    optimizer = layer_decayed_adamw(ours.named_parameters(), config, 1e-3, lambda name: vit_layer(name, 3), 4)
+    names = [name for group in optimizer.param_groups for name in group["param_names"]]
+    assert sorted(names) == sorted(name for name, _ in ours.named_parameters())
+    groups = param_groups_layer_decay(
+        theirs, weight_decay=0.05, no_weight_decay_list=theirs.no_weight_decay(), layer_decay=0.65
+    )
+    name_of = {parameter: name for name, parameter in theirs.named_parameters()}
+    expected = {
+        name_of[parameter]: (pytest.approx(1e-3 * group["lr_scale"]), group["weight_decay"])
+        for group in groups
+        for parameter in group["params"]
+    }
+    found = {
+        name: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for name in group["param_names"]
+    }
+    assert found == expected
+
+
+def test_drop_path_rises_as_timms() -> None:
+    ours, theirs = Classifier(CONFIG, 7, drop_path=0.3), timms("patches", drop_path=0.3)
+    rates = [[getattr(block.drop_path1, "drop_prob", 0.0) for block in model.blocks] for model in (ours, theirs)]
+    assert rates[0] == pytest.approx(rates[1]) and rates[0][-1] == pytest.approx(0.3)
+    assert all(one < other for one, other in pairwise(rates[0]))
+
+
+def test_recomputed_blocks_leave_out_the_same_paths() -> None:
+    gradients = []
+    for recompute in ("none", "all"):
+        torch.manual_seed(0)
+        model = with_large_head(Classifier(CONFIG, 7, drop_path=0.5))
+        prepare_blocks(list(model.blocks), BlocksConfig(recompute=recompute))
+        torch.manual_seed(1)
+        model(torch.randn(8, 3, 32, 32)).square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+def test_a_classifier_begins_with_the_encoder_and_learns_its_positions() -> None:
+    source = mae.MaskedAutoencoder(CONFIG)
+    model = classifier_of(source, 7)
+    own, pretrained = model.state_dict(), source.state_dict()
+    assert set(own) - set(pretrained) == {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
+    assert all(torch.equal(own[name], pretrained[name]) for name in own if name in pretrained)
+    assert model.pos_embed.requires_grad and not source.pos_embed.requires_grad
+    assert 1e-5 < own["head.weight"].std() < 3e-5
+
+
+@pytest.mark.parametrize(("to", "suffix"), [("timm", ".safetensors"), ("facebook", ".pth")])
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_classifier_is_exported_with_its_head_and_loaded_again(
+    tmp_path: Path, pool: Pool, to: str, suffix: str
+) -> None:
+    config = CONFIG.model_copy(update={"width": 192})  # of known heads
+    model = with_large_head(Classifier(config, 7, pool)).eval()
+    torch.save({"model": model.state_dict()}, tmp_path / "finetuned.pth")
+    export(tmp_path / "finetuned.pth", to, tmp_path / f"out{suffix}")
+    images = torch.randn(2, 3, 32, 32)
+    again = mae.load(tmp_path / f"out{suffix}")
+    assert isinstance(again, Classifier) and again.pool == pool
+    assert torch.allclose(again(images), model(images), atol=1e-6)
+
+
+def test_other_formats_refuse_a_classifier_in_a_sentence(tmp_path: Path) -> None:
+    model = Classifier(CONFIG.model_copy(update={"width": 192}), 7)
+    torch.save({"model": model.state_dict()}, tmp_path / "finetuned.pth")
+    for to, out in (("hf-vit", "folder"), ("onnx", "x.onnx"), ("segment-anything", "sam.pth")):
+        with pytest.raises(mae.ConfigError, match="holds a fine-tuned classifier"):
+            export(tmp_path / "finetuned.pth", to, tmp_path / out)
