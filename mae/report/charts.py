@@ -1,0 +1,234 @@
+"""Metrics over steps as charts: what a template needs to draw them as SVG that fits any width."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from math import ceil, floor, log10
+from typing import Any, NamedTuple
+
+from mae.report.gather import MetricValues, Run
+
+BUCKETS = 300  # a line has at most twice as many points
+ROWS = 40  # of a line in the table below a chart
+DOTS = 60  # lines with fewer points show them
+
+
+class Panel(NamedTuple):
+    """Which metrics share a chart.
+
+    percent    the metric is a share of 1
+    from_zero  the axis begins there
+    """
+
+    title: str
+    names: tuple[str, ...]
+    note: str = ""
+    unit: str = ""
+    percent: bool = False
+    from_zero: bool = True
+
+
+TRAINING = (
+    Panel("Loss", ("train/loss", "val/loss"), "Grey lines: what predictors without parameters reach.", from_zero=False),
+    Panel("Learning rate", ("train/lr",)),
+    Panel("Images per second", ("perf/images_per_s",), "Over all ranks, without validation and saving."),
+    Panel("Waiting for data", ("perf/data_wait",), "Share of the time in which nothing was computed.", "%", True),
+    Panel("Model FLOPs utilisation", ("perf/mfu",), "Share of what the devices could multiply.", "%", True),
+    Panel("Memory", ("perf/memory_gb",), "The most until then, on rank 0.", "GB"),
+    Panel("Skipped steps", ("guard/skipped",), "Steps whose loss or gradient was not finite."),
+)
+FEATURES = (
+    Panel("Top-1 accuracy", ("knn/top1", "linear/top1", "val/top1"), "", "%", True, False),
+    Panel("Top-5 accuracy", ("val/top5",), "", "%", True, False),
+    Panel("RankMe", ("rank/rankme",), "Effective rank of the features.", from_zero=False),
+    Panel("Mean intersection over union", ("val/miou",), "", "%", True, False),
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One metric of one run.
+
+    colour  number of the colour
+    dashed  the second metric of a chart with several runs
+    points  all values by step
+    path    of the SVG, in a square of 1000
+    shown   [[steps], [values]] for the cursor
+    """
+
+    label: str
+    colour: int
+    dashed: bool
+    points: MetricValues
+    path: str
+    shown: tuple[list[int], list[float]]
+
+    @property
+    def dotted(self) -> bool:
+        return len(self.points) <= DOTS
+
+
+class Mark(NamedTuple):
+    """A tick, a trivial loss or a restart: its place on the axis in percent."""
+
+    place: float
+    label: str
+    colour: int = 0
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Everything about one chart; places are percent of the axes."""
+
+    panel: Panel
+    lines: list[Line]
+    x_ticks: list[Mark]
+    y_ticks: list[Mark]
+    floors: list[Mark]
+    restarts: list[Mark]
+    end: int  # the last step of the axis
+
+    @property
+    def summary(self) -> str:
+        """What a reader who does not see it is told."""
+        said = []
+        for line in self.lines:
+            values = line.points.values()
+            first, last = next(iter(values)), next(reversed(values))
+            said.append(
+                f"{line.label} from {number(first)} to {number(last)}, between {number(min(values))} and "
+                f"{number(max(values))}"
+            )
+        return f"{self.panel.title}{f' in {self.panel.unit}' if self.panel.unit else ''}: {'; '.join(said)}"
+
+    @property
+    def data(self) -> list[dict[str, Any]]:
+        """What the cursor shows."""
+        return [{"label": line.label, "colour": line.colour, "points": line.shown} for line in self.lines]
+
+    @property
+    def table(self) -> list[tuple[int, list[str]]]:
+        """Some steps with the value of every line there."""
+        steps = sorted(set(chain.from_iterable(spread(list(line.points), ROWS) for line in self.lines)))
+        return [
+            (step, [number(line.points[step]) if step in line.points else "" for line in self.lines]) for step in steps
+        ]
+
+
+def training_charts(runs: Sequence[Run]) -> list[Chart]:
+    """Loss, speed and whatever else was logged that is not about features."""
+    known = set(chain.from_iterable(panel.names for panel in TRAINING + FEATURES))
+    logged = dict.fromkeys(chain.from_iterable(run.metrics for run in runs))
+    others = tuple(Panel(name, (name,), from_zero=False) for name in logged if name not in known)
+    return _charts(TRAINING + others, runs)
+
+
+def feature_charts(runs: Sequence[Run]) -> list[Chart]:
+    """What the features or the predictions are good for."""
+    return _charts(FEATURES, runs)
+
+
+def _charts(panels: Iterable[Panel], runs: Sequence[Run]) -> list[Chart]:
+    charts = [_chart(panel, runs) for panel in panels]
+    return [chart for chart in charts if chart is not None]
+
+
+def _chart(panel: Panel, runs: Sequence[Run]) -> Chart | None:
+    """None when no run has logged any of it, or when there is nothing but the zeros of a good run."""
+    scale = 100 if panel.percent else 1
+    found = [
+        (run, name, {step: value * scale for step, value in run.metrics[name].items()})
+        for run in runs
+        for name in panel.names
+        if name in run.metrics
+    ]
+    values = list(chain.from_iterable(points.values() for *_, points in found))
+    if not values or (panel.names == ("guard/skipped",) and not any(values)):
+        return None
+    floors = {}
+    if "train/loss" in panel.names:
+        floors = {
+            f"{name}, {run.label}" if len(runs) > 1 else name: value
+            for run in runs
+            for name, value in run.summary.get("floors", {}).items()
+        }
+    end = max(max(run.step for run in runs), 1)
+    low, high, y_ticks = axis(chain(values, floors.values(), [0.0] if panel.from_zero else []))
+    lines = []
+    for run, name, points in found:
+        several = len(runs) > 1
+        lines.append(
+            Line(
+                label=name if not several else f"{run.label} {name}" if len(panel.names) > 1 else run.label,
+                colour=runs.index(run) if several else panel.names.index(name),
+                dashed=several and name != panel.names[0],
+                points=points,
+                path=_path(thin(list(points.items())), end, low, high),
+                shown=_shown(thin(list(points.items()))),
+            )
+        )
+    restarts = [
+        Mark(round(100 * step / end, 2), f"{run.label} went on from step {step:,}", runs.index(run))
+        for run in runs
+        for step in run.restarts
+        if step <= end
+    ]
+    marks = [Mark(round(100 * (value - low) / (high - low), 2), name) for name, value in floors.items()]
+    return Chart(panel, lines, step_ticks(end), y_ticks, marks, restarts, end)
+
+
+def thin(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """At most two points for each of BUCKETS stretches of the line: the lowest and the highest, ends included."""
+    if len(points) <= 2 * BUCKETS:
+        return points
+    kept = {0, len(points) - 1}
+    for bucket in range(BUCKETS - 1):  # one less, for the ends
+        stretch = range(bucket * len(points) // (BUCKETS - 1), (bucket + 1) * len(points) // (BUCKETS - 1))
+        kept |= {min(stretch, key=lambda i: points[i][1]), max(stretch, key=lambda i: points[i][1])}
+    return [points[i] for i in sorted(kept)]
+
+
+def spread(steps: list[int], at_most: int) -> list[int]:
+    """So many of them, evenly spread, the first and the last always among them."""
+    if len(steps) <= at_most:
+        return steps
+    return [steps[round(i * (len(steps) - 1) / (at_most - 1))] for i in range(at_most)]
+
+
+def axis(values: Iterable[float]) -> tuple[float, float, list[Mark]]:
+    """Ends of an axis that holds the values, and ticks at round numbers."""
+    values = list(values)
+    low, high = min(values), max(values)
+    if low == high:
+        low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (0.0, 1.0)
+    step = round_step(high - low)
+    first, last = floor(low / step + 1e-9), ceil(high / step - 1e-9)
+    ticks = [Mark(round(100 * (i - first) / (last - first), 2), number(i * step)) for i in range(first, last + 1)]
+    return first * step, last * step, ticks
+
+
+def step_ticks(end: int) -> list[Mark]:
+    """Ticks of the axis of steps, which ends at the last one whether it is round or not."""
+    step = max(1, round(round_step(end)))
+    return [Mark(round(100 * tick / end, 2), number(tick)) for tick in range(0, end + 1, step)]
+
+
+def round_step(span: float) -> float:
+    """The distance of ticks, a round number, so that there are three to five of them."""
+    power = 10.0 ** floor(log10(span / 4))
+    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= span / 4 * (1 - 1e-9))
+
+
+def number(value: float) -> str:
+    """Four digits, or all of a large whole number."""
+    value = float(f"{value:.4g}") if abs(value) < 10_000 else value
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _path(points: list[tuple[int, float]], end: int, low: float, high: float) -> str:
+    places = (f"{1000 * step / end:.1f} {1000 * (high - value) / (high - low):.1f}" for step, value in points)
+    return "M" + "L".join(places)
+
+
+def _shown(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    return [step for step, _ in points], [float(f"{value:.5g}") for _, value in points]
