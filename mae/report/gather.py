@@ -164,5 +164,5 @@ def differences(runs: list[Run]) -> list[tuple[str, list[str]]]:
     """The settings that are not the same in all runs, with the value in each of them."""
     settings = [dict(flatten(run.config)) for run in runs]
     names = dict.fromkeys(name for setting in settings for name in setting if name not in ("name", "runs"))
-    values = [(name, [str(setting.get(name, "–")) for setting in settings]) for name in names]
+    values = [(name, [str(setting.get(name, "absent")) for setting in settings]) for name in names]
     return [(name, row) for name, row in values if len(set(row)) > 1]

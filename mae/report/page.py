@@ -120,19 +120,16 @@ def recipe(run: Run) -> list[tuple[str, str]]:
     plan = run.derived
     if not plan:
         return []
-    optim = run.config["optim"]
     data = plan["data"]
+    batch = f"{plan['micro_batch']} x {plan['ranks']} ranks x {plan['accumulate']} accumulated"
     return [
         ("images", f"{plan['samples']:,} for training"),
         ("data fingerprint", data["fingerprint"]),
         ("order of the images", ", ".join(f"{name} {data[name]}" for name in ("order_version", "window", "lanes"))),
         *plan["model"].items(),
-        (
-            "batch",
-            f"{plan['global_batch']} = {plan['micro_batch']} × {plan['ranks']} ranks × {plan['accumulate']} accumulated",
-        ),
+        ("batch", f"{plan['global_batch']} = {batch}"),
         ("steps", f"{plan['total_steps']:,} = {plan['epochs']:.4g} epochs; {plan['warmup_steps']:,} of warm-up"),
-        ("learning rate", f"{plan['peak_lr']:.3g} = {optim['base_lr']:.3g} × {plan['global_batch']} / 256"),
+        ("learning rate", f"{plan['peak_lr']:.3g} at its peak"),
         ("precision", plan["precision"]),
     ]
 

@@ -60,7 +60,8 @@ def read_grid(file: Path, size: tuple[int, int]) -> list[Row] | None:
     size  height and width of the images, which `mae.pictures.reconstruction_grid` has enlarged and framed
     """
     try:
-        picture = Image.open(file).convert("RGB")
+        with Image.open(file) as opened:
+            picture = opened.convert("RGB")
     except OSError:  # just in writing
         return None
     factor = max(1, -(-128 // size[1]))
@@ -122,9 +123,11 @@ def attention(run: Run) -> Attention | str | None:
 
     returns  the reason where it cannot be shown; None where there is nothing to look at
     """
-    channels = run.config["model"]["in_channels"]
-    if not run.pictures or channels not in (1, 3):  # the pictures show three channels, or one as grey
+    if not run.pictures:
         return None
+    channels = run.config["model"]["in_channels"]
+    if channels not in (1, 3):
+        return f"the pictures do not show all of the {channels} channels"
     grid = read_grid(list(run.pictures.values())[-1], image_size(run))
     try:
         checkpoint = newest_valid(run.path)
