@@ -47,6 +47,7 @@ def summarise(run: Path, plan: Plan, floors: dict[str, float]) -> None:
     print(f"loss {summary['train/loss']:.4f}{validation} (trivial predictors: {floor_text})")
     print(f"{speed['images_per_s']:,.0f} images/s, MFU {speed['mfu']:.0%}; {summary['checkpoint']}")
     print(f"next: python eval.py checkpoint={run} probe=suite")
+    print(f"      python -m mae.report {run}")
 
 
 def main() -> int:
@@ -74,6 +75,8 @@ def main() -> int:
         table.add_row(name, summary[key])
     for exported in sorted((run / "export").glob("*.safetensors")):
         table.add_row("exported encoder", str(exported))
+    if (run / "report.html").is_file():
+        table.add_row("report", str(run / "report.html"))
     Console().print(table)
     return 0
 

@@ -23,7 +23,7 @@ from mae.models.attention_maps import attention_weights, rollout
 from mae.models.mae import Reconstruction
 from mae.pictures import reconstruction_grid
 from mae.report.__main__ import main
-from mae.report.charts import BUCKETS, axis, thin
+from mae.report.axes import BUCKETS, axis, thin
 from mae.report.pictures import data_url, read_grid
 from tests.test_experiments import REDUCED, compose
 from train import train
@@ -98,7 +98,8 @@ def synthetic(run: Path, steps: int, *changes: str, pictures: int = 0) -> Path:
     """The folder of a run of ViT-B with so many logged steps, and so many reconstructions of photographs."""
     run.mkdir()
     config = compose("experiment=imagenet_base", "data.path=somewhere", *changes)
-    OmegaConf.save(OmegaConf.create(config.model_dump(mode="json", exclude={"plan"}) | {"name": run.name}), run / "config.yaml")
+    settings = config.model_dump(mode="json", exclude={"plan"}) | {"name": run.name}
+    OmegaConf.save(OmegaConf.create(settings), run / "config.yaml")
     noise = torch.rand(steps, generator=torch.Generator().manual_seed(0)).tolist()
     log = MetricsCSV(run / "metrics.csv")
     names = ("train/loss", "train/lr", "perf/images_per_s", "perf/data_wait", "perf/mfu", "perf/memory_gb")

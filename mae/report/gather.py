@@ -16,7 +16,7 @@ from mae.errors import ConfigError
 MetricValues = dict[int, float]  # step -> value, ascending
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One run folder.
 

@@ -11,7 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mae.errors import ConfigError
-from mae.report.charts import feature_charts, number, training_charts
+from mae.report.axes import number
+from mae.report.charts import feature_charts, training_charts
 from mae.report.gather import Run, differences, evaluations, gather
 from mae.report.pictures import attention, reconstructions
 
@@ -85,10 +86,10 @@ def key_figures(run: Run) -> list[Figure]:
     """The numbers to see first; those that the run has."""
     figures = []
     floors = run.summary.get("floors")
-    floor = f"trivial predictors reach {number(min(floors.values()))}" if floors else ""
+    floor = f"trivial predictors reach {min(floors.values()):.4f}" if floors else ""
     for name, title in (("val/loss", "validation loss"), ("train/loss", "training loss")):
         if (value := run.latest(name)) is not None:
-            figures.append(Figure(title, number(value), floor))
+            figures.append(Figure(title, f"{value:.4f}", floor))
             floor = ""
     for name, title in (
         ("val/top1", "top-1"),

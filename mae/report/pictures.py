@@ -16,7 +16,7 @@ from mae.checkpoint import newest_valid
 from mae.errors import CheckpointError
 from mae.models.attention_maps import attention_weights, rollout
 from mae.pixels import Pixels
-from mae.report.charts import spread
+from mae.report.axes import spread
 from mae.report.gather import Run
 from mae.run import step_of
 
