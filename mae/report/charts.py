@@ -134,24 +134,26 @@ def _chart(panel: Panel, runs: Sequence[Run]) -> Chart | None:
         if name in run.metrics
     ]
     values = list(chain.from_iterable(points.values() for *_, points in found))
-    if not values or (panel.names == ("guard/skipped",) and not any(values)):
+    if not values or ("guard/skipped" in panel.names and not any(values)):
         return None
     floors = _floors(runs) if "train/loss" in panel.names else []
     if "train/loss" in panel.names and not floors:
         panel = panel._replace(note="")
     end = max(max(run.step for run in runs), 1)
     low, high, y_ticks = axis(chain(values, (floor for _, floor in floors), [0.0] if panel.from_zero else []))
+    several, first = len(runs) > 1, panel.names[0]
     lines = []
     for run, name, points in found:
-        several = len(runs) > 1
+        of_run = f"{run.label} {name}" if len(panel.names) > 1 else run.label
+        thinned = thin(list(points.items()))
         lines.append(
             Line(
-                label=name if not several else f"{run.label} {name}" if len(panel.names) > 1 else run.label,
+                label=of_run if several else name,
                 colour=runs.index(run) if several else panel.names.index(name),
-                dashed=several and name != panel.names[0],
+                dashed=several and name != first,
                 points=points,
-                path=_path(thin(list(points.items())), end, low, high),
-                shown=_shown(thin(list(points.items()))),
+                path=_path(thinned, end, low, high),
+                shown=_shown(thinned),
             )
         )
     restarts = [

@@ -64,7 +64,7 @@ def read_grid(file: Path, size: tuple[int, int]) -> list[Row] | None:
             picture = opened.convert("RGB")
     except OSError:  # just in writing
         return None
-    factor = max(1, -(-128 // size[1]))
+    factor = enlargement(size[1])
     height, width = (side * factor + 2 * BORDER for side in size)
     rows = (picture.height - 30) // height  # there is a caption of two or three lines above
     top = picture.height - rows * height
@@ -95,7 +95,7 @@ def reconstructions(run: Run, runs: int) -> Reconstructions | None:
         rows=[[data_url(cell) for cell in row] for row in newest],
         rebuilt=[[data_url(row[2]) for row in grid] for grid in grids.values()],
         size=image_size(run),
-        pixels=is_small(run),
+        pixels=enlargement(image_size(run)[1]) > 1,
     )
 
 
@@ -104,17 +104,12 @@ def image_size(run: Run) -> tuple[int, int]:
     return height, width
 
 
-def is_small(run: Run) -> bool:
-    """Whether single pixels of the images are to be seen."""
-    return image_size(run)[1] < 128
-
-
 def data_url(image: Image.Image) -> str:
     """The picture as WebP, at most LARGEST pixels wide; small ones without loss."""
     shown = image.copy()
     shown.thumbnail((LARGEST, LARGEST))
     file = io.BytesIO()
-    shown.save(file, "WEBP", quality=75, lossless=max(shown.size) <= 64)
+    shown.save(file, "WEBP", quality=75, method=2, lossless=max(shown.size) <= 64)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
@@ -128,7 +123,8 @@ def attention(run: Run) -> Attention | str | None:
     channels = run.config["model"]["in_channels"]
     if channels not in (1, 3):
         return f"the pictures do not show all of the {channels} channels"
-    grid = read_grid(list(run.pictures.values())[-1], image_size(run))
+    whole = (read_grid(file, image_size(run)) for file in reversed(run.pictures.values()))
+    grid = next((grid for grid in whole if grid is not None), None)
     try:
         checkpoint = newest_valid(run.path)
         if checkpoint is None or grid is None:
@@ -141,20 +137,23 @@ def attention(run: Run) -> Attention | str | None:
     data = run.config["data"]
     images = Pixels(data["mean"], data["std"]).normalise(rearrange(torch.from_numpy(pixels), "b h w c -> b c h w"))
     weights = attention_weights(encoder, images)
-    class_tokens = 1 if encoder.config.class_token else 0
-    h, w = encoder.config.grid
-    rows = []
-    for number, image in enumerate(originals):
-        found = []
-        for looking in (weights[number, -1], rollout(weights[number])):
-            received = looking.mean(0)[class_tokens:]
-            found.append(data_url(heat(image, rearrange(received, "(h w) -> h w", h=h, w=w).numpy())))
-        rows.append([data_url(image), *found])
-    return Attention(step_of(checkpoint), rows, image_size(run), is_small(run))
+    looking = torch.stack([weights[:, -1], rollout(weights)], 1)
+    received = looking.mean(-2)[..., 1 if encoder.config.class_token else 0 :]
+    maps = rearrange(received, "b k (h w) -> b k h w", h=encoder.config.grid[0]).numpy()
+    rows = [
+        [data_url(image), *(data_url(heat(image, one)) for one in of_image)]
+        for image, of_image in zip(originals, maps, strict=True)
+    ]
+    return Attention(step_of(checkpoint), rows, image_size(run), enlargement(image_size(run)[1]) > 1)
+
+
+def enlargement(width: int) -> int:
+    """By which images of this width are enlarged in the pictures of a run, so that single pixels can be seen."""
+    return max(1, -(-128 // width))
 
 
 def enlarged(image: Image.Image) -> Image.Image:
-    factor = max(1, -(-128 // image.width))
+    factor = enlargement(image.width)
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
