@@ -271,7 +271,7 @@ def test_attention_weights_are_those_that_timm_computes() -> None:
     for block in encoder.blocks:
         attention = block.attn
         assert isinstance(attention, Attention)
-        attention.fused_attn = False
+        attention.fused_attn = False  # pyright: ignore[reportAttributeAccessIssue]
         attention.attn_drop.register_forward_hook(lambda module, inputs, output: seen.append(output.mean(1)))
     images = torch.randn(2, 3, 32, 32)
     encoder.encode(images)

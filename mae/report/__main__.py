@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     try:
-        file = write_report(arguments.runs, arguments.out, attention=not arguments.no_attention)
+        file = write_report(arguments.runs, arguments.out, with_attention=not arguments.no_attention)
     except (ConfigError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

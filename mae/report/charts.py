@@ -34,6 +34,7 @@ TRAINING = (
     Panel("Waiting for data", ("perf/data_wait",), "Share of the time in which nothing was computed.", "%", True),
     Panel("Model FLOPs utilisation", ("perf/mfu",), "Share of what the devices could multiply.", "%", True),
     Panel("Memory", ("perf/memory_gb",), "The most until then, on rank 0.", "GB"),
+    Panel("Time for probes", ("perf/probe_share",), "Share of the time since the last start.", "%", True),
     Panel("Skipped steps", ("guard/skipped",), "Steps whose loss or gradient was not finite."),
 )
 FEATURES = (

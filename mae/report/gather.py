@@ -79,7 +79,7 @@ def gather(paths: list[Path]) -> list[Run]:
 def _read(path: Path, label: str) -> Run:
     if not (path / "config.yaml").is_file():
         raise ConfigError(f"{path} is no run folder: it has no config.yaml. Give the folder runs/NAME of a train.py")
-    config_text = (path / "config.yaml").read_text()
+    config_text = (path / "config.yaml").read_text(encoding="utf-8", errors="replace")
     try:
         config = yaml.safe_load(config_text)
     except yaml.YAMLError as error:

@@ -27,7 +27,7 @@ class Figure(NamedTuple):
     note: str = ""
 
 
-def write_report(paths: list[Path], out: Path | None, *, attention: bool = True) -> Path:
+def write_report(paths: list[Path], out: Path | None, *, with_attention: bool = True) -> Path:
     """Writes the report of some runs and returns the file, by default report.html in the first of the folders.
 
     Raises ConfigError when a folder is no run, a file in it is damaged, or the report cannot be written.
@@ -35,16 +35,16 @@ def write_report(paths: list[Path], out: Path | None, *, attention: bool = True)
     runs = gather(paths)
     out = out or paths[0] / "report.html"
     temporary = out.with_name(out.name + ".tmp")
-    page = render(runs, attention=attention)
+    page = render(runs, with_attention=with_attention)
     try:
-        temporary.write_text(page)
+        temporary.write_text(page, encoding="utf-8")
         os.replace(temporary, out)
     except OSError as error:
         raise ConfigError(f"{out} cannot be written ({error.strerror}). Choose another place with --out") from error
     return out
 
 
-def render(runs: list[Run], *, attention: bool) -> str:
+def render(runs: list[Run], *, with_attention: bool) -> str:
     """The page as text."""
     environment = Environment(
         loader=PackageLoader("mae.report", ""),
@@ -59,7 +59,7 @@ def render(runs: list[Run], *, attention: bool) -> str:
         style=Markup(here.joinpath("page.css").read_text()),
         script=Markup(here.joinpath("page.js").read_text()),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        runs=[described(run, len(runs), attention) for run in runs],
+        runs=[described(run, len(runs), with_attention) for run in runs],
         differences=differences(runs),
         training=training_charts(runs),
         features=feature_charts(runs),
