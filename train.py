@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,8 @@ def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.
         create(config.run, config.overwrite)
         OmegaConf.save(OmegaConf.create(config.model_dump(mode="json", exclude={"plan"})), config.run / "config.yaml")
         record_start(config.run, start_step, topology.ranks)
+        about = {"precision": recipe["precision"], "data": recipe["order"], "model": dict(task.describe(model))}
+        write_json(config.run / "derived.json", {**asdict(plan), "epochs": plan.epochs, **about})
         show_start(
             config.run,
             plan,

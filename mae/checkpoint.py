@@ -4,6 +4,7 @@ import pickle
 import re
 import zipfile
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def refuse_other_run(stored: dict[str, Any], wanted: dict[str, Any], path: Path)
 
     stored, wanted  nested plain dictionaries of the settings that decide the result
     """
-    stored_flat, wanted_flat = dict(_flatten(stored)), dict(_flatten(wanted))
+    stored_flat, wanted_flat = dict(flatten(stored)), dict(flatten(wanted))
     differing = [
         f"{key} ({stored_flat.get(key, 'absent')} in the checkpoint, {wanted_flat.get(key, 'absent')} now)"
         for key in sorted(stored_flat.keys() | wanted_flat.keys())
@@ -106,9 +107,10 @@ def refuse_other_run(stored: dict[str, Any], wanted: dict[str, Any], path: Path)
         )
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> Any:
+def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested settings with their dotted names."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value

@@ -66,13 +66,13 @@ class MetricsCSV(Logger):
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics.csv, empty cells left out; a last line that was cut off in writing is dropped."""
+    """The rows of a metrics.csv, empty cells left out; lines that were cut off or damaged are dropped."""
     if not path.is_file():
         return []
-    with open(path, newline="") as file:
+    with open(path, newline="", errors="replace") as file:
         rows = list(csv.DictReader(file))
     return [
         {key: value for key, value in row.items() if value != ""}
         for row in rows
-        if None not in row and None not in row.values() and row["step"].isdigit()
+        if None not in row and None not in row.values() and row.get("step", "").isdigit()
     ]

@@ -41,7 +41,7 @@ def summarise(run: Path, plan: Plan, more: dict[str, Any]) -> dict[str, Any]:
     return summary
 
 
-def say_closing(summary: dict[str, Any], results: str, next_step: str) -> None:
+def say_closing(run: Path, summary: dict[str, Any], results: str, next_step: str) -> None:
     """The main numbers, and what to do next.
 
     results  what the task has to say beside the losses
@@ -50,6 +50,7 @@ def say_closing(summary: dict[str, Any], results: str, next_step: str) -> None:
     print(f"loss {summary['train/loss']:.4f}{validation}{results}")
     print(f"{summary['images_per_s']:,.0f} images/s, MFU {summary['mfu']:.0%}; {summary['checkpoint']}")
     print(f"next: {next_step}")
+    print(f"      python -m mae.report {run}")
 
 
 def main() -> int:
@@ -82,6 +83,8 @@ def main() -> int:
             table.add_row(name, summary[key])
     for exported in sorted((run / "export").glob("*.safetensors")):
         table.add_row("exported model", str(exported))
+    if (run / "report.html").is_file():
+        table.add_row("report", str(run / "report.html"))
     Console().print(table)
     return 0
 

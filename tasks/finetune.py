@@ -147,7 +147,7 @@ class Finetune(Task):
         summary = summarise(run, plan, {"loss_curve": str(draw_loss_curve(run, {}, "cross-entropy"))})
         accuracies = {name: summary[f"val/{name}"] for name in ("top1", "top5") if f"val/{name}" in summary}
         results = "".join(f", {name} {accuracy:.2%}" for name, accuracy in accuracies.items())
-        say_closing(summary, results, f"python eval.py checkpoint={run} probe=classify")
+        say_closing(run, summary, results, f"python eval.py checkpoint={run} probe=classify")
 
 
 def refuse_labels(index: ShardIndex, part: str, classes: int) -> None:

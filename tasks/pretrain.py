@@ -102,4 +102,6 @@ class Pretrain(Task):
         curve = draw_loss_curve(run, floors)
         summary = summarise(run, plan, {"floors": floors, "reconstruction": str(picture), "loss_curve": str(curve)})
         floor_text = ", ".join(f"{name} {value:.3f}" for name, value in floors.items())
-        say_closing(summary, f" (trivial predictors: {floor_text})", f"python eval.py checkpoint={run} probe=suite")
+        say_closing(
+            run, summary, f" (trivial predictors: {floor_text})", f"python eval.py checkpoint={run} probe=suite"
+        )

@@ -1,0 +1,43 @@
+"""What a Vision Transformer attends to."""
+
+from typing import cast
+
+import torch
+from einops import rearrange
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block
+from torch import Tensor
+
+from mae.models.patches import patchify
+from mae.models.vit import Encoder
+
+
+@torch.no_grad()
+def attention_weights(encoder: Encoder, images: Tensor) -> Tensor:
+    """The attention of every block on whole images, mean over its heads.
+
+    images   [B, C, H, W]        normalised
+    returns  [B, depth, n, n]    rows look and sum to one; n = N patches, after the class token where there is one
+    """
+    tokens = encoder.embed(patchify(images, encoder.config.patch_size))
+    weights = []
+    for block in (cast(Block, block) for block in encoder.blocks):
+        attention = cast(Attention, block.attn)
+        qkv = attention.qkv(block.norm1(tokens))
+        q, k, _ = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=attention.num_heads)
+        weights.append((q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1).mean(1))
+        tokens = block(tokens)
+    return torch.stack(weights, 1)
+
+
+def rollout(weights: Tensor) -> Tensor:
+    """The attention from the input to the output of the last block (Abnar & Zuidema 2020): the residual half stays,
+    the other half mixes as the blocks do.
+
+    weights  [..., depth, n, n]
+    returns  [..., n, n]  rows sum to one
+    """
+    mixed = torch.eye(weights.shape[-1], dtype=weights.dtype, device=weights.device)
+    for attention in weights.unbind(-3):
+        mixed = (mixed + attention @ mixed) / 2
+    return mixed

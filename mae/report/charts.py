@@ -1,0 +1,186 @@
+"""Metrics over steps as charts: what a template needs to draw them as SVG that fits any width."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, NamedTuple
+
+from mae.report.axes import Mark, axis, number, spread, step_ticks, thin
+from mae.report.gather import MetricValues, Run
+
+ROWS = 40  # of a line in the table below a chart
+DOTS = 60  # lines with fewer points show them
+
+
+class Panel(NamedTuple):
+    """Which metrics share a chart.
+
+    percent    the metric is a share of 1
+    from_zero  the axis begins there
+    """
+
+    title: str
+    names: tuple[str, ...]
+    note: str = ""
+    unit: str = ""
+    percent: bool = False
+    from_zero: bool = True
+
+
+TRAINING = (
+    Panel("Loss", ("train/loss", "val/loss"), "Grey lines: what predictors without parameters reach.", from_zero=False),
+    Panel("Learning rate", ("train/lr",)),
+    Panel("Images per second", ("perf/images_per_s",), "Over all ranks, without validation and saving."),
+    Panel("Waiting for data", ("perf/data_wait",), "Share of the time in which nothing was computed.", "%", True),
+    Panel("Model FLOPs utilisation", ("perf/mfu",), "Share of what the devices could multiply.", "%", True),
+    Panel("Memory", ("perf/memory_gb",), "The most until then, on rank 0.", "GB"),
+    Panel("Time for probes", ("perf/probe_share",), "Share of the time since the last start.", "%", True),
+    Panel("Skipped steps", ("guard/skipped",), "Steps whose loss or gradient was not finite."),
+)
+FEATURES = (
+    Panel("Top-1 accuracy", ("knn/top1", "linear/top1", "val/top1"), "", "%", True, False),
+    Panel("Top-5 accuracy", ("val/top5",), "", "%", True, False),
+    Panel("RankMe", ("rank/rankme",), "Effective rank of the features.", from_zero=False),
+    Panel("Mean intersection over union", ("val/miou",), "", "%", True, False),
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One metric of one run.
+
+    colour  number of the colour
+    dashed  the second metric of a chart with several runs
+    points  all values by step
+    path    of the SVG, in a square of 1000
+    shown   [[steps], [values]] for the cursor
+    """
+
+    label: str
+    colour: int
+    dashed: bool
+    points: MetricValues
+    path: str
+    shown: tuple[list[int], list[float]]
+
+    @property
+    def dotted(self) -> bool:
+        return len(self.points) <= DOTS
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Everything about one chart; places are percent of the axes."""
+
+    panel: Panel
+    lines: list[Line]
+    x_ticks: list[Mark]
+    y_ticks: list[Mark]
+    floors: list[Mark]
+    restarts: list[Mark]
+    end: int  # the last step of the axis
+
+    @property
+    def summary(self) -> str:
+        """What a reader who does not see it is told."""
+        said = []
+        for line in self.lines:
+            values = line.points.values()
+            first, last = next(iter(values)), next(reversed(values))
+            said.append(
+                f"{line.label} from {number(first)} to {number(last)}, between {number(min(values))} and "
+                f"{number(max(values))}"
+            )
+        return f"{self.panel.title}{f' in {self.panel.unit}' if self.panel.unit else ''}: {'; '.join(said)}"
+
+    @property
+    def data(self) -> list[dict[str, Any]]:
+        """What the cursor shows."""
+        return [{"label": line.label, "colour": line.colour, "points": line.shown} for line in self.lines]
+
+    @property
+    def table(self) -> list[tuple[int, list[str]]]:
+        """Some steps with the value of every line there."""
+        steps = sorted(set(chain.from_iterable(spread(list(line.points), ROWS) for line in self.lines)))
+        return [
+            (step, [number(line.points[step]) if step in line.points else "" for line in self.lines]) for step in steps
+        ]
+
+
+def training_charts(runs: Sequence[Run]) -> list[Chart]:
+    """Loss, speed and whatever else was logged that is not about features."""
+    known = set(chain.from_iterable(panel.names for panel in TRAINING + FEATURES))
+    logged = dict.fromkeys(chain.from_iterable(run.metrics for run in runs))
+    others = tuple(Panel(name, (name,), from_zero=False) for name in logged if name not in known)
+    return _charts(TRAINING + others, runs)
+
+
+def feature_charts(runs: Sequence[Run]) -> list[Chart]:
+    """What the features or the predictions are good for."""
+    return _charts(FEATURES, runs)
+
+
+def _charts(panels: Iterable[Panel], runs: Sequence[Run]) -> list[Chart]:
+    charts = [_chart(panel, runs) for panel in panels]
+    return [chart for chart in charts if chart is not None]
+
+
+def _chart(panel: Panel, runs: Sequence[Run]) -> Chart | None:
+    """None when no run has logged any of it, or when there is nothing but the zeros of a good run."""
+    scale = 100 if panel.percent else 1
+    found = [
+        (run, name, {step: value * scale for step, value in run.metrics[name].items()})
+        for run in runs
+        for name in panel.names
+        if name in run.metrics
+    ]
+    values = list(chain.from_iterable(points.values() for *_, points in found))
+    if not values or ("guard/skipped" in panel.names and not any(values)):
+        return None
+    floors = _floors(runs) if "train/loss" in panel.names else []
+    if "train/loss" in panel.names and not floors:
+        panel = panel._replace(note="")
+    end = max(max(run.step for run in runs), 1)
+    low, high, y_ticks = axis(chain(values, (floor for _, floor in floors), [0.0] if panel.from_zero else []))
+    several, first = len(runs) > 1, panel.names[0]
+    lines = []
+    for run, name, points in found:
+        of_run = f"{run.label} {name}" if len(panel.names) > 1 else run.label
+        thinned = thin(list(points.items()))
+        lines.append(
+            Line(
+                label=of_run if several else name,
+                colour=runs.index(run) if several else panel.names.index(name),
+                dashed=several and name != first,
+                points=points,
+                path=_path(thinned, end, low, high),
+                shown=_shown(thinned),
+            )
+        )
+    restarts = [
+        Mark(round(100 * step / end, 2), f"{run.label} went on from step {step:,}", runs.index(run))
+        for run in runs
+        for step in run.restarts
+        if step <= end
+    ]
+    marks = [Mark(round(100 * (value - low) / (high - low), 2), name) for name, value in floors]
+    return Chart(panel, lines, step_ticks(end), y_ticks, marks, restarts, end)
+
+
+def _floors(runs: Sequence[Run]) -> list[tuple[str, float]]:
+    """The losses of trivial predictors; one that lies close to one of the same name has no name of its own."""
+    floors: list[tuple[str, float]] = []
+    for run in runs:
+        for name, value in run.summary.get("floors", {}).items():
+            named = any(name == other and abs(value - at) < 0.05 * at for other, at in floors)
+            floors.append(("" if named else name, value))
+    return floors
+
+
+def _path(points: list[tuple[int, float]], end: int, low: float, high: float) -> str:
+    places = (f"{1000 * step / end:.1f} {1000 * (high - value) / (high - low):.1f}" for step, value in points)
+    return "M" + "L".join(places)
+
+
+def _shown(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    return [step for step, _ in points], [float(f"{value:.5g}") for _, value in points]

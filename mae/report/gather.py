@@ -1,0 +1,168 @@
+"""What a run folder says, read once and without the data: finished, still going on, or stopped."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mae.checkpoint import flatten
+from mae.csvlog import read_metrics
+from mae.errors import ConfigError
+
+MetricValues = dict[int, float]  # step -> value, ascending
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run folder.
+
+    label        its name, or its path where two have the same name
+    derived      what followed from the recipe at the last start; empty for a run of a version that did not write it
+    metrics      values by name of the metric
+    unreadable   lines of metrics.csv that were left out
+    pictures     reconstructions by step
+    bad_samples  (shard, key, reason) with the number of times it was met, most often first
+    """
+
+    path: Path
+    label: str
+    config: dict[str, Any]
+    config_text: str
+    derived: dict[str, Any]
+    environment: dict[str, Any]
+    summary: dict[str, Any]
+    metrics: dict[str, MetricValues]
+    unreadable: int
+    pictures: dict[int, Path]
+    bad_samples: list[tuple[tuple[str, str, str], int]]
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        return self.environment.get("starts", [])
+
+    @property
+    def restarts(self) -> list[int]:
+        """The steps that the run went on from after it had stopped."""
+        return sorted({start["step"] for start in self.starts[1:]})
+
+    @property
+    def step(self) -> int:
+        """The last step that was logged."""
+        return max((max(values) for values in self.metrics.values()), default=0)
+
+    @property
+    def status(self) -> str:
+        total = self.derived.get("total_steps")
+        if self.summary:
+            return f"finished after {self.summary['step']:,} steps"
+        return f"not finished: step {self.step:,}" + (f" of {total:,}" if total else "")
+
+    def latest(self, name: str) -> float | None:
+        values = self.metrics.get(name)
+        return next(reversed(values.values())) if values else None
+
+    def files(self, folder: str) -> list[Path]:
+        """What lies in a folder of the run, in the order of names."""
+        return sorted(path for path in (self.path / folder).glob("*") if not path.name.startswith("."))
+
+
+def gather(paths: list[Path]) -> list[Run]:
+    """The runs in these folders; raises ConfigError for a folder that is no run, and for a file that is damaged."""
+    names = Counter(path.resolve().name for path in paths)
+    return [_read(path, path.resolve().name if names[path.resolve().name] == 1 else str(path)) for path in paths]
+
+
+def _read(path: Path, label: str) -> Run:
+    if not (path / "config.yaml").is_file():
+        raise ConfigError(f"{path} is no run folder: it has no config.yaml. Give the folder runs/NAME of a train.py")
+    config_text = (path / "config.yaml").read_text(encoding="utf-8", errors="replace")
+    try:
+        config = yaml.safe_load(config_text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path / 'config.yaml'} is damaged: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path / 'config.yaml'} holds no settings. Start the run again, which writes it anew")
+    metrics, unreadable = _metrics(path / "metrics.csv")
+    return Run(
+        path=path,
+        label=label,
+        config=config,
+        config_text=config_text,
+        derived=read_json(path / "derived.json"),
+        environment=read_json(path / "environment.json"),
+        summary=read_json(path / "summary.json"),
+        metrics=metrics,
+        unreadable=unreadable,
+        pictures={int(file.stem[5:]): file for file in sorted((path / "reconstructions").glob("step-*.png"))},
+        bad_samples=_bad_samples(path / "bad_samples.jsonl"),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; empty where there is no file. Raises ConfigError when it is damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is damaged: {error}. Delete it, and the report goes without it") from error
+
+
+def _metrics(path: Path) -> tuple[dict[str, MetricValues], int]:
+    """Finite values by name and step, and the number of lines that are damaged.
+
+    The last line may just be in writing: without its end it does not count as damaged.
+    """
+    if not path.is_file():
+        return {}, 0
+    rows = read_metrics(path)
+    lines = path.read_bytes()
+    unreadable = max(0, lines.count(b"\n") - 1 - len(rows))
+    found: dict[str, MetricValues] = {}
+    for row in sorted(rows, key=lambda row: int(row["step"])):
+        try:
+            values = {name: float(value) for name, value in row.items() if name != "step"}
+        except ValueError:
+            unreadable += 1
+            continue
+        for name, value in values.items():
+            if isfinite(value):
+                found.setdefault(name, {})[int(row["step"])] = value
+    return found, unreadable
+
+
+def _bad_samples(path: Path) -> list[tuple[tuple[str, str, str], int]]:
+    met: Counter[tuple[str, str, str]] = Counter()
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:  # in writing, or cut off with the run
+            continue
+        met[record["shard"], record["key"], record["reason"]] += 1
+    return met.most_common()
+
+
+def evaluations(run: Run) -> list[tuple[str, float, float | None]]:
+    """The numbers in eval/*.json: what was measured, of the trained and of the untrained encoder."""
+    found = []
+    for file in run.files("eval"):
+        if file.suffix != ".json":
+            continue
+        contents = read_json(file)
+        untrained = dict(flatten(contents.get("untrained", {})))
+        for name, value in flatten(contents.get("trained", {})):
+            if isinstance(value, int | float):
+                found.append((f"{file.stem} {name}", value, untrained.get(name)))
+    return found
+
+
+def differences(runs: list[Run]) -> list[tuple[str, list[str]]]:
+    """The settings that are not the same in all runs, with the value in each of them."""
+    settings = [dict(flatten(run.config)) for run in runs]
+    names = dict.fromkeys(name for setting in settings for name in setting if name not in ("name", "runs"))
+    values = [(name, [str(setting.get(name, "absent")) for setting in settings]) for name in names]
+    return [(name, row) for name, row in values if len(set(row)) > 1]

@@ -1,0 +1,349 @@
+"""python -m mae.report: what a run was, on one page that needs nothing else."""
+
+import base64
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from timm.layers.attention import Attention
+
+import mae
+from mae.csvlog import MetricsCSV, read_metrics
+from mae.launch import Topology
+from mae.models.attention_maps import attention_weights, rollout
+from mae.models.mae import Reconstruction
+from mae.pictures import reconstruction_grid
+from mae.report.__main__ import main
+from mae.report.axes import BUCKETS, axis, thin
+from mae.report.pictures import data_url, read_grid
+from tests.test_experiments import REDUCED, compose
+from train import train
+
+VOID = {"meta", "link", "img", "input", "path"}  # paths have end tags here, which close nothing open
+
+
+class Page(HTMLParser):
+    """Collects what a page holds, and complains of tags that do not match."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(attrs) == len(dict(attrs)), f"an attribute of {tag} comes twice"
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, Any]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def report(*runs: Path, out: Path | None = None, maps: bool = False) -> Page:
+    """The report of some runs, which is a whole, accessible page without a way out."""
+    words = [*map(str, runs), *(["--out", str(out)] if out else []), *([] if maps else ["--no-attention"])]
+    assert main(words) == 0
+    page = Page((out or runs[0] / "report.html").read_text())
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for label in page.all("label"):
+        assert label["for"] in ids
+    for link in page.all("a"):
+        assert link["href"].removeprefix("#") in ids
+    assert all(image["alt"] for image in page.all("img"))
+    assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg"))
+    for tag, attributes in page.tags:
+        for name, value in attributes.items():
+            assert not re.search(r"https?://|^//", value or ""), (tag, name)
+            assert not name.startswith("on")
+    return page
+
+
+@pytest.fixture(scope="module")
+def real_run(tmp_path_factory: pytest.TempPathFactory, built_in: Path) -> Path:
+    """A run on digits of four steps that was continued to six."""
+    runs = tmp_path_factory.mktemp("runs")
+    for steps in (4, 6):
+        more = ["name=real", f"max_steps={steps}", "log_every=1", "pictures_every=2", "model.image_size=32"]
+        train(
+            compose(f"runs={runs}", f"data.root={built_in}", *REDUCED, "model.patch_size=8", *more),
+            Topology(rank=0, ranks=1, devices=1, nodes=1),
+        )
+    return runs / "real"
+
+
+def synthetic(run: Path, steps: int, *changes: str, pictures: int = 0) -> Path:
+    """The folder of a run of ViT-B with so many logged steps, and so many reconstructions of photographs."""
+    run.mkdir()
+    config = compose("experiment=imagenet_base", "data.path=somewhere", *changes)
+    settings = config.model_dump(mode="json", exclude={"plan"}) | {"name": run.name}
+    OmegaConf.save(OmegaConf.create(settings), run / "config.yaml")
+    noise = torch.rand(steps, generator=torch.Generator().manual_seed(0)).tolist()
+    log = MetricsCSV(run / "metrics.csv")
+    names = ("train/loss", "train/lr", "perf/images_per_s", "perf/data_wait", "perf/mfu", "perf/memory_gb")
+    log.log_metrics(dict.fromkeys(names, 0.5), 0)
+    with open(run / "metrics.csv", "a") as file:
+        file.writelines(f"{step + 1},{','.join([str(noise[step])] * len(names))}\n" for step in range(steps))
+    (run / "reconstructions").mkdir()
+    images = torch.stack([torch.tensor(image) for image in load_sample_images().images]).permute(0, 3, 1, 2) / 255
+    crops = torch.stack([images[i % 2, :, 60 : 60 + 224, 50 * i : 50 * i + 224] for i in range(8)])
+    for number in range(pictures):
+        shifted = Reconstruction(crops, crops.roll(number, dims=-1), torch.ones(8, 196))
+        picture = reconstruction_grid(crops, shifted, 16, norm_pix=True, title="")
+        picture.save(run / "reconstructions" / f"step-{(number + 1) * steps // pictures:08d}.png", compress_level=1)
+    return run
+
+
+def test_a_report_says_what_ran_and_shows_what_came_out(real_run: Path) -> None:
+    page = report(real_run, maps=True)
+    fingerprint = json.loads((real_run / "derived.json").read_text())["data"]["fingerprint"]
+    for said in ("finished after 6 steps", "restarted at step 4", fingerprint, "8 = 4 x 1 ranks x 2", "predict 0"):
+        assert said in page.text
+    assert page.text.count("↻") >= 6  # in every chart
+    slider = next(tag for tag in page.all("input") if tag["type"] == "range")
+    assert slider["max"] == "2"  # steps 2, 4 and 6
+    pictures = [decoded(tag["src"]) for tag in page.all("img")]
+    assert len(pictures) == 8 * 3 + 4 * 3
+    original = read_grid(real_run / "reconstructions" / "step-00000006.png", (32, 32))
+    assert original and pictures[0].tobytes() == original[0][0].tobytes()
+
+
+def decoded(url: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/webp;base64,")))).convert("RGB")
+
+
+def test_a_run_that_is_going_on_is_shown_as_far_as_it_is(real_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(real_run, tmp_path / "going_on"))
+    (run / "summary.json").unlink()
+    with open(run / "metrics.csv", "a") as file:
+        file.write("7,0.3")
+    newest = run / "reconstructions" / "step-00000006.png"
+    newest.write_bytes(newest.read_bytes()[:2000])
+    page = report(run)
+    assert "not finished: step 6 of 6" in page.text and "amaged" not in page.text
+    assert next(tag for tag in page.all("input") if tag["type"] == "range")["max"] == "1"
+
+
+def test_a_run_without_metrics_says_so(real_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "young"
+    run.mkdir()
+    shutil.copy(real_run / "config.yaml", run)
+    assert "No metrics yet" in report(run).text
+
+
+def test_a_damaged_line_is_left_out_and_counted(tmp_path: Path) -> None:
+    run = synthetic(tmp_path / "damaged", 20)
+    lines = (run / "metrics.csv").read_bytes().splitlines(keepends=True)
+    lines[3], lines[5], lines[8] = b"3,0.4,0.\xff\xfe\n", b"5" + b",x" * 6 + b"\n", b"\0\0\0\0\n"
+    (run / "metrics.csv").write_bytes(b"".join(lines))
+    page = report(run)
+    assert "left out here: 3" in page.text
+    assert len(read_metrics(run / "metrics.csv")) == 19  # whether values are numbers is seen later
+
+
+@pytest.mark.parametrize(
+    ("file", "contents", "sentence"),
+    [
+        ("config.yaml", None, "no run folder"),
+        ("config.yaml", "a: [", "config.yaml is damaged"),
+        ("config.yaml", "", "holds no settings"),
+        ("summary.json", "{", "summary.json is damaged"),
+    ],
+)
+def test_a_folder_that_is_no_whole_run_is_one_sentence(
+    file: str, contents: str | None, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = synthetic(tmp_path / "run", 3)
+    (run / file).unlink(missing_ok=True)
+    if contents is not None:
+        (run / file).write_text(contents)
+    assert main([str(run)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
+    assert not (run / "report.html").exists()
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = synthetic(tmp_path / "run", 3)
+    assert main([str(run), "--out", str(tmp_path / "absent" / "report.html")]) == 2
+    assert "Choose another place with --out" in capsys.readouterr().err
+
+
+def test_a_thousand_steps_with_pictures_at_full_size_stay_below_5_mb(tmp_path: Path) -> None:
+    run = synthetic(tmp_path / "run", 1000, pictures=25)
+    page = report(run)
+    size = (run / "report.html").stat().st_size
+    print(f"{size / 1e6:.2f} MB")
+    assert size < 5_000_000
+    steps = json.loads(re.findall(r'"steps": (\[.*?\])', (run / "report.html").read_text())[0])
+    assert len(steps) == 24 and steps[0] == 40 and steps[-1] == 1000
+    assert len(page.all("svg")) == 6
+
+
+def test_long_runs_are_thinned(tmp_path: Path) -> None:
+    run = synthetic(tmp_path / "run", 100_000)
+    report(run)
+    assert (run / "report.html").stat().st_size < 500_000
+
+
+def test_thinning_keeps_the_ends_and_every_extreme() -> None:
+    values = torch.rand(100_000, generator=torch.Generator().manual_seed(1)).tolist()
+    values[77_777], values[33_333] = 9.0, -9.0
+    points = list(enumerate(values))
+    kept = thin(points)
+    assert len(kept) <= 2 * BUCKETS and kept == sorted(kept)
+    assert {points[0], points[-1], points[77_777], points[33_333]} <= set(kept)
+    assert thin(points[:600]) == points[:600]
+
+
+@pytest.mark.parametrize("values", [[0.4, 1.26], [0.0], [5.0], [-3e-7, 2e-7], [0, 1_234_567], [1e-12, 1e-12]])
+def test_an_axis_holds_its_values_between_round_ticks(values: list[float]) -> None:
+    low, high, ticks = axis(values)
+    assert low <= min(values) <= max(values) <= high and low < high
+    assert 3 <= len(ticks) <= 7 and ticks[0].place == 0 and ticks[-1].place == 100
+
+
+def test_several_runs_share_the_charts_and_their_differences_are_listed(tmp_path: Path) -> None:
+    first = synthetic(tmp_path / "first", 50)
+    second = synthetic(tmp_path / "second", 80, "optim.base_lr=3e-4", "model.mask_ratio=0.6")
+    page = report(first, second, out=tmp_path / "both.html")
+    rows = re.sub(r"\s+", " ", page.text)
+    assert "model.mask_ratio" in rows and "optim.base_lr" in rows and "model.width" not in rows.split("Training")[0]
+    loss = json.loads(next(tag["data-lines"] for tag in page.all("div") if "data-lines" in tag))
+    ends = [(line["label"], line["points"][0][-1]) for line in loss]
+    assert ends == [("first train/loss", 50), ("second train/loss", 80)]
+    assert {tag["for"] for tag in page.all("label")} == set()  # no reconstructions, no slider
+
+
+def test_nothing_that_a_run_says_becomes_markup(tmp_path: Path) -> None:
+    nasty = "</script></pre><script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
+    run = synthetic(tmp_path / "a<b>&'\"c", 3)
+    with open(run / "config.yaml", "a") as file:
+        file.write(f"note: {json.dumps(nasty)}\n")
+    bad = {"shard": nasty, "key": nasty, "reason": nasty}
+    (run / "bad_samples.jsonl").write_text(f"{json.dumps(bad)}\n{json.dumps(bad)}\n{{cut off")
+    text = (run / "metrics.csv").read_text()
+    (run / "metrics.csv").write_text(text.replace("perf/mfu", "</svg><script>'x'</script>", 1))
+    page = report(run, out=tmp_path / "report.html")
+    assert len(page.all("script")) == 1 and not page.all("img")
+    assert page.text.count(nasty[:-3]) == 4  # config.yaml, shard, key, reason
+    assert "a<b>&'\"c" in page.text
+
+
+def test_probes_and_metrics_of_other_tasks_are_shown(tmp_path: Path) -> None:
+    run = synthetic(tmp_path / "run", 3)
+    values = {"knn/top1": 0.5, "rank/rankme": 17.0, "val/miou": 0.25, "new": 1}
+    MetricsCSV(run / "metrics.csv", 3).log_metrics(values, 3)
+    (run / "eval").mkdir()
+    probe = {"trained": {"top1": 0.875}, "untrained": {"top1": 0.25}, "settings": {"k": 20}}
+    (run / "eval" / "knn.json").write_text(json.dumps(probe))
+    page = report(run)
+    for said in ("Top-1 accuracy", "RankMe", "Mean intersection over union", "new", "knn top1", "0.875", "50.0%"):
+        assert said in page.text
+
+
+def test_attention_weights_are_those_that_timm_computes() -> None:
+    config = compose(*REDUCED, "model.image_size=32", "model.patch_size=8", "model.depth=3").model
+    encoder = mae.Encoder(config).eval()
+    seen = []
+    for block in encoder.blocks:
+        attention = block.attn
+        assert isinstance(attention, Attention)
+        attention.fused_attn = False  # pyright: ignore[reportAttributeAccessIssue]
+        attention.attn_drop.register_forward_hook(lambda module, inputs, output: seen.append(output.mean(1)))
+    images = torch.randn(2, 3, 32, 32)
+    encoder.encode(images)
+    expected = torch.stack(seen, 1)
+    seen.clear()
+    weights = attention_weights(encoder, images)
+    torch.testing.assert_close(weights, expected.detach())
+    torch.testing.assert_close(rollout(weights).sum(-1), torch.ones(2, 17))
+    uniform = torch.full((1, 4, 4), 0.25)
+    torch.testing.assert_close(rollout(uniform), (torch.eye(4) + 0.25) / 2)
+
+
+@pytest.mark.parametrize(("size", "norm_pix"), [((32, 32), True), ((48, 160), False), ((224, 224), True)])
+def test_images_are_cut_out_of_a_grid_as_they_were(size: tuple[int, int], norm_pix: bool, tmp_path: Path) -> None:
+    images = torch.randint(256, (5, 3, *size)) / 255
+    painted = Reconstruction(images, images.flip(0), torch.ones(5, size[0] * size[1] // 256))
+    file = tmp_path / "grid.png"
+    reconstruction_grid(images, painted, 16, norm_pix, "a title").save(file)
+    rows = read_grid(file, size)
+    assert rows is not None and len(rows) == 5
+    for row, image, rebuilt in zip(rows, images, images.flip(0), strict=True):
+        for cell, expected in ((row[0], image), (row[2], rebuilt)):
+            assert cell.tobytes() == (expected * 255).round().byte().permute(1, 2, 0).numpy().tobytes()
+
+
+def test_large_pictures_are_made_smaller() -> None:
+    assert max(decoded(data_url(Image.new("RGB", (1024, 512)))).size) == 224
+
+
+@pytest.fixture(scope="module")
+def browser() -> Any:
+    """Headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("needs chromium or google-chrome on the path")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_works_in_a_browser(browser: Any, width: int, scheme: str, real_run: Path) -> None:
+    report(real_run, maps=True)
+    complaints: list[str] = []
+    with browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True) as context:
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("requestfailed", lambda request: complaints.append(request.url))
+        page.goto((real_run / "report.html").as_uri())
+        for details in page.locator("details").all():
+            details.locator("summary").first.click()
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        slider, picture = page.get_by_role("slider", name="Step"), page.locator("img.reconstructed").first
+        shown = picture.get_attribute("src")
+        slider.focus()
+        page.keyboard.press("ArrowLeft")
+        assert slider.get_attribute("aria-valuetext") == "step 4"
+        assert picture.get_attribute("src") != shown
+        page.keyboard.press("Home")
+        assert page.locator(".slider output").text_content() == "2"
+        chart = page.locator(".plot").first
+        chart.focus()
+        page.keyboard.press("Home")
+        assert "step 1" in chart.locator(".tip").inner_text() and "train/loss" in chart.locator(".tip").inner_text()
+        page.keyboard.press("Escape")
+        assert not chart.locator(".tip").is_visible()
+        chart.hover()
+        assert chart.locator(".tip").is_visible()
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", ground))) < 384) == (scheme == "dark")
+    assert complaints == []
