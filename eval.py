@@ -30,6 +30,7 @@ from mae.probes.subject import Model, Subject
 from mae.probes.suite import Suite, fitting
 from mae.ranks import joined
 from mae.run import write_json
+from tasks.segment_eval import SegmentProbe, evaluate_segmentation
 
 
 class EvalConfig(BaseModel):
@@ -38,7 +39,7 @@ class EvalConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     checkpoint: Path
-    probe: KNN | Linear | Attentive | Reconstruct | Classify | Suite = Field(discriminator="name")
+    probe: KNN | Linear | Attentive | Reconstruct | Classify | Suite | SegmentProbe = Field(discriminator="name")
     data: dict[str, Any]
     pool: Pool
     batch_size: int = Field(ge=1)
@@ -57,6 +58,9 @@ class EvalConfig(BaseModel):
 def main(raw: DictConfig) -> None:
     with readable_errors():
         config = EvalConfig.model_validate(OmegaConf.to_container(raw, resolve=True, throw_on_missing=True))
+        if isinstance(config.probe, SegmentProbe):
+            evaluate_segmentation(config.probe, config.checkpoint, config.data, config.seed, config.results)
+            return
         topology = launched() or Topology(rank=0, ranks=1, devices=1, nodes=1)
         with joined(topology):
             evaluate(config, topology)
