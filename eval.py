@@ -58,9 +58,6 @@ class EvalConfig(BaseModel):
 def main(raw: DictConfig) -> None:
     with readable_errors():
         config = EvalConfig.model_validate(OmegaConf.to_container(raw, resolve=True, throw_on_missing=True))
-        if isinstance(config.probe, SegmentProbe):
-            evaluate_segmentation(config.probe, config.checkpoint, config.data, config.seed, config.results)
-            return
         topology = launched() or Topology(rank=0, ranks=1, devices=1, nodes=1)
         with joined(topology):
             evaluate(config, topology)
@@ -68,6 +65,10 @@ def main(raw: DictConfig) -> None:
 
 def evaluate(config: EvalConfig, topology: Topology) -> None:
     """The probes of a checkpoint and of its untrained twin: ranks extract features together, rank 0 does the rest."""
+    if isinstance(config.probe, SegmentProbe):
+        if topology.rank == 0:
+            evaluate_segmentation(config.probe, config.checkpoint, config.data, config.seed, config.results)
+        return
     subject = open_subject(config, topology)
     probes, left_out = fitting(config.probe, subject)
     subject.collect([want for probe in probes for want in probe.wants(subject)])

@@ -14,6 +14,8 @@ from mae.embeddings import TokenCache
 from mae.errors import ConfigError
 from mae.export.sam import sam_config
 from mae.load_segmenter import initialise_segmenter
+from mae.models.config import MAEConfig
+from mae.models.execution import BlocksConfig
 from mae.models.segmenter import Segmenter
 from mae.pictures import draw_loss_curve
 from mae.pixels import Pixels
@@ -23,7 +25,6 @@ from mae.segment import Segmentation
 from mae.segment_config import SegmentConfig, build_segmenter, choose_what_learns
 from mae.training import Training
 from mae.workload import Workload, sam_workload
-from tasks.config import TrainConfig
 from tasks.task import Task
 
 
@@ -58,7 +59,8 @@ class Segment(Task):
         return super().recipe(precision) | {"task": self.settings.model_dump(mode="json", exclude={"embeddings"})}
 
     def model(self, start: Path | None) -> Segmenter:
-        return start_of(self.config, warm=start is None)
+        config = self.config
+        return start_of(config.model, self.settings, config.blocks, config.init_from if start is None else None)
 
     def module(self, model: nn.Module, plan: Plan, recipe: dict[str, Any]) -> Segmentation:
         config = self.config
@@ -114,15 +116,10 @@ class Segment(Task):
         print(f"{checkpoint}; next: python eval.py checkpoint={run} probe=segment")
 
 
-def start_of(config: TrainConfig, *, warm: bool = True) -> Segmenter:
-    """The model that a run begins with; its fresh parts as torch's generator has them.
-
-    warm  with the weights of `init_from`
-    """
-    task = config.task
-    assert isinstance(task, SegmentConfig)
-    model = build_segmenter(config.model, task, config.blocks)
-    if warm and config.init_from is not None:
-        initialise_segmenter(model, Path(config.init_from))
+def start_of(config: MAEConfig, task: SegmentConfig, blocks: BlocksConfig, init_from: str | None) -> Segmenter:
+    """The model that a run begins with; its fresh parts as torch's generator has them."""
+    model = build_segmenter(config, task, blocks)
+    if init_from is not None:
+        initialise_segmenter(model, Path(init_from))
     choose_what_learns(model, task)
     return model

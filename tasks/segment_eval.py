@@ -20,11 +20,13 @@ from mae.errors import ConfigError
 from mae.load_segmenter import is_segmentation, load_segmenter
 from mae.mask_loss import intersection_over_union
 from mae.mask_pictures import COLOURS, column, draw_scores, table
+from mae.models.config import MAEConfig
+from mae.models.execution import BlocksConfig
 from mae.models.segmenter import Segmenter
 from mae.pixels import Pixels
 from mae.run import write_json
+from mae.segment_config import SegmentConfig
 from mae.segmentation_scores import Found, by_box, by_clicks, photograph_of, score
-from tasks.config import TrainConfig
 from tasks.segment import start_of
 
 
@@ -84,9 +86,9 @@ def before(trained: Segmenter, settings: dict[str, Any] | None, seed: int) -> Se
     if settings is None:
         torch.manual_seed(seed)
         return Segmenter(type(trained.encoder)(trained.encoder.config))
-    config = TrainConfig.model_validate(settings | {"plan": {}})
-    torch.manual_seed(config.seed)
-    return start_of(config)
+    torch.manual_seed(settings["seed"])
+    model, task = MAEConfig.model_validate(settings["model"]), SegmentConfig.model_validate(settings["task"])
+    return start_of(model, task, BlocksConfig(), settings["init_from"])
 
 
 @torch.inference_mode()
@@ -105,7 +107,8 @@ def paint(
         truth = batch["masks"][int(torch.where(areas < 0.5, areas, 0).argmax())][None].to(device)
         shard, offset, size = index.locate(int(batch["samples"][0]))
         image = picture(read(index.shards[shard], offset, size, index.cache), "RGB")
-        pixels = np.asarray(image.resize(photograph.original[::-1]))
+        height, width = photograph.original
+        pixels = np.asarray(image.resize((width, height)))
         row = [(column(pixels, truth[0].cpu().numpy(), COLOURS["truth"]), batch["keys"][0])]
         scale = photograph.original[1] / photograph.inside[1]
         for kind in ("clicks", "box"):
