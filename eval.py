@@ -30,6 +30,7 @@ from mae.probes.subject import Model, Subject
 from mae.probes.suite import Suite, fitting
 from mae.ranks import joined
 from mae.run import write_json
+from tasks.segment_eval import SegmentProbe, evaluate_segmentation
 
 
 class EvalConfig(BaseModel):
@@ -38,7 +39,7 @@ class EvalConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     checkpoint: Path
-    probe: KNN | Linear | Attentive | Reconstruct | Classify | Suite = Field(discriminator="name")
+    probe: KNN | Linear | Attentive | Reconstruct | Classify | Suite | SegmentProbe = Field(discriminator="name")
     data: dict[str, Any]
     pool: Pool
     batch_size: int = Field(ge=1)
@@ -64,6 +65,10 @@ def main(raw: DictConfig) -> None:
 
 def evaluate(config: EvalConfig, topology: Topology) -> None:
     """The probes of a checkpoint and of its untrained twin: ranks extract features together, rank 0 does the rest."""
+    if isinstance(config.probe, SegmentProbe):
+        if topology.rank == 0:
+            evaluate_segmentation(config.probe, config.checkpoint, config.data, config.seed, config.results)
+        return
     subject = open_subject(config, topology)
     probes, left_out = fitting(config.probe, subject)
     subject.collect([want for probe in probes for want in probe.wants(subject)])

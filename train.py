@@ -46,9 +46,10 @@ from mae.workload import sam_workload
 from tasks.config import TrainConfig
 from tasks.finetune import Finetune
 from tasks.pretrain import Pretrain
+from tasks.segment import Segment
 from tasks.task import Task
 
-TASKS: dict[str, type[Task]] = {"pretrain": Pretrain, "finetune": Finetune}
+TASKS: dict[str, type[Task]] = {"pretrain": Pretrain, "finetune": Finetune, "segment": Segment}
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parent / "conf"), config_name="train")

@@ -138,8 +138,9 @@ class ShardDataModule(lightning.LightningDataModule):
                 "share a micro-batch. Change either."
             )
         self.config, self.seed = config, seed
+        self.stream: type[ShardStream] = ShardStream
         self.global_batch, self.micro_batch = global_batch, micro_batch
-        self.cut = Cut(
+        self.cut: Any = Cut(
             image_size,
             channels,
             config.scale,
@@ -214,6 +215,7 @@ class ShardDataModule(lightning.LightningDataModule):
             self.train_index,
             self.cut,
             ahead(draws, self.train_index, under_way=self.config.workers * AHEAD),
+            stream=self.stream,
             batch=self.micro_batch,
             workers=self.config.workers,
             faults=self.faults,
@@ -239,6 +241,7 @@ class ShardDataModule(lightning.LightningDataModule):
             index,
             self.cut,
             AllSamples(chosen, batch_size, rank, ranks, view or 0),
+            stream=self.stream,
             batch=batch_size,
             workers=self.config.workers,
             faults=self.faults,
@@ -247,7 +250,7 @@ class ShardDataModule(lightning.LightningDataModule):
 
     def crops(self, index: ShardIndex, samples: np.ndarray) -> Batch:
         """Centre crops of a few samples, without downloading the whole shards that they are in."""
-        return ShardStream(index.sparing(), self.cut)[Draw(0, samples, samples)]
+        return self.stream(index.sparing(), self.cut)[Draw(0, samples, samples)]
 
     def examples(self, count: int) -> tuple[Tensor, Tensor]:
         """Images and positions of at most `count` centre crops, always the same, of the validation (else training)."""

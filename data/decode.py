@@ -7,7 +7,7 @@ colours below it stay as they are stored.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from torch.nn import functional
 from data import arrays, jpeg, pil
 from data.errors import DataError
 from data.transforms import Box
+
+Filter = Literal["bicubic", "bilinear"]
 
 MAX_PIXELS = 1 << 28
 TURNS = {  # What turns the stored image of an EXIF orientation upright: transpose, then flip rows, flip columns.
@@ -72,8 +74,9 @@ def decode(
     *,
     exact: bool = True,
     bits: int = 8,
+    filter: Filter = "bicubic",
 ) -> list[Tensor]:
-    """Boxes of one image, each resized with antialiased bicubic interpolation.
+    """Boxes of one image, each resized with antialiased interpolation.
 
     boxes    (top, left, height, width) in the upright image
     size     (height, width) of the results
@@ -94,7 +97,7 @@ def decode(
         pixels[top // scale : (top + height) // scale, left // scale : (left + width) // scale]
         for top, left, height, width in stored
     )
-    return [_resized(_turned(crop, header.orientation), size) for crop in crops]
+    return [_resized(_turned(crop, header.orientation), size, filter) for crop in crops]
 
 
 def verify(data: bytes) -> np.ndarray:
@@ -179,12 +182,12 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return upright[:: -1 if rows_flipped else 1, :: -1 if columns_flipped else 1]
 
 
-def _resized(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
+def _resized(pixels: np.ndarray, size: tuple[int, int], filter: Filter) -> Tensor:
     """[height, width, channels] of any size to [channels, *size], by the fixed-point arithmetic of PIL for 8 bits."""
     if pixels.shape[:2] == size:
         return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
     image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
     if image.dtype == torch.uint8:
-        return functional.interpolate(image, size, mode="bicubic", antialias=True)[0]
-    resized = functional.interpolate(image.float(), size, mode="bicubic", antialias=True)
+        return functional.interpolate(image, size, mode=filter, antialias=True)[0]
+    resized = functional.interpolate(image.float(), size, mode=filter, antialias=True)
     return resized.round_().clamp_(0, 65535).to(torch.uint16)[0]

@@ -20,7 +20,7 @@ from data.faults import Faults
 from data.index import ShardIndex
 from data.ring import Ring
 from data.samplers import Draw
-from data.stream import Batch, Cut, ShardStream
+from data.stream import Batch, ShardStream
 
 AHEAD = 2  # batches that each worker has under way
 KEPT = 3  # batches that whoever takes them may hold at a time before fresh memory is used
@@ -29,6 +29,7 @@ KEPT = 3  # batches that whoever takes them may hold at a time before fresh memo
 class ShardLoader(DataLoader):
     """The batches of some draws; what it yields does not depend on the number of workers.
 
+    stream      what makes batches of the draws, and cut, how it makes images
     batch       rows at most
     faults      told of the samples that could not be read
     persistent  workers outlive an iteration
@@ -39,9 +40,10 @@ class ShardLoader(DataLoader):
     def __init__(
         self,
         index: ShardIndex,
-        cut: Cut,
+        cut: Any,
         draws: Sampler[Draw],
         *,
+        stream: type[ShardStream] = ShardStream,
         batch: int,
         workers: int,
         faults: Faults,
@@ -56,7 +58,7 @@ class ShardLoader(DataLoader):
         self.reading = torch.zeros(max(1, workers), 2, dtype=torch.int64).share_memory_().numpy()
         _loaders.add(self)
         super().__init__(
-            ShardStream(index, cut, seed, self.ring, self.reading),
+            stream(index, cut, seed, self.ring, self.reading),
             batch_size=None,
             collate_fn=_as_it_is,
             sampler=Lent(draws, self.ring) if self.ring else draws,

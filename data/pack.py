@@ -3,7 +3,8 @@
     python -m data.pack SOURCE OUT
 
 SOURCE is a folder of images (flat, or with one sub-folder per class), tars that exist already (a tar, a folder of
-tars, a glob in quotes), or a CSV list with the header path[,label]. Files that belong to an image are kept with it.
+tars, a glob in quotes), or a CSV list with the header path[,label]. Files that belong to an image are kept with it;
+with --masks instances.json each image gets the record of its objects that SA-1B's format has.
 The bytes of the images are kept as they are, unless --shorter-side asks for smaller ones.
 
 An interrupted pack goes on when the same command is given again. Several machines share the work with --part 1/8 …
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from data.assemble import assemble, check_bad, check_out
+from data.coco import with_masks
 from data.errors import DataError, command
 from data.pack_sources import open_source
 from data.parallel import bar, cores, run
@@ -123,6 +125,8 @@ def main(words: list[str] | None = None) -> None:
         raise DataError(
             f"--quality {arguments.quality} has no meaning without --shorter-side: images are kept as they are."
         )
+    if arguments.masks and arguments.shorter_side:
+        raise DataError("--masks belong to images as they are: leave out --shorter-side, or shrink both before.")
     quality = (arguments.quality or QUALITY) if arguments.shorter_side else None
     settings = {"name": name, "seed": arguments.seed, "shard_size": arguments.shard_size}
     settings |= {"shorter_side": arguments.shorter_side, "quality": quality}
@@ -131,7 +135,8 @@ def main(words: list[str] | None = None) -> None:
         plan = _plan_to_merge(out, settings)
         _report(out, assemble(plan, out, verify=True, jobs=arguments.jobs, **limit))
         return
-    samples, classes, note = open_source(arguments.source)
+    source = open_source(arguments.source)
+    samples, classes, note = with_masks(source, arguments.masks) if arguments.masks else source
     if note:
         print(note, file=sys.stderr)
     plan = Plan(samples=len(samples), classes=classes, keys=hash_keys(samples), **settings)
@@ -181,6 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--shard-size", type=_positive, default=SHARD_SIZE, metavar="N", help=f"samples per shard ({SHARD_SIZE})")
     add("--shorter-side", type=_positive, metavar="PIXELS", help="encode anew, upright, images with a larger one")
     add("--quality", type=_quality, metavar="Q", help=f"of the JPEGs that --shorter-side makes (default {QUALITY})")
+    add("--masks", type=Path, metavar="JSON", help="COCO instances of the images, kept as KEY.json as SA-1B does")
     add("--jobs", type=_positive, default=cores(), metavar="N", help=f"processes (default: the cores, here {cores()})")
     one = parser.add_mutually_exclusive_group()
     one.add_argument("--part", type=_part, metavar="I/N", help="write only each N-th shard, from the I-th of 1 … N on")

@@ -95,10 +95,9 @@ class ShardStream(Dataset[Batch]):
         """Room for the images of a batch."""
         return torch.from_numpy(np.empty((count, *self.cut.shape), self.cut.dtype))
 
-    def _fill(
-        self, images: Tensor, draw: Draw, row: int, draws: list[list[float]] | None, bad: list[dict[str, Any]]
-    ) -> tuple[int, list[Box]]:
-        """Writes the views of one sample, or of the first replacement that can be read: its number and the boxes."""
+    def _fill(self, images: Tensor, draw: Draw, row: int, draws: Any, bad: list[dict[str, Any]]) -> tuple[int, Any]:
+        """Writes the views of one sample, or of the first replacement that can be read: its number and what `_read`
+        returns, here the boxes."""
         position, wanted = int(draw.positions[row]), int(draw.samples[row])
         for sample in chain([wanted], self._replacements(wanted, draw.epoch, position)):
             self.reading[self.worker, 1] = sample
@@ -111,7 +110,7 @@ class ShardStream(Dataset[Batch]):
             f"the last is {bad[-1]['key']} of {bad[-1]['shard']}: {bad[-1]['reason']}"
         )
 
-    def _read(self, images: Tensor, sample: int, draws: list[list[float]] | None) -> list[Box]:
+    def _read(self, images: Tensor, sample: int, draws: Any) -> Any:
         shard, offset, size = self.index.locate(sample)
         return self.fill(images, read(self.index.shards[shard], offset, size, self.index.cache), draws)
 

@@ -49,3 +49,15 @@ def load_sam(path: str | Path, **given: Any) -> SamEncoder:
 def _read_folder(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     settings = read_settings(path)
     return timm_sam.read(path, settings) if "architecture" in settings else read_sam(path, settings)
+
+
+def holds_sam(path: Path) -> bool:
+    """Whether this is a SAM-style encoder, or a whole SAM, in a format of other libraries."""
+    if path.is_dir():
+        settings = read_settings(path) if (path / "config.json").is_file() else {}
+        kind = settings.get("architecture") or settings.get("model_type") or ""
+        return kind.startswith("sam")
+    if path.suffix == ".safetensors":
+        return False
+    contents = read(path)
+    return any(key.endswith("neck.0.weight") for key in contents.get("model", contents))

@@ -14,6 +14,8 @@ from mae.errors import CheckpointError
 class OptimConfig(BaseModel):
     """Optimiser settings (He et al. 2022, table 8): lr = base_lr * global_batch / 256.
 
+    warmup_steps  in the place of warmup_epochs
+    milestones    shares of the run after each of which the learning rate is a tenth; none: half a cosine
     layer_decay   factor of the learning rate from each block of the encoder to the one before
     """
 
@@ -24,17 +26,25 @@ class OptimConfig(BaseModel):
     weight_decay: float = Field(0.05, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_epochs: float = Field(40.0, ge=0)
+    warmup_steps: int | None = Field(None, ge=0)
+    milestones: tuple[float, ...] = ()
     layer_decay: float = Field(1.0, gt=0, le=1)
     grad_clip: float | None = Field(None, gt=0)
 
 
-def learning_rate(step: int, *, peak: float, floor: float, warmup: int, total: int) -> float:
+def learning_rate(
+    step: int, *, peak: float, floor: float, warmup: int, total: int, milestones: tuple[float, ...] = ()
+) -> float:
     """Linear warm-up from 0, then half a cosine down to `floor` (He et al. 2022, table 8; Loshchilov & Hutter 2017).
 
-    step  number of updates made before this one
+    step        number of updates made before this one
+    milestones  shares of all steps, after each of which the rate is a tenth, in the place of the cosine (Kirillov et
+                al. 2023)
     """
     if step < warmup:
         return peak * step / warmup
+    if milestones:
+        return peak * 0.1 ** sum(step >= share * total for share in milestones)
     progress = (step - warmup) / max(1, total - warmup)
     return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 

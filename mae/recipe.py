@@ -60,6 +60,9 @@ def derive(
         raise ConfigError(
             f"epochs={epochs} of {steps_per_pass / views:g} steps are no whole step: raise epochs or set max_steps"
         )
+    warmup_steps = optim.warmup_steps
+    if warmup_steps is None:
+        warmup_steps = round(total_steps * min(1.0, optim.warmup_epochs / epochs))
     return Plan(
         samples=samples,
         global_batch=global_batch,
@@ -69,7 +72,7 @@ def derive(
         views=views,
         steps_per_pass=steps_per_pass,
         total_steps=total_steps,
-        warmup_steps=round(total_steps * min(1.0, optim.warmup_epochs / epochs)),
+        warmup_steps=warmup_steps,
         peak_lr=optim.base_lr * global_batch / 256,
         min_lr=optim.min_lr,
     )

@@ -77,7 +77,12 @@ class Training(pl.LightningModule, ABC):
         """Learning rate of the update that follows after `step` updates."""
         plan = self.plan
         return learning_rate(
-            step, peak=plan.peak_lr, floor=plan.min_lr, warmup=plan.warmup_steps, total=plan.total_steps
+            step,
+            peak=plan.peak_lr,
+            floor=plan.min_lr,
+            warmup=plan.warmup_steps,
+            total=plan.total_steps,
+            milestones=self.optim.milestones,
         )
 
     def build_optimizer(self) -> NamedAdamW:
@@ -88,6 +93,15 @@ class Training(pl.LightningModule, ABC):
         optimizer = self.build_optimizer()
         scheduler = LambdaLR(optimizer, lambda step: self.lr(step) / self.plan.peak_lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """By norm. Lightning refuses that to every fused optimiser, which only with a scaler divides inside."""
+        if self.trainer.scaler is not None:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     def on_validation_epoch_start(self) -> None:
         self.tallies.clear()

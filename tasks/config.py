@@ -14,6 +14,7 @@ from mae.models.execution import BlocksConfig
 from mae.optim import OptimConfig
 from mae.plan import PlanConfig
 from mae.pretrain import PretrainConfig
+from mae.segment_config import SegmentConfig
 
 
 class TrainConfig(BaseModel):
@@ -36,7 +37,7 @@ class TrainConfig(BaseModel):
     log_every: int = Field(50, ge=1)
     pictures_every: int = Field(1000, ge=1)
     profile: bool = False
-    task: PretrainConfig | FinetuneConfig = Field(discriminator="name")
+    task: PretrainConfig | FinetuneConfig | SegmentConfig = Field(discriminator="name")
     model: MAEConfig
     blocks: BlocksConfig
     data: DataConfig

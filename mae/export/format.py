@@ -11,6 +11,7 @@ from mae.errors import ConfigError
 from mae.export.photograph import Scale
 from mae.models.config import MAEConfig
 from mae.models.sam import SamConfig, SamEncoder
+from mae.models.segmenter import Segmenter
 from mae.models.vit import Encoder
 
 Need = Literal["a class token", "square images", "three channels", "a decoder of self-attention"]
@@ -23,11 +24,13 @@ class Source:
     model       in evaluation mode, on the CPU
     scale       the mean and deviation that the model's images are normalised with
     merge_into  a whole SAM whose encoder is replaced
+    segmenter   the whole SAM that `model` is the encoder of
     """
 
     model: Encoder | SamEncoder
     scale: Scale
     merge_into: Path | None = None
+    segmenter: Segmenter | None = None
 
     @property
     def encoder(self) -> Encoder:

@@ -4,15 +4,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mae.errors import CheckpointError
 from mae.export.format import Answer, Format, Source, require
 from mae.export.huggingface import load_strictly, preprocessor_settings, read_settings, read_weights, write_folder
 from mae.export.segment_anything import merged
+from mae.export.whole_sam import example_prompts
 from mae.models.sam import SamConfig
+from mae.models.segmenter import Segmenter, whole_config
 
 PREFIX = "vision_encoder."
+OWN = "prompt_encoder.shared_embedding.positional_embedding"
+SHARED = "shared_image_embedding.positional_embedding"
 OTHER_PARTS = ("prompt_encoder.", "mask_decoder.", "shared_image_embedding.")
 # Theirs, ours: parts of a key between dots, replaced from left to right.
 NAMES = {
@@ -66,7 +71,7 @@ def read_sam(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], di
 
 
 def write(source: Source, folder: Path) -> dict[str, Any]:
-    """A SamVisionModel; with `merge_into`, a folder of a SamModel, that model with its encoder replaced."""
+    """A SamVisionModel, or a whole SamModel; with `merge_into`, that SamModel with its encoder replaced."""
     config = source.sam.config
     require(config, "transformers' SAM", "square images")
     state = {their_name(key): value for key, value in source.sam.state_dict().items()}
@@ -79,6 +84,10 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
         if SamConfig.model_validate(fields) != config:
             raise CheckpointError(f"the encoder of {source.merge_into} is {fields}, and ours {config}")
         kind = "SamModel"
+    elif source.segmenter is not None:
+        kind, settings = "SamModel", whole_settings(source.segmenter)
+        state |= source.segmenter.other_parts()
+        state[SHARED] = state.pop(OWN)  # tied in the library
     size = {"height": config.image_size[0], "width": config.image_size[1]}
     preprocessing = preprocessor_settings(config.image_size, source.scale) | {
         "image_processor_type": "SamImageProcessor",
@@ -91,6 +100,13 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
     return {"class": f"transformers.{kind}", "merged_into": source.merge_into and str(source.merge_into)}
 
 
+def whole_settings(model: Segmenter) -> dict[str, Any]:
+    """config.json of a SamModel."""
+    parts = whole_config(model.encoder.config).to_dict()
+    parts["vision_config"] |= vision_settings(model.encoder.config)
+    return parts | {"architectures": ["SamModel"]}
+
+
 def vision_settings(config: SamConfig) -> dict[str, Any]:
     """config.json of a SamVisionModel."""
     fields = config.model_dump(mode="json") | {"image_size": config.image_size[0]}
@@ -101,11 +117,19 @@ def vision_settings(config: SamConfig) -> dict[str, Any]:
 def answers(source: Source, folder: Path, images: Tensor) -> Iterator[Answer]:
     from transformers import SamModel, SamVisionModel
 
-    if source.merge_into is None:
-        theirs = load_strictly(SamVisionModel, folder)(images).last_hidden_state
-    else:
-        theirs = load_strictly(SamModel, folder).get_image_embeddings(images)
-    yield Answer(theirs, source.features(images))
+    embedding = source.features(images)
+    if source.merge_into is None and source.segmenter is None:
+        yield Answer(load_strictly(SamVisionModel, folder)(images).last_hidden_state, embedding)
+        return
+    peer = load_strictly(SamModel, folder)
+    yield Answer(peer.get_image_embeddings(images), embedding)
+    if source.segmenter is not None and source.merge_into is None:
+        point, box = example_prompts(source.sam.config.image_size[0])
+        asked = {"input_points": point.points[None], "input_labels": point.labels[None]}
+        for prompts, arguments in ((point, asked), (box, {"input_boxes": box.boxes[None]})):
+            theirs = peer(image_embeddings=embedding, multimask_output=True, **arguments).pred_masks[0]
+            row = torch.zeros(1, dtype=torch.long)
+            yield Answer(theirs, source.segmenter.answer(embedding, row, prompts, several=True).logits)
 
 
 def our_name(key: str) -> str:
@@ -124,10 +148,10 @@ def their_name(key: str) -> str:
 
 
 FORMAT = Format(
-    sentence="folder for transformers' SamVisionModel, or SamModel with --merge-into FOLDER: a SAM-style encoder",
+    sentence="folder for transformers' SamVisionModel, of a whole SAM (or with --merge-into FOLDER) for SamModel",
     suffix="",
     peer="transformers",
-    compared="image embeddings",
+    compared="image embeddings (and masks of a whole SAM)",
     write=write,
     answers=answers,
     holds="sam",

@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mae.checkpoint import read
 from mae.errors import CheckpointError
 from mae.export.format import Answer, Format, Source, require
 from mae.export.verify import refuse_other_keys
+from mae.export.whole_sam import example_prompts, to_segment_anything
 from mae.models.sam import SamConfig
+from mae.models.segmenter import Segmenter
 from mae.models.vit import LayerNorm
 
 PREFIX = "image_encoder."
@@ -83,14 +85,19 @@ def _windows(state: dict[str, Tensor], depth: int, grid: tuple[int, int]) -> dic
 
 
 def write(source: Source, file: Path) -> dict[str, Any]:
-    """The encoder as `image_encoder.*`; with `merge_into`, in its place in that whole SAM, whose other parts stay."""
+    """The encoder as `image_encoder.*`, with the other parts of a whole SAM; with `merge_into`, in its place in that
+    whole SAM, whose other parts stay.
+    """
     arguments = peer_arguments(source.sam.config)
     state = {PREFIX + key: value for key, value in source.sam.state_dict().items()}
+    if source.segmenter is not None:
+        state |= to_segment_anything(source.segmenter.other_parts())
     if source.merge_into is not None:
         state = merged(read(source.merge_into), state, PREFIX, source.merge_into)
     torch.save(state, file)
     return {
         "class": "segment_anything.modeling.ImageEncoderViT",
+        "whole": source.segmenter is not None or source.merge_into is not None,
         "arguments": arguments | {"norm_layer": "functools.partial(torch.nn.LayerNorm, eps=1e-6)"},
         "merged_into": source.merge_into and str(source.merge_into),
     }
@@ -98,9 +105,25 @@ def write(source: Source, file: Path) -> dict[str, Any]:
 
 def answers(source: Source, file: Path, images: Tensor) -> Iterator[Answer]:
     peer = peer_encoder(peer_arguments(source.sam.config))
-    problems = peer.load_state_dict(encoder_weights(read(file)), strict=False)
+    contents = read(file)
+    problems = peer.load_state_dict(encoder_weights(contents), strict=False)
     refuse_other_keys("segment-anything", problems.missing_keys, problems.unexpected_keys)
-    yield Answer(peer.eval()(images), source.sam(images))
+    embedding = source.sam(images)
+    yield Answer(peer.eval()(images), embedding)
+    if source.segmenter is not None and source.merge_into is None:
+        yield from _masks(source.segmenter, contents, embedding)
+
+
+def _masks(model: Segmenter, contents: dict[str, Any], embedding: Tensor) -> Iterator[Answer]:
+    """Masks for a point and for a box on one image."""
+    sam = peer_sam(model.encoder.config)
+    problems = sam.load_state_dict(contents, strict=False)
+    refuse_other_keys("segment-anything", problems.missing_keys, problems.unexpected_keys)
+    places, row = sam.prompt_encoder.get_dense_pe(), torch.zeros(1, dtype=torch.long)
+    point, box = example_prompts(model.encoder.config.image_size[0])
+    for prompts, asked in ((point, ((point.points, point.labels), None)), (box, (None, box.boxes))):
+        logits, _ = sam.mask_decoder(embedding, places, *sam.prompt_encoder(*asked, None), multimask_output=True)
+        yield Answer(logits, model.answer(embedding, row, prompts, several=True).logits)
 
 
 def peer_arguments(config: SamConfig) -> dict[str, Any]:
@@ -124,11 +147,24 @@ def peer_arguments(config: SamConfig) -> dict[str, Any]:
     }
 
 
-def peer_encoder(arguments: dict[str, Any]) -> nn.Module:
+def peer_encoder(arguments: dict[str, Any]) -> Any:
     """segment-anything's own encoder, of random weights, with the epsilon that its published models have."""
     from segment_anything.modeling import ImageEncoderViT
 
     return ImageEncoderViT(**arguments, norm_layer=LayerNorm)
+
+
+def peer_sam(config: SamConfig) -> Any:
+    """segment-anything's whole SAM round such an encoder, of random weights."""
+    from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+    width = config.out_channels
+    transformer = TwoWayTransformer(depth=2, embedding_dim=width, mlp_dim=8 * width, num_heads=8)
+    return Sam(
+        peer_encoder(peer_arguments(config)),
+        PromptEncoder(width, config.grid, config.image_size, mask_in_chans=16),
+        MaskDecoder(transformer_dim=width, transformer=transformer, iou_head_hidden_dim=width),
+    ).eval()
 
 
 def merged(whole: dict[str, Any], ours: dict[str, Tensor], prefix: str, path: Path) -> dict[str, Tensor]:
@@ -146,10 +182,10 @@ def merged(whole: dict[str, Any], ours: dict[str, Tensor], prefix: str, path: Pa
 
 
 FORMAT = Format(
-    sentence=".pth of segment-anything: a SAM-style encoder, or a whole SAM with --merge-into SAM.pth",
+    sentence=".pth of segment-anything: a SAM-style encoder, or a whole SAM (of one, or with --merge-into SAM.pth)",
     suffix=".pth",
     peer="segment_anything",
-    compared="image embeddings",
+    compared="image embeddings (and masks of a whole SAM)",
     write=write,
     answers=answers,
     holds="sam",

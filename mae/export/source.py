@@ -4,14 +4,14 @@ from pathlib import Path
 
 import torch
 
-from mae.checkpoint import newest_valid, read, read_own
+from mae.checkpoint import newest_valid, read_own
 from mae.errors import ConfigError
 from mae.export.format import Format, Source
-from mae.export.huggingface import read_settings
 from mae.export.photograph import scale_of
 from mae.export.sam import to_sam
 from mae.load import load
-from mae.load_sam import load_sam
+from mae.load_sam import holds_sam, load_sam
+from mae.load_segmenter import is_segmentation, load_segmenter
 from mae.models.classifier import Classifier
 from mae.models.mae import MaskedAutoencoder
 from mae.models.resample import at_image_size
@@ -30,9 +30,15 @@ def open_source(path: Path, fmt: Format, image_size: Size | None, merge_into: Pa
     Raises CheckpointError when there is no model, ConfigError when the format needs another one.
     """
     run = read_own(path)["mae"] if path.suffix == ".ckpt" else None
-    model = _sam(path, fmt, image_size) if _holds_sam(path) else _plain(path, fmt, image_size)
+    whole = load_segmenter(path) if is_segmentation(path) else None
+    if whole is not None:
+        if whole.relevance is not None:
+            raise ConfigError(f"{path} was trained with task.relevance=true: no other library has its gate")
+        model = _fixed_size(whole.encoder, path, fmt, image_size)
+    else:
+        model = _sam(path, fmt, image_size) if holds_sam(path) else _plain(path, fmt, image_size)
     scale = scale_of(path, run["recipe"] if run else None, model.config.in_channels)
-    return Source(model.eval(), scale, merge_into), run["step"] if run else None
+    return Source(model.eval(), scale, merge_into, whole), run["step"] if run else None
 
 
 def checkpoint_of(path: Path) -> Path:
@@ -40,21 +46,13 @@ def checkpoint_of(path: Path) -> Path:
     return (newest_valid(path) or path) if path.is_dir() else path
 
 
-def _holds_sam(path: Path) -> bool:
-    if path.is_dir():
-        settings = read_settings(path) if (path / "config.json").is_file() else {}
-        kind = settings.get("architecture") or settings.get("model_type") or ""
-        return kind.startswith("sam")
-    if path.suffix == ".safetensors":
-        return False
-    contents = read(path)
-    return any(key.endswith("neck.0.weight") for key in contents.get("model", contents))
-
-
 def _sam(path: Path, fmt: Format, image_size: Size | None) -> SamEncoder:
+    return _fixed_size(load_sam(path), path, fmt, image_size)
+
+
+def _fixed_size(model: SamEncoder, path: Path, fmt: Format, image_size: Size | None) -> SamEncoder:
     if fmt.holds != "sam":
         raise ConfigError(f"{path} holds a SAM-style encoder: choose a --to whose description says SAM (--list)")
-    model = load_sam(path)
     if image_size not in (None, model.config.image_size):
         raise ConfigError(
             f"--image-size: {path} holds a SAM-style encoder for {model.config.image_size}, which is not resized. "

@@ -47,16 +47,15 @@ class BlockMaps(NamedTuple):
         return self.attention.mean(2)
 
 
-class RelevanceAwareEncoder(nn.Module):
-    """Wraps a SAM-style encoder and computes the same embedding as it until it is trained, with or without prompts.
+class PromptGate(nn.Module):
+    """Lets prompts say which features of an embedding matter; the identity until it is trained.
 
+    width  of the embedding and of the prompts
     heads  of the attention over prompts
     """
 
-    def __init__(self, encoder: SamEncoder, heads: int = 8) -> None:
+    def __init__(self, width: int, heads: int = 8) -> None:
         super().__init__()
-        width = encoder.config.out_channels
-        self.encoder = encoder
         self.heads = heads
         # Added to the features: zeros make the identity, in any precision, and weight decay leads back to it.
         self.projection = nn.Conv2d(width, width, 1)
@@ -65,6 +64,33 @@ class RelevanceAwareEncoder(nn.Module):
         for module in (self.projection, self.gate):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(cast(Tensor, module.bias))
+
+    def propose(self, embedding: Tensor) -> Tensor:
+        """The features before the gate, [B, C, h, w]."""
+        return embedding + self.projection(embedding)
+
+    def participate(self, proposition: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The gated features, the gate [B, h, w] and the attention over prompts [B, heads, M, h, w].
+
+        proposition  [B, C, h, w];  prompts [B, M, C]
+        """
+        h, w = proposition.shape[-2:]
+        tokens = rearrange(proposition, "b c h w -> b (h w) c")
+        answer, shares = self.attention(tokens, prompts, prompts, average_attn_weights=False)
+        gate = rearrange(self.gate(answer), "b (h w) 1 -> b h w", h=h).float().sigmoid()
+        # Twice, so that an undecided gate of one half leaves the features as they are.
+        return proposition * (2 * gate[:, None]), gate, rearrange(shares, "b n (h w) m -> b n m h w", h=h, w=w)
+
+
+class RelevanceAwareEncoder(PromptGate):
+    """Wraps a SAM-style encoder and computes the same embedding as it until it is trained, with or without prompts.
+
+    heads  of the attention over prompts
+    """
+
+    def __init__(self, encoder: SamEncoder, heads: int = 8) -> None:
+        super().__init__(encoder.config.out_channels, heads)
+        self.encoder = encoder
 
     def forward(
         self, images: Tensor, prompts: Tensor | None = None, *, procedural: bool = False
@@ -76,24 +102,13 @@ class RelevanceAwareEncoder(nn.Module):
         procedural  also look into the blocks, which computes their attention a second time
         returns     [B, C, h, w]
         """
-        embedding = self.encoder(images)
-        proposition = embedding + self.projection(embedding)
+        proposition = self.propose(self.encoder(images))
         views = rearrange(proposition, "b (n d) h w -> b n d h w", n=self.heads)
         blocks = self.block_maps(images) if procedural else None
         if prompts is None:
             return proposition, RelevanceMaps(proposition, None, None, views, blocks)
-        gate, shares = self._participate(proposition, prompts)
-        # Twice, so that an undecided gate of one half leaves the features as they are.
-        features = proposition * (2 * gate[:, None])
+        features, gate, shares = self.participate(proposition, prompts)
         return features, RelevanceMaps(proposition, gate, shares, views, blocks)
-
-    def _participate(self, features: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        """The gate [B, h, w] and the attention over prompts [B, heads, M, h, w]."""
-        h, w = features.shape[-2:]
-        tokens = rearrange(features, "b c h w -> b (h w) c")
-        answer, shares = self.attention(tokens, prompts, prompts, average_attn_weights=False)
-        gate = rearrange(self.gate(answer), "b (h w) 1 -> b h w", h=h).float().sigmoid()
-        return gate, rearrange(shares, "b n (h w) m -> b n m h w", h=h, w=w)
 
     @torch.no_grad()
     def block_maps(self, images: Tensor) -> BlockMaps:

@@ -6,6 +6,7 @@ from typing import NamedTuple, cast
 import torch
 from einops import rearrange
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -65,17 +66,22 @@ class SamEncoder(nn.Module):
     """Images to image embeddings, with the parameter names of segment-anything's `image_encoder`.
 
     checkpointing  keep only the tokens between blocks for the backward pass and compute the rest again
+    drop_path      share of the images for which the last block is left out in training; rises linearly from 0 at the
+                   first (Huang et al. 2016)
 
     Source: Li et al. 2022 (ViTDet); Kirillov et al. 2023.
     """
 
-    def __init__(self, config: SamConfig, *, checkpointing: bool = False) -> None:
+    def __init__(self, config: SamConfig, *, checkpointing: bool = False, drop_path: float = 0.0) -> None:
         super().__init__()
         self.config = config
         self.checkpointing = checkpointing
         self.patch_embed = PatchEmbed(config)
         self.pos_embed = nn.Parameter(torch.zeros(1, *config.grid, config.width))
-        self.blocks = nn.ModuleList(Block(config, index in config.global_blocks) for index in range(config.depth))
+        rates = [drop_path * index / max(1, config.depth - 1) for index in range(config.depth)]
+        self.blocks = nn.ModuleList(
+            Block(config, index in config.global_blocks, rate) for index, rate in enumerate(rates)
+        )
         self.neck = nn.Sequential(
             nn.Conv2d(config.width, config.out_channels, 1, bias=False),
             LayerNorm2d(config.out_channels, eps=1e-6),
@@ -139,16 +145,17 @@ class PatchEmbed(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block over a grid of tokens, [B, h, w, D] -> [B, h, w, D]."""
 
-    def __init__(self, config: SamConfig, is_global: bool) -> None:
+    def __init__(self, config: SamConfig, is_global: bool, drop_path: float = 0.0) -> None:
         super().__init__()
         self.norm1 = LayerNorm(config.width)
         self.attn = Attention(config, is_global)
         self.norm2 = LayerNorm(config.width)
         self.mlp = Mlp(config.width, int(config.width * config.mlp_ratio))
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self.attn(self.norm1(tokens))
-        return tokens + self.mlp(self.norm2(tokens))
+        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))
+        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
 
 
 class Projections(NamedTuple):

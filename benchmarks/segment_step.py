@@ -1,0 +1,72 @@
+"""Time and peak memory of a training step of a SAM at 1024 x 1024, beside what the plan expects of the encoder.
+
+python -m benchmarks.segment_step base|huge [--masks N] [--clicks N] [--steps N]
+"""
+
+import argparse
+import resource
+import time
+
+import torch
+
+from mae.devices import peak_memory
+from mae.interactive import interactive_session
+from mae.models.sam import SIZES, SamEncoder
+from mae.models.segmenter import STRIDE, Segmenter
+from mae.optim import OptimConfig, adamw
+from mae.workload import sam_workload
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("size", choices=["base", "large", "huge"])
+    parser.add_argument("--masks", type=int, default=8, help="objects on the one image")
+    parser.add_argument("--clicks", type=int, default=1, help="corrections; two answers without a click follow")
+    parser.add_argument("--steps", type=int, default=2)
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = SIZES[f"sam_{arguments.size}"]
+    expected = sam_workload(config, "bf16-mixed")
+    print(
+        f"plan, the encoder alone: {expected.recomputed.peak / 1e9:.1f} GB, {expected.executed / 1e12:.1f} TFLOP, "
+        f"with what is computed twice {expected.recomputed.flops / 1e12:.1f}"
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    with device:
+        model = Segmenter(SamEncoder(config), checkpointing=True)
+    optimizer = adamw(model.named_parameters(), OptimConfig.model_validate({}), lr=1e-5)
+    side = config.image_size[0]
+    masks = torch.zeros(arguments.masks, side // STRIDE, side // STRIDE, dtype=torch.bool, device=device)
+    for number in range(len(masks)):
+        masks[number, 10 * number : 10 * number + 60, 20:90] = True
+    rows = torch.zeros(len(masks), dtype=torch.long, device=device)
+    images = torch.randn(1, 3, side, side, device=device)
+    for number in range(arguments.steps):
+        started = time.perf_counter()
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16):
+            embedding = model(images)
+            embedded = time.perf_counter() - started
+            session = interactive_session(
+                model,
+                embedding,
+                masks,
+                rows,
+                clicks=arguments.clicks,
+                box_share=0.5,
+                generator=torch.Generator(device).manual_seed(0),
+            )
+        session.loss.backward()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        print(
+            f"step {number + 1}: {time.perf_counter() - started:.1f} s ({embedded:.1f} s for the first pass through "
+            f"the encoder), {len(masks)} objects, {3 + arguments.clicks} answers; peak {peak_memory(device) / 1e9:.1f} "
+            f"GB (of which {before / 1e9 if device.type == 'cpu' else 0:.1f} GB before there was a model)",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

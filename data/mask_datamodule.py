@@ -1,0 +1,55 @@
+"""Batches of whole photographs with instance masks: what a segmentation run asks for."""
+
+from pathlib import Path
+
+from data.datamodule import DataConfig, ShardDataModule
+from data.errors import DataError
+from data.mask_stream import Frame, MaskStream
+from data.masks import require_pycocotools
+
+
+class MaskDataModule(ShardDataModule):
+    """As ShardDataModule, of shards with an SA-1B record beside each image; batches are those of MaskStream.
+
+    masks_per_image  None: all of them at the resolution of the photograph, one photograph in a batch; for scores
+
+    Of the settings those of random crops (scale, val_crop, decode) are without effect: photographs are shown whole.
+
+    DataError: also without pycocotools, without records in the shards, in mode stream, with several views.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        image_size: int,
+        masks_per_image: int | None,
+        min_area: float = 0.0,
+        seed: int,
+        global_batch: int,
+        micro_batch: int,
+        bad_samples: Path | None = None,
+    ):
+        require_pycocotools()
+        if config.mode == "stream" or config.views_per_image > 1 or config.bits != 8:
+            raise DataError(
+                f"masks are read from indexed shards, one view per image, 8 bits: data.mode={config.mode}, "
+                f"data.views_per_image={config.views_per_image}, data.bits={config.bits} cannot be. Leave them out."
+            )
+        super().__init__(
+            config,
+            image_size=(image_size, image_size),
+            channels=3,
+            seed=seed,
+            global_batch=global_batch,
+            micro_batch=micro_batch,
+            bad_samples=bad_samples,
+        )
+        for index in filter(None, (self.train_index, self.val_index)):
+            if not any(member.name.lower().endswith(".json") for member in index.members(0)):
+                raise DataError(
+                    f"{index.shards[0]} has no .json with masks beside its images. Give shards of SA-1B's format, or "
+                    "pack COCO annotations with `python -m data.pack IMAGES OUT --masks instances.json`."
+                )
+        self.cut = Frame(image_size, masks_per_image, flip=config.flip, min_area=min_area)
+        self.stream = MaskStream

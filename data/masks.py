@@ -1,0 +1,116 @@
+"""Instance masks as SA-1B keeps them: the record beside each image, and masks of it brought to a frame.
+
+A record is JSON: {"image": {...}, "annotations": [{"segmentation": {"size": [height, width], "counts": RLE}, ...}]}.
+Masks are those of the upright image, as viewers and labelling tools show it.
+"""
+
+import json
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from data.errors import DataError
+
+RLE = dict[str, Any]
+
+
+def require_pycocotools() -> None:
+    """DataError: it is not installed."""
+    if find_spec("pycocotools") is None:
+        raise DataError(
+            "instance masks need the package pycocotools, which is not installed. "
+            "Install it with `pip install 'mae-pretrain[sam]'`."
+        )
+
+
+def read_record(data: bytes, size: tuple[int, int]) -> tuple[list[RLE], tuple[int, int]]:
+    """The run-length codes of all masks of a record, and their (height, width).
+
+    size  (height, width) of the upright image; it may be a smaller copy of the one that the masks are of
+
+    DataError: no record, no mask in it, or masks of another shape.
+    """
+    try:
+        codes = [annotation["segmentation"] for annotation in json.loads(data)["annotations"]]
+        sizes = {tuple(code["size"]) for code in codes if code["counts"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"its .json is no SA-1B record ({type(error).__name__}: {error}): annotations with a segmentation of size "
+            "and counts are wanted. Polygons become such records with `python -m data.pack … --masks`."
+        ) from None
+    if not codes:
+        raise DataError("its .json has no annotations: there is nothing to segment")
+    if other := next((found for found in sizes if not _same_shape(found, size)), None):
+        raise DataError(
+            f"its masks are {other[0]}x{other[1]}, the upright image is {size[0]}x{size[1]} (height x width): masks "
+            "have to be those of the image as it is shown, turned as its EXIF orientation says"
+        )
+    if len(sizes) > 1:
+        raise DataError(f"its masks are of several sizes: {sorted(sizes)}")
+    return codes, next(iter(sizes), size)
+
+
+def _same_shape(masks: tuple[int, int], image: tuple[int, int]) -> bool:
+    """Whether the image is the one that the masks are of, or a smaller copy, its sides rounded to pixels."""
+    scale = [one / other for one, other in zip(masks, image, strict=True)]
+    return masks == image or (min(scale) > 1 and abs(masks[0] - image[0] * scale[1]) <= max(scale))
+
+
+def encode(mask: np.ndarray) -> RLE:
+    """The run-length code of a mask [height, width], ready for JSON."""
+    from pycocotools import mask as coco
+
+    code: Any = coco.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode()}
+
+
+def decode(code: RLE) -> np.ndarray:
+    """The mask [height, width] of a run-length code, bool; the counts are a string, or a list as in COCO's crowds.
+
+    DataError: the counts are no run lengths, or do not fill the mask.
+    """
+    from pycocotools import mask
+
+    coco: Any = mask
+    try:
+        if isinstance(code["counts"], list):
+            code = coco.frPyObjects(code, *code["size"])
+        return coco.decode(code).astype(bool)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"a mask in its .json cannot be decoded ({error})") from None
+
+
+def nearest(length: int, inside: int, stride: int, mirrored: bool = False) -> np.ndarray:
+    """For each cell of the mask frame along one side, the pixel of the photograph below its centre, int64.
+
+    length    of the photograph, which takes the first `inside` pixels of the image frame
+    stride    pixels of the image frame that make a cell of the mask frame
+    """
+    cells = int(np.ceil(inside / stride - 0.5))  # those whose centre lies on the photograph
+    pixels = ((np.arange(cells) + 0.5) * stride * length / inside).astype(np.int64)
+    return length - 1 - pixels if mirrored else pixels
+
+
+def in_frame(
+    codes: Sequence[RLE], at_most: int, least: int, side: int, rows: np.ndarray, columns: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first `at_most` masks of `least` cells or more, bool [N, side, side], and their numbers [N]; where there is
+    none, the first ones of which something is left.
+
+    rows, columns  of the photograph, as `nearest` gives them
+    """
+    kept: list[tuple[np.ndarray, int]] = []
+    smaller: list[tuple[np.ndarray, int]] = []
+    for number, code in enumerate(codes):
+        if len(kept) == at_most:
+            break
+        small = decode(code)[rows][:, columns]
+        if cells := int(small.sum()):
+            framed = np.zeros((side, side), bool)
+            framed[: len(rows), : len(columns)] = small
+            (kept if cells >= least else smaller).append((framed, number))
+    chosen = kept or smaller[:at_most]
+    masks = np.stack([mask for mask, _ in chosen]) if chosen else np.zeros((0, side, side), bool)
+    return masks, np.array([number for _, number in chosen], np.int64)

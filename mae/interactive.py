@@ -1,0 +1,61 @@
+"""Training as an interactive session: a prompt, then corrections, a loss for every answer."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mae.loss import relevance_alignment_loss
+from mae.mask_loss import intersection_over_union, mask_losses
+from mae.models.segmenter import Segmenter
+from mae.prompts import add_click, first_prompts
+
+PLAIN = 2  # answers to the mask alone, without a new click
+
+
+class Session(NamedTuple):
+    """loss: mean over objects and answers, with gradients. first, last: mean IoU of the first and the last answer."""
+
+    loss: Tensor
+    first: Tensor
+    last: Tensor
+
+
+def interactive_session(
+    model: Segmenter,
+    embedding: Tensor,
+    masks: Tensor,
+    rows: Tensor,
+    *,
+    clicks: int,
+    box_share: float,
+    alignment: float = 0.0,
+    generator: torch.Generator,
+) -> Session:
+    """The simulated sessions of a batch (Kirillov et al. 2023, appendix A, "Training algorithm").
+
+    First a point or a box, answered by three masks of which the best counts; then `clicks` times a click into the error
+    of the answer before, whose logits are a prompt too; two answers more get these logits without a click, one at a
+    random place among the others and one at the end. With 8 clicks 11 answers, as in the paper.
+
+    embedding  [B, C, h, w]
+    masks      [N, S/4, S/4]  true inside the object
+    rows       [N]            the image of each
+    alignment  weight of the loss by which the gate of a relevance-aware model is to cover the object
+    """
+    prompts = first_prompts(masks, box_share, generator)
+    answers = 1 + clicks + PLAIN
+    place = int(torch.randint(1, answers - 1, (1,), generator=generator, device=masks.device))
+    losses, ious = [], []
+    for number in range(answers):
+        if number > 0 and number not in (place, answers - 1):
+            assert prompts.logits is not None
+            prompts = add_click(prompts, masks, prompts.logits[:, 0] > 0, generator)
+        answer = model.answer(embedding, rows, prompts, several=number == 0)
+        losses.append(mask_losses(answer.logits, answer.ious, masks).mean())
+        if answer.gate is not None and alignment:
+            losses[-1] = losses[-1] + alignment * relevance_alignment_loss(answer.gate, masks[:, None])
+        best = answer.best().detach().float()
+        ious.append(intersection_over_union(best[:, 0] > 0, masks).mean())
+        prompts = prompts._replace(logits=best)
+    return Session(torch.stack(losses).mean(), ious[0], ious[-1])

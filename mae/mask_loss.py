@@ -1,0 +1,44 @@
+"""The objective of promptable segmentation: focal and dice loss of the best mask, error of the predicted IoU."""
+
+import torch
+from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
+
+FOCAL, DICE = 20.0, 1.0
+
+
+def mask_losses(logits: Tensor, ious: Tensor, masks: Tensor) -> Tensor:
+    """The loss of each object, in float32 (Kirillov et al. 2023, section 3 and appendix A).
+
+    20 · focal + dice of the mask where this sum is lowest, and the mean over all masks of the squared error of the
+    predicted IoU: each has to be ranked, the best one alone to be right.
+
+    logits   [N, K, h, w]
+    ious     [N, K]  predicted
+    masks    [N, h, w]  true inside the object
+    returns  [N]
+    """
+    logits, masks = logits.float(), masks[:, None].expand_as(logits)
+    wrong = FOCAL * focal_loss(logits, masks) + DICE * dice_loss(logits, masks)
+    with torch.no_grad():
+        reached = intersection_over_union(logits > 0, masks)
+    return wrong.min(1).values + (ious.float() - reached).square().mean(1)
+
+
+def focal_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """Mean over the pixels of the focal loss with gamma 2 and alpha 1/4 (Lin et al. 2017): [..., h, w] -> [...]."""
+    return sigmoid_focal_loss(logits, masks.to(logits.dtype), alpha=0.25, gamma=2).mean((-2, -1))
+
+
+def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """1 - (2 · overlap + 1) / (area + area + 1) of probabilities (Milletari et al. 2016): [..., h, w] -> [...]."""
+    inside, masks = logits.sigmoid(), masks.to(logits.dtype)
+    overlap = (inside * masks).sum((-2, -1))
+    return 1 - (2 * overlap + 1) / (inside.sum((-2, -1)) + masks.sum((-2, -1)) + 1)
+
+
+def intersection_over_union(one: Tensor, other: Tensor) -> Tensor:
+    """Of two masks, bool [..., h, w] -> float32 [...]; two empty ones agree."""
+    both = (one & other).sum((-2, -1))
+    either = (one | other).sum((-2, -1))
+    return torch.where(either == 0, 1.0, both / either.clamp(min=1))

@@ -1,0 +1,160 @@
+"""SAM: image encoder, prompt encoder and mask decoder; the last two are those of transformers (Apache-2.0)."""
+
+from typing import Any, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mae.errors import ConfigError
+from mae.models.relevance import PromptGate
+from mae.models.sam import SamConfig, SamEncoder
+
+STRIDE = 4  # pixels of the image per cell of the masks
+NONE, BACKGROUND, FOREGROUND = -1, 0, 1  # labels of points
+
+
+class Prompts(NamedTuple):
+    """What is asked for, one row per mask. Coordinates are (x, y) in pixels of the frame, 0 the centre of the first.
+
+    points  [N, P, 2]     clicks; the first slot is without effect in the rows that have a box
+    labels  [N, P]        FOREGROUND, BACKGROUND, or NONE for an empty slot
+    boxes   [N, 4]        x0, y0, x1, y1
+    boxed   [N]           whether the row has a box
+    logits  [N, 1, h, w]  of an earlier answer; None where there is none
+    """
+
+    points: Tensor
+    labels: Tensor
+    boxes: Tensor
+    boxed: Tensor
+    logits: Tensor | None = None
+
+
+class Answer(NamedTuple):
+    """Masks in cells of STRIDE pixels, and how good the model takes them to be.
+
+    logits  [N, K, S/4, S/4]  above 0 inside the object
+    ious    [N, K]
+    gate    [N, h, w]  how much each token of the embedding matters to the prompts, 0 to 1; None without relevance
+    """
+
+    logits: Tensor
+    ious: Tensor
+    gate: Tensor | None = None
+
+    def best(self) -> Tensor:
+        """The logits of the mask with the highest predicted IoU of each row, [N, 1, S/4, S/4]."""
+        rows = torch.arange(len(self.ious), device=self.ious.device)
+        return self.logits[rows, self.ious.argmax(1)][:, None]
+
+
+class Segmenter(nn.Module):
+    """A SAM of any encoder for square images (Kirillov et al. 2023), with transformers' names of the parameters beside
+    the encoder.
+
+    checkpointing  keep only what lies between the blocks of the encoder, and between the answers of the decoder, for
+                   the backward pass
+    relevance      prompts gate the embedding, as in a RelevanceAwareEncoder
+
+    Raises ConfigError for a rectangular frame, patches other than 16 pixels, an embedding that eight heads cannot
+    share, and without transformers.
+    """
+
+    def __init__(self, encoder: SamEncoder, *, checkpointing: bool = False, relevance: bool = False) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.encoder.checkpointing = self.checkpointing = checkpointing
+        self.prompt_encoder, self.mask_decoder = prompt_encoder_and_mask_decoder(encoder.config)
+        self.relevance = PromptGate(encoder.config.out_channels) if relevance else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Image embeddings: normalised [B, 3, S, S] -> [B, C, S/p, S/p]."""
+        return self.encoder(images)
+
+    def other_parts(self) -> dict[str, Tensor]:
+        """The weights beside the encoder's."""
+        return {key: value for key, value in self.state_dict().items() if not key.startswith("encoder.")}
+
+    def answer(self, embedding: Tensor, rows: Tensor, prompts: Prompts, *, several: bool) -> Answer:
+        """Masks for prompts on images that are embedded already.
+
+        embedding  [B, C, h, w]
+        rows       [N]  the image that each prompt is about
+        several    three masks for what may be meant, or one
+        """
+        arguments = (embedding, rows, prompts, several)
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._answer, *arguments, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore
+        return self._answer(*arguments)
+
+    def _answer(self, embedding: Tensor, rows: Tensor, prompts: Prompts, several: bool) -> Answer:
+        sparse, dense = self.embed(prompts)
+        embedding, gate = embedding[rows], None
+        if self.relevance is not None:
+            embedding, gate, _ = self.relevance.participate(self.relevance.propose(embedding), sparse)
+        logits, ious = self.mask_decoder(
+            image_embeddings=embedding,
+            image_positional_embeddings=self.positions().expand(len(rows), -1, -1, -1),
+            sparse_prompt_embeddings=sparse[:, None],
+            dense_prompt_embeddings=dense,
+            multimask_output=several,
+        )
+        return Answer(logits[:, 0], ious[:, 0], gate)
+
+    def embed(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """Prompts as tokens [N, P + 1, C], and as a map [N, C, h, w] that is added to the embedding.
+
+        A box takes the two tokens that otherwise hold the first point and "not a point", so that rows with and without
+        one have the same length: the order of the tokens is without meaning.
+        """
+        points, dense = self.prompt_encoder(prompts.points[:, None], prompts.labels[:, None], None, prompts.logits)
+        corners, _ = self.prompt_encoder(None, None, prompts.boxes[:, None], None)
+        points, corners = points[:, 0], corners[:, 0]
+        with_box = torch.cat([corners[:, :1], points[:, 1:-1], corners[:, 1:]], 1)
+        return torch.where(prompts.boxed[:, None, None], with_box, points), dense
+
+    def positions(self) -> Tensor:
+        """The embedding of the places of the image embedding, [1, C, h, w]."""
+        side = self.encoder.config.grid[0]
+        places = (torch.arange(side, device=self.encoder.pos_embed.device) + 0.5) / side
+        grid = torch.stack(torch.meshgrid(places, places, indexing="xy"), -1)
+        return rearrange(self.prompt_encoder.shared_embedding(grid), "h w c -> 1 c h w")
+
+
+def prompt_encoder_and_mask_decoder(config: SamConfig) -> tuple[Any, Any]:
+    """transformers' SamPromptEncoder and SamMaskDecoder for an encoder, of random weights."""
+    try:
+        from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder
+    except ImportError as error:
+        raise ConfigError(
+            "segmentation takes its prompt encoder and mask decoder from the package transformers, which is not "
+            "installed: pip install 'mae-pretrain[sam]'"
+        ) from error
+    settings = whole_config(config)
+    prompt_encoder, mask_decoder = SamPromptEncoder(settings), SamMaskDecoder(settings.mask_decoder_config)
+    # As in segment-anything: fixed, and of deviation 1, where the library would take half the width of the encoder.
+    nn.init.normal_(prompt_encoder.shared_embedding.positional_embedding).requires_grad_(False)
+    return prompt_encoder, mask_decoder
+
+
+def whole_config(config: SamConfig) -> Any:
+    """transformers' SamConfig of a whole SAM with this encoder, the vision part left to the exporter."""
+    from transformers import SamConfig as Peer
+
+    width, heads = config.out_channels, 8
+    if config.image_size[0] != config.image_size[1] or width % (4 * heads) or config.patch_size != 4 * STRIDE:
+        raise ConfigError(
+            f"a SAM has square images, patches of {4 * STRIDE} pixels and an embedding whose width is a multiple of "
+            f"{4 * heads}: image_size={list(config.image_size)}, patch_size={config.patch_size}, out_channels={width} "
+            "cannot be"
+        )
+    side, patch = config.image_size[0], config.patch_size
+    prompts = {"hidden_size": width, "image_size": side, "patch_size": patch}
+    # 1e-5 is torch's default, which segment-anything's decoder has.
+    decoder = {"hidden_size": width, "mlp_dim": 8 * width, "iou_head_hidden_dim": width, "layer_norm_eps": 1e-5}
+    vision = {"image_size": side, "patch_size": patch, "output_channels": width, "num_pos_feats": width // 2}
+    settings: Any = Peer(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder)
+    settings.mask_decoder_config._attn_implementation = "sdpa"
+    return settings

@@ -1,0 +1,83 @@
+"""The settings of task=segment, and the model that they describe."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from mae.errors import ConfigError
+from mae.export.sam import sam_config
+from mae.lora import add_lora
+from mae.models.config import MAEConfig
+from mae.models.execution import BlocksConfig
+from mae.models.sam import SamEncoder
+from mae.models.segmenter import Segmenter
+
+
+class SegmentConfig(BaseModel):
+    """Settings of task=segment; the defaults are SAM's (Kirillov et al. 2023, appendix A).
+
+    image_size, window, global_blocks, out_channels
+                     of the SAM-style encoder that the model's becomes; global_blocks None: the last of each quarter
+    masks_per_image  at most, chosen anew each time an image is shown
+    min_area         share of the frame that an object covers to be trained on, where an image has such
+    clicks           corrections after the first prompt; two answers without a click follow them
+    box_share        of the objects whose first prompt is a box
+    drop_path        share of the images for which the last block is left out in training
+    encoder          what of it learns: all, the neck alone (frozen), or the neck and low-rank additions to qkv (lora)
+    lora_rank        of the additions, which count twice (alpha is twice the rank)
+    embeddings       folder where what a frozen encoder gives is kept from one epoch, and one run, to the next
+    relevance        prompts gate the embedding, as in a RelevanceAwareEncoder; no other library loads such a model
+    alignment        weight of its alignment loss: the gate is to cover the object
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["segment"]
+    image_size: int = Field(1024, ge=1)
+    window: int = Field(14, ge=1)
+    global_blocks: tuple[int, ...] | None = None
+    out_channels: int = Field(256, ge=1)
+    masks_per_image: int = Field(64, ge=1)
+    min_area: float = Field(0.0, ge=0, lt=1)
+    clicks: int = Field(8, ge=0)
+    box_share: float = Field(0.5, ge=0, le=1)
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    encoder: Literal["all", "frozen", "lora"] = "all"
+    lora_rank: int = Field(8, ge=1)
+    embeddings: Path | None = None
+    relevance: bool = False
+    alignment: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SegmentConfig":
+        if self.alignment and not self.relevance:
+            raise ValueError(f"alignment={self.alignment} is a loss of the gate that relevance=true adds: set both")
+        return self
+
+    @property
+    def sam_fields(self) -> dict[str, Any]:
+        """Fields of SamConfig, for `to_sam`."""
+        fields = self.model_dump(include={"image_size", "window", "global_blocks", "out_channels"})
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+def build_segmenter(config: MAEConfig, task: SegmentConfig, blocks: BlocksConfig) -> Segmenter:
+    """A fresh model. Raises ConfigError for fields that do not fit together."""
+    if blocks.recompute not in ("none", "all"):
+        raise ConfigError(f"blocks.recompute={blocks.recompute}: task=segment knows none and all")
+    encoder = SamEncoder(sam_config(config, task.sam_fields), drop_path=task.drop_path)
+    if blocks.compile:
+        encoder.compile_blocks()
+    return Segmenter(encoder, checkpointing=blocks.recompute == "all", relevance=task.relevance)
+
+
+def choose_what_learns(model: Segmenter, task: SegmentConfig) -> None:
+    """Takes gradients from the encoder, or adds to it, as `task.encoder` says; its neck always learns."""
+    if task.encoder == "all":
+        return
+    encoder = model.encoder
+    encoder.requires_grad_(False)
+    if task.encoder == "lora":
+        add_lora(encoder, task.lora_rank)
+    encoder.neck.requires_grad_(True)

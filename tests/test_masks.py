@@ -1,0 +1,310 @@
+"""Photographs with instance masks reach the frame with every pixel in its place."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from data.coco import with_masks
+from data.datamodule import DataConfig
+from data.errors import DataError
+from data.image_folder import find_images
+from data.index import open_shards
+from data.mask_datamodule import MaskDataModule
+from data.mask_stream import Frame, MaskStream, fit
+from data.masks import decode, encode, nearest, read_record
+from data.pack import main as pack
+from data.samplers import Draw
+from mae.frame import edges_to_frame, to_frame, to_photograph
+from tests.masked_photos import jpeg, record, shapes, shards_of_shapes, write_tar
+
+coco = pytest.importorskip("pycocotools.mask")
+transforms = pytest.importorskip("segment_anything.utils.transforms")
+
+SIDES = st.integers(1, 5000)
+
+
+def first(tar: Path, frame: Frame, seed: int | None = None, epoch: int = 0):
+    return MaskStream(open_shards(str(tar)), frame, seed)[Draw(epoch, np.array([0]), np.array([0]))]
+
+
+# Geometry.
+
+
+@given(SIDES, SIDES, st.sampled_from([64, 256, 1024]))
+def test_the_frame_is_segment_anythings(height: int, width: int, side: int) -> None:
+    assert fit(height, width, side) == transforms.ResizeLongestSide.get_preprocess_shape(height, width, side)
+
+
+@given(st.tuples(st.integers(8, 5000), st.integers(8, 5000)), st.data())
+@settings(max_examples=200)
+def test_a_click_on_a_cell_is_a_click_on_the_pixel_whose_mask_it_shows(size: tuple[int, int], data: st.DataObject):
+    """Cells of the mask frame, pixels of the image frame and pixels of the photograph name the same place."""
+    side, stride = 256, 4
+    inside = fit(*size, side)
+    for axis in (0, 1):
+        pixels = nearest(size[axis], inside[axis], stride)
+        assert len(pixels) <= side // stride and (len(pixels) == 0 or 0 <= pixels.min() <= pixels.max() < size[axis])
+        if len(pixels) == 0:
+            continue
+        cell = data.draw(st.integers(0, len(pixels) - 1))
+        click = (cell + 0.5) * stride - 0.5
+        point = to_frame(torch.tensor([float(pixels[cell])] * 2, dtype=torch.float64), size, inside)[1 - axis]
+        # Half a pixel of the photograph, in pixels of the frame.
+        assert abs(float(point) - click) <= 0.5 * inside[axis] / size[axis] + 1e-9
+        mirrored = nearest(size[axis], inside[axis], stride, mirrored=True)
+        assert (mirrored == size[axis] - 1 - pixels).all()
+
+
+@given(st.tuples(st.integers(8, 5000), st.integers(8, 5000)), st.floats(0, 1), st.floats(0, 1))
+def test_points_lie_within_half_a_pixel_of_segment_anythings(size: tuple[int, int], x: float, y: float) -> None:
+    """Theirs scales the number of a pixel, ours its centre."""
+    point = np.array([[int(x * (size[1] - 1)), int(y * (size[0] - 1))]])
+    theirs = transforms.ResizeLongestSide(1024).apply_coords(point, size)
+    ours = to_frame(torch.from_numpy(point).double(), size, fit(*size, 1024)).numpy()
+    assert np.abs(ours - theirs).max() <= 0.5 * max(1, 1024 / max(size)) + 1e-6
+    box = torch.tensor([0.0, 0.0, size[1], size[0]], dtype=torch.float64)
+    height, width = fit(*size, 1024)
+    assert edges_to_frame(box, size, (height, width)).tolist() == pytest.approx([0, 0, width, height])
+
+
+@pytest.mark.parametrize(
+    ("size", "orientation"),
+    [((200, 300), turn) for turn in range(1, 9)] + [((300, 200), 6), ((3024, 4032), 1), ((3024, 4032), 6)],
+    ids=str,
+)
+def test_a_square_is_where_its_mask_and_its_coordinates_say(tmp_path: Path, size, orientation: int) -> None:
+    height, width = size
+    top, left, edge = height // 5, width * 3 // 5, height // 5
+    mask = np.zeros(size, bool)
+    mask[top : top + edge, left : left + edge] = True
+    pixels = np.where(mask[..., None], np.uint8(250), np.uint8(10)).repeat(3, 2)
+    tar = write_tar(tmp_path / "a.tar", [(jpeg(pixels, orientation), record([mask]))])
+    batch = first(tar, Frame(256))
+    assert tuple(batch["originals"][0]) == size
+    inside = tuple(batch["inside"][0])
+    assert max(inside) == 256 and (batch["images"][0, :, inside[0] :] == 0).all()
+    # The middle of each cell of the mask frame is bright where the mask is, and dark elsewhere, but for the edges.
+    bright = batch["images"][0, 0].float() > 128
+    cells = torch.nn.functional.avg_pool2d(bright.float()[None], 4)[0]
+    whole = (cells == 0) | (cells == 1)
+    assert torch.equal(cells.bool()[whole], torch.from_numpy(batch["masks"][0])[whole]) and whole.float().mean() > 0.9
+    centre = torch.tensor([left + edge // 2, top + edge // 2]).float()
+    x, y = to_frame(centre, size, inside).round().int().tolist()
+    assert bright[y, x] and batch["masks"][0, y // 4, x // 4]
+    # And back: logits of that mask at the size of the photograph.
+    logits = torch.where(torch.from_numpy(batch["masks"][:, None]), 10.0, -10.0)
+    back = to_photograph(logits, 256, inside, size)[0, 0] > 0
+    assert (back.numpy() & mask).sum() / (back.numpy() | mask).sum() > 0.85
+
+
+def test_the_eight_turns_of_one_picture_are_the_same_batch(tmp_path: Path, real_images: Path) -> None:
+    files = sorted((real_images / "large_photos" / "exif_orientation").glob("*.jpg"))
+    with Image.open(files[0]) as upright:
+        mask = np.zeros((upright.height, upright.width), bool)
+    mask[: mask.shape[0] // 3, : mask.shape[1] // 4] = True
+    tar = write_tar(tmp_path / "turns.tar", [(file.read_bytes(), record([mask])) for file in files])
+    batch = MaskStream(open_shards(str(tar)), Frame(256))[Draw(0, np.arange(8), np.arange(8))]
+    assert not batch["bad"] and len(files) == 8
+    assert (batch["masks"] == batch["masks"][0]).all()
+    images = batch["images"].float()
+    assert (images - images[0]).abs().mean() < 3  # they were compressed one by one
+
+
+def test_a_mirrored_photograph_has_mirrored_masks(tmp_path: Path) -> None:
+    pixels, masks = shapes(3, 96, 128)
+    tar = write_tar(tmp_path / "a.tar", [(jpeg(pixels), record(masks))])
+    frame = Frame(128, stride=4)
+    plain, seen = first(tar, frame), set()
+    for epoch in range(8):
+        drawn = first(tar, frame, seed=0, epoch=epoch)
+        order = np.argsort(drawn["numbers"])
+        flipped = not np.array_equal(drawn["images"], plain["images"])
+        seen.add(flipped)
+        expected = plain["images"].flip(-1) if flipped else plain["images"]
+        assert torch.equal(drawn["images"], expected)
+        again = plain["masks"][:, :, ::-1] if flipped else plain["masks"]
+        assert (drawn["masks"][order] != again).mean() < 0.01  # a cell may fall between two pixels
+    assert seen == {True, False}
+
+
+# Masks.
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_run_lengths_round_trip_through_pycocotools(height: int, width: int, seed: int) -> None:
+    mask = np.random.default_rng(seed).random((height, width)) < 0.4
+    code = json.loads(json.dumps(encode(mask)))
+    assert np.array_equal(decode(code), mask)
+    assert np.array_equal(coco.decode(code).astype(bool), mask)
+    flat = mask.flatten(order="F")
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flat])))
+    counts = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()  # uncompressed, as of COCO's crowds
+    assert np.array_equal(decode({"size": [height, width], "counts": counts}), mask)
+
+
+def test_which_masks_are_taken_follows_from_seed_epoch_and_position(tmp_path: Path) -> None:
+    masks = [np.zeros((64, 64), bool) for _ in range(20)]
+    for number, mask in enumerate(masks):
+        mask[number * 3 : number * 3 + 4] = True
+    tar = write_tar(tmp_path / "a.tar", [(jpeg(np.zeros((64, 64, 3), np.uint8)), record(masks))])
+    frame = Frame(64, masks_per_image=5, stride=1)
+    numbers = [first(tar, frame, 0, epoch)["numbers"].tolist() for epoch in (0, 0, 1, 2)]
+    assert numbers[0] == numbers[1] and len({tuple(sorted(chosen)) for chosen in numbers}) == 3
+    assert first(tar, frame)["numbers"].tolist() == [0, 5, 10, 14, 19]  # spread, where nothing is drawn
+    batch = first(tar, frame, 0)
+    for mask, number in zip(batch["masks"], batch["numbers"], strict=True):
+        assert np.array_equal(mask, masks[number])
+    # Small ones are for images that have no others; those that are scored are all there.
+    large = first(tar, frame._replace(min_area=4 / 64, masks_per_image=20), 0)["numbers"]
+    assert sorted(large.tolist()) == list(range(20)) and masks[19][57:61].all()
+    masks[3][:] = False
+    masks[3][9, :5] = True
+    mixed = write_tar(tmp_path / "b.tar", [(jpeg(np.zeros((64, 64, 3), np.uint8)), record(masks))])
+    assert 3 not in first(mixed, frame._replace(min_area=4 / 64, masks_per_image=20), 0)["numbers"]
+    assert 3 in first(mixed, frame._replace(min_area=4 / 64, masks_per_image=20))["numbers"]
+    assert len(first(mixed, frame._replace(min_area=0.5), 0)["numbers"]) == 5
+
+
+def test_the_public_photographs_give_the_masks_that_pycocotools_decodes(real_images: Path) -> None:
+    config = DataConfig(path=str(real_images / "coco_sa1b"), workers=0)
+    data = MaskDataModule(config, image_size=256, masks_per_image=None, seed=0, global_batch=1, micro_batch=1)
+    assert data.val_index is not None and (len(data.train_index), len(data.val_index)) == (137, 69)
+    stream, total = MaskStream(data.val_index, data.cut), 0
+    for sample in range(69):
+        total += len(stream[Draw(0, np.array([sample]), np.array([sample]))]["masks"])
+    assert total == 566
+    batch = stream[Draw(0, np.array([3]), np.array([3]))]
+    member = next(m for m in data.val_index.members(3) if m.name.endswith(".json"))
+    with open(data.val_index.shards[0], "rb") as file:
+        file.seek(member.offset)
+        annotations = json.loads(file.read(member.size))["annotations"]
+    for mask, annotation in zip(batch["masks"], annotations, strict=True):
+        assert np.array_equal(mask, coco.decode(annotation["segmentation"])) and mask.sum() == annotation["area"]
+
+
+def test_masks_of_a_photograph_that_was_packed_smaller_are_those_of_its_original(tmp_path: Path) -> None:
+    pixels, masks = shapes(5, 300, 401)
+    folder = tmp_path / "large"
+    write_tar(folder / "a-train-000000.tar", [(jpeg(pixels), record(masks))])
+    pack([str(folder), str(tmp_path / "small" / "train"), "--shorter-side", "160", "--jobs", "1"])
+    (tar,) = (tmp_path / "small" / "train").glob("*.tar")
+    large, small = first(folder / "a-train-000000.tar", Frame(128)), first(tar, Frame(128))
+    assert not small["bad"] and np.array_equal(small["originals"], [[300, 401]])
+    assert (large["masks"] != small["masks"]).mean() < 0.01
+    assert (large["images"].float() - small["images"].float()).abs().mean() < 4
+
+
+# What is wrong with a file.
+
+
+def sentence(tar: Path) -> str:
+    batch = MaskStream(open_shards(str(tar)), Frame(64))[Draw(0, np.array([0]), np.array([0]))]
+    return batch["bad"][0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("contents", "expected"),
+    [
+        (None, "no .json with masks"),
+        (b"{", "no SA-1B record"),
+        (b'{"annotations": [{"segmentation": [[1, 2, 3, 4, 5, 6]]}]}', "no SA-1B record"),
+        (b'{"annotations": []}', "nothing to segment"),
+        (record([np.ones((120, 90), bool)]), "its masks are 120x90, the upright image is 90x120"),
+        (record([np.zeros((90, 120), bool)]), "none of its 1 masks covers a cell"),
+        (b'{"annotations": [{"segmentation": {"size": [90, 120], "counts": [1, "x"]}}]}', "cannot be decoded"),
+    ],
+)
+def test_a_sample_without_usable_masks_is_replaced_and_said_so(tmp_path: Path, contents, expected: str) -> None:
+    pixels, masks = shapes(0)
+    tar = write_tar(tmp_path / "a.tar", [(jpeg(pixels), contents), (jpeg(pixels), record(masks))])
+    assert expected in sentence(tar)
+
+
+def test_shards_without_records_are_refused_at_once(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a-train-000000.tar", [(jpeg(shapes(0)[0]), None)] * 4)
+    config = DataConfig(path=str(tmp_path), workers=0)
+    with pytest.raises(DataError, match=r"has no .json with masks .* --masks instances.json"):
+        MaskDataModule(config, image_size=64, masks_per_image=4, seed=0, global_batch=2, micro_batch=2)
+    shards_of_shapes(tmp_path / "shapes")
+    config = DataConfig(path=str(tmp_path / "shapes"), workers=0, views_per_image=2)
+    with pytest.raises(DataError, match="one view per image"):
+        MaskDataModule(config, image_size=64, masks_per_image=4, seed=0, global_batch=2, micro_batch=2)
+
+
+# Packing.
+
+
+@pytest.fixture
+def coco_folder(tmp_path: Path) -> tuple[Path, Path]:
+    """images/ with a sub-folder, and instances.json: polygons, run lengths, a crowd, an image without objects."""
+    images, objects = [], []
+    for number in range(4):
+        pixels, masks = shapes(number)
+        name = f"{number}.jpg"
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / name).write_bytes(jpeg(pixels))
+        images.append({"id": 10 + number, "file_name": name, "height": 90, "width": 120})
+        if number < 3:
+            objects += [{"id": len(objects), "image_id": 10 + number, "segmentation": encode(mask)} for mask in masks]
+    square = [[10, 20, 50, 20, 50, 60, 10, 60]]
+    objects.append({"id": 90, "image_id": 10, "segmentation": square, "iscrowd": 0})
+    crowd = {"size": [90, 120], "counts": [100, 50, 10650]}
+    objects.append({"id": 91, "image_id": 10, "segmentation": crowd, "iscrowd": 1})
+    file = tmp_path / "instances.json"
+    file.write_text(json.dumps({"images": images, "annotations": objects}))
+    return tmp_path / "images", file
+
+
+def test_coco_annotations_are_packed_as_records_and_read_back(tmp_path: Path, coco_folder, capsys) -> None:
+    images, file = coco_folder
+    pack([str(images), str(tmp_path / "out" / "train"), "--masks", str(file), "--jobs", "1"])
+    printed = capsys.readouterr()
+    assert "3 samples" in printed.out and "1 images without objects" in printed.err
+    index = open_shards(str(tmp_path / "out" / "train"))
+    stream = MaskStream(index, Frame(128, None))
+    for sample in range(3):
+        batch = stream[Draw(0, np.array([sample]), np.array([sample]))]
+        number = int(batch["keys"][0])
+        expected = shapes(number)[1]
+        assert len(batch["masks"]) == len(expected) + (number == 0)
+        assert all(np.array_equal(mask, own) for mask, own in zip(batch["masks"], expected, strict=False))
+        if number == 0:
+            assert abs(batch["masks"][2].sum() - 1600) < 100 and batch["masks"][2][40, 30]
+        member = next(m for m in index.members(sample) if m.name.endswith(".json"))
+        with open(index.shards[0], "rb") as tar:
+            tar.seek(member.offset)
+            contents = tar.read(member.size)
+        assert len(read_record(contents, (90, 120))[0]) == len(batch["masks"])
+        first_of = json.loads(contents)["annotations"][0]
+        assert first_of["bbox"] == coco.toBbox(first_of["segmentation"]).tolist()
+        assert first_of["area"] == coco.area(first_of["segmentation"])
+        x, y = map(int, first_of["point_coords"][0])
+        assert batch["masks"][0][y, x]
+
+
+def test_bad_annotations_are_refused_in_a_sentence(tmp_path: Path, coco_folder) -> None:
+    images, file = coco_folder
+    source = find_images(images)
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(DataError, match="cannot be read as COCO instances"):
+        with_masks(source, tmp_path / "other.json")
+    contents = json.loads(file.read_text())
+    for image in contents["images"]:
+        image["file_name"] = f"elsewhere/{image['id']}.png"
+    (tmp_path / "renamed.json").write_text(json.dumps(contents))
+    with pytest.raises(DataError, match=r"names none of the 4 images .* elsewhere/10.png"):
+        with_masks(source, tmp_path / "renamed.json")
+    with pytest.raises(DataError, match="leave out --shorter-side"):
+        pack([str(images), str(tmp_path / "out"), "--masks", str(file), "--shorter-side", "64"])
+    contents = json.loads(file.read_text())
+    contents["images"][0] |= {"height": 120, "width": 90}
+    (tmp_path / "turned.json").write_text(json.dumps(contents))
+    turned = with_masks(source, tmp_path / "turned.json").samples[0]
+    with pytest.raises(DataError, match="it is 90x120 upright, and 120x90 in the annotations"):
+        dict(turned.others)["json"]()

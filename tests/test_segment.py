@@ -1,0 +1,232 @@
+"""Fine-tuning in the manner of SAM through train.py: exact resume, what learns, what is kept, what comes out."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import mae
+from mae.checkpoint import newest_valid, read_own
+from mae.embeddings import TokenCache
+from mae.errors import CheckpointError, ConfigError
+from mae.export.write import export
+from mae.launch import Topology
+from mae.layer_decay import layer_decayed_adamw
+from mae.load_segmenter import load_segmenter
+from mae.models.config import MAEConfig
+from mae.models.execution import BlocksConfig
+from mae.models.sam import SamEncoder
+from mae.models.segmenter import Segmenter
+from mae.optim import OptimConfig, learning_rate
+from mae.segment import sam_layer
+from mae.segment_config import SegmentConfig, build_segmenter, choose_what_learns
+from tasks.segment_eval import SegmentProbe, before, evaluate_segmentation
+from tests.exports import own_checkpoint
+from tests.masked_photos import shards_of_shapes
+from tests.processes import equal, kill, losses, run, start, state, wait_for_checkpoint
+from tests.test_experiments import compose
+from train import train
+
+SMALL = (
+    "task=segment",
+    "optim=sam",
+    "optim.warmup_steps=3",
+    "model.width=48",
+    "model.depth=2",
+    "model.num_heads=3",
+    "model.patch_size=16",
+    "task.image_size=64",
+    "task.window=2",
+    "task.global_blocks=[1]",
+    "task.out_channels=32",
+    "task.masks_per_image=2",
+    "task.clicks=1",
+    "task.drop_path=0.3",
+    "global_batch=4",
+    "micro_batch=2",
+    "max_steps=16",
+    "val_every=5",
+    "log_every=1",
+    "trainer=cpu",
+    "precision=32-true",
+    "checkpoint.every_steps=5",
+)
+
+
+@pytest.fixture(scope="module")
+def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shards_of_shapes(tmp_path_factory.mktemp("shapes"))
+
+
+def words(runs: Path, shapes: Path, *overrides: str) -> list[str]:
+    return [f"runs={runs}", f"data.path={shapes}", "data.workers=0", *SMALL, *overrides]
+
+
+def trained(runs: Path, shapes: Path, *overrides: str) -> Path:
+    """A run in this process."""
+    torch.set_num_threads(1)
+    config = compose(*words(runs, shapes, *overrides))
+    train(config, Topology(rank=0, ranks=1, devices=1, nodes=1))
+    return config.run
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, shapes_folder: Path) -> Path:
+    return trained(tmp_path_factory.mktemp("runs"), shapes_folder, "name=whole")
+
+
+def test_a_killed_run_ends_with_the_same_parameters(tmp_path: Path, shapes_folder: Path, uninterrupted: Path) -> None:
+    """Drop path, choice of masks, clicks and noise of boxes are drawn again as they were; across an epoch's edge."""
+    command = [sys.executable, "train.py", *words(tmp_path, shapes_folder, "name=killed")]
+    process = start(command)
+    wait_for_checkpoint(process, tmp_path / "killed")
+    kill(process)
+    newest = newest_valid(tmp_path / "killed")
+    assert newest is not None and newest.stem < "step-00000016"
+    run(command)
+    assert equal(state(tmp_path / "killed"), state(uninterrupted))
+    assert losses(tmp_path / "killed") == losses(uninterrupted)
+
+
+def test_a_run_from_another_prompting_is_another_run(uninterrupted: Path, shapes_folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"task\.clicks"):
+        trained(uninterrupted.parent, shapes_folder, "name=whole", "task.clicks=2")
+
+
+def test_a_masked_autoencoder_is_where_a_run_starts(tmp_path: Path, shapes_folder: Path) -> None:
+    fields = {"width": 48, "num_heads": 3, "patch_size": 16, "image_size": 64}
+    source, file = own_checkpoint(tmp_path, **fields)
+    tiny = ("optim.base_lr=1e-9", "max_steps=1", f"init_from={file}")
+    folder = trained(tmp_path, shapes_folder, "name=warm", *tiny)
+    assert (folder / "summary.json").is_file()
+    encoder = load_segmenter(folder).encoder
+    assert torch.allclose(encoder.blocks[0].attn.qkv.weight, source.blocks[0].attn.qkv.weight, atol=1e-6)
+    # From there another run, of the whole model.
+    again = trained(tmp_path, shapes_folder, "name=again", *tiny[:2], f"init_from={folder}")
+    one, other = load_segmenter(folder).state_dict(), load_segmenter(again).state_dict()
+    assert all(torch.allclose(one[key], other[key], atol=1e-5) for key in one)
+    with pytest.raises(ConfigError, match="another encoder: width 48 there, 96 here"):
+        trained(tmp_path, shapes_folder, "name=other", *tiny, "model.width=96")
+
+
+# What learns.
+
+
+def segmenter(encoder: str = "all", **fields) -> tuple[Segmenter, SegmentConfig]:
+    torch.manual_seed(0)
+    small = {"image_size": 64, "window": 2, "global_blocks": (1,), "out_channels": 32}
+    task = SegmentConfig.model_validate({"name": "segment", "encoder": encoder} | small | fields)
+    config = MAEConfig(width=48, depth=2, num_heads=3, image_size=64)
+    model = build_segmenter(config, task, BlocksConfig())
+    choose_what_learns(model, task)
+    return model, task
+
+
+def test_every_parameter_is_in_one_layer_and_learns_at_its_rate() -> None:
+    model, _ = segmenter()
+    optimizer = layer_decayed_adamw(
+        model.named_parameters(), OptimConfig(layer_decay=0.8), 1.0, lambda name: sam_layer(name, 2), 3
+    )
+    names = [name for group in optimizer.param_groups for name in group["param_names"]]
+    assert sorted(names) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
+    rates = {name: group["lr"] for group in optimizer.param_groups for name in group["param_names"]}
+    assert rates["encoder.pos_embed"] == rates["encoder.patch_embed.proj.weight"] == pytest.approx(0.8**3)
+    assert rates["encoder.blocks.0.attn.qkv.weight"] == pytest.approx(0.8**2)
+    assert rates["encoder.blocks.1.norm1.bias"] == pytest.approx(0.8)
+    assert rates["encoder.neck.0.weight"] == rates["mask_decoder.iou_token.weight"] == 1.0
+    decayed = {n for group in optimizer.param_groups if group["weight_decay"] for n in group["param_names"]}
+    assert "encoder.blocks.0.attn.qkv.weight" in decayed and "encoder.blocks.0.attn.qkv.bias" not in decayed
+
+
+def test_the_rate_falls_to_a_tenth_at_each_milestone() -> None:
+    rates = [
+        learning_rate(
+            step, peak=1.0, floor=0.0, warmup=250, total=90_000, milestones=(60_000 / 90_000, 86_666 / 90_000)
+        )
+        for step in (0, 125, 250, 59_999, 60_000, 86_665, 86_666, 89_999)
+    ]
+    assert rates == pytest.approx([0, 0.5, 1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_low_rank_additions_learn_and_merge_into_the_same_function(tmp_path: Path, shapes_folder: Path) -> None:
+    pytest.importorskip("peft")
+    folder = trained(tmp_path, shapes_folder, "name=lora", "task.encoder=lora", "task.lora_rank=2", "max_steps=3")
+    contents = read_own(newest_valid(folder))
+    adapted, _ = segmenter("lora", lora_rank=2, clicks=1, masks_per_image=2, drop_path=0.3)
+    weights = {key.removeprefix("model."): value for key, value in contents["state_dict"].items()}
+    before = {key: value.clone() for key, value in adapted.state_dict().items()}
+    adapted.load_state_dict(weights)
+    moved = {key for key in weights if not torch.equal(weights[key], before[key])}
+    assert any("lora_B" in key for key in moved) and "encoder.neck.0.weight" in moved
+    images = torch.randn(2, 3, 64, 64)
+    merged = load_segmenter(folder)
+    assert type(merged.encoder) is SamEncoder and not any("lora" in key for key in merged.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(merged(images), adapted.eval()(images), rtol=1e-4, atol=1e-5)
+    export(folder, "segment-anything", tmp_path / "sam.pth")
+    exported = mae.load_sam(tmp_path / "sam.pth").state_dict()
+    assert all(torch.equal(value, exported[key]) for key, value in merged.encoder.state_dict().items())
+
+
+def test_a_frozen_encoder_with_its_tokens_on_disk_trains_the_same(tmp_path: Path, shapes_folder: Path) -> None:
+    frozen = ("task.encoder=frozen", "data.flip=false", "max_steps=8", "val_every=null")
+    plain = trained(tmp_path, shapes_folder, "name=plain", *frozen)
+    kept = trained(tmp_path, shapes_folder, "name=kept", *frozen, f"task.embeddings={tmp_path / 'tokens'}")
+    one, other = state(plain)["model"], state(kept)["model"]
+    fresh = segmenter()[0].state_dict()
+    assert all(torch.allclose(value, other[key], atol=1e-4) for key, value in one.items())
+    assert (tmp_path / "tokens").is_dir() and len(list((tmp_path / "tokens").iterdir())) == 1
+    still = {key for key, value in fresh.items() if torch.equal(one[f"model.{key}"], value)}
+    frozen_part = {key for key in fresh if key.startswith("encoder.") and not key.startswith("encoder.neck.")}
+    assert frozen_part <= still and "encoder.neck.0.weight" not in still
+    with pytest.raises(ConfigError, match=r"set task.encoder=frozen and data.flip=false"):
+        trained(tmp_path, shapes_folder, "name=no", f"task.embeddings={tmp_path}", "max_steps=1")
+
+
+def test_kept_tokens_belong_to_one_encoder_and_one_data_set(tmp_path: Path) -> None:
+    encoder = segmenter()[0].encoder
+    images, samples = torch.randn(3, 3, 64, 64), torch.tensor([4, 0, 2])
+    cache = TokenCache(tmp_path, encoder, 5, {"fingerprint": "a"})
+    expected = encoder.tokens(images).detach()
+    torch.testing.assert_close(cache(encoder, images, samples), expected)
+    # From the disk, whatever the images are now.
+    again = TokenCache(tmp_path, encoder, 5, {"fingerprint": "a"})
+    torch.testing.assert_close(again(encoder, torch.zeros_like(images), samples), expected)
+    assert np.flatnonzero(again.present).tolist() == [0, 2, 4]
+    assert TokenCache(tmp_path, encoder, 5, {"fingerprint": "b"}).folder != cache.folder
+    with torch.no_grad():
+        encoder.pos_embed.add_(1)
+    assert TokenCache(tmp_path, encoder, 5, {"fingerprint": "a"}).folder != cache.folder
+
+
+# What comes out.
+
+
+def test_a_run_is_exported_as_a_whole_sam_that_both_libraries_answer_from(uninterrupted: Path, tmp_path: Path) -> None:
+    """The exporter compares embeddings and masks itself; what it wrote is read back here."""
+    export(uninterrupted, "segment-anything", tmp_path / "sam.pth")
+    export(uninterrupted, "hf-sam", tmp_path / "hf")
+    own = load_segmenter(uninterrupted).state_dict()
+    for path in (tmp_path / "sam.pth", tmp_path / "hf"):
+        back = load_segmenter(path).state_dict()
+        assert back.keys() == own.keys() and all(torch.equal(back[key], own[key]) for key in own)
+    with pytest.raises(CheckpointError, match="without a prompt encoder"):
+        torch.save(load_segmenter(uninterrupted).encoder.state_dict(), tmp_path / "bare.pth")
+        load_segmenter(tmp_path / "bare.pth")
+
+
+def test_scores_stand_beside_what_the_run_started_from(uninterrupted: Path, tmp_path: Path) -> None:
+    probe = SegmentProbe(name="segment", clicks=[1, 2], pictures=2, images=3)
+    scores = evaluate_segmentation(probe, uninterrupted, {"workers": 0}, 7, tmp_path)
+    written = json.loads((tmp_path / "segment.json").read_text())
+    assert scores["trained"]["objects"] == scores["untrained"]["objects"] == 6
+    assert written["trained"]["box"] == scores["trained"]["box"] and set(written["untrained"]["clicks"]) == {"1", "2"}
+    assert (tmp_path / "segment.png").is_file() and (tmp_path / "segment_pictures.png").is_file()
+    settings = OmegaConf.to_container(OmegaConf.load(uninterrupted / "config.yaml"))
+    start = before(load_segmenter(uninterrupted), settings, seed=7).state_dict()  # pyright: ignore[reportArgumentType]
+    fresh = segmenter()[0].state_dict()  # of the run's seed, and not of the probe's
+    assert all(torch.equal(value, fresh[key]) for key, value in start.items())
