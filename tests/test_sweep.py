@@ -1,12 +1,14 @@
 """Sweeps: every trial once, in a folder of its own, however often the sweep is killed."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -17,11 +19,11 @@ from search.config import SweepConfig
 from tests.conftest import ROOT
 from tests.test_experiments import REDUCED
 
-RATES = [1e-3, 2e-3, 4e-3, 8e-3]
+RATES = [0.0005, 0.001, 0.002, 0.003, 0.004, 0.006, 0.008, 0.01]
 FIELDS = {
-    "name": "s",
+    "name": "rates",
     "sweeps": "sweeps",
-    "settings": ["experiment=digits_tiny"],
+    "settings": [],
     "evaluation": [],
     "space": {"optim.base_lr": RATES},
     "sampler": "grid",
@@ -38,63 +40,93 @@ FIELDS = {
 }
 
 
-def command(folder: Path, data: Path, *overrides: str) -> list[str]:
-    """sweep.py over four learning rates of four steps each."""
-    small = [word for word in REDUCED if not word.startswith("max_steps")]
-    settings = [*small, "model.image_size=32", "max_steps=4", "log_every=1", f"data.root={data}", "model.patch_size=8"]
-    given = ",".join(f"'{word}'" for word in settings)
-    words = ["sampler=grid", "n_trials=null", "prune_by=null", f"sweeps={folder}", f"settings=[{given}]"]
-    rates = ",".join(map(str, RATES))
-    words += ["objective=val/loss", "direction=minimize", "jobs=2", *overrides]
-    space = ["~sweep.space.model.mask_ratio", "sweep.space={optim.base_lr:[" + rates + "]}"]
-    return [sys.executable, "sweep.py", "sweep=lr_mask", space[1], space[0], *(f"sweep.{word}" for word in words)]
+STAND_IN = [sys.executable, str(ROOT / "tests" / "stand_in_trial.py")]
+
+
+def command(folder: Path, **changes: Any) -> list[str]:
+    """sweep.py with a file of settings: over learning rates, two trials at a time."""
+    settings = FIELDS | {"sweeps": str(folder), "objective": "val/loss", "direction": "minimize", "jobs": 2} | changes
+    (folder / "sweep").mkdir(parents=True)
+    (folder / "sweep" / "rates.yaml").write_text(json.dumps(settings))
+    return [sys.executable, "sweep.py", "--config-dir", str(folder), "sweep=rates"]
 
 
 def study(folder: Path) -> optuna.Study:
-    return optuna.load_study(study_name="lr_mask", storage=f"sqlite:///{folder / 'lr_mask' / 'study.db'}")
+    return optuna.load_study(study_name="rates", storage=f"sqlite:///{folder / 'rates' / 'study.db'}")
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1"}
+def run(words: list[str], folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def run(words: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True)
-
-
-def test_a_sweep_that_is_killed_goes_on_and_runs_every_trial_once(tmp_path: Path, built_in: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = run(command(whole, built_in))
-    assert done.returncode == 0, done.stdout + done.stderr
-
-    words = command(killed, built_in)
-    process = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
-    while not list(killed.glob("lr_mask/trial-000?/metrics.csv")):  # somewhere in the first trials
-        time.sleep(0.05)
+def kill_and_start_again(words: list[str], when: Path, pattern: str) -> None:
+    """SIGKILL to the sweep once a file is there, then the same command."""
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(when.glob(pattern)):
         assert process.poll() is None
+        time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = run(words)
     assert done.returncode == 0, done.stdout + done.stderr
 
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "rates" / "results.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_sweep_that_is_killed_goes_on_and_runs_every_trial_once(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = run(command(whole, launch=STAND_IN))
+    assert done.returncode == 0, done.stdout + done.stderr
+    kill_and_start_again(command(killed, launch=STAND_IN), killed, "rates/trial-0003/metrics.csv")
+
     trials = study(killed).trials
-    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 4
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * len(RATES)
     assert sorted(trial.params["optim.base_lr"] for trial in trials) == RATES
-    assert study(killed).best_params == study(whole).best_params
-    assert study(killed).best_value == study(whole).best_value
-    with open(killed / "lr_mask" / "results.csv") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["state"] for row in rows] == ["complete"] * 4
-    assert (killed / "lr_mask" / "parallel_coordinates.png").stat().st_size > 1000
+    assert study(killed).best_params == study(whole).best_params == {"optim.base_lr": 0.003}
+    for number in range(len(RATES)):  # no step of a run twice: its first process ended before another began
+        steps = (killed / "rates" / f"trial-{number:04d}" / "metrics.csv").read_text().splitlines()[1:]
+        assert [int(line.split(",")[0]) for line in steps] == list(range(1, 21))
+    assert [row["state"] for row in table(killed)] == ["complete"] * len(RATES)
+    assert (killed / "rates" / "parallel_coordinates.png").stat().st_size > 1000
 
 
-def test_a_trial_that_fails_is_recorded_and_too_many_end_the_sweep(tmp_path: Path, built_in: Path) -> None:
-    done = run(command(tmp_path, built_in, "space.global_batch=[100000]", "jobs=1"))
+def test_a_killed_search_by_tpe_has_as_many_trials_as_wanted(tmp_path: Path) -> None:
+    words = command(tmp_path, launch=STAND_IN, sampler="tpe", n_trials=5)
+    kill_and_start_again(words, tmp_path, "rates/trial-0002/metrics.csv")
+    assert [trial.state for trial in study(tmp_path).trials] == [TrialState.COMPLETE] * 5
+
+
+def test_trials_far_below_the_others_are_broken_off(tmp_path: Path) -> None:
+    space = {"optim.base_lr": [0.001, 0.002, 0.003, 0.004, 0.7]}
+    pruning = {"prune_by": "knn/top1", "prune_after": 2, "direction": "maximize"}
+    done = run(command(tmp_path, launch=STAND_IN, space=space, jobs=1, **pruning))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [row["state"] for row in table(tmp_path)] == ["complete"] * 4 + ["pruned"]
+
+
+def test_a_trial_that_fails_is_recorded_and_too_many_end_the_sweep(tmp_path: Path) -> None:
+    done = run(command(tmp_path, launch=STAND_IN, space={"optim.base_lr": [2.0, 0.001, 3.0, 4.0, 5.0, 6.0]}, jobs=1))
     assert done.returncode == 2
-    trials = study(tmp_path).trials
-    assert all(trial.state == TrialState.FAIL for trial in trials if trial.state.is_finished())
-    assert "global_batch=100000" in trials[0].user_attrs["error"]
-    assert "max_failure_rate=0.5" in done.stderr
+    assert [row["state"] for row in table(tmp_path)] == ["fail", "complete", "fail", "fail"]
+    assert table(tmp_path)[0]["error"] == "error: optim.base_lr=2.0 is too high"
+    assert "3 of 4 trials have failed, more than max_failure_rate=0.5" in done.stderr
+
+
+@pytest.mark.slow
+def test_real_runs_with_their_probes_make_a_sweep_that_survives(tmp_path: Path, built_in: Path) -> None:
+    small = [word for word in REDUCED if not word.startswith("max_steps")]
+    settings = [*small, "model.image_size=32", "max_steps=4", "log_every=1", f"data.root={built_in}"]
+    changes = {"settings": settings, "objective": "linear/top1", "direction": "maximize"}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = run(command(whole, **changes))
+    assert done.returncode == 0, done.stdout + done.stderr
+    kill_and_start_again(command(killed, **changes), killed, "rates/trial-0003/metrics.csv")
+    values = [sorted((t.params["optim.base_lr"], t.value) for t in study(folder).trials) for folder in (whole, killed)]
+    assert len(values[1]) == len(RATES) and values[0] == values[1]
 
 
 @pytest.mark.parametrize(
@@ -116,13 +148,7 @@ def test_a_sweep_that_cannot_be_is_refused(change: dict, sentence: str) -> None:
 
 def test_runs_of_a_multirun_have_folders_called_after_what_differs(tmp_path: Path, built_in: Path) -> None:
     words = [*REDUCED, "model.image_size=32", f"data.root={built_in}", "name=grid", "optim.base_lr=0.001,0.002"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "-m", *words],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
+    done = run([sys.executable, str(ROOT / "train.py"), "-m", *words], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     folders = sorted(path.name for path in (tmp_path / "sweeps" / "grid").iterdir() if path.is_dir())
     assert folders == ["optim.base_lr=0.001", "optim.base_lr=0.002"]
