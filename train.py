@@ -11,6 +11,7 @@ import hydra
 import lightning.pytorch as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.strategies import Strategy
@@ -90,6 +91,8 @@ def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.
     if start_step >= plan.total_steps and (config.run / "summary.json").is_file():
         say(f"{config.run} is finished: step {start_step} of {plan.total_steps}, {start}. Nothing to do.")
         return
+    if config.trial is not None:
+        os.environ.setdefault("WANDB_RUN_GROUP", config.name)
     strategy = choose_strategy(config.trainer["strategy"], topology.ranks, recipe["precision"])
     torch.manual_seed(config.seed)
     model = task.model(start)
@@ -127,6 +130,18 @@ def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.
         finish_wandb(code)
     if topology.rank == 0:
         task.finish(module, plan)
+
+
+def trial_settings(words: list[str]) -> list[str]:
+    """Settings by which the runs of a multirun (-m) get folders of their own, called after what differs among them."""
+    if not {"-m", "--multirun"} & set(words):
+        return []
+    parsed = OverridesParser.create().parse_overrides([word for word in words if not word.startswith("-")])
+    if not any(override.is_sweep_override() for override in parsed):
+        return []  # one run, sent to a launcher
+    alike = [override.key_or_group for override in parsed if not override.is_sweep_override()]
+    exclude = "hydra.job.config.override_dirname.exclude_keys"
+    return [f"{exclude}=[{','.join([*alike, 'trial'])}]", "trial=${hydra:job.override_dirname}"]
 
 
 def plan_only(config: TrainConfig, ranks: int) -> None:
@@ -242,4 +257,5 @@ def build_trainer(task: Task, plan: Plan, precision: str, start_step: int, strat
 if __name__ == "__main__":
     # `plan` is a group of settings, to which Hydra cannot assign true.
     sys.argv[1:] = ["plan.show=true" if word == "plan=true" else word for word in sys.argv[1:]]
+    sys.argv += trial_settings(sys.argv[1:])
     run_program(main)

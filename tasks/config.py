@@ -1,5 +1,6 @@
 """The settings of a training run."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ class TrainConfig(BaseModel):
 
     name: str = Field(pattern=r"^[\w.+=,@-]+$")
     runs: str = "runs"
+    trial: str | None = None  # of a multirun: what differs
     seed: int = Field(0, ge=0, lt=2**31)
     epochs: float = Field(800, gt=0)
     max_steps: int | None = Field(None, ge=1)
@@ -50,4 +52,7 @@ class TrainConfig(BaseModel):
 
     @property
     def run(self) -> Path:
-        return Path(self.runs) / self.name
+        """RUNS/NAME, or sweeps/NAME/TRIAL for one of several runs of a multirun, each with a folder of its own."""
+        if self.trial is None:
+            return Path(self.runs) / self.name
+        return Path("sweeps") / self.name / re.sub(r"[^\w.+=,@-]", "-", self.trial)

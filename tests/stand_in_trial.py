@@ -1,0 +1,33 @@
+"""Stands in for the programs of a trial, which it is given the command of: writes what train.py would, in a second.
+
+A run goes on from the step that it has written down; the learning rate alone decides the loss.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+STEPS = 20
+
+
+def main() -> None:
+    settings = dict(word.split("=", 1) for word in sys.argv[3:])
+    rate = float(settings["optim.base_lr"])
+    if rate > 1:
+        print(f"error: optim.base_lr={rate} is too high", file=sys.stderr)
+        sys.exit(2)
+    folder = Path(settings["runs"]) / settings["name"]
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = folder / "metrics.csv"
+    if not metrics.is_file():
+        metrics.write_text("step,knn/top1\n")
+    for step in range(len(metrics.read_text().splitlines()), STEPS + 1):
+        time.sleep(0.05)
+        with open(metrics, "a") as file:
+            file.write(f"{step},{0.5 if rate < 0.5 else 0.1}\n")
+    (folder / "summary.json").write_text(json.dumps({"val/loss": abs(rate - 0.003)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Sweeps: every trial once, in a folder of its own, however often the sweep is killed."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from pydantic import ValidationError
+
+from search.config import SweepConfig
+from tests.conftest import ROOT
+from tests.test_experiments import REDUCED
+
+RATES = [0.0005, 0.001, 0.002, 0.003, 0.004, 0.006, 0.008, 0.01]
+FIELDS = {
+    "name": "rates",
+    "sweeps": "sweeps",
+    "settings": [],
+    "evaluation": [],
+    "space": {"optim.base_lr": RATES},
+    "sampler": "grid",
+    "n_trials": None,
+    "objective": "linear/top1",
+    "direction": "maximize",
+    "prune_by": None,
+    "prune_after": 0,
+    "jobs": 1,
+    "launch": [],
+    "storage": None,
+    "max_failure_rate": 0.5,
+    "seed": 0,
+}
+
+
+STAND_IN = [sys.executable, str(ROOT / "tests" / "stand_in_trial.py")]
+
+
+def command(folder: Path, **changes: Any) -> list[str]:
+    """sweep.py with a file of settings: over learning rates, two trials at a time."""
+    settings = FIELDS | {"sweeps": str(folder), "objective": "val/loss", "direction": "minimize", "jobs": 2} | changes
+    (folder / "sweep").mkdir(parents=True)
+    (folder / "sweep" / "rates.yaml").write_text(json.dumps(settings))
+    return [sys.executable, "sweep.py", "--config-dir", str(folder), "sweep=rates"]
+
+
+def study(folder: Path) -> optuna.Study:
+    return optuna.load_study(study_name="rates", storage=f"sqlite:///{folder / 'rates' / 'study.db'}")
+
+
+def run(words: list[str], folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def kill_and_start_again(words: list[str], when: Path, pattern: str) -> None:
+    """SIGKILL to the sweep once a file is there, then the same command."""
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(when.glob(pattern)):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = run(words)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "rates" / "results.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_sweep_that_is_killed_goes_on_and_runs_every_trial_once(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = run(command(whole, launch=STAND_IN))
+    assert done.returncode == 0, done.stdout + done.stderr
+    kill_and_start_again(command(killed, launch=STAND_IN), killed, "rates/trial-0003/metrics.csv")
+
+    trials = study(killed).trials
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * len(RATES)
+    assert sorted(trial.params["optim.base_lr"] for trial in trials) == RATES
+    assert study(killed).best_params == study(whole).best_params == {"optim.base_lr": 0.003}
+    for number in range(len(RATES)):  # no step of a run twice: its first process ended before another began
+        steps = (killed / "rates" / f"trial-{number:04d}" / "metrics.csv").read_text().splitlines()[1:]
+        assert [int(line.split(",")[0]) for line in steps] == list(range(1, 21))
+    assert [row["state"] for row in table(killed)] == ["complete"] * len(RATES)
+    assert (killed / "rates" / "parallel_coordinates.png").stat().st_size > 1000
+
+
+def test_a_killed_search_by_tpe_has_as_many_trials_as_wanted(tmp_path: Path) -> None:
+    words = command(tmp_path, launch=STAND_IN, sampler="tpe", n_trials=5)
+    kill_and_start_again(words, tmp_path, "rates/trial-0002/metrics.csv")
+    assert [trial.state for trial in study(tmp_path).trials] == [TrialState.COMPLETE] * 5
+
+
+def test_trials_far_below_the_others_are_broken_off(tmp_path: Path) -> None:
+    space = {"optim.base_lr": [0.001, 0.002, 0.003, 0.004, 0.7]}
+    pruning = {"prune_by": "knn/top1", "prune_after": 2, "direction": "maximize"}
+    done = run(command(tmp_path, launch=STAND_IN, space=space, jobs=1, **pruning))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [row["state"] for row in table(tmp_path)] == ["complete"] * 4 + ["pruned"]
+
+
+def test_a_trial_that_fails_is_recorded_and_too_many_end_the_sweep(tmp_path: Path) -> None:
+    done = run(command(tmp_path, launch=STAND_IN, space={"optim.base_lr": [2.0, 0.001, 3.0, 4.0, 5.0, 6.0]}, jobs=1))
+    assert done.returncode == 2
+    assert [row["state"] for row in table(tmp_path)] == ["fail", "complete", "fail", "fail"]
+    assert table(tmp_path)[0]["error"] == "error: optim.base_lr=2.0 is too high"
+    assert "3 of 4 trials have failed, more than max_failure_rate=0.5" in done.stderr
+
+
+@pytest.mark.slow
+def test_real_runs_with_their_probes_make_a_sweep_that_survives(tmp_path: Path, built_in: Path) -> None:
+    small = [word for word in REDUCED if not word.startswith("max_steps")]
+    settings = [*small, "model.image_size=32", "max_steps=4", "log_every=1", f"data.root={built_in}"]
+    changes = {"settings": settings, "objective": "linear/top1", "direction": "maximize"}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = run(command(whole, **changes))
+    assert done.returncode == 0, done.stdout + done.stderr
+    kill_and_start_again(command(killed, **changes), killed, "rates/trial-0003/metrics.csv")
+    values = [sorted((t.params["optim.base_lr"], t.value) for t in study(folder).trials) for folder in (whole, killed)]
+    assert len(values[1]) == len(RATES) and values[0] == values[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    {
+        "losses that do not compare": (
+            {"objective": "val/loss", "space": {"model.mask_ratio": [0.6, 0.75]}},
+            "cannot rank trials that differ in model.mask_ratio",
+        ),
+        "a range in a grid": ({"space": {"optim.base_lr": {"low": 0.1, "high": 1.0}}}, "takes values in space"),
+        "no end": ({"sampler": "tpe"}, "set n_trials"),
+        "twice": ({"settings": ["optim.base_lr=1"]}, "stands in space and in settings"),
+    }.values(),
+)
+def test_a_sweep_that_cannot_be_is_refused(change: dict, sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        SweepConfig.model_validate(FIELDS | change)
+
+
+def test_runs_of_a_multirun_have_folders_called_after_what_differs(tmp_path: Path, built_in: Path) -> None:
+    words = [*REDUCED, "model.image_size=32", f"data.root={built_in}", "name=grid", "optim.base_lr=0.001,0.002"]
+    done = run([sys.executable, str(ROOT / "train.py"), "-m", *words], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folders = sorted(path.name for path in (tmp_path / "sweeps" / "grid").iterdir() if path.is_dir())
+    assert folders == ["optim.base_lr=0.001", "optim.base_lr=0.002"]
+    assert all((tmp_path / "sweeps" / "grid" / name / "summary.json").is_file() for name in folders)
