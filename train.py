@@ -30,7 +30,6 @@ from mae.checkpoint_io import AtomicCheckpointIO
 from mae.csvlog import MetricsCSV
 from mae.devices import hardware, planned_precision
 from mae.errors import ConfigError
-from mae.export.sam import sam_config
 from mae.launch import Topology, cluster_environment, launched, relaunch_under_torchrun, wanted_devices
 from mae.optim import OptimConfig
 from mae.plan import forecast
@@ -43,7 +42,6 @@ from mae.slurm import requeue
 from mae.start_table import show_start
 from mae.strategies import choose_strategy
 from mae.tracking import finish_wandb, wandb_identity
-from mae.workload import sam_workload
 from tasks.config import TrainConfig
 from tasks.finetune import Finetune
 from tasks.pretrain import Pretrain
@@ -151,10 +149,7 @@ def plan_only(config: TrainConfig, ranks: int) -> None:
     device = hardware(wanted.gpu, precision)
     micro_batch, accumulate = split_batch(config.global_batch, config.micro_batch, ranks)
     task = TASKS[config.task.name](config, Topology(rank=0, ranks=ranks, devices=ranks, nodes=1))
-    if wanted.task == "segment":
-        work = sam_workload(sam_config(config.model, {}), precision)
-    else:
-        work = task.workload(precision, torch.device(device.kind))
+    work = task.workload(precision, torch.device(device.kind))
     samples, shards = wanted.samples, None
     if samples is None and config.data.named:
         index = task.data.train_index

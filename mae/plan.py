@@ -1,7 +1,7 @@
 """What a training run would take: memory on each device, speed, days, disk. From plain numbers."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,7 +18,6 @@ class PlanConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     show: bool = False
-    task: Literal["pretrain", "segment"] = "pretrain"
     gpus: int | None = Field(None, ge=1)
     gpu: str | None = None
     mfu: float = Field(0.4, gt=0, le=1)

@@ -221,7 +221,7 @@ def test_the_data_is_counted_where_it_is_there(tmp_path: Path, built_in: Path) -
 
 def test_the_sam_style_encoder_of_the_same_size_is_planned_at_1024(tmp_path: Path) -> None:
     small = ["model.width=64", "model.num_heads=2", "model.depth=4"]
-    done = program(tmp_path, "plan.task=segment", "plan.gpu=a100-80", "plan.samples=1000", "global_batch=8", *small)
+    done = program(tmp_path, "task=segment", "plan.gpu=a100-80", "plan.samples=1000", "global_batch=8", *small)
     assert done.returncode == 0, done.stderr
     assert "180 GFLOPs" in done.stdout and "2.98 T multiply-adds" in " ".join(done.stdout.split())
     plan = json.loads((tmp_path / "plan.json").read_text())
