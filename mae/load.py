@@ -95,7 +95,10 @@ def _read_any(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
         path = newest
     contents = read(path)
     if "mae" in contents:
-        return contents["mae"]["recipe"]["model"], model_weights(contents)
+        recipe = contents["mae"]["recipe"]
+        if recipe.get("task", {}).get("name") == "segment":
+            raise CheckpointError(f"{path} holds a whole SAM: read it with mae.load_segmenter, not with mae.load")
+        return recipe["model"], model_weights(contents)
     weights = contents.get("model", contents)
     return None, {key.removeprefix("module.").replace("_orig_mod.", ""): value for key, value in weights.items()}
 

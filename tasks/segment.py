@@ -8,8 +8,6 @@ import torch
 from torch import nn
 
 from data.mask_datamodule import MaskDataModule
-from mae.checkpoint import checkpoint_path
-from mae.csvlog import read_metrics
 from mae.embeddings import TokenCache
 from mae.errors import ConfigError
 from mae.export.sam import sam_config
@@ -20,9 +18,9 @@ from mae.models.segmenter import Segmenter
 from mae.pictures import draw_loss_curve
 from mae.pixels import Pixels
 from mae.recipe import Plan
-from mae.run import write_json
 from mae.segment import Segmentation
 from mae.segment_config import SegmentConfig, build_segmenter, choose_what_learns
+from mae.summary import say_closing, summarise
 from mae.training import Training
 from mae.workload import Workload, sam_workload
 from tasks.task import Task
@@ -103,17 +101,11 @@ class Segment(Task):
         return sam_workload(sam_config(self.config.model, self.settings.sam_fields), precision)
 
     def finish(self, module: Training, plan: Plan) -> None:
-        """summary.json, the loss curve, and what to do next."""
         run = self.config.run
-        rows = read_metrics(run / "metrics.csv")
-        latest = {name: float(row[name]) for row in rows for name in row}
-        checkpoint = checkpoint_path(run, plan.total_steps)
-        named = {"name": run.name, "step": plan.total_steps, "epochs": plan.epochs, "checkpoint": str(checkpoint)}
-        curve = draw_loss_curve(run, {})
-        write_json(run / "summary.json", named | latest | {"loss_curve": str(curve)})
-        found = {name.removeprefix("val/"): value for name, value in latest.items() if name.startswith("val/")}
-        print(f"loss {latest['train/loss']:.4f}" + "".join(f", val {name} {x:.3f}" for name, x in found.items()))
-        print(f"{checkpoint}; next: python eval.py checkpoint={run} probe=segment")
+        summary = summarise(run, plan, {"loss_curve": str(draw_loss_curve(run, {}))})
+        ious = {name: summary[f"val/{name}"] for name in ("first_iou", "last_iou") if f"val/{name}" in summary}
+        results = "".join(f", {name} {value:.3f}" for name, value in ious.items())
+        say_closing(run, summary, results, f"python eval.py checkpoint={run} probe=segment")
 
 
 def start_of(config: MAEConfig, task: SegmentConfig, blocks: BlocksConfig, init_from: str | None) -> Segmenter:

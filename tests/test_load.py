@@ -115,3 +115,10 @@ def test_files_that_are_damaged_missing_or_carry_code_are_refused(tmp_path: Path
     (tmp_path / "empty").mkdir()
     with pytest.raises(mae.CheckpointError, match="neither a run"):
         mae.load(tmp_path / "empty")
+
+
+def test_a_whole_sam_is_left_to_its_own_loader(tmp_path: Path) -> None:
+    recipe = {"task": {"name": "segment"}, "model": {}}
+    torch.save({"mae": {"step": 1, "recipe": recipe}, "state_dict": {}}, tmp_path / "step-00000001.ckpt")
+    with pytest.raises(mae.CheckpointError, match=r"mae\.load_segmenter"):
+        mae.load(tmp_path / "step-00000001.ckpt")
