@@ -222,6 +222,8 @@ def build_trainer(task: Task, plan: Plan, precision: str, start_step: int, strat
     loggers: list[Any] = [MetricsCSV(config.run / "metrics.csv", start_step)]
     for name, settings in config.logger.items():
         identity = wandb_identity(config.run) if name == "wandb" and topology.rank == 0 else {}
+        if config.trial is not None and "save_dir" in settings:
+            identity["save_dir"] = str(config.run)  # which the settings cannot name: each trial has its own
         loggers.append(instantiate(settings, **identity))
     settings = config.trainer | {"devices": topology.devices, "num_nodes": topology.nodes}
     return instantiate(

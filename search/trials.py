@@ -103,7 +103,7 @@ def _end(process: subprocess.Popen, log: str) -> None:
     code = process.wait()
     running.discard(process)
     if stopping.is_set():
-        raise SystemExit(code)
+        raise SystemExit(code or 143)  # the sweep is not finished even where this run is
     if code:
         errors = re.findall(r"^(?:error: .*|\w+(?:Error|Exception)\b.*)$", Path(log).read_text(errors="replace"), re.M)
         raise TrialFailed(errors[-1] if errors else f"exit code {code}")

@@ -148,8 +148,11 @@ def test_a_sweep_that_cannot_be_is_refused(change: dict, sentence: str) -> None:
 
 def test_runs_of_a_multirun_have_folders_called_after_what_differs(tmp_path: Path, built_in: Path) -> None:
     words = [*REDUCED, "model.image_size=32", f"data.root={built_in}", "name=grid", "optim.base_lr=0.001,0.002"]
+    words.append("logger=tensorboard")
     done = run([sys.executable, str(ROOT / "train.py"), "-m", *words], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     folders = sorted(path.name for path in (tmp_path / "sweeps" / "grid").iterdir() if path.is_dir())
     assert folders == ["optim.base_lr=0.001", "optim.base_lr=0.002"]
-    assert all((tmp_path / "sweeps" / "grid" / name / "summary.json").is_file() for name in folders)
+    for folder in (tmp_path / "sweeps" / "grid" / name for name in folders):
+        assert (folder / "summary.json").is_file()
+        assert len(list(folder.rglob("events.out.tfevents.*"))) == 1
