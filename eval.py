@@ -1,183 +1,18 @@
 """Evaluate a frozen encoder beside the same encoder untrained: python eval.py checkpoint=runs/NAME [probe=NAME]"""
 
 from pathlib import Path
-from typing import Any
 
 import hydra
-import torch
-from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, ConfigDict, Field
-from rich.console import Console
-from rich.table import Table
+from omegaconf import DictConfig
 
-import mae
-from command_line import readable_errors, run_program
-from data.datamodule import DataConfig, ShardDataModule
-from data.frozen import FrozenImages
-from mae.errors import ConfigError
-from mae.feature_cache import FeatureCache
-from mae.launch import Topology, launched
-from mae.models.classifier import Classifier, Pool
-from mae.pixels import Pixels
-from mae.probes.attentive import Attentive
-from mae.probes.classify import Classify
-from mae.probes.figures import draw_suite
-from mae.probes.knn import KNN
-from mae.probes.linear import Linear
-from mae.probes.outcome import Outcome, Probe
-from mae.probes.reconstruct import Reconstruct
-from mae.probes.subject import Model, Subject
-from mae.probes.suite import Suite, fitting
-from mae.ranks import joined
-from mae.run import write_json
-from tasks.segment_eval import SegmentProbe, evaluate_segmentation
-
-
-class EvalConfig(BaseModel):
-    """All settings of an evaluation; conf/eval.yaml holds their values."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    checkpoint: Path
-    probe: KNN | Linear | Attentive | Reconstruct | Classify | Suite | SegmentProbe = Field(discriminator="name")
-    data: dict[str, Any]
-    pool: Pool
-    batch_size: int = Field(ge=1)
-    seed: int = Field(0, ge=0)
-    cache_gb: float = Field(ge=0)
-    out: Path | None
-
-    @property
-    def results(self) -> Path:
-        """The folder of the results: eval/ of the run, or beside a single file."""
-        beside = self.checkpoint if self.checkpoint.is_dir() else self.checkpoint.parent
-        return self.out or beside / "eval"
+from command_line import run_program
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parent / "conf"), config_name="eval")
 def main(raw: DictConfig) -> None:
-    with readable_errors():
-        config = EvalConfig.model_validate(OmegaConf.to_container(raw, resolve=True, throw_on_missing=True))
-        topology = launched() or Topology(rank=0, ranks=1, devices=1, nodes=1)
-        with joined(topology):
-            evaluate(config, topology)
+    from tasks.evaluate import launch  # seconds, which --help and the shell's completion do without
 
-
-def evaluate(config: EvalConfig, topology: Topology) -> None:
-    """The probes of a checkpoint and of its untrained twin: ranks extract features together, rank 0 does the rest."""
-    if isinstance(config.probe, SegmentProbe):
-        if topology.rank == 0:
-            evaluate_segmentation(config.probe, config.checkpoint, config.data, config.seed, config.results)
-        return
-    subject = open_subject(config, topology)
-    probes, left_out = fitting(config.probe, subject)
-    subject.collect([want for probe in probes for want in probe.wants(subject)])
-    if topology.rank != 0:
-        return
-    config.results.mkdir(parents=True, exist_ok=True)
-    outcomes = []
-    for probe in probes:
-        outcomes.append(probe.measure(subject, config.results))
-        write_json(config.results / f"{outcomes[-1].name}.json", record(config, probe, outcomes[-1]))
-    if isinstance(config.probe, Suite):
-        summarise(config, outcomes, left_out)
-    report(config, outcomes, left_out)
-
-
-def open_subject(config: EvalConfig, topology: Topology) -> Subject:
-    """The checkpoint, its untrained twin and the images, on this rank's device."""
-    trained = mae.load(config.checkpoint)
-    if config.pool == "class_token" and not trained.config.class_token:
-        raise ConfigError(f"pool=class_token, but {config.checkpoint} has no class token. Use pool=patches")
-    torch.manual_seed(config.seed)
-    models: dict[str, Model] = {"trained": trained, "untrained": untrained_twin(trained)}
-    data = open_data(config, trained)
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", topology.rank % topology.devices)
-        torch.cuda.set_device(device)
-    return Subject(
-        models,
-        FrozenImages(data, config.batch_size, topology.rank, topology.ranks),
-        Pixels(data.config.mean, data.config.std),
-        FeatureCache(config.results / "features", config.cache_gb * 1e9),
-        pool=config.pool,
-        seed=config.seed,
-        device=device,
-    )
-
-
-def untrained_twin(model: Model) -> Model:
-    """The same architecture with random weights."""
-    if isinstance(model, Classifier):
-        return Classifier(model.config, model.classes, model.pool)
-    return type(model)(model.config)
-
-
-def open_data(config: EvalConfig, model: Model) -> ShardDataModule:
-    """The images of the run that the checkpoint belongs to, with what config.data says instead."""
-    path = config.checkpoint
-    run = next((folder for folder in (path, *path.parents) if (folder / "config.yaml").is_file()), None)
-    of_run: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml")) if run else {"data": {}}
-    given = {name: value for name, value in config.data.items() if value is not None}
-    if of_run["data"].get("mode") == "stream" and "path" not in given:
-        raise ConfigError(
-            f"{run} read a stream, whose samples have no numbers: set data.path to shards that can be indexed"
-        )
-    as_frozen = {"mode": "index", "samples": None, "views_per_image": 1, "weights": None}
-    settings = DataConfig.model_validate(of_run["data"] | given | as_frozen)
-    return ShardDataModule(
-        settings,
-        image_size=model.config.image_size,
-        channels=model.config.in_channels,
-        seed=0,
-        global_batch=1,
-        micro_batch=config.batch_size,
-    )
-
-
-def record(config: EvalConfig, probe: Probe, outcome: Outcome) -> dict[str, Any]:
-    """What PROBE.json says."""
-    settings = probe.model_dump(mode="json") | {"pool": config.pool, "seed": config.seed}
-    return {
-        "probe": outcome.name,
-        "checkpoint": str(config.checkpoint),
-        **outcome.numbers,
-        "pictures": [str(path) for path in outcome.pictures],
-        "settings": settings,
-    }
-
-
-def summarise(config: EvalConfig, outcomes: list[Outcome], left_out: dict[str, str]) -> None:
-    """suite.json and suite.png."""
-    numbers = {outcome.name: outcome.numbers for outcome in outcomes}
-    contents = {"checkpoint": str(config.checkpoint), "probes": numbers, "left_out": left_out, "seed": config.seed}
-    write_json(config.results / "suite.json", contents)
-    both = ("trained", "untrained")
-    accuracies = {
-        name: {model: found[model]["top1"] for model in both}
-        for name, found in numbers.items()
-        if "top1" in found["trained"]
-    }
-    reconstructed = numbers.get("reconstruct", {"floors": {}})
-    losses = {model: reconstructed[model]["loss"] for model in both if model in reconstructed}
-    draw_suite(accuracies, losses, reconstructed["floors"], str(config.checkpoint), config.results / "suite.png")
-
-
-def report(config: EvalConfig, outcomes: list[Outcome], left_out: dict[str, str]) -> None:
-    """The table on the screen, and where the files are."""
-    table = Table(title=f"{config.checkpoint}, seed {config.seed}", title_justify="left")
-    table.add_column("probe")
-    table.add_column("trained", justify="right")
-    table.add_column("untrained", justify="right")
-    table.add_column("trivial predictors")
-    for outcome in outcomes:
-        for row in outcome.rows:
-            table.add_row(*row)
-    Console().print(table)
-    for name, reason in left_out.items():
-        print(f"left out: {name} {reason}")
-    print(f"{config.results}: {', '.join(sorted(path.name for path in config.results.iterdir()))}")
+    launch(raw)
 
 
 if __name__ == "__main__":

@@ -1,57 +1,22 @@
 """Search hyper-parameters, one ordinary run of train.py per trial: python sweep.py sweep=NAME [sweep.SETTING=VALUE]"""
 
-import fcntl
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from command_line import readable_errors, run_program
-from mae.errors import ConfigError
-
-try:
-    import optuna
-
-    from search.config import SweepConfig
-    from search.results import show_results
-    from search.study import open_study, search
-    from search.trials import stop_running
-except ModuleNotFoundError as error:
-    sys.exit(f"error: a sweep needs the package {error.name}: pip install -e '.[sweep]'")
+from command_line import run_program
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parent / "conf"), config_name="sweep")
 def main(raw: DictConfig) -> None:
-    with readable_errors():
-        sweep(raw)
+    try:
+        from search.sweep import launch  # seconds, which --help and the shell's completion do without
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: a sweep needs the package {error.name}: pip install -e '.[sweep]'")
 
-
-def sweep(raw: DictConfig) -> None:
-    """All trials that are missing, then the table of all of them."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    config = SweepConfig.model_validate(OmegaConf.to_container(raw.sweep, resolve=True, throw_on_missing=True))
-    study = open_study(config)
-    with open(config.folder / "sweep.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{config.folder} is being worked on by another sweep.py: wait for it or stop it"
-            ) from None
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, _stop)
-        try:
-            search(config, study, lambda sentence: print(sentence, flush=True))
-        finally:
-            show_results(config, study)
-
-
-def _stop(signum: int, frame: FrameType | None) -> None:
-    print(f"\n{signal.Signals(signum).name}: trials save and stop; the same command goes on from there", flush=True)
-    stop_running(signum)
+    launch(raw)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def ensure(source: str, root: str | Path) -> str:
 def _digits() -> tuple[list[str], dict[str, list[Sample]]]:
     from sklearn.datasets import load_digits  # Half a second, needed once.
 
-    values, labels = load_digits(return_X_y=True)
+    values, labels = map(np.asarray, load_digits(return_X_y=True))
     parts: dict[str, list[Sample]] = {"train": [], "test": []}
     for label in range(10):
         numbers = permutation(key(PACK, label), np.flatnonzero(labels == label))

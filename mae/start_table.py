@@ -26,8 +26,8 @@ def show_start(
     validation  images
     source      where the weights come from
     """
-    table = Table(title=run.name, show_header=False, title_justify="left")
-    table.add_column(style="bold")
+    table = Table(title=run.name, title_style="bold", title_justify="left", show_header=False)
+    table.add_column(style="cyan")
     table.add_column(overflow="fold")
     table.add_row("images", f"{plan.samples:,} for training in {shards} shards, {validation:,} for validation")
     for row in model:

@@ -1,1 +1,1 @@
-"""What train.py can train: each task puts `data/` and `mae/` together."""
+"""What train.py and eval.py do, where `data/` and `mae/` meet: a file for each kind of training."""

@@ -9,11 +9,11 @@ import lightning.pytorch as pl
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from command_line import readable_errors
 from mae.launch import Topology, launched
 from tasks.config import TrainConfig
+from tasks.errors import readable_errors
+from tasks.run import train
 from tests.conftest import ROOT
-from train import train
 
 
 class Log(pl.Callback):

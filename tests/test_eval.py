@@ -17,16 +17,16 @@ from PIL import Image
 import mae
 from data.datamodule import DataConfig, ShardDataModule
 from data.pack import main as pack
-from eval import EvalConfig, evaluate
 from mae.errors import ConfigError
 from mae.features import describe, held_out_noise
 from mae.launch import Topology
 from mae.models.mae import MaskedAutoencoder
 from mae.pixels import Pixels
+from tasks.evaluate import EvalConfig, evaluate
+from tasks.run import train
 from tests.conftest import ROOT
 from tests.processes import run
 from tests.test_experiments import REDUCED, compose
-from train import train
 
 ALONE = Topology(rank=0, ranks=1, devices=1, nodes=1)
 SMALL = ("data.workers=0", "batch_size=64")

@@ -11,9 +11,9 @@ import mae
 from mae.launch import Topology
 from mae.summary import read_metrics
 from tasks.config import TrainConfig
+from tasks.run import train
 from tests.conftest import ROOT
 from tests.masked_photos import shards_of_shapes
-from train import train
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 PARAMETERS = {"base": 111_907_840, "large": 329_541_888, "huge": 657_289_728, "huge14": 657_074_508}

@@ -16,7 +16,6 @@ import mae
 from data.datamodule import DataConfig, ShardDataModule
 from data.image_folder import find_images
 from data.pack import pack
-from eval import EvalConfig, evaluate
 from mae.callbacks.signals import Stopped
 from mae.checkpoint import newest_valid, read_own
 from mae.checkpoint_io import AtomicCheckpointIO
@@ -26,10 +25,11 @@ from mae.launch import Topology
 from mae.models.classifier import Classifier
 from mae.summary import read_metrics
 from tasks.config import TrainConfig
+from tasks.evaluate import EvalConfig, evaluate
 from tasks.pretrain import Pretrain
+from tasks.run import settle_recipe, train
 from tests.processes import SMALL, equal, losses, state
 from tests.test_experiments import compose
-from train import settle_recipe, train
 
 ONE = Topology(rank=0, ranks=1, devices=1, nodes=1)
 TINY = ["model.image_size=32", "model.patch_size=8", "model.width=192", "model.depth=2", "model.num_heads=3"]

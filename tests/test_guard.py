@@ -16,11 +16,11 @@ from mae.checkpoint_io import AtomicCheckpointIO
 from mae.csvlog import read_metrics
 from mae.errors import RunEnded
 from mae.launch import Topology
+from tasks.run import train
 from tests.poisoned_run import Poison
 from tests.processes import SMALL, command, equal, losses, run, state
 from tests.test_experiments import compose
 from tests.test_resume import Recorder
-from train import train
 
 ALONE = Topology(rank=0, ranks=1, devices=1, nodes=1)
 STEPS = ("max_steps=16", "val_every=null", "data.workers=0", "precision=32-true", "checkpoint.every_steps=4")

@@ -14,9 +14,9 @@ from mae.launch import Topology
 from mae.pixels import Pixels
 from mae.probes.knn import knn_accuracy
 from mae.rankme import rankme
+from tasks.run import train
 from tests.processes import SMALL, command, equal, losses, run, state
 from tests.test_experiments import compose
-from train import train
 
 ALONE = Topology(rank=0, ranks=1, devices=1, nodes=1)
 STEPS = ("max_steps=6", "precision=32-true", "checkpoint.every_steps=3", "checkpoint.keep=5")

@@ -25,8 +25,8 @@ from mae.pictures import reconstruction_grid
 from mae.report.__main__ import main
 from mae.report.axes import BUCKETS, axis, thin
 from mae.report.pictures import data_url, read_grid
+from tasks.run import train
 from tests.test_experiments import REDUCED, compose
-from train import train
 
 VOID = {"meta", "link", "img", "input", "path"}  # paths have end tags here, which close nothing open
 

@@ -17,9 +17,9 @@ from mae.checkpoint_io import AtomicCheckpointIO
 from mae.errors import CheckpointError, ConfigError
 from mae.launch import Topology
 from mae.run import starting_point
+from tasks.run import train
 from tests.processes import SMALL, STEPS_PER_EPOCH, command, equal, kill, losses, run, start, state, wait_for_checkpoint
 from tests.test_experiments import compose
-from train import train
 
 LENGTH = "max_steps=90"
 

@@ -24,12 +24,12 @@ from mae.models.segmenter import Segmenter
 from mae.optim import OptimConfig, learning_rate
 from mae.segment import sam_layer
 from mae.segment_config import SegmentConfig, build_segmenter, choose_what_learns
+from tasks.run import train
 from tasks.segment_eval import SegmentProbe, before, evaluate_segmentation
 from tests.exports import own_checkpoint
 from tests.masked_photos import shards_of_shapes
 from tests.processes import equal, kill, losses, run, start, state, wait_for_checkpoint
 from tests.test_experiments import compose
-from train import train
 
 SMALL = (
     "task=segment",
