@@ -19,8 +19,9 @@ train: install
 	$(BIN)/python -m mae.report $(RUN)
 	$(BIN)/python -m mae.summary $(RUN)
 
+# Two test files at a time, each on one core.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

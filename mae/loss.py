@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+# Settings with which the loss is another quantity: a mean over other patches, or of another target.
+CHANGES_THE_LOSS = ("model.mask_ratio", "model.masking", "model.patch_size", "model.image_size", "model.norm_pix")
+
 
 def patch_statistics(patches: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each patch, the deviation from the unbiased variance + eps.

@@ -6,8 +6,7 @@ from typing import Literal
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-# The loss is a mean over what is hidden: another mask or patch is another quantity.
-CHANGES_THE_LOSS = ("model.mask_ratio", "model.masking", "model.patch_size", "model.image_size", "model.norm_pix")
+from mae.loss import CHANGES_THE_LOSS
 
 
 class Range(BaseModel):

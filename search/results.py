@@ -53,7 +53,8 @@ def _draw(config: SweepConfig, study: optuna.Study) -> None:
     values = {trial.value for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        figures.plot_parallel_coordinate(study, target_name=config.objective)
+        for lines in figures.plot_parallel_coordinate(study, target_name=config.objective).collections:
+            lines.set_cmap("viridis")  # Optuna's own ends in white
         _save(config, "parallel_coordinates")
         if len(values) > 1:
             figures.plot_param_importances(study, target_name=config.objective)

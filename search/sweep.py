@@ -31,7 +31,7 @@ def launch(raw: DictConfig) -> None:
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, _stop)
         try:
-            search(config, study, lambda sentence: print(sentence, flush=True))
+            search(config, study, lambda sentence: print(f"{sentence}\n", end="", flush=True))  # threads: one write
         finally:
             show_results(config, study)
 

@@ -4,15 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
+
+# Before torch is imported, and for the processes that tests start: `make test` runs two tests side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 DATASETS = Path(os.environ.get("MAE_DATASETS", ROOT.parent / "shared" / "datasets"))
-
-
-@pytest.fixture(autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
 
+from mae.loss import CHANGES_THE_LOSS
 from mae.report.axes import Mark, axis, number, spread, step_ticks, thin
-from mae.report.gather import MetricValues, Run
+from mae.report.gather import MetricValues, Run, differences
 
 ROWS = 40  # of a line in the table below a chart
 DOTS = 60  # lines with fewer points show them
@@ -138,8 +139,8 @@ def _chart(panel: Panel, runs: Sequence[Run]) -> Chart | None:
     if not values or ("guard/skipped" in panel.names and not any(values)):
         return None
     floors = _floors(runs) if "train/loss" in panel.names else []
-    if "train/loss" in panel.names and not floors:
-        panel = panel._replace(note="")
+    if "train/loss" in panel.names:
+        panel = panel._replace(note=_about_losses(runs, panel.note if floors else ""))
     end = max(max(run.step for run in runs), 1)
     low, high, y_ticks = axis(chain(values, (floor for _, floor in floors), [0.0] if panel.from_zero else []))
     several, first = len(runs) > 1, panel.names[0]
@@ -167,14 +168,22 @@ def _chart(panel: Panel, runs: Sequence[Run]) -> Chart | None:
     return Chart(panel, lines, step_ticks(end), y_ticks, marks, restarts, end)
 
 
+def _about_losses(runs: Sequence[Run], note: str) -> str:
+    """The note of the loss chart: which settings forbid to compare the losses of these runs."""
+    differing = [name for name, _ in differences(runs) if name in CHANGES_THE_LOSS]
+    warning = f"Not to be compared between runs that differ in {' or '.join(differing)}." if differing else ""
+    return f"{note} {warning}".strip()
+
+
 def _floors(runs: Sequence[Run]) -> list[tuple[str, float]]:
-    """The losses of trivial predictors; one that lies close to one of the same name has no name of its own."""
+    """The losses of trivial predictors with their names; runs that nearly agree share one."""
     floors: list[tuple[str, float]] = []
     for run in runs:
         for name, value in run.summary.get("floors", {}).items():
-            named = any(name == other and abs(value - at) < 0.05 * at for other, at in floors)
-            floors.append(("" if named else name, value))
-    return floors
+            if not any(name == other and abs(value - at) < 0.05 * at for other, at in floors):
+                floors.append((name, value))
+    repeated = [name for name, _ in floors]
+    return [(f"{name} ({value:.3g})" if repeated.count(name) > 1 else name, value) for name, value in floors]
 
 
 def _path(points: list[tuple[int, float]], end: int, low: float, high: float) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -160,7 +161,7 @@ def evaluations(run: Run) -> list[tuple[str, float, float | None]]:
     return found
 
 
-def differences(runs: list[Run]) -> list[tuple[str, list[str]]]:
+def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """The settings that are not the same in all runs, with the value in each of them."""
     settings = [dict(flatten(run.config)) for run in runs]
     names = dict.fromkeys(name for setting in settings for name in setting if name not in ("name", "runs"))
