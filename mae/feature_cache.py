@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,14 @@ def weights_fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def thumbnails_key(images: dict[str, Any]) -> dict[str, Any]:
+    """The key of thumbnails, which depend on no model.
+
+    images  plain values of everything that the pixels depend on
+    """
+    return {"kind": "thumbnails", "images": images}
 
 
 class FeatureCache:
@@ -51,6 +60,18 @@ class FeatureCache:
             if kept["key"] == _text(key) and torch.isin(samples, kept["samples"]).all():
                 return Features(kept["samples"], kept["labels"], kept["values"]).take(samples)
         return None
+
+    def kept(self, **fields: Any) -> Iterator[tuple[dict[str, Any], Features]]:
+        """All that is kept under keys with these values, with its key, newest first; damaged files are passed over."""
+        for path in sorted(self.folder.glob("*.pt"), key=lambda file: file.stat().st_mtime_ns, reverse=True):
+            try:
+                contents = read(path, mmap=True)
+                key = json.loads(contents["key"])
+                if (fields | {"version": VERSION}).items() <= key.items():
+                    verify(path)
+                    yield key, Features(contents["samples"], contents["labels"], contents["values"])
+            except CheckpointError as error:
+                warn(f"passed over: {error}")
 
     def keep(self, key: dict[str, Any], features: Features) -> None:
         """Writes the features, whole or not at all, and removes the oldest files beyond the limit."""

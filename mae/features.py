@@ -1,16 +1,21 @@
-"""What a frozen model makes of whole images: a vector for each, the tokens of its patches, or its masked losses."""
+"""What a frozen model makes of whole images: a vector for each, the tokens of its patches, or its masked losses.
+
+Thumbnails go with them, so that an image can be shown where its features are.
+"""
 
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mae.models.config import MAEConfig
 from mae.models.mae import MaskedAutoencoder
 from mae.models.mask_kinds import draw_masking
 from mae.models.masking import uniform_noise
 
-Kind = Literal["patches", "class_token", "tokens", "loss", "scores"]
+Kind = Literal["patches", "class_token", "tokens", "loss", "scores", "thumbnails"]
+THUMBNAIL = 64  # pixels of the longer side
 HELD_OUT = -1  # in the place of the step
 
 
@@ -67,3 +72,12 @@ def losses(model: MaskedAutoencoder, images: Tensor, noise: Tensor, ratio: float
     """The loss of each image with `ratio` of its patches hidden: [B, C, H, W], [B, N] -> float32 [B]."""
     out = model(images, mask=draw_masking(noise, at_ratio(model.config, ratio)).mask)
     return (out.pred.float() - out.target.float()).square().mean(dim=(1, 2))
+
+
+def thumbnails(images: Tensor) -> Tensor:
+    """Copies of at most THUMBNAIL pixels: [B, C, H, W] in [0, 1] -> uint8 [B, C, h, w]."""
+    height, width = images.shape[-2:]
+    shrink = min(1.0, THUMBNAIL / max(height, width))
+    size = max(1, round(height * shrink)), max(1, round(width * shrink))
+    small = images if size == (height, width) else F.interpolate(images, size, mode="bilinear", antialias=True)
+    return (small.clamp(0, 1) * 255).round().byte()

@@ -22,6 +22,7 @@ from mae.probes.classify import Classify
 from mae.probes.figures import draw_suite
 from mae.probes.knn import KNN
 from mae.probes.linear import Linear
+from mae.probes.neighbours import Neighbours
 from mae.probes.outcome import Outcome, Probe
 from mae.probes.reconstruct import Reconstruct
 from mae.probes.subject import Model, Subject
@@ -31,6 +32,8 @@ from mae.run import write_json
 from tasks.errors import readable_errors
 from tasks.segment_eval import SegmentProbe, evaluate_segmentation
 
+AnyProbe = KNN | Linear | Attentive | Reconstruct | Classify | Neighbours | Suite | SegmentProbe
+
 
 class EvalConfig(BaseModel):
     """All settings of an evaluation; conf/eval.yaml holds their values."""
@@ -38,7 +41,7 @@ class EvalConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     checkpoint: Path
-    probe: KNN | Linear | Attentive | Reconstruct | Classify | Suite | SegmentProbe = Field(discriminator="name")
+    probe: AnyProbe = Field(discriminator="name")
     data: dict[str, Any]
     pool: Pool
     batch_size: int = Field(ge=1)

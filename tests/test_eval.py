@@ -18,7 +18,7 @@ import mae
 from data.datamodule import DataConfig, ShardDataModule
 from data.pack import main as pack
 from mae.errors import ConfigError
-from mae.features import describe, held_out_noise
+from mae.features import describe, held_out_noise, thumbnails
 from mae.launch import Topology
 from mae.models.mae import MaskedAutoencoder
 from mae.pixels import Pixels
@@ -187,6 +187,29 @@ def test_a_suite_without_labels_reconstructs(trained: Path, unlabelled: Path, tm
     evaluate(settings(trained, *SUITE, f"data.path={unlabelled}", f"out={tmp_path}"), ALONE)
     assert list(numbers(tmp_path)) == ["reconstruct"]
     assert "left out: knn needs labels" in capsys.readouterr().out
+
+
+def test_images_are_kept_for_the_demo_with_and_without_labels(
+    trained: Path, unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part, overrides, count in (("all", (), 1438), ("none", (f"data.path={unlabelled}",), 12)):
+        out = tmp_path / part
+        evaluate(settings(trained, "probe=neighbours", *overrides, f"out={out}"), ALONE)
+        assert f"{count:,}" in capsys.readouterr().out
+        kept = {torch.load(file)["values"].ndim: torch.load(file) for file in (out / "features").iterdir()}
+        assert sorted(kept) == [2, 4]  # of the trained encoder alone, and thumbnails
+        assert torch.equal(kept[2]["samples"], kept[4]["samples"]) and len(kept[2]["samples"]) == count
+        assert kept[4]["values"].dtype == torch.uint8 and kept[4]["values"].shape[1:] == (3, 32, 32)
+    with pytest.raises(ConfigError, match="raise cache_gb"):
+        evaluate(settings(trained, "probe=neighbours", "cache_gb=0", f"out={tmp_path}"), ALONE)
+
+
+def test_thumbnails_are_small_copies() -> None:
+    images = torch.rand(2, 3, 96, 160)
+    small = thumbnails(images)
+    assert small.dtype == torch.uint8 and small.shape == (2, 3, 38, 64)
+    assert (small.float().mean((2, 3)) / 255 - images.mean((2, 3))).abs().max() < 0.01
+    assert torch.equal(thumbnails(images[..., :40, :40]), (images[..., :40, :40] * 255).round().byte())
 
 
 def test_what_does_not_fit_is_said_before_anything_is_extracted(

@@ -45,6 +45,19 @@ def test_a_damaged_file_is_not_used(tmp_path: Path, damage: str) -> None:
     assert same(cache.find(KEY, features.samples), features)
 
 
+def test_what_is_kept_is_found_by_a_part_of_its_key(tmp_path: Path) -> None:
+    cache, features = FeatureCache(tmp_path, 1e6), [some([1, 2]), some([3]), some([4, 5])]
+    for number, key in enumerate((KEY, KEY | {"kind": "patches"}, KEY | {"weights": "c"})):
+        cache.keep(key, features[number])
+    (tmp_path / "damaged.pt").write_bytes(b"text")
+    with pytest.warns(UserWarning, match="passed over"):
+        found = list(cache.kept(weights="a"))
+    (tmp_path / "damaged.pt").unlink()
+    assert [key.get("kind") for key, _ in found] == ["patches", None]  # newest first
+    assert same(found[0][1], features[1]) and same(found[1][1], features[0])
+    assert [key["weights"] for key, _ in cache.kept(images=KEY["images"])] == ["c", "a", "a"]
+
+
 def test_a_file_under_the_name_of_another_key_is_not_used(tmp_path: Path) -> None:
     cache, features = FeatureCache(tmp_path, 1e6), some([1, 2])
     cache.keep(KEY, features)

@@ -7,8 +7,8 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from mae.feature_cache import FeatureCache, weights_fingerprint
-from mae.features import Features, Kind, describe, held_out_noise, losses, merged
+from mae.feature_cache import FeatureCache, thumbnails_key, weights_fingerprint
+from mae.features import Features, Kind, describe, held_out_noise, losses, merged, thumbnails
 from mae.models.classifier import Classifier, Pool
 from mae.models.mae import MaskedAutoencoder
 from mae.models.vit import Encoder, choose_attention
@@ -19,7 +19,7 @@ from mae.ranks import gathered, of_rank_zero
 
 Split = Literal["train", "test"]
 Model = Encoder | MaskedAutoencoder
-What = tuple[Kind, float | None]  # a kind of features, with the share of hidden patches for losses
+Which = tuple[str, Kind, float | None]  # model, kind of features, share of hidden patches for losses
 
 
 class Images(Protocol):
@@ -53,6 +53,7 @@ class Want(NamedTuple):
 
     view   number of the augmented pass over the images; None for centre crops
     ratio  share of hidden patches, for the kind "loss"
+    twin   of the untrained model too
     """
 
     split: Split
@@ -60,6 +61,7 @@ class Want(NamedTuple):
     at_most: int | None = None
     view: int | None = None
     ratio: float | None = None
+    twin: bool = True
 
 
 class Subject:
@@ -126,8 +128,8 @@ class Subject:
 
     def _missing(self, wants: list[Want]) -> list[tuple[str, Want]]:
         missing = []
-        for name in self.models:
-            for want in wants:
+        for want in wants:
+            for name in self.models if want.twin else ("trained",):
                 samples = self.images.samples(want.split, want.at_most)
                 features = self.cache.find(self._key(name, want), samples)
                 if features is None:
@@ -137,64 +139,68 @@ class Subject:
         return missing
 
     def _key(self, name: str, want: Want) -> dict[str, Any]:
+        images = self.images.identity(want.split, want.view)
+        if want.kind == "thumbnails":
+            return thumbnails_key(images)
         return {
             "weights": self.fingerprints[name],
             "model": self.models[name].config.model_dump(mode="json"),
             "kind": want.kind if want.ratio is None else f"{want.kind} at {want.ratio}",
-            "images": self.images.identity(want.split, want.view),
+            "images": images,
             "precision": f"{self.precision} {self.device.type}",
         }
 
     def _extract(self, split: Split, view: int | None, missing: list[tuple[str, Want]]) -> None:
         """One pass; what is gathered batch by batch goes to the cache and to those who want it."""
-        names = list(dict.fromkeys(name for name, _ in missing))
-        wanted: dict[What, Tensor] = {}
-        for _, want in missing:
+        wanted: dict[Which, Tensor] = {}
+        for name, want in missing:
+            which: Which = name, want.kind, want.ratio
             samples = self.images.samples(split, want.at_most)
-            wanted[want.kind, want.ratio] = torch.cat([wanted.get((want.kind, want.ratio), samples), samples]).unique()
-        rows: dict[tuple[str, What], list[Features]] = {(name, what): [] for name in names for what in wanted}
+            wanted[which] = torch.cat([wanted.get(which, samples), samples]).unique()
+        rows: dict[Which, list[Features]] = {which: [] for which in wanted}
         batches = self.images.batches(split, torch.cat(list(wanted.values())).unique(), view)
         for batch in track(batches, f"features of {split} images", transient=True, disable=not is_rank_zero()):
-            for part in gathered(self._of_batch(batch, names, wanted)):
+            for part in gathered(self._of_batch(batch, wanted)):
                 for which, features in part.items():
                     rows[which].append(features)
         if not is_rank_zero():
             return
         whole = {which: merged(parts) for which, parts in rows.items()}
-        for name, (kind, ratio) in whole:
-            self.cache.keep(self._key(name, Want(split, kind, None, view, ratio)), whole[name, (kind, ratio)])
+        for (name, kind, ratio), features in whole.items():
+            self.cache.keep(self._key(name, Want(split, kind, None, view, ratio)), features)
         for name, want in missing:
             samples = self.images.samples(split, want.at_most)
-            self.found[name, want] = whole[name, (want.kind, want.ratio)].take(samples)
+            self.found[name, want] = whole[name, want.kind, want.ratio].take(samples)
 
     @torch.inference_mode()
-    def _of_batch(
-        self, batch: dict[str, Any], names: list[str], wanted: dict[What, Tensor]
-    ) -> dict[tuple[str, What], Features]:
+    def _of_batch(self, batch: dict[str, Any], wanted: dict[Which, Tensor]) -> dict[Which, Features]:
         """The rows that are wanted of a batch; each image is encoded once for all kinds that come from the latent."""
         if not len(batch["images"]):  # more ranks than samples
             return {}
         samples, labels = batch["positions"], batch["labels"]
         images = self.pixels.normalise(batch["images"].to(self.device))
-        here = {what: torch.isin(samples, chosen) for what, chosen in wanted.items()}
+        latents: dict[str, Tensor] = {}
         found = {}
-        for name in names:
-            model, latent = self.models[name], None
-            for (kind, ratio), rows in here.items():
-                if not rows.any():
-                    continue
-                with self.autocast():
-                    if ratio is not None:
-                        assert isinstance(model, MaskedAutoencoder)
-                        noise = held_out_noise(samples[rows].to(self.device), model.config)
-                        values = losses(model, images[rows.to(self.device)], noise, ratio)
+        for (name, kind, ratio), chosen in wanted.items():
+            model, rows = self.models[name], torch.isin(samples, chosen)
+            if not rows.any():
+                continue
+            on_device = rows.to(self.device)
+            with self.autocast():
+                if kind == "thumbnails":
+                    values = thumbnails(self.pixels.unit(batch["images"][rows]))
+                elif ratio is not None:
+                    assert isinstance(model, MaskedAutoencoder)
+                    noise = held_out_noise(samples[rows].to(self.device), model.config)
+                    values = losses(model, images[on_device], noise, ratio)
+                else:
+                    if name not in latents:
+                        latents[name] = model.encode(images)
+                    some = latents[name][on_device]
+                    if kind == "scores":
+                        assert isinstance(model, Classifier)
+                        values = model.scores(some).float()
                     else:
-                        latent = model.encode(images) if latent is None else latent
-                        some = latent[rows.to(self.device)]
-                        if kind == "scores":
-                            assert isinstance(model, Classifier)
-                            values = model.scores(some).float()
-                        else:
-                            values = describe(some, model.config.class_token, kind)
-                found[name, (kind, ratio)] = Features(samples[rows], labels[rows], values.cpu())
+                        values = describe(some, model.config.class_token, kind)
+            found[name, kind, ratio] = Features(samples[rows], labels[rows], values.cpu())
         return found
