@@ -1,7 +1,9 @@
-"""What several tests share: where real images lie, and small models."""
+"""What several tests share: where real images lie, and a browser."""
 
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,3 +26,16 @@ def real_images() -> Path:
 def built_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the built-in images are packed once for all tests (data.root)."""
     return tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Any:
+    """Headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("needs chromium or google-chrome on the path")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield opened
+        opened.close()

@@ -301,19 +301,6 @@ def test_large_pictures_are_made_smaller() -> None:
     assert max(decoded(data_url(Image.new("RGB", (1024, 512)))).size) == 224
 
 
-@pytest.fixture(scope="module")
-def browser() -> Any:
-    """Headless Chromium."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("needs chromium or google-chrome on the path")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_works_in_a_browser(browser: Any, width: int, scheme: str, real_run: Path) -> None:

@@ -95,12 +95,18 @@ class MaskedAutoencoder(Encoder, Decoder):
         ids_keep, ids_hidden, mask = self._masking(patches, noise, mask)
         latent = self.encode_tokens(self.embed(_take(patches, ids_keep), ids_keep))
         pred = self.decode_all(latent, ids_keep, ids_hidden)
-        painted = pred.to(patches.dtype)
-        if config.norm_pix:
-            mean, deviation = patch_statistics(patches)
-            painted = (pred.float() * deviation + mean).to(patches.dtype)
-        pasted = torch.where(mask[..., None].bool(), painted, patches)
+        pasted = torch.where(mask[..., None].bool(), self.in_pixels(pred, patches), patches)
         return Reconstruction(pred, unpatchify(pasted, config.patch_size, config.grid), mask)
+
+    def in_pixels(self, pred: Tensor, patches: Tensor) -> Tensor:
+        """Predictions in the scale of the input: under norm_pix with the mean and deviation of the true patches.
+
+        pred, patches  [B, N, p*p*C]
+        """
+        if not self.config.norm_pix:
+            return pred.to(patches.dtype)
+        mean, deviation = patch_statistics(patches)
+        return (pred.float() * deviation + mean).to(patches.dtype)
 
     def _masking(self, patches: Tensor, noise: Tensor | None, mask: Tensor | None) -> Masking:
         if mask is None and noise is not None:

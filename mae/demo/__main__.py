@@ -1,0 +1,51 @@
+"""python -m mae.demo runs/NAME [--host ADDRESS] [--port NUMBER]"""
+
+import argparse
+import sys
+from importlib.util import find_spec
+from ipaddress import ip_address
+from pathlib import Path
+
+from mae.errors import CheckpointError, ConfigError
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m mae.demo",
+        description="Show on a page of this machine what a model makes of photographs: reconstruction, attention, "
+        "nearest neighbours.",
+    )
+    parser.add_argument("model", type=Path, help="run folder, checkpoint, .pth, Hugging Face or timm folder")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
+    parser.add_argument("--port", type=int, default=7860, help="default: %(default)s; 0: any that is free")
+    arguments = parser.parse_args(argv)
+    try:
+        show(arguments.model, arguments.host, arguments.port)
+    except (ConfigError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def show(path: Path, host: str, port: int) -> None:
+    """Opens the model and answers until it is interrupted."""
+    if find_spec("gradio") is None:
+        raise ConfigError("the page needs the package gradio: pip install -e '.[demo]'")
+    from mae.demo.model import open_model
+    from mae.demo.neighbours import open_gallery
+    from mae.demo.page import Page
+    from mae.demo.serve import listen, private_uploads, serve
+    from mae.demo.views import Views, examples_of
+
+    with listen(host, port) as at, private_uploads():
+        model = open_model(path)
+        page = Page(Views(model, open_gallery(model), examples_of(model)))
+        host, port = at.getsockname()[:2]
+        print(f"http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)", flush=True)
+        if not ip_address(host).is_loopback:
+            print("everybody who reaches this machine can use the page", flush=True)
+        serve(page.blocks, at)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

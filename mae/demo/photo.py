@@ -1,0 +1,48 @@
+"""Photographs as people have them, and as a model sees them."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from mae.errors import ConfigError
+from mae.models.config import MAEConfig
+
+
+def read_photograph(path: Path) -> Image.Image:
+    """The upright photograph in any mode that `as_seen` takes.
+
+    ConfigError: no image, damaged, or of real numbers, whose scale nobody knows.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a broken EXIF block, or a large size
+            with Image.open(path) as opened:
+                opened.load()
+                image = ImageOps.exif_transpose(opened)
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        reason = "no known format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise ConfigError(f"{path.name} cannot be read as an image ({reason}). Choose another file") from error
+    if image.mode == "F":
+        raise ConfigError(f"{path.name} holds real numbers, not a photograph. Save it with 8 or 16 bits per channel")
+    return image
+
+
+def as_seen(image: Image.Image, config: MAEConfig) -> Tensor:
+    """The largest centre crop of the shape that the model takes, at its size: uint8 [1, C, H, W].
+
+    An alpha channel is dropped, as in training.
+    """
+    if image.mode.startswith("I"):  # 16 bits, which `convert` would clip
+        image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) / 257).round().astype(np.uint8))
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    height, width = config.image_size
+    image = ImageOps.fit(
+        image.convert("L" if config.in_channels == 1 else "RGB"), (width, height), Image.Resampling.BICUBIC
+    )
+    return rearrange(torch.from_numpy(np.array(image)), "h w ... -> 1 (...) h w", h=height, w=width)

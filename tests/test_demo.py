@@ -1,0 +1,419 @@
+"""python -m mae.demo: a photograph, a mask, what the model makes of them, on a page of this machine."""
+
+import base64
+import io
+import re
+import shutil
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from einops import rearrange
+from PIL import Image
+from skimage.data import chelsea
+from torch import Tensor
+
+import mae
+from mae.demo.__main__ import main
+from mae.demo.figures import to_image
+from mae.demo.model import DemoModel, draw_mask, most_hidden, open_model
+from mae.demo.neighbours import open_gallery
+from mae.demo.photo import as_seen, read_photograph
+from mae.demo.views import Views, examples_of
+from mae.launch import Topology
+from mae.models.attention_maps import attention_weights, rollout
+from mae.models.patches import patchify
+from tasks.evaluate import evaluate
+from tasks.run import train
+from tests.exports import own_checkpoint
+from tests.processes import finish, start
+from tests.test_eval import settings
+from tests.test_experiments import REDUCED, compose
+
+ALONE = Topology(rank=0, ranks=1, devices=1, nodes=1)
+CAT = Image.fromarray(chelsea())  # 451 x 300
+
+
+@pytest.fixture(scope="module")
+def real_run(tmp_path_factory: pytest.TempPathFactory, built_in: Path) -> Path:
+    """A run on digits of two steps, with features and thumbnails of some training images."""
+    runs = tmp_path_factory.mktemp("runs")
+    more = ["name=real", "pictures_every=2", "model.image_size=32", "model.patch_size=4"]
+    train(compose(f"runs={runs}", f"data.root={built_in}", *REDUCED, *more), ALONE)
+    evaluate(settings(runs / "real", "probe=neighbours", "probe.train_images=300"), ALONE)
+    return runs / "real"
+
+
+def seen(photo: Tensor) -> Tensor:
+    return rearrange(photo[0].float(), "c h w -> h w c")
+
+
+def config(**fields: Any) -> mae.MAEConfig:
+    return mae.MAEConfig(image_size=(48, 96), **fields)
+
+
+def saved(image: Image.Image, file: Path, **how: Any) -> Path:
+    image.save(file, **how)
+    return file
+
+
+def sixteen_bits(image: Image.Image) -> Image.Image:
+    return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+
+
+def turned(file: Path) -> Path:
+    """A photograph that lies on its side, and says so."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return saved(CAT.rotate(90, expand=True), file, quality=95, exif=exif)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_photograph_is_the_same_in_whatever_form_it_comes(channels: int, tmp_path: Path) -> None:
+    model = config(in_channels=channels)
+    expected = seen(as_seen(CAT.convert("L") if channels == 1 else CAT, model))
+    assert expected.shape == (48, 96, channels)
+    grey = expected if channels == 1 else seen(as_seen(CAT.convert("L"), model))
+    alpha = CAT.copy()
+    alpha.putalpha(Image.linear_gradient("L").resize(CAT.size))
+    for file, wanted, tolerance in (
+        (saved(CAT, tmp_path / "plain.png"), expected, 0),
+        (saved(alpha, tmp_path / "alpha.png"), expected, 0),
+        (saved(CAT.convert("CMYK"), tmp_path / "cmyk.jpg", quality=95), expected, 4),
+        (saved(CAT.convert("L"), tmp_path / "grey.png"), grey, 0),
+        (saved(CAT.convert("LA"), tmp_path / "grey_alpha.png"), grey, 0),
+        (saved(sixteen_bits(CAT), tmp_path / "sixteen.png"), grey, 0),
+        (saved(CAT.convert("P"), tmp_path / "palette.png", transparency=0), expected, 16),
+        (saved(CAT, tmp_path / "photo.tiff"), expected, 0),
+        (turned(tmp_path / "turned.jpg"), expected, 4),
+    ):
+        photo = as_seen(read_photograph(file), model)
+        assert photo.dtype == torch.uint8 and photo.shape == (1, channels, 48, 96), file
+        assert (seen(photo) - wanted).abs().mean() <= tolerance, file
+
+
+@pytest.mark.parametrize("shape", [(20, 2000), (2000, 20), (1, 1)])
+def test_a_photograph_of_any_shape_gives_its_centre(shape: tuple[int, int]) -> None:
+    assert as_seen(Image.new("RGB", shape, "red"), config()).flatten(2).float().mean(2).tolist() == [[255, 0, 0]]
+
+
+def broken(tmp_path: Path) -> list[tuple[Path, str]]:
+    whole = saved(CAT, tmp_path / "whole.jpg").read_bytes()
+    files = {"text.jpg": b"no image at all", "empty.png": b"", "cut.jpg": whole[: len(whole) // 2]}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    real = saved(Image.fromarray(np.random.default_rng(0).random((8, 8), np.float32)), tmp_path / "real.tiff")
+    found = [(tmp_path / name, f"{name} cannot be read as an image") for name in files]
+    return [*found, (real, "real.tiff holds real numbers")]
+
+
+def test_a_file_that_is_no_photograph_is_one_sentence(tmp_path: Path) -> None:
+    for file, said in broken(tmp_path):
+        with pytest.raises(mae.ConfigError, match=said) as raised:
+            read_photograph(file)
+        assert "\n" not in str(raised.value)
+
+
+def random_model(tmp_path: Path, **fields: Any) -> DemoModel:
+    return open_model(own_checkpoint(tmp_path, **fields)[1])
+
+
+@pytest.mark.parametrize("fields", [{}, {"image_size": (32, 64)}, {"in_channels": 1}, {"norm_pix": False}])
+def test_visible_patches_stay_and_the_loss_is_that_of_the_model(fields: dict[str, Any], tmp_path: Path) -> None:
+    model = random_model(tmp_path, **fields)
+    photo, mask = as_seen(CAT, model.config), draw_mask(model.config, 0.6, "random", 1)
+    painted = model.paint(photo, mask)
+    hidden, size = mask.bool()[None], model.config.patch_size
+    original, pasted, predicted = (patchify(one, size) for one in (photo / 255, painted.pasted, painted.predicted))
+    torch.testing.assert_close(pasted[~hidden], original[~hidden])
+    assert torch.equal(pasted[hidden], predicted[hidden])
+    assert (pasted[hidden] - original[hidden]).abs().mean() > 0.01
+    assert (predicted[~hidden] - original[~hidden]).abs().mean() > 0.01
+    assert isinstance(model.encoder, mae.MaskedAutoencoder)
+    assert painted.loss == float(model.encoder(model.images(photo), mask=mask[None]).loss.detach())
+
+
+def test_a_mask_follows_from_the_seed_and_hides_what_the_slider_says() -> None:
+    model = mae.MAEConfig(image_size=(64, 96), patch_size=16)  # 24 patches
+    for kind in ("random", "block", "grid"):
+        masks = [draw_mask(model, 0.7, kind, seed) for seed in (3, 3, 4)]
+        assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
+    for percent in (1, 50, most_hidden(model)):
+        assert 1 <= draw_mask(model, percent / 100, "random", 0).sum() <= 23
+    assert most_hidden(model) == 95
+
+
+def test_attention_is_that_of_the_chosen_patch(tmp_path: Path) -> None:
+    for class_token in (True, False):
+        model = random_model(tmp_path, class_token=class_token, image_size=(32, 64))
+        photo = as_seen(CAT, model.config)
+        weights = attention_weights(model.encoder, model.images(photo))[0]
+        for block, looking in ((0, weights[0]), (None, rollout(weights))):
+            expected = looking[5 + class_token, int(class_token) :]
+            torch.testing.assert_close(model.attention(photo, 5, block).flatten(), expected.detach())
+
+
+def test_the_nearest_neighbour_of_a_training_image_is_itself(real_run: Path) -> None:
+    model = open_model(real_run)
+    gallery = open_gallery(model)
+    assert gallery is not None and len(gallery.thumbnails) == 300
+    for row in (0, 17, 299):
+        photo = gallery.thumbnails[row : row + 1]  # as large as the images of this model
+        nearest = gallery.nearest(model.feature(photo, gallery.kind), 5)
+        assert nearest[0].sample == int(gallery.features.samples[row])
+        assert nearest[0].similarity == pytest.approx(1, abs=1e-3)
+        assert [one.similarity for one in nearest] == sorted((one.similarity for one in nearest), reverse=True)
+        assert all(0 <= one.label <= 9 for one in nearest)
+
+
+def test_features_of_other_weights_are_not_used(real_run: Path, tmp_path: Path) -> None:
+    _, path = own_checkpoint(tmp_path)
+    shutil.copytree(real_run / "eval", tmp_path / "eval")
+    model = open_model(path)
+    assert open_gallery(model) is None
+    shown = Views(model, None, examples_of(model)).neighbours(as_seen(CAT, model.config))
+    assert f"python eval.py checkpoint={path} probe=neighbours" in shown
+
+
+def test_an_encoder_without_a_decoder_has_attention_only(tmp_path: Path) -> None:
+    encoder = mae.Encoder(mae.MAEConfig(image_size=32, patch_size=8, width=192, depth=2, num_heads=3))
+    torch.save({"model": encoder.state_dict()}, tmp_path / "encoder.pth")
+    model = open_model(tmp_path / "encoder.pth")
+    views, photo = Views(model, None, examples_of(model)), as_seen(CAT, model.config)
+    assert "holds an encoder only" in views.reconstruction(photo, draw_mask(model.config, 0.5, "random", 0))[-1]
+    assert "normalised as ImageNet is" in views.heading()
+    assert "row 1, column 3 in block 2" in views.attention(photo, 2, 1)[1]
+
+
+def test_what_a_path_is_called_becomes_no_markup(tmp_path: Path) -> None:
+    folder = tmp_path / "<b>&\"'"
+    folder.mkdir()
+    model = random_model(folder)
+    shown = Views(model, None, examples_of(model)).neighbours(as_seen(CAT, model.config))
+    assert "<b>" not in shown and "&lt;b&gt;" in shown
+
+
+def test_what_cannot_be_shown_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gradio", reason="needs pip install -e '.[demo]'")
+    _, thirteen = own_checkpoint(tmp_path, in_channels=13)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for words, said in (
+            ([str(thirteen), "--port", "0"], "takes images of 13 channels"),
+            ([str(tmp_path / "absent"), "--port", "0"], "does not exist"),
+            (["run", "--port", str(taken.getsockname()[1])], "Address already in use"),
+            (["run", "--port", "70000"], "--port 70000 is no port"),
+            (["run", "--host", "no.such.host.invalid"], "--host no.such.host.invalid is no address"),
+        ):
+            assert main(words) == 2
+            error = capsys.readouterr().err
+            assert error.startswith("error: ") and said in error and error.count("\n") == 1
+
+
+def test_without_gradio_the_command_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["run"]) == 2
+    assert "pip install -e '.[demo]'" in capsys.readouterr().err
+
+
+def test_the_command_says_where_it_answers_and_leaves_nothing_behind(real_run: Path, tmp_path: Path) -> None:
+    httpx = pytest.importorskip("httpx", reason="comes with gradio")
+    process = start([sys.executable, "-m", "mae.demo", str(real_run), "--port", "0"], TMPDIR=str(tmp_path))
+    assert process.stdout is not None
+    url = process.stdout.readline().split()[0]
+    assert url.startswith("http://127.0.0.1:")
+    answer = httpx.get(url, trust_env=False)
+    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    httpx.post(f"{url}/gradio_api/upload", files={"files": ("cat.png", b"cat")}, trust_env=False).raise_for_status()
+    assert any(file.read_bytes() == b"cat" for file in tmp_path.rglob("*") if file.is_file())
+    process.terminate()
+    assert finish(process) == ""
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def address(real_run: Path) -> Iterator[str]:
+    """Where the page of the run is to be had."""
+    pytest.importorskip("gradio", reason="needs pip install -e '.[demo]'")
+    from mae.demo.page import Page
+    from mae.demo.serve import listen, private_uploads, server
+
+    model = open_model(real_run)
+    with listen("127.0.0.1", 0) as at, private_uploads():
+        answering = server(Page(Views(model, open_gallery(model), examples_of(model))).blocks)
+        thread = threading.Thread(target=answering.run, kwargs={"sockets": [at]})
+        thread.start()
+        while not answering.started:
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{at.getsockname()[1]}"
+        answering.should_exit = True
+        thread.join()
+
+
+def opened(context: Any, address: str) -> tuple[Any, list[str]]:
+    """The page in a browser that reaches nothing but this machine, and what is wrong: filled as it is used."""
+    complaints: list[str] = []
+    page = context.new_page()
+    page.set_default_timeout(10_000)
+
+    def check(route: Any) -> None:
+        if route.request.url.startswith(address):
+            route.continue_()
+        else:
+            complaints.append(route.request.url)
+            route.abort()
+
+    def listen(message: Any) -> None:
+        if message.text != "Method not implemented.":  # gradio's own, of each stream that it closes
+            complaints.append(message.text)
+
+    page.route("**", check)
+    page.on("console", listen)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(address)
+    return page, complaints
+
+
+def pixels(page: Any, title: str) -> Tensor:
+    """The picture with this title as it lies in the page, in patches of 4 pixels: [64, 48]."""
+    url = page.get_by_alt_text(title, exact=True).get_attribute("src")
+    data = base64.b64decode(url.removeprefix("data:image/png;base64,"))
+    image = torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB")))
+    return patchify(rearrange(image, "h w c -> 1 c h w"), 4)[0]
+
+
+def hidden(page: Any) -> Tensor:
+    """The mask as the page has it, once the reconstruction says the same: [64]"""
+    mask = torch.tensor([int(one) for one in page.locator("[data-mask]").first.get_attribute("data-mask")])
+    page.get_by_text(f"{int(mask.sum())} of 64 patches hidden").wait_for()
+    return mask.bool()
+
+
+# A browser waits until the mask is another one.
+OTHER_MASK = "bits => document.querySelector('.patches').dataset.mask !== bits"
+
+
+def bits(mask: Tensor) -> str:
+    return "".join(str(int(one)) for one in mask)
+
+
+def centre(page: Any, number: int, place: tuple[int, int]) -> tuple[float, float]:
+    """Where a patch of a picture of patches is in the window: x, y."""
+    field = page.locator(".patches").nth(number)
+    field.scroll_into_view_if_needed()
+    box = field.bounding_box()
+    return box["x"] + box["width"] * (place[1] + 0.5) / 8, box["y"] + box["height"] * (place[0] + 0.5) / 8
+
+
+def drag(page: Any, start: tuple[int, int], end: tuple[int, int]) -> None:
+    """A stroke over the masked picture, and the wait until its answer is there."""
+    before = page.locator(".patches").first.get_attribute("data-mask")
+    page.mouse.move(*centre(page, 0, start))
+    page.mouse.down()
+    page.mouse.move(*centre(page, 0, end))
+    page.mouse.up()
+    page.wait_for_function(OTHER_MASK, arg=before)
+
+
+def upload(page: Any, file: Path) -> None:
+    """Gives the page a photograph, and waits until it is there."""
+    before = page.get_by_alt_text("Original", exact=True).get_attribute("src")
+    page.locator("input[type=file]").set_input_files(file)
+    page.wait_for_function("before => document.querySelector('img[alt=Original]').src !== before", arg=before)
+
+
+def check_reconstruction(page: Any) -> float:
+    """Visible patches are as they were, hidden ones are not; returns the share that is hidden."""
+    mask = hidden(page)
+    changed = (pixels(page, "Original") != pixels(page, "Reconstruction")).any(1)
+    assert torch.equal(changed, mask)
+    assert (pixels(page, "Original") != pixels(page, "Prediction")).any(1).all()
+    return float(mask.float().mean())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # gradio's own use of pandas
+def test_the_page_is_used_from_the_photograph_to_its_neighbours(
+    browser: Any, address: str, real_run: Path, tmp_path: Path
+) -> None:
+    with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
+        page, complaints = opened(context, address)
+        assert hidden(page).float().mean() == 0.75
+        upload(page, turned(tmp_path / "cat.jpg"))
+        check_reconstruction(page)
+        upright = patchify(as_seen(CAT, open_model(real_run).config), 4)[0]
+        assert (pixels(page, "Original").float() - upright.float()).abs().mean() < 4
+
+        page.get_by_role("slider").fill("25")
+        page.get_by_text("16 of 64 patches hidden").wait_for()
+        assert check_reconstruction(page) == 0.25
+        before = hidden(page)
+        page.get_by_role("button", name="New mask").click()
+        page.wait_for_function(OTHER_MASK, arg=bits(before))
+        assert check_reconstruction(page) == 0.25
+
+        page.get_by_role("button", name="Show all").click()
+        page.get_by_role("alert").get_by_text("mask hides 0 of 64 patches").wait_for()
+        drag(page, (0, 0), (0, 7))
+        assert hidden(page).nonzero().flatten().tolist() == list(range(8))
+        drag(page, (0, 6), (0, 7))
+        painted = hidden(page)
+        assert painted.nonzero().flatten().tolist() == list(range(6))
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("Space")
+        page.wait_for_function(OTHER_MASK, arg=bits(painted))
+        assert hidden(page).nonzero().flatten().tolist() == [*range(6), 15]
+        assert "row 2, column 8, hidden" in page.locator(".unseen").first.text_content()
+        check_reconstruction(page)
+
+        heat = pixels(page, "Attention")
+        page.mouse.click(*centre(page, 1, (2, 5)))
+        page.get_by_text("of row 3, column 6 through all blocks").wait_for()
+        rolled = pixels(page, "Attention")
+        assert not torch.equal(rolled, heat)
+        page.get_by_label("Attention of").click()
+        page.get_by_role("option", name="block 1").click()
+        page.get_by_text("of row 3, column 6 in block 1").wait_for()
+        assert not torch.equal(pixels(page, "Attention"), rolled)
+
+        gallery = open_gallery(open_model(real_run))
+        assert gallery is not None
+        to_image(gallery.thumbnails[17]).save(tmp_path / "known.png")
+        upload(page, tmp_path / "known.png")
+        found = page.locator(".pictures:not(.examples) figure")
+        number, label = int(gallery.features.samples[17]), int(gallery.features.labels[17])
+        found.get_by_alt_text(f"training image {number}", exact=True).wait_for()
+        assert found.count() == 8 and f"class {label}" in found.first.text_content()
+
+        shown = pixels(page, "Original")
+        for file, said in broken(tmp_path):
+            page.locator("input[type=file]").set_input_files(file)
+            page.get_by_role("alert").get_by_text(said).wait_for()
+        assert torch.equal(pixels(page, "Original"), shown)
+        page.get_by_role("button", name="Example: a portrait").click()
+        page.wait_for_function("!document.querySelector('[role=alert]')")
+        assert not torch.equal(pixels(page, "Original"), shown)
+    assert complaints == []
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # gradio's own use of pandas
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_fits_a_phone(browser: Any, scheme: str, address: str) -> None:
+    phone = {"viewport": {"width": 390, "height": 800}, "color_scheme": scheme, "has_touch": True}
+    with browser.new_context(**phone) as context:
+        page, complaints = opened(context, address)
+        before = hidden(page)
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        page.touchscreen.tap(*centre(page, 0, (4, 4)))
+        page.wait_for_function(OTHER_MASK, arg=bits(before))
+        assert (hidden(page) != before).nonzero().flatten().tolist() == [36]
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", ground)[:3])) < 384) == (scheme == "dark")
+    assert complaints == []
