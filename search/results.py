@@ -38,13 +38,14 @@ def _write_table(config: SweepConfig, trials: list[FrozenTrial]) -> None:
     temporary = file.with_suffix(".csv.tmp")
     with open(temporary, "w", newline="") as out:
         writer = csv.writer(out)
-        writer.writerow(["trial", "state", config.objective, *config.space, "seconds", "error"])
+        writer.writerow(["trial", "state", config.objective, *config.space, "seconds", "reason"])
         for trial in trials:
             seconds = round(trial.duration.total_seconds()) if trial.duration else ""
             values = [trial.params.get(name, "") for name in config.space]
-            error = trial.user_attrs.get("error", "")
+            reason = trial.user_attrs.get("reason", "")  # of a trial that is not complete
+            value = trial.value if trial.state == TrialState.COMPLETE else ""  # else Optuna's is the one to prune by
             name = config.trial_folder(trial.number).name
-            writer.writerow([name, trial.state.name.lower(), trial.value, *values, seconds, error])
+            writer.writerow([name, trial.state.name.lower(), value, *values, seconds, reason])
     os.replace(temporary, file)
 
 

@@ -93,10 +93,11 @@ def _run(config: SweepConfig, study: optuna.Study, trial: Trial, say: Callable[[
     try:
         value = run_trial(config, folder, settings, pruned)
     except TrialPruned as end:
+        trial.set_user_attr("reason", str(end))
         study.tell(trial, state=TrialState.PRUNED)
         say(f"{folder.name}: {end}")
     except TrialFailed as end:
-        trial.set_user_attr("error", str(end))
+        trial.set_user_attr("reason", str(end))
         study.tell(trial, state=TrialState.FAIL)
         say(f"{folder.name} failed: {end}")
     else:
@@ -111,5 +112,5 @@ def refuse_too_many_failures(config: SweepConfig, study: optuna.Study) -> None:
     if len(ended) >= ENOUGH and len(failed) / len(ended) > config.max_failure_rate:
         raise RunEnded(
             f"{len(failed)} of {len(ended)} trials have failed, more than max_failure_rate={config.max_failure_rate}; "
-            f"the last: {failed[-1].user_attrs['error']} (see {config.trial_folder(failed[-1].number)}.log)"
+            f"the last: {failed[-1].user_attrs['reason']} (see {config.trial_folder(failed[-1].number)}.log)"
         )

@@ -106,13 +106,14 @@ def test_trials_far_below_the_others_are_broken_off(tmp_path: Path) -> None:
     done = run(command(tmp_path, launch=STAND_IN, space=space, jobs=1, **pruning))
     assert done.returncode == 0, done.stdout + done.stderr
     assert [row["state"] for row in table(tmp_path)] == ["complete"] * 4 + ["pruned"]
+    assert table(tmp_path)[-1]["val/loss"] == "" and "with knn/top1" in table(tmp_path)[-1]["reason"]
 
 
 def test_a_trial_that_fails_is_recorded_and_too_many_end_the_sweep(tmp_path: Path) -> None:
     done = run(command(tmp_path, launch=STAND_IN, space={"optim.base_lr": [2.0, 0.001, 3.0, 4.0, 5.0, 6.0]}, jobs=1))
     assert done.returncode == 2
     assert [row["state"] for row in table(tmp_path)] == ["fail", "complete", "fail", "fail"]
-    assert table(tmp_path)[0]["error"] == "error: optim.base_lr=2.0 is too high"
+    assert table(tmp_path)[0]["reason"] == "error: optim.base_lr=2.0 is too high"
     assert "3 of 4 trials have failed, more than max_failure_rate=0.5" in done.stderr
 
 
