@@ -149,7 +149,8 @@ def reopened_wandb(run: Path) -> Iterator[Any]:
 
 def _last_values(run: Path) -> dict[str, float]:
     """The last value of each metric of a run."""
-    return {name: float(value) for row in read_metrics(run / "metrics.csv") for name, value in row.items()}
+    rows = read_metrics(run / "metrics.csv")
+    return {name: float(value) for row in rows for name, value in row.items() if name != "step"}
 
 
 def _evaluations(run: Path) -> dict[str, Any]:

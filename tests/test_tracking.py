@@ -26,7 +26,7 @@ from mae.csvlog import MetricsCSV, read_metrics
 from mae.errors import ConfigError
 from mae.export.__main__ import main as export
 from mae.run import create
-from mae.tracking import open_wandb, tracked_run, wandb_id
+from mae.tracking import open_wandb, reopened_wandb, tracked_run, wandb_id
 from tests import wandb_files
 from tests.processes import command, finish, losses, run, start, wait_for_checkpoint
 from tests.wandb_server import WandbServer
@@ -209,6 +209,17 @@ def test_an_export_is_an_artifact_that_says_which_checkpoint_it_was_made_from(
     contents = {entry.path: entry.ref for entry in artifact.manifest.contents}
     assert set(contents) == {"e.safetensors", "e.safetensors.json", "model.ckpt"}
     assert contents["model.ckpt"] == checkpoints(tracked)[0].resolve().as_uri()
+
+
+def test_what_comes_after_the_training_leaves_its_last_values_in_the_summary(tracked: Path, offline: None) -> None:
+    (tracked / "eval").mkdir()
+    found = {"probe": "knn", "trained": {"top1": 0.5}, "untrained": {"top1": 0.25}, "settings": {"k": 20}}
+    (tracked / "eval" / "knn.json").write_text(json.dumps(found))
+    with reopened_wandb(tracked):
+        pass
+    told = wandb_files.summary(parts(tracked)[-1])
+    assert told["eval/knn"] == {"trained": {"top1": 0.5}, "untrained": {"top1": 0.25}}
+    assert told["train/loss"] == pytest.approx(float(losses(tracked)[str(STEPS), "train/loss"]))
 
 
 def test_what_is_not_tracked_or_not_finished_cannot_be_added_to(tracked: Path, tmp_path: Path) -> None:

@@ -51,6 +51,12 @@ def config(path: Path) -> dict[str, Any]:
     return {item.key: json.loads(item.value_json) for item in items}
 
 
+def summary(path: Path) -> dict[str, Any]:
+    """The last value of everything that was put into the summary."""
+    items = [item for record in records(path) if record.HasField("summary") for item in record.summary.update]
+    return {item.key: json.loads(item.value_json) for item in items}
+
+
 def artifacts(path: Path) -> list[Any]:
     """The artifacts that were logged, without the tables that are artifacts to W&B as well."""
     return [
