@@ -14,6 +14,7 @@ QUIET = (
     ".*your dataloader is not resumable.*",  # it is: see MicroBatches
     ".*does not have many workers.*",  # data.workers is the user's to set
     ".*LeafSpec.*",  # Lightning's own use of torch
+    ".*``noload``.*",  # MLflow's own use of SQLAlchemy
 )
 
 

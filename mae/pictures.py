@@ -30,6 +30,16 @@ def hide(images: Tensor, mask: Tensor, patch_size: int) -> Tensor:
     return unpatchify(patches, patch_size, grid)
 
 
+def reconstruction_columns(images: Tensor, reconstruction: Reconstruction, patch_size: int) -> Tensor:
+    """Original, masked image and reconstruction of each.
+
+    images, reconstruction.images  [B, C, H, W] in [0, 1]
+    returns                        [B, 3, C, H, W]
+    """
+    masked = hide(images, reconstruction.mask, patch_size)
+    return torch.stack([images, masked, reconstruction.images.to(images)], dim=1)
+
+
 def reconstruction_grid(
     images: Tensor, reconstruction: Reconstruction, patch_size: int, norm_pix: bool, title: str
 ) -> Image.Image:
@@ -37,9 +47,7 @@ def reconstruction_grid(
 
     images, reconstruction.images  [B, C, H, W] in [0, 1]
     """
-    columns = torch.stack(
-        [images, hide(images, reconstruction.mask, patch_size), reconstruction.images.to(images)], dim=1
-    )
+    columns = reconstruction_columns(images, reconstruction, patch_size)
     rows = rearrange(tiles(rearrange(columns, "b k c h w -> (b k) c h w")), "(b k) c h w -> c (b h) (k w)", k=3)
     caption = [title, "original | masked | reconstruction"] + ([TRUE_STATISTICS] if norm_pix else [])
     return captioned(rows, caption)
@@ -77,9 +85,14 @@ def tiles(images: Tensor, frames: Tensor | None = None) -> Tensor:
     return F.pad(framed, (2, 2, 2, 2), value=1.0)
 
 
+def picture_of(pixels: Tensor) -> Image.Image:
+    """[3, H, W] in [0, 1]"""
+    return Image.fromarray((rearrange(pixels, "c h w -> h w c") * 255).round().byte().numpy())
+
+
 def captioned(pixels: Tensor, caption: list[str]) -> Image.Image:
     """A picture [3, H, W] in [0, 1] below some lines of text."""
-    rows = Image.fromarray((rearrange(pixels, "c h w -> h w c") * 255).round().byte().numpy())
+    rows = picture_of(pixels)
     font = ImageFont.load_default(size=13)
     line = 18
     text_width = int(max(font.getlength(text) for text in caption)) + 8

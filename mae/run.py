@@ -80,6 +80,11 @@ def create(run: Path, overwrite: bool) -> None:
         ) from error
 
 
+def run_of(path: Path) -> Path | None:
+    """The run folder that a checkpoint lies in, or that `path` is; None for what belongs to no run."""
+    return next((folder for folder in (path, *path.parents) if (folder / "config.yaml").is_file()), None)
+
+
 def write_json(path: Path, contents: Any) -> None:
     """Written whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
@@ -97,7 +102,8 @@ def record_start(run: Path, step: int, ranks: int) -> None:
             "step": step,
             "ranks": ranks,
             "command": sys.argv,
-            "git": _git_commit(),
+            "git": _git("rev-parse", "HEAD") or None,
+            "git_modified": bool(_git("status", "--porcelain", "--untracked-files=no")),
         }
     )
     write_json(
@@ -114,10 +120,10 @@ def record_start(run: Path, step: int, ranks: int) -> None:
     )
 
 
-def _git_commit() -> str | None:
+def _git(*words: str) -> str:
+    """What git answers about this checkout; nothing where there is none."""
     here = Path(__file__).resolve().parent
     try:
-        answer = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        return subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None
+        return ""

@@ -1,23 +1,107 @@
-"""One W&B run for one training, through any number of restarts."""
+"""One run of W&B or MLflow for one training, through any number of restarts."""
 
+import json
 import os
 import secrets
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import yaml
+from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
 
-def wandb_identity(run: Path) -> dict[str, Any]:
-    """Arguments of Lightning's WandbLogger: the id kept in the run folder, resumed; offline where there is no key.
+from mae.csvlog import read_metrics
+from mae.errors import ConfigError
+from mae.rank_zero import warn
+from mae.run import run_of
+
+ROWS_PER_START = 10**8  # more than one start of a run ever logs
+
+
+def open_trackers(
+    run: Path,
+    makers: dict[str, Callable[..., Logger]],
+    settings: dict[str, Any],
+    resumed_step: int,
+    checkpoint_every: int,
+) -> list[Logger]:
+    """The loggers beside metrics.csv, on rank 0: each goes on with what it had and knows the settings.
+
+    A process that is killed takes along the rows that its loggers had not written or sent yet. They lie behind the
+    checkpoint before the one that the run goes on from; all rows since then are logged again, with equal values.
+
+    makers  name of the logger -> Lightning's logger for further arguments
+    """
+    first = max(0, resumed_step - checkpoint_every) + 1
+    rows = [(int(row.pop("step")), row) for row in read_metrics(run / "metrics.csv")]
+    trackers = []
+    for name, make in makers.items():
+        if name == "wandb":
+            tracker = open_wandb(run, make)
+            _continue_numbering(run, tracker)
+            tracker.log_hyperparams(settings)
+        elif name == "mlflow":
+            tracker = open_mlflow(run, make, settings)
+        elif name == "tensorboard":
+            tracker = make(purge_step=first if resumed_step else None)  # it forgets these steps of an earlier start
+            tracker.log_hyperparams(settings)
+        else:
+            tracker = make()
+        for step, row in rows:
+            if first <= step <= resumed_step:
+                tracker.log_metrics({key: float(value) for key, value in row.items()}, step)
+        trackers.append(tracker)
+    return trackers
+
+
+def open_wandb(run: Path, make: Callable[..., Logger]) -> WandbLogger:
+    """The W&B run of this training: online with a key and a server that answers, else in files for `wandb sync`.
 
     Without a key W&B would stop and ask for one, which nobody answers on a cluster.
     """
+    import wandb  # takes its time, which runs that are not tracked need not wait
+
+    identity = {"id": wandb_id(run), "resume": "allow"}
+    (run / "wandb_id.txt").write_text(identity["id"])
+    os.environ.setdefault("WANDB_DATA_DIR", str((run / "wandb").resolve()))  # not the home folder, whose room is small
+    logger = make(**identity, offline=not _has_key())
+    assert isinstance(logger, WandbLogger)
+    try:
+        _ = logger.experiment
+    except wandb.Error as error:
+        wandb.teardown()  # its process would take the id for one in use
+        reason = str(error).splitlines()[0]
+        warn(f"W&B cannot be used ({reason}): this start is tracked offline. Later: wandb sync {run / 'wandb'}")
+        logger = make(**identity, offline=True)
+        assert isinstance(logger, WandbLogger)
+    return logger
+
+
+def _continue_numbering(run: Path, logger: WandbLogger) -> None:
+    """W&B without a server numbers the rows of every start from 0; `wandb sync` needs them apart."""
+    earlier = len(list((run / "wandb").glob("offline-run-*"))) - 1
+    if logger.experiment.offline and earlier > 0:
+        logger.experiment.log({}, step=earlier * ROWS_PER_START)
+
+
+def wandb_id(run: Path) -> str:
+    """The id of the W&B run that a run folder belongs to: its own, that of a sweep's agent, or a new one.
+
+    Raises ConfigError when the folder has another one than W&B was told: two runs would become one.
+    """
     file = run / "wandb_id.txt"
-    if not file.is_file():
-        file.write_text(secrets.token_hex(4))
-    return {"id": file.read_text().strip(), "resume": "allow", "offline": not _has_key()}
+    own, given = file.read_text().strip() if file.is_file() else None, os.environ.get("WANDB_RUN_ID")
+    if own and given and own != given:
+        raise ConfigError(
+            f"{run} belongs to the W&B run {own}, but WANDB_RUN_ID={given}: they would become one. Give every run a "
+            "folder of its own, such as name=${oc.env:WANDB_RUN_ID} in a sweep, or unset WANDB_RUN_ID"
+        )
+    return own or given or secrets.token_hex(4)
 
 
 def _has_key() -> bool:
@@ -32,7 +116,82 @@ def _has_key() -> bool:
         return False
 
 
+def tracked_run(path: Path) -> Path:
+    """The run folder of a checkpoint, whose W&B run can be added to.
+
+    Raises ConfigError when its training was not tracked, or still writes to its W&B run.
+    """
+    run = run_of(path)
+    if run is None or not (run / "wandb_id.txt").is_file() or "wandb" not in _config(run)["logger"]:
+        raise ConfigError(f"{path} was not trained with logger=wandb, so there is no W&B run to add to")
+    if not (run / "summary.json").is_file():
+        raise ConfigError(f"{run} is not finished, and its W&B run has one writer at a time: wait for the training")
+    return run
+
+
+@contextmanager
+def reopened_wandb(run: Path) -> Iterator[Any]:
+    """The W&B run of a finished training (see tracked_run), for what is made of it afterwards.
+
+    Its summary is made anew from the run folder: that of a start without a server replaces those before it.
+    """
+    own = {key: value for key, value in _config(run)["logger"]["wandb"].items() if not key.startswith("_")}
+    settings: dict[str, Any] = own | {"save_dir": str(run)}
+    code = 1
+    try:
+        wandb_run = open_wandb(run, partial(WandbLogger, **settings)).experiment
+        wandb_run.summary.update(_last_values(run) | _evaluations(run))
+        yield wandb_run
+        code = 0
+    finally:
+        finish_wandb(code)
+
+
+def _last_values(run: Path) -> dict[str, float]:
+    """The last value of each metric of a run."""
+    rows = read_metrics(run / "metrics.csv")
+    return {name: float(value) for row in rows for name, value in row.items() if name != "step"}
+
+
+def _evaluations(run: Path) -> dict[str, Any]:
+    """eval/PROBE -> the numbers of eval/PROBE.json of a run."""
+    found = {file.stem: json.loads(file.read_text()) for file in sorted((run / "eval").glob("*.json"))}
+    about = ("probe", "checkpoint", "pictures", "settings", "seed")
+    return {
+        f"eval/{name}": {key: value for key, value in numbers.items() if key not in about}
+        for name, numbers in found.items()
+        if "probe" in numbers  # others sum several up
+    }
+
+
+def _config(run: Path) -> dict[str, Any]:
+    return yaml.safe_load((run / "config.yaml").read_text())
+
+
 def finish_wandb(exit_code: int) -> None:
     """Closes the W&B run, if one is open, so that nothing stays unsent."""
     if (wandb := sys.modules.get("wandb")) and wandb.run is not None:
         wandb.finish(exit_code=exit_code)
+
+
+def open_mlflow(run: Path, make: Callable[..., Logger], settings: dict[str, Any]) -> MLFlowLogger:
+    """The MLflow run of this training, whose id MLflow chooses; its parameters are those of the first start.
+
+    Raises ConfigError when MLflow's server does not answer, or does not know the run.
+    """
+    from mlflow.exceptions import MlflowException  # an extra, and slow
+
+    file = run / "mlflow_id.txt"
+    known = file.is_file()
+    try:
+        logger = make(run_id=file.read_text()) if known else make()
+        assert isinstance(logger, MLFlowLogger) and logger.run_id is not None
+        if not known:
+            file.write_text(logger.run_id)
+            logger.log_hyperparams(settings)  # MLflow refuses to change them
+    except MlflowException as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"MLflow cannot be used ({reason}). Start again when it can, or without logger=mlflow"
+        ) from error
+    return logger

@@ -28,7 +28,8 @@ from mae.probes.reconstruct import Reconstruct
 from mae.probes.subject import Model, Subject
 from mae.probes.suite import Suite, fitting
 from mae.ranks import joined
-from mae.run import write_json
+from mae.run import run_of, write_json
+from mae.tracking import reopened_wandb, tracked_run
 from tasks.errors import readable_errors
 from tasks.segment_eval import SegmentProbe, evaluate_segmentation
 
@@ -48,6 +49,7 @@ class EvalConfig(BaseModel):
     seed: int = Field(0, ge=0)
     cache_gb: float = Field(ge=0)
     out: Path | None
+    wandb: bool
 
     @property
     def results(self) -> Path:
@@ -67,9 +69,13 @@ def launch(raw: DictConfig) -> None:
 
 def evaluate(config: EvalConfig, topology: Topology) -> None:
     """The probes of a checkpoint and of its untrained twin: ranks extract features together, rank 0 does the rest."""
+    if config.wandb and config.out is not None:
+        raise ConfigError("wandb=true takes the numbers from eval/ of the run: leave out= away")
+    run = tracked_run(config.checkpoint) if config.wandb else None
     if isinstance(config.probe, SegmentProbe):
         if topology.rank == 0:
             evaluate_segmentation(config.probe, config.checkpoint, config.data, config.seed, config.results)
+            track(run)
         return
     subject = open_subject(config, topology)
     probes, left_out = fitting(config.probe, subject)
@@ -84,6 +90,14 @@ def evaluate(config: EvalConfig, topology: Topology) -> None:
     if isinstance(config.probe, Suite):
         summarise(config, outcomes, left_out)
     report(config, outcomes, left_out)
+    track(run)
+
+
+def track(run: Path | None) -> None:
+    """What lies in eval/ of the run into the summary of its W&B run, where that is wanted."""
+    if run is not None:
+        with reopened_wandb(run):
+            pass
 
 
 def open_subject(config: EvalConfig, topology: Topology) -> Subject:
@@ -118,8 +132,7 @@ def untrained_twin(model: Model) -> Model:
 
 def open_data(config: EvalConfig, model: Model) -> ShardDataModule:
     """The images of the run that the checkpoint belongs to, with what config.data says instead."""
-    path = config.checkpoint
-    run = next((folder for folder in (path, *path.parents) if (folder / "config.yaml").is_file()), None)
+    run = run_of(config.checkpoint)
     of_run: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml")) if run else {"data": {}}
     given = {name: value for name, value in config.data.items() if value is not None}
     if of_run["data"].get("mode") == "stream" and "path" not in given:

@@ -36,10 +36,11 @@ from mae.run import create, record_start, starting_point, write_json
 from mae.slurm import requeue
 from mae.start_table import show_start
 from mae.strategies import choose_strategy
-from mae.tracking import finish_wandb, wandb_identity
+from mae.tracking import finish_wandb, wandb_id
 from tasks.config import TrainConfig
 from tasks.errors import readable_errors
 from tasks.finetune import Finetune
+from tasks.loggers import open_loggers
 from tasks.plan import derived, plan_only
 from tasks.pretrain import Pretrain
 from tasks.segment import Segment
@@ -82,6 +83,8 @@ def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.
     if start_step >= plan.total_steps and (config.run / "summary.json").is_file():
         say(f"{config.run} is finished: step {start_step} of {plan.total_steps}, {start}. Nothing to do.")
         return
+    if "wandb" in config.logger and not config.overwrite:
+        wandb_id(config.run)  # refuses that of another run
     if config.trial is not None:
         os.environ.setdefault("WANDB_RUN_GROUP", config.name)
     strategy = choose_strategy(config.trainer["strategy"], topology.ranks, recipe["precision"])
@@ -155,12 +158,9 @@ def build_trainer(task: Task, plan: Plan, precision: str, start_step: int, strat
     callbacks = [meter, ShowProgress(meter), *task.callbacks(), checkpoints, guard, signals]
     if config.profile:
         callbacks.insert(0, Trace(config.run))
-    loggers: list[Any] = [MetricsCSV(config.run / "metrics.csv", start_step)]
-    for name, settings in config.logger.items():
-        identity = wandb_identity(config.run) if name == "wandb" and topology.rank == 0 else {}
-        if config.trial is not None and "save_dir" in settings:
-            identity["save_dir"] = str(config.run)  # which the settings cannot name: each trial has its own
-        loggers.append(instantiate(settings, **identity))
+    loggers = [MetricsCSV(config.run / "metrics.csv", start_step)]
+    if topology.rank == 0:
+        loggers += open_loggers(config, start_step)
     settings = config.trainer | {"devices": topology.devices, "num_nodes": topology.nodes}
     return instantiate(
         settings,

@@ -24,7 +24,7 @@ from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.models.segmenter import Segmenter
 from mae.pixels import Pixels
-from mae.run import write_json
+from mae.run import run_of, write_json
 from mae.segment_config import SegmentConfig
 from mae.segmentation_scores import Found, by_box, by_clicks, photograph_of, score
 from tasks.segment import start_of
@@ -56,7 +56,7 @@ def evaluate_segmentation(
     Raises ConfigError when there are no validation photographs.
     """
     trained = load_segmenter(checkpoint)
-    run = next((f for f in (checkpoint, *checkpoint.parents) if (f / "config.yaml").is_file()), None)
+    run = run_of(checkpoint)
     settings: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml")) if run else {"data": {}}
     start = before(trained, settings if run and is_segmentation(checkpoint) else None, seed)
     changed = {name: value for name, value in given.items() if value is not None}

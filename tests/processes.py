@@ -39,10 +39,10 @@ def command(runs: Path, root: Path, *overrides: str, ranks: int = 1) -> list[str
     return [*launcher, "train.py", f"runs={runs}", f"data.root={root}", *SMALL, *overrides]
 
 
-def start(words: list[str], **environment: str) -> subprocess.Popen:
+def start(words: list[str], folder: Path = ROOT, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
         words,
-        cwd=ROOT,
+        cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

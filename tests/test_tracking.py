@@ -1,10 +1,38 @@
-"""metrics.csv, Weights & Biases and TensorBoard, across restarts."""
+"""metrics.csv, Weights & Biases, TensorBoard and MLflow over restarts: one run, no step lost, none with two values."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import pytest
+import wandb
+import yaml
+from lightning.pytorch.loggers import WandbLogger
+from mlflow import MlflowClient
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mae.checkpoint import checkpoints
 from mae.csvlog import MetricsCSV, read_metrics
-from tests.processes import command, kill, losses, run, start, wait_for_checkpoint
+from mae.errors import ConfigError
+from mae.export.__main__ import main as export
+from mae.run import create
+from mae.tracking import open_wandb, reopened_wandb, tracked_run, wandb_id
+from tests import wandb_files
+from tests.processes import command, finish, losses, run, start, wait_for_checkpoint
+from tests.wandb_server import WandbServer
+
+STEPS = 80
+REPEATED = ("train/loss", "train/lr", "val/loss")  # the others are timings
 
 
 def test_rows_beyond_the_resumed_step_are_cut_and_new_columns_fit_in(tmp_path: Path) -> None:
@@ -26,31 +54,211 @@ def test_rows_beyond_the_resumed_step_are_cut_and_new_columns_fit_in(tmp_path: P
     assert read_metrics(path)[-1] == {"step": "3", "knn/top1": "0.75"}
 
 
-def test_wandb_goes_offline_without_a_key_and_keeps_its_id(tmp_path: Path, built_in: Path) -> None:
-    words = command(
-        tmp_path,
-        built_in,
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory, built_in: Path) -> Path:
+    """A run that was killed between two checkpoints, W&B's process too, then stopped, then finished on two ranks."""
+    runs = tmp_path_factory.mktemp("runs")
+    settings = [
         "name=tracked",
-        "logger=wandb",
-        "max_steps=200",
+        "logger=[wandb,tensorboard,mlflow]",
+        f"max_steps={STEPS}",
         "checkpoint.every_steps=5",
+        "checkpoint.artifacts=reference",
+        "pictures_every=20",
         "data.workers=0",
-    )
-    home = {"HOME": str(tmp_path), "WANDB_API_KEY": "", "WANDB_SILENT": "true"}
+    ]
+    words = command(runs, built_in, *settings)
+    folder, home = runs / "tracked", {"HOME": str(runs), "WANDB_API_KEY": ""}
     process = start(words, **home)
-    wait_for_checkpoint(process, tmp_path / "tracked")
-    kill(process)
-    run([*words, "max_steps=40"], **home)
-    folder = tmp_path / "tracked"
-    offline = [path.name.rsplit("-", 1)[1] for path in (folder / "wandb").glob("offline-run-*")]
-    assert len(offline) == 2
-    assert set(offline) == {(folder / "wandb_id.txt").read_text()}
-    steps = [int(step) for step, name in losses(folder) if name == "train/loss"]
-    assert steps == list(range(1, max(steps) + 1))
-    starts = json.loads((folder / "environment.json").read_text())["starts"]
-    assert [bool(start["step"]) for start in starts] == [False, True]
+    wait_for_step(process, folder, 18)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert children
+    for pid in (process.pid, *map(int, children)):
+        os.kill(pid, signal.SIGKILL)
+    finish(process, -signal.SIGKILL)
+    process = start(words, **home)
+    wait_for_checkpoint(process, folder, 40)
+    process.send_signal(signal.SIGTERM)
+    finish(process, 143)
+    run(command(runs, built_in, *settings, ranks=2), **home)
+    return folder
 
 
-def test_tensorboard_writes_events(tmp_path: Path, built_in: Path) -> None:
-    run(command(tmp_path, built_in, "name=board", "logger=tensorboard", "max_steps=3", "data.workers=0"))
-    assert list((tmp_path / "board").rglob("events.out.tfevents.*"))
+@contextmanager
+def serving() -> Iterator[WandbServer]:
+    with WandbServer() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def wait_for_step(process: subprocess.Popen, folder: Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while not any(int(row["step"]) >= step for row in read_metrics(folder / "metrics.csv")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def parts(folder: Path) -> list[Path]:
+    """The offline files of a run, in the order of its starts."""
+    return sorted((folder / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def assert_whole(folder: Path, logged: list[dict[str, Any]]) -> None:
+    """Each step that metrics.csv has, with its values, however often it was logged."""
+    found = defaultdict(set)
+    for row in logged:
+        for name in REPEATED:
+            if name in row:
+                found[str(row["trainer/global_step"]), name].add(row[name])
+    expected = {key: {float(value)} for key, value in losses(folder).items()}
+    assert len([key for key in expected if key[1] == "train/loss"]) == STEPS
+    assert found == expected
+
+
+def test_wandb_files_of_a_killed_run_have_one_id_and_every_step_with_one_value(tracked: Path) -> None:
+    files = parts(tracked)
+    assert len(files) == 3
+    assert {file.stem for file in files} == {f"run-{(tracked / 'wandb_id.txt').read_text()}"}
+    logged = [wandb_files.rows(file) for file in files]
+    assert_whole(tracked, [row for rows in logged for row in rows])
+    steps = [{row["trainer/global_step"] for row in rows if "train/loss" in row} for rows in logged]
+    assert steps[0] & steps[1] and steps[1] & steps[2]  # some were indeed repeated
+    numbers = [row["_step"] for rows in logged for row in rows]
+    assert numbers == sorted(set(numbers))  # so that W&B takes no row for an earlier one
+    starts = json.loads((tracked / "environment.json").read_text())["starts"]
+    assert [bool(start["step"]) for start in starts] == [False, True, True]
+
+
+def test_wandb_knows_the_settings_what_followed_from_them_and_the_state_of_git(tracked: Path) -> None:
+    told = wandb_files.config(parts(tracked)[-1])
+    settings = yaml.safe_load((tracked / "config.yaml").read_text())
+    assert told["model"] == settings["model"] and told["optim"] == settings["optim"]
+    assert told["derived"] == json.loads((tracked / "derived.json").read_text())
+    start = told["environment"]["starts"][0]
+    assert len(start["git"]) == 40 and isinstance(start["git_modified"], bool)
+    assert told["environment"]["packages"]["torch"]
+
+
+def test_wandb_gets_tables_of_reconstructions_and_a_version_for_each_checkpoint(tracked: Path) -> None:
+    artifacts = [artifact for file in parts(tracked) for artifact in wandb_files.artifacts(file)]
+    identity = (tracked / "wandb_id.txt").read_text()
+    saved = [artifact for artifact in artifacts if artifact.name == f"model-{identity}"]
+    steps = [json.loads(artifact.metadata)["step"] for artifact in saved]
+    assert set(range(5, STEPS + 1, 5)) <= set(steps)
+    for step, artifact in zip(steps, saved, strict=True):
+        assert artifact.type == "model" and set(artifact.aliases) == {"latest", f"step-{step}"}
+    reference = saved[-1].manifest.contents[0].ref
+    assert reference == checkpoints(tracked)[0].resolve().as_uri()
+    tables = [file for part in parts(tracked) for file in part.parent.glob("files/media/table/reconstructions_*.json")]
+    contents = [json.loads(file.read_text()) for file in tables]
+    assert {row[0] for table in contents for row in table["data"]} == {20, 40, 60, 80}
+    for table in contents:
+        assert table["columns"] == ["step", "original", "masked", "reconstruction"] and len(table["data"]) == 8
+
+
+def test_wandb_sync_makes_one_run_of_all_starts(tracked: Path) -> None:
+    with serving() as server:
+        words = [sys.executable, "-m", "wandb", "sync", str(tracked / "wandb")]
+        environment = os.environ | server.environment | {"HOME": str(tracked.parent)}
+        subprocess.run(words, cwd=tracked.parent, env=environment, check=True, capture_output=True, timeout=60)
+        assert set(server.runs) == {(tracked / "wandb_id.txt").read_text()}
+        assert_whole(tracked, server.rows(*server.runs))
+
+
+def test_tensorboard_has_every_step_once(tracked: Path) -> None:
+    board = EventAccumulator(str(tracked / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    for name in REPEATED:
+        expected = [step for step, metric in losses(tracked) if metric == name]
+        assert [str(event.step) for event in board.Scalars(name)] == expected
+    assert len(list((tracked / "tensorboard").glob("events.out.tfevents.*"))) >= 3
+
+
+@pytest.mark.filterwarnings("ignore:.*noload.*")  # MLflow's own use of SQLAlchemy
+def test_mlflow_goes_on_with_its_run(tracked: Path) -> None:
+    client = MlflowClient(f"sqlite:///{tracked}/mlflow.db")
+    experiment = client.get_experiment_by_name("mae")
+    assert experiment is not None
+    (mlflow_run,) = client.search_runs([experiment.experiment_id])
+    assert mlflow_run.info.run_id == (tracked / "mlflow_id.txt").read_text()
+    assert mlflow_run.data.params["derived/total_steps"] == str(STEPS)
+    history = client.get_metric_history(mlflow_run.info.run_id, "train/loss")
+    found = {(str(point.step), "train/loss"): str(point.value) for point in history}
+    assert found == {key: value for key, value in losses(tracked).items() if key[1] == "train/loss"}
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """W&B in this process, without a server; what it leaves in the environment is taken back."""
+    for name in ("WANDB_MODE", "WANDB_DATA_DIR", "WANDB_RUN_ID", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    yield
+    wandb.teardown()
+
+
+def test_an_export_is_an_artifact_that_says_which_checkpoint_it_was_made_from(
+    tracked: Path, tmp_path: Path, offline: None
+) -> None:
+    assert export([str(tracked), "--to", "timm", "--out", str(tmp_path / "e.safetensors"), "--wandb"]) == 0
+    (artifact,) = wandb_files.artifacts(parts(tracked)[-1])
+    identity = (tracked / "wandb_id.txt").read_text()
+    assert (artifact.name, artifact.type) == (f"timm-{identity}", "export")
+    assert json.loads(artifact.metadata)["made_from"] == f"model-{identity}:step-{STEPS}"
+    contents = {entry.path: entry.ref for entry in artifact.manifest.contents}
+    assert set(contents) == {"e.safetensors", "e.safetensors.json", "model.ckpt"}
+    assert contents["model.ckpt"] == checkpoints(tracked)[0].resolve().as_uri()
+
+
+def test_what_comes_after_the_training_leaves_its_last_values_in_the_summary(tracked: Path, offline: None) -> None:
+    (tracked / "eval").mkdir()
+    found = {"probe": "knn", "trained": {"top1": 0.5}, "untrained": {"top1": 0.25}, "settings": {"k": 20}}
+    (tracked / "eval" / "knn.json").write_text(json.dumps(found))
+    with reopened_wandb(tracked):
+        pass
+    told = wandb_files.summary(parts(tracked)[-1])
+    assert told["eval/knn"] == {"trained": {"top1": 0.5}, "untrained": {"top1": 0.25}}
+    assert told["train/loss"] == pytest.approx(float(losses(tracked)[str(STEPS), "train/loss"]))
+
+
+def test_what_is_not_tracked_or_not_finished_cannot_be_added_to(tracked: Path, tmp_path: Path) -> None:
+    assert tracked_run(checkpoints(tracked)[0]) == tracked
+    with pytest.raises(ConfigError, match="no W&B run to add to"):
+        tracked_run(tmp_path)
+    (tmp_path / "config.yaml").write_text((tracked / "config.yaml").read_text())
+    (tmp_path / "wandb_id.txt").write_text("1")
+    with pytest.raises(ConfigError, match="not finished"):
+        tracked_run(tmp_path)
+
+
+def test_a_new_training_in_the_folder_has_a_new_id_and_no_folder_has_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    folder = tmp_path / "run"
+    create(folder, overwrite=False)
+    (folder / "wandb_id.txt").write_text("12345678")
+    assert wandb_id(folder) == "12345678"
+    monkeypatch.setenv("WANDB_RUN_ID", "trial2")
+    with pytest.raises(ConfigError, match="belongs to the W&B run 12345678, but WANDB_RUN_ID=trial2"):
+        wandb_id(folder)
+    create(folder, overwrite=True)
+    assert wandb_id(folder) == "trial2"
+    monkeypatch.delenv("WANDB_RUN_ID")
+    assert wandb_id(folder) not in ("12345678", "trial2")
+
+
+@pytest.mark.slow
+def test_a_server_that_does_not_answer_leaves_the_start_offline(
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    settings = {"init_timeout": 1.0}
+    with pytest.warns(UserWarning, match="W&B cannot be used"):
+        logger = open_wandb(tmp_path, partial(WandbLogger, project="mae", save_dir=str(tmp_path), settings=settings))
+    logger.log_metrics({"train/loss": 0.5}, 1)
+    logger.experiment.finish()
+    (file,) = parts(tmp_path)
+    assert [row["train/loss"] for row in wandb_files.rows(file)] == [0.5]

@@ -7,17 +7,19 @@ import lightning.pytorch as pl
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from mae.artifacts import Artifacts, log_checkpoint
 from mae.checkpoint import checkpoint_path, checkpoints
 from mae.errors import CheckpointError, RunEnded
 
 
 class CheckpointConfig(BaseModel):
-    """Every how many steps the run is saved, and how many checkpoints are kept."""
+    """Every how many steps the run is saved, how many checkpoints are kept, and what W&B gets of them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     every_steps: int = Field(1000, ge=1)
     keep: int = Field(2, ge=1)
+    artifacts: Artifacts = "none"
 
 
 class Checkpoints(pl.Callback):
@@ -43,6 +45,7 @@ class Checkpoints(pl.Callback):
             self._write(trainer, path)
             self.saved_step = step
             if trainer.is_global_zero:
+                log_checkpoint(trainer.loggers, path, step, self.config.artifacts)
                 for old in checkpoints(self.run)[self.config.keep :]:
                     old.unlink()
         return path

@@ -5,14 +5,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
-from mae.pictures import reconstruction_grid
+from mae.pictures import picture_of, reconstruction_columns, reconstruction_grid, tiles
 from mae.pretrain import VALIDATION, Pretraining
 
 
 class Reconstructions(pl.Callback):
-    """runs/NAME/reconstructions/step-00000500.png every `every` steps and at the end.
+    """runs/NAME/reconstructions/step-00000500.png every `every` steps and at the end; in W&B, if it is there, a table.
 
     Painted by every rank, since each may hold a part of the weights, and written by rank 0.
 
@@ -23,6 +24,7 @@ class Reconstructions(pl.Callback):
         self.folder = run / "reconstructions"
         self.images = images
         self.every = every
+        self.painted = -1  # the step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -36,6 +38,10 @@ class Reconstructions(pl.Callback):
 
     def paint(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, Pretraining)
+        step = trainer.global_step
+        if step == self.painted:
+            return
+        self.painted = step
         images = module.pixels.normalise(self.images.to(module.device))
         noise = module.noise(VALIDATION, torch.arange(len(images), device=module.device))
         with trainer.precision_plugin.forward_context():
@@ -44,12 +50,19 @@ class Reconstructions(pl.Callback):
             return
         unit = reconstruction._replace(images=module.pixels.denormalise(reconstruction.images))
         config = module.model.config
-        picture = reconstruction_grid(
-            module.pixels.unit(self.images.to(module.device)),
-            unit,
-            config.patch_size,
-            config.norm_pix,
-            f"step {trainer.global_step}, {config.mask_ratio:.0%} masked",
-        )
+        originals = module.pixels.unit(self.images.to(module.device))
+        title = f"step {step}, {config.mask_ratio:.0%} masked"
+        picture = reconstruction_grid(originals, unit, config.patch_size, config.norm_pix, title)
         self.folder.mkdir(exist_ok=True)
-        picture.save(self.folder / f"step-{trainer.global_step:08d}.png")
+        picture.save(self.folder / f"step-{step:08d}.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                _log_table(logger, reconstruction_columns(originals, unit, config.patch_size), step)
+
+
+def _log_table(logger: WandbLogger, columns: Tensor, step: int) -> None:
+    """The same as a table of W&B, a row per image."""
+    import wandb  # slow, and for runs that are tracked only
+
+    rows = [[step, *(wandb.Image(picture_of(tile)) for tile in tiles(row))] for row in columns]
+    logger.log_table("reconstructions", ["step", "original", "masked", "reconstruction"], rows, step=step)

@@ -7,9 +7,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from mae.artifacts import log_export
 from mae.errors import CheckpointError, ConfigError
 from mae.export.formats import FORMATS
 from mae.export.write import export
+from mae.tracking import tracked_run
 
 
 class ListFormats(argparse.Action):
@@ -33,13 +35,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--image-size", type=int, nargs="+", metavar="PIXELS", help="one number, or height and width")
     parser.add_argument("--merge-into", type=Path, metavar="SAM", help="a whole SAM whose encoder is replaced")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--wandb", action="store_true", help="log it as an artifact of the run's W&B run")
     parser.add_argument("--list", action=ListFormats, nargs=0, help="the formats, a sentence each")
     arguments = parser.parse_args(argv)
     size = arguments.image_size and (arguments.image_size[0], arguments.image_size[-1])
     try:
         if size and len(arguments.image_size) > 2:
             raise ConfigError(f"--image-size takes one number, or height and width, not {arguments.image_size}")
-        export(
+        run = tracked_run(arguments.source) if arguments.wandb else None
+        card = export(
             arguments.source,
             arguments.to,
             arguments.out,
@@ -47,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
             merge_into=arguments.merge_into,
             overwrite=arguments.overwrite,
         )
+        if run is not None:
+            log_export(run, arguments.out, card)
     except (ConfigError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

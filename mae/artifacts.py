@@ -1,0 +1,62 @@
+"""Checkpoints and exports as artifacts of the W&B run of their training. Nothing here needs a server."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from mae.tracking import reopened_wandb
+
+Artifacts = Literal["none", "reference", "upload"]
+
+
+def log_checkpoint(loggers: Iterable[Logger], path: Path, step: int, how: Artifacts) -> None:
+    """A checkpoint as the next version of model-ID, called `latest` and step-N, in W&B if that is among the loggers.
+
+    how  "upload" copies the file, as it may be deleted before it is sent; "reference" tells where it is
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and how != "none":
+            _log_checkpoint(logger.experiment, path, step, how)
+
+
+def _log_checkpoint(wandb_run: Any, path: Path, step: int, how: Artifacts) -> None:
+    import wandb
+
+    metadata = {"step": step, "path": str(path.resolve())}
+    artifact = wandb.Artifact(f"model-{wandb_run.id}", type="model", metadata=metadata)
+    if how == "upload":
+        artifact.add_file(str(path), name="model.ckpt")
+    else:
+        _refer(artifact, path)
+    wandb_run.log_artifact(artifact, aliases=["latest", f"step-{step}"])
+
+
+def _refer(artifact: Any, path: Path) -> None:
+    # Without a checksum: the whole file would be read, and its place says which checkpoint it is.
+    artifact.add_reference(path.resolve().as_uri(), name="model.ckpt", checksum=False)
+
+
+def log_export(run: Path, out: Path, card: Path) -> None:
+    """An export as an artifact of the W&B run of a finished training, with what its card says as metadata.
+
+    It refers to the checkpoint that it was made from, which becomes an artifact of the run as well unless the training
+    has made it one.
+    """
+    import wandb
+
+    about = json.loads(card.read_text())
+    checkpoint, step = Path(about["source"]), about["step"]
+    with reopened_wandb(run) as wandb_run:
+        if yaml.safe_load((run / "config.yaml").read_text())["checkpoint"].get("artifacts", "none") == "none":
+            _log_checkpoint(wandb_run, checkpoint, step, "reference")
+        metadata = {"made_from": f"model-{wandb_run.id}:step-{step}", **about}
+        artifact = wandb.Artifact(f"{about['format']}-{wandb_run.id}", type="export", metadata=metadata)
+        for file in [*(out.parent / name for name in about["sha256"]), card]:
+            artifact.add_file(str(file), name=str(file.relative_to(out.parent)))
+        _refer(artifact, checkpoint)
+        wandb_run.log_artifact(artifact, aliases=["latest", f"step-{step}"])
+        print(f"{out}: artifact {artifact.name} of the W&B run {wandb_run.id}, made from {metadata['made_from']}")
