@@ -52,7 +52,9 @@ def _of_file(file: Path, name: str) -> Iterator[Message]:
         if not isinstance(call, ast.Call) or not call.args:
             continue
         called = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-        if called not in TOPIC_OF or (isinstance(call.args[0], ast.Constant) and not isinstance(call.args[0].value, str)):
+        if called not in TOPIC_OF or (
+            isinstance(call.args[0], ast.Constant) and not isinstance(call.args[0].value, str)
+        ):
             continue
         for text in _texts(call.args[0], functions):
             yield Message(TOPIC_OF[called], text if len(WORD.findall(text)) >= 2 else "", name, call.lineno)
