@@ -11,7 +11,7 @@ import torch
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
-    ["train", "eval", "sweep", "data.pack", "data.inspect", "mae.export.write", "mae.report.page"]
+    ["tasks.run", "tasks.evaluate", "search.sweep", "data.pack", "data.inspect", "mae.export.write", "mae.report.page"]
 )
 
 
@@ -19,9 +19,9 @@ def run(folder: Path, words: list[str], settings: dict[str, str]) -> None:
     """`python WORDS…` in a folder, with these environment variables; it has to end with exit code 0."""
     log = folder / "output.txt"
     process = _processes.Process(target=_become, args=(folder, log, words, settings))
-    import time; t0 = time.time(); process.start()
+    process.start()
     process.join(180)
-    print(round(time.time() - t0), shlex.join(words)[:90], flush=True); process.kill()  # nothing, where it has ended
+    process.kill()  # nothing, where it has ended
     assert process.exitcode == 0, f"{shlex.join(words)}: {process.exitcode}\n{log.read_text()[-3000:]}"
 
 

@@ -13,11 +13,11 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # mkdocs loads this file by its path
-
-from messages import as_markdown, messages
-
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # mkdocs loads this file by its path
+
+from docs.site.messages import as_markdown, messages  # noqa: E402
+
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 LINK = re.compile(r"\]\(([^)#\s]+)")
 SOURCE = re.compile(r"\[`([\w.]+)`\]\((?:\.\./)*([\w/]+)\.py\)")

@@ -32,8 +32,17 @@ class Message(NamedTuple):
 
 def messages(root: Path) -> list[Message]:
     """Every sentence of every program and package below the root, in the order of the files."""
-    files = sorted({file for pattern in SOURCES for file in root.glob(pattern)})
-    return [message for file in files for message in _of_file(file, str(file.relative_to(root)))]
+    return [message for file in sources(root) for message in _of_file(file, str(file.relative_to(root)))]
+
+
+def sources(root: Path) -> list[Path]:
+    """The files whose sentences count."""
+    return sorted({file for pattern in SOURCES for file in root.glob(pattern)})
+
+
+def called(call: ast.Call) -> str:
+    """The name of what is called, without its module."""
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
 
 
 def as_markdown(found: list[Message]) -> str:
@@ -51,13 +60,12 @@ def _of_file(file: Path, name: str) -> Iterator[Message]:
     for call in ast.walk(tree):
         if not isinstance(call, ast.Call) or not call.args:
             continue
-        called = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-        if called not in TOPIC_OF or (
+        if called(call) not in TOPIC_OF or (
             isinstance(call.args[0], ast.Constant) and not isinstance(call.args[0].value, str)
         ):
             continue
         for text in _texts(call.args[0], functions):
-            yield Message(TOPIC_OF[called], text if len(WORD.findall(text)) >= 2 else "", name, call.lineno)
+            yield Message(TOPIC_OF[called(call)], text if len(WORD.findall(text)) >= 2 else "", name, call.lineno)
 
 
 def _texts(node: ast.expr, functions: dict[str, ast.FunctionDef]) -> list[str]:
