@@ -158,13 +158,14 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
-def test_the_commands_of_a_page_run_in_their_order(page: Path, checkout: Path) -> None:
+def test_the_commands_of_a_page_run_in_their_order(page: Path, checkout: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkout, tmp_path / "checkout", symlinks=True))
     for command in commands(page):
         if command.words[0] == "make":
             for words in made_by(command.words[1]):
-                run(checkout, reduced(words, checkout), {})
+                run(folder, reduced(words, folder), {})
         elif command.words[0] in PYTHON and not command.needs:
-            run(checkout, reduced(command.words[1:], checkout), command.settings)
+            run(folder, reduced(command.words[1:], folder), command.settings)
 
 
 def made_by(target: str) -> list[list[str]]:
