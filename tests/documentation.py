@@ -34,7 +34,12 @@ class Command(NamedTuple):
 
 def commands(page: Path) -> list[Command]:
     """Every command of a page, in order."""
-    return [_command(f"{page.name}:{number}", line) for number, line in _command_lines(page)]
+    found = []
+    for number, line in _command_lines(page):
+        line, _, remark = line.partition(" # ")
+        needs = remark.strip().removeprefix(NEEDS) if remark.strip().startswith(NEEDS) else ""
+        found += [_command(f"{page.name}:{number}", part, needs) for part in line.split(" && ")]
+    return found
 
 
 def indented(page: Path) -> Iterator[tuple[int, str]]:
@@ -80,10 +85,8 @@ def _command_lines(page: Path) -> Iterator[tuple[int, str]]:
             joined = ""
 
 
-def _command(place: str, line: str) -> Command:
-    command, _, remark = line.partition(" # ")
-    words = [word for word in shlex.split(command) if word != "…"]
+def _command(place: str, line: str, needs: str) -> Command:
+    words = [word for word in shlex.split(line) if word != "…"]
     count = next(number for number, word in enumerate(words) if not SETTING.fullmatch(word))
     settings = dict(word.split("=", 1) for word in words[:count])
-    remark = remark.strip()
-    return Command(place, words[count:], settings, remark.removeprefix(NEEDS) if remark.startswith(NEEDS) else "")
+    return Command(place, words[count:], settings, needs)

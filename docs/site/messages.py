@@ -58,11 +58,7 @@ def _of_file(file: Path, name: str) -> Iterator[Message]:
     tree = ast.parse(file.read_text())
     functions = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     for call in ast.walk(tree):
-        if not isinstance(call, ast.Call) or not call.args:
-            continue
-        if called(call) not in TOPIC_OF or (
-            isinstance(call.args[0], ast.Constant) and not isinstance(call.args[0].value, str)
-        ):
+        if not isinstance(call, ast.Call) or not call.args or called(call) not in TOPIC_OF:
             continue
         for text in _texts(call.args[0], functions):
             yield Message(TOPIC_OF[called(call)], text if len(WORD.findall(text)) >= 2 else "", name, call.lineno)
@@ -75,7 +71,8 @@ def _texts(node: ast.expr, functions: dict[str, ast.FunctionDef]) -> list[str]:
             return _texts(one, functions) + _texts(other, functions)
         case ast.Call(func=ast.Name(id=name)) if name in functions:
             returned = [n.value for n in ast.walk(functions[name]) if isinstance(n, ast.Return) and n.value]
-            return [text for value in returned for text in _texts(value, functions)]
+            others = {other: function for other, function in functions.items() if other != name}
+            return [text for value in returned for text in _texts(value, others)]
     return [_text(node)]
 
 
