@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= runs/digits_tiny
 
-.PHONY: install train test test-slow torture test-gpu lint clean
+.PHONY: install train test test-slow torture test-gpu lint docs clean
 
 install: .venv/installed
 
@@ -38,5 +38,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# site/index.html, to be opened from disk.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv site .pytest_cache .ruff_cache .hypothesis

@@ -67,3 +67,23 @@ def shards_of_shapes(folder: Path, train: int = 24, val: int = 8) -> Path:
         samples = [(jpeg(pixels), record(masks)) for pixels, masks in map(shapes, numbers)]
         write_tar(folder / f"shapes-{split}-000000.tar", samples)  # pyright: ignore[reportArgumentType]
     return folder
+
+
+def write_coco(folder: Path, file: Path) -> tuple[Path, Path]:
+    """Such pictures and a COCO file of their objects: polygons, run lengths, a crowd, an image without objects."""
+    images, objects = [], []
+    folder.mkdir(parents=True)
+    for number in range(4):
+        pixels, masks = shapes(number)
+        name = f"{number}.jpg"
+        (folder / name).write_bytes(jpeg(pixels))
+        images.append({"id": 10 + number, "file_name": name, "height": 90, "width": 120})
+        if number < 3:
+            objects += [{"id": len(objects), "image_id": 10 + number, "segmentation": encode(mask)} for mask in masks]
+    square = [[10, 20, 50, 20, 50, 60, 10, 60]]
+    objects.append({"id": 90, "image_id": 10, "segmentation": square, "iscrowd": 0})
+    crowd = {"size": [90, 120], "counts": [100, 50, 10650]}
+    objects.append({"id": 91, "image_id": 10, "segmentation": crowd, "iscrowd": 1})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"images": images, "annotations": objects}))
+    return folder, file

@@ -21,7 +21,7 @@ from data.masks import decode, encode, nearest, read_record
 from data.pack import main as pack
 from data.samplers import Draw
 from mae.frame import edges_to_frame, to_frame, to_photograph
-from tests.masked_photos import jpeg, record, shapes, shards_of_shapes, write_tar
+from tests.masked_photos import jpeg, record, shapes, shards_of_shapes, write_coco, write_tar
 
 coco = pytest.importorskip("pycocotools.mask")
 transforms = pytest.importorskip("segment_anything.utils.transforms")
@@ -242,23 +242,7 @@ def test_shards_without_records_are_refused_at_once(tmp_path: Path) -> None:
 
 @pytest.fixture
 def coco_folder(tmp_path: Path) -> tuple[Path, Path]:
-    """images/ with a sub-folder, and instances.json: polygons, run lengths, a crowd, an image without objects."""
-    images, objects = [], []
-    for number in range(4):
-        pixels, masks = shapes(number)
-        name = f"{number}.jpg"
-        (tmp_path / "images").mkdir(exist_ok=True)
-        (tmp_path / "images" / name).write_bytes(jpeg(pixels))
-        images.append({"id": 10 + number, "file_name": name, "height": 90, "width": 120})
-        if number < 3:
-            objects += [{"id": len(objects), "image_id": 10 + number, "segmentation": encode(mask)} for mask in masks]
-    square = [[10, 20, 50, 20, 50, 60, 10, 60]]
-    objects.append({"id": 90, "image_id": 10, "segmentation": square, "iscrowd": 0})
-    crowd = {"size": [90, 120], "counts": [100, 50, 10650]}
-    objects.append({"id": 91, "image_id": 10, "segmentation": crowd, "iscrowd": 1})
-    file = tmp_path / "instances.json"
-    file.write_text(json.dumps({"images": images, "annotations": objects}))
-    return tmp_path / "images", file
+    return write_coco(tmp_path / "images", tmp_path / "instances.json")
 
 
 def test_coco_annotations_are_packed_as_records_and_read_back(tmp_path: Path, coco_folder, capsys) -> None:

@@ -1,0 +1,202 @@
+"""Every command of the README and of docs/ is one that the programs accept, and, where it can be, one that runs."""
+
+import argparse
+import importlib
+import importlib.util
+import itertools
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch.distributed.run import get_args_parser as torchrun_parser
+
+from search.config import SweepConfig
+from tasks.config import TrainConfig
+from tasks.evaluate import EvalConfig
+from tests.conftest import ROOT
+from tests.documentation import PAGES, Command, commands
+from tests.forked import run
+from tests.masked_photos import shards_of_shapes, write_coco
+from tests.test_experiments import SEGMENT
+
+ALL = [command for page in PAGES for command in commands(page)]
+PROGRAMS: dict[str, Any] = {"train.py": TrainConfig, "eval.py": EvalConfig, "sweep.py": SweepConfig}
+PYTHON = ("python", ".venv/bin/python")
+
+# What makes a command of any size one of seconds.
+TINY = ["model.width=192", "model.depth=2", "model.num_heads=3", "model.image_size=32", "model.patch_size=8"]
+TINY += ["model.decoder_width=32", "model.decoder_depth=1", "model.decoder_num_heads=2"]
+SHORT = ["epochs=1", "max_steps=2", "global_batch=8", "micro_batch=4", "val_every=2", "data.workers=0", "trainer=cpu"]
+
+
+@pytest.mark.parametrize("command", ALL, ids=[command.place for command in ALL])
+def test_the_programs_accept_it(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(command.words, command.needs, monkeypatch)
+
+
+def test_the_pages_hold_commands_and_what_is_not_run_says_why() -> None:
+    assert len(ALL) > 50
+    assert all(command.needs for command in ALL if command.words[0] in ("torchrun", "srun", "sbatch", "kubectl"))
+    assert sum(not command.needs for command in ALL) > len(ALL) / 2
+
+
+def check(words: list[str], needs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails unless the program is one of ours, or a launcher of it, and takes these words."""
+    program, *rest = words
+    if program == "make":
+        assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    elif program == "pip":
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert {extra for given in re.findall(r"\[(.+?)\]", rest[-1]) for extra in given.split(",")} <= extras.keys()
+    elif program == "torchrun":
+        given = torchrun_parser().parse_args(rest)
+        check_program(given.training_script, given.training_script_args)
+    elif program == "sbatch" and "--wrap" in rest:
+        wrapped = rest[rest.index("--wrap") + 1].replace("$SLURM_ARRAY_TASK_ID", "1")
+        check(shlex.split(wrapped), needs, monkeypatch)
+    elif program == "sbatch":
+        script, *overrides = [word for word in rest if not word.startswith("--")]
+        assert "train.py" in (ROOT / script).read_text()
+        check_program("train.py", overrides)
+    elif program in PYTHON and rest[0] == "-m":
+        check_module(rest[1], rest[2:], monkeypatch)
+    elif program in PYTHON:
+        check_program(rest[0], rest[1:])
+    else:
+        assert needs, f"no test knows what {program} is: let the line end in `# needs …`"
+
+
+def check_program(program: str, words: list[str]) -> list[Any]:
+    """The settings that a Hydra program gets, validated: several of a multirun, none where they lie elsewhere."""
+    if {"--config-dir", "--help", "-sc"} & set(words):
+        return []
+    if "--cfg" in words:
+        words = [word for word in words if word != "job"]
+    words = ["plan.show=true" if word == "plan=true" else word for word in words]
+    parsed = OverridesParser.create().parse_overrides([word for word in words if not word.startswith("-")])
+    assert {"-m", "--multirun"} & set(words) or not any(override.is_sweep_override() for override in parsed)
+    choices = [_choices(override) for override in parsed]
+    name, found = program.removesuffix(".py"), []
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for overrides in itertools.product(*choices):
+            composed = hydra.compose(name, overrides=list(overrides), return_hydra_config=True)
+            settings = composed.sweep if name == "sweep" else OmegaConf.masked_copy(composed, set(composed) - {"hydra"})  # pyright: ignore
+            found.append(PROGRAMS[program].model_validate(OmegaConf.to_container(settings, resolve=True)))
+    return found
+
+
+def _choices(override: Override) -> list[str]:
+    """The settings that the runs of a multirun get in its place; itself where it is one."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    return [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
+
+
+def check_module(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails unless the command line of `python -m NAME` parses; nothing of it is done."""
+
+    class Parsed(Exception):
+        pass
+
+    real = argparse.ArgumentParser.parse_args
+
+    def parse_only(parser: argparse.ArgumentParser, words: Any = None, namespace: Any = None) -> None:
+        real(parser, words, namespace)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    package = importlib.util.find_spec(f"{name}.__main__") if (ROOT / name.replace(".", "/")).is_dir() else None
+    module = importlib.import_module(f"{name}.__main__" if package else name)
+    try:
+        module.main(words)
+    except Parsed:
+        pass
+    except SystemExit as end:  # of --list and --help
+        assert not end.code
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like a checkout of somebody who has photographs, shards and a few runs."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("train.py", "eval.py", "sweep.py", "conf", "docs", "Makefile"):
+        (folder / name).symlink_to(ROOT / name)
+    for part, count in (("train", 12), ("val", 4)):
+        for label, image in enumerate(load_sample_images().images):
+            (folder / "PHOTOS" / part / "ab"[label]).mkdir(parents=True)
+            for number in range(count):
+                crop = Image.fromarray(image[number * 20 :][:64, number * 30 :][:, :64])
+                crop.save(folder / "PHOTOS" / part / "ab"[label] / f"{part}{number}.jpg")
+    for part in ("train", "val"):
+        run(folder, ["-m", "data.pack", f"PHOTOS/{part}", f"SHARDS/{part}", "--jobs", "1"], {})
+    for name in ("datasets/imagenet", "datasets/cifar10", "datasets/scans", "grocery"):
+        shutil.copytree(folder / "SHARDS", folder / name)
+    shards_of_shapes(folder / "coco_sa1b")
+    for part in ("train2017", "val2017"):
+        write_coco(folder / "COCO" / part, folder / "COCO" / "annotations" / f"instances_{part}.json")
+    run(folder, ["train.py", "data=shards", "data.path=SHARDS", "name=NAME", *TINY, *SHORT], {})
+    for name in ("OTHER", "photos2", "cifar10_tiny"):
+        shutil.copytree(folder / "runs" / "NAME", folder / "runs" / name)
+    for words in (["experiment=digits_tiny"], ["experiment=sa1b_segment_base", "data.path=coco_sa1b"]):
+        run(folder, reduced(["train.py", *words], folder), {})
+    run(folder, ["-m", "mae.export", "runs/NAME", "--to", "facebook", "--image-size", "64", "--out", "encoder.pth"], {})
+    (folder / "FOLDER" / "sweep").mkdir(parents=True)
+    shutil.copy(ROOT / "conf" / "sweep" / "lr_mask.yaml", folder / "FOLDER" / "sweep" / "mine.yaml")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_the_commands_of_a_page_run_in_their_order(page: Path, checkout: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkout, tmp_path / "checkout", symlinks=True))
+    for command in commands(page):
+        if command.words[0] == "make":
+            for words in made_by(command.words[1]):
+                run(folder, reduced(words, folder), {})
+        elif command.words[0] in PYTHON and not command.needs:
+            run(folder, reduced(command.words[1:], folder), {"WANDB_MODE": "offline"} | command.settings)
+
+
+def made_by(target: str) -> list[list[str]]:
+    """The commands of `make train`; none of the targets that install, test and clean, which run this or would not
+    leave it anything to run."""
+    if target != "train":
+        return []
+    printed = subprocess.run(
+        ["make", "--dry-run", "--assume-old=.venv/installed", "--assume-old=install", target],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return [shlex.split(line)[1:] for line in printed.splitlines() if line.startswith(".venv/bin/python")]
+
+
+def reduced(words: list[str], checkout: Path) -> list[str]:
+    """The same program at the size of a test."""
+    program, *overrides = words
+    if {"--help", "--cfg", "plan=true"} & set(words):
+        return words
+    if program == "train.py":
+        task = check_program(program, overrides)[0].task.name
+        return [*words, *TINY, *SHORT, *(SEGMENT if task == "segment" else [])]
+    if program == "eval.py":
+        probe = next((word.removeprefix("probe=") for word in words if word.startswith("probe=")), "suite")
+        smaller = {"suite": ["probe.attentive.steps=20"], "attentive": ["probe.steps=20"]}
+        return [*words, *smaller.get(probe, [])]
+    if program == "sweep.py":
+        settings = ["experiment=digits_tiny", f"data.root={checkout / 'datasets'}", *TINY, *SHORT]
+        quoted = ",".join(f"'{setting}'" for setting in settings)
+        return [*words, f"sweep.settings=[{quoted}]", "sweep.n_trials=2", "sweep.prune_by=null"]
+    return words
