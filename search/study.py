@@ -52,9 +52,7 @@ def search(config: SweepConfig, study: optuna.Study, say: Callable[[str], None])
         for values in product(*config.space.values()):  # pyright: ignore[reportArgumentType]
             study.enqueue_trial(dict(zip(config.space, values, strict=True)), skip_if_exists=True)
     wanted = config.n_trials or len(study.get_trials(deepcopy=False))
-    left_behind = [
-        Trial(study, trial._trial_id) for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    ]
+    left_behind = _left_behind(config, study)
     turn = threading.Lock()
 
     def next_trial() -> Trial | None:
@@ -73,6 +71,18 @@ def search(config: SweepConfig, study: optuna.Study, say: Callable[[str], None])
         for worker in [pool.submit(work) for _ in range(config.jobs)]:
             worker.result()
     refuse_too_many_failures(config, study)
+
+
+def _left_behind(config: SweepConfig, study: optuna.Study) -> list[Trial]:
+    """The trials that were under way when the sweep was killed.
+
+    One that was killed between its beginning and its last setting gets now what is missing.
+    """
+    trials = [Trial(study, trial._trial_id) for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
+    for trial in trials:
+        for name, distribution in config.distributions.items():
+            trial._suggest(name, distribution)  # of a setting that it has: no other
+    return trials
 
 
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)

@@ -43,7 +43,7 @@ def start(words: list[str], folder: Path = ROOT, **environment: str) -> subproce
     return subprocess.Popen(
         words,
         cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "300"} | environment,  # so that no path is folded
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

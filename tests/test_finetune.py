@@ -118,7 +118,7 @@ def test_from_two_steps_of_pre_training_to_an_export(tmp_path: Path, built_in: P
     evaluate(
         EvalConfig.model_validate(
             {"checkpoint": run, "probe": {"name": "classify"}, "data": {}, "pool": "patches", "batch_size": 100}
-            | {"cache_gb": 1, "out": None}
+            | {"cache_gb": 1, "out": None, "wandb": False}
         ),
         ONE,
     )

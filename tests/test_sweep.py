@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 from pydantic import ValidationError
 
 from search.config import SweepConfig
+from search.study import open_study
 from tests.conftest import ROOT
 from tests.test_experiments import REDUCED
 
@@ -98,6 +99,19 @@ def test_a_killed_search_by_tpe_has_as_many_trials_as_wanted(tmp_path: Path) -> 
     words = command(tmp_path, launch=STAND_IN, sampler="tpe", n_trials=5)
     kill_and_start_again(words, tmp_path, "rates/trial-0002/metrics.csv")
     assert [trial.state for trial in study(tmp_path).trials] == [TrialState.COMPLETE] * 5
+
+
+def test_a_trial_that_was_killed_while_its_settings_were_drawn_gets_the_rest(tmp_path: Path) -> None:
+    changes = {"sampler": "tpe", "n_trials": 3, "space": {"optim.base_lr": RATES, "model.depth": [1, 2]}}
+    words = command(tmp_path, launch=STAND_IN, **changes)
+    sweep = SweepConfig.model_validate(json.loads((tmp_path / "sweep" / "rates.yaml").read_text()))
+    open_study(sweep).ask({"optim.base_lr": sweep.distributions["optim.base_lr"]})
+    begun = study(tmp_path).trials[0].params
+    done = run(words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    trials = study(tmp_path).trials
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3
+    assert begun.items() < trials[0].params.items() and trials[0].params.keys() == sweep.space.keys()
 
 
 def test_trials_far_below_the_others_are_broken_off(tmp_path: Path) -> None:
