@@ -24,6 +24,7 @@ from data.stream import Batch, ShardStream
 
 AHEAD = 2  # batches that each worker has under way
 KEPT = 3  # batches that whoever takes them may hold at a time before fresh memory is used
+SETTLING = 0.2  # seconds before workers are forked beside other ranks
 
 
 class ShardLoader(DataLoader):
@@ -71,6 +72,10 @@ class ShardLoader(DataLoader):
         )
 
     def __iter__(self) -> Iterator[Batch]:
+        if self.num_workers and torch.distributed.is_available() and torch.distributed.is_initialized():
+            # Threads of gloo let go of the last collective's tensors. A worker that is forked while one of them
+            # enters or leaves Python waits for it for ever (CPython before 3.12).
+            time.sleep(SETTLING)
         with explained_deaths():
             for batch in super().__iter__():
                 count = len(batch["positions"])

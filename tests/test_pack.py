@@ -225,7 +225,7 @@ def test_a_killed_pack_goes_on_where_it_was(many, packed, tmp_path, jobs):
         open_shards(out)
     time.sleep(0.5)  # For its workers to notice.
     before = stamps(partial)
-    assert 3 <= len(before) < 15
+    assert 4 - jobs <= len(before) < 15  # of two workers one may be behind with the shard before
     refused(pack(many, out, "--shard-size", 10, "--seed", 4), "--seed 0, where now it is 4", "--overwrite")
     refused(pack(many, out), "--shard-size 10, where now it is 1000")
     again = pack(many, out, "--shard-size", 10)
