@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from mae.distributed.rank_zero import warn
 from mae.errors import CheckpointError, ConfigError
-from mae.rank_zero import warn
 
 NAME = re.compile(r"step-(\d{8})\.ckpt")
 

@@ -16,8 +16,8 @@ import yaml
 from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
 
 from mae.csvlog import read_metrics
+from mae.distributed.rank_zero import warn
 from mae.errors import ConfigError
-from mae.rank_zero import warn
 from mae.run import run_of
 
 ROWS_PER_START = 10**8  # more than one start of a run ever logs

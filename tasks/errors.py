@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from command_line import FULL_ERROR
 from data.errors import DataError
 from mae.callbacks.signals import Stopped
+from mae.distributed.launch import leave_together
+from mae.distributed.rank_zero import say
 from mae.errors import CheckpointError, ConfigError, RunEnded, first_sentence
-from mae.launch import leave_together
-from mae.rank_zero import say
 
 LESS_MEMORY = (
     "In training lower micro_batch (more steps are accumulated, the result stays), or set blocks.recompute=all; "

@@ -12,9 +12,10 @@ from rich.table import Table
 import mae
 from data.datamodule import DataConfig, ShardDataModule
 from data.frozen import FrozenImages
+from mae.distributed.launch import Topology, launched
+from mae.distributed.ranks import joined
 from mae.errors import ConfigError
 from mae.feature_cache import FeatureCache
-from mae.launch import Topology, launched
 from mae.models.classifier import Classifier, Pool
 from mae.pixels import Pixels
 from mae.probes.attentive import Attentive
@@ -27,7 +28,6 @@ from mae.probes.outcome import Outcome, Probe
 from mae.probes.reconstruct import Reconstruct
 from mae.probes.subject import Model, Subject
 from mae.probes.suite import Suite, fitting
-from mae.ranks import joined
 from mae.run import run_of, write_json
 from mae.tracking import reopened_wandb, tracked_run
 from tasks.errors import readable_errors

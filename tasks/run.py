@@ -26,14 +26,14 @@ from mae.callbacks.trace import Trace
 from mae.checkpoint import read_own, refuse_other_run
 from mae.checkpoint_io import AtomicCheckpointIO
 from mae.csvlog import MetricsCSV
+from mae.distributed.launch import Topology, cluster_environment, launched, relaunch_under_torchrun, wanted_devices
+from mae.distributed.rank_zero import say
+from mae.distributed.slurm import requeue
 from mae.errors import ConfigError
-from mae.launch import Topology, cluster_environment, launched, relaunch_under_torchrun, wanted_devices
 from mae.optim import OptimConfig
 from mae.precision import resolve_precision
-from mae.rank_zero import say
 from mae.recipe import Plan
 from mae.run import create, record_start, starting_point, write_json
-from mae.slurm import requeue
 from mae.start_table import show_start
 from mae.strategies import choose_strategy
 from mae.tracking import finish_wandb, wandb_id

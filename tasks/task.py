@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from data.datamodule import ShardDataModule
-from mae.launch import Topology
+from mae.distributed.launch import Topology
 from mae.models.config import MAEConfig
 from mae.recipe import Plan
 from mae.training import Training

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from mae.launch import Topology, launched
+from mae.distributed.launch import Topology, launched
 from tasks.config import TrainConfig
 from tasks.errors import readable_errors
 from tasks.run import train

@@ -12,9 +12,9 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from torch.distributed.run import get_args_parser
 
+from mae.distributed.launch import Topology, launched
+from mae.distributed.slurm import requeue
 from mae.errors import ConfigError
-from mae.launch import Topology, launched
-from mae.slurm import requeue
 from tests import slurm
 from tests.conftest import ROOT
 from tests.processes import SMALL, command, equal, finish, losses, run, start, state, wait_for_checkpoint

@@ -27,7 +27,7 @@ from mae.demo.model import DemoModel, draw_mask, most_hidden, open_model
 from mae.demo.neighbours import open_gallery
 from mae.demo.photo import as_seen, read_photograph
 from mae.demo.views import Views, examples_of
-from mae.launch import Topology
+from mae.distributed.launch import Topology
 from mae.models.attention_maps import attention_weights, rollout
 from mae.models.patches import patchify
 from tasks.evaluate import evaluate

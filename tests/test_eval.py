@@ -17,9 +17,9 @@ from PIL import Image
 import mae
 from data.datamodule import DataConfig, ShardDataModule
 from data.pack import main as pack
+from mae.distributed.launch import Topology
 from mae.errors import ConfigError
 from mae.features import describe, held_out_noise, thumbnails
-from mae.launch import Topology
 from mae.models.mae import MaskedAutoencoder
 from mae.pixels import Pixels
 from tasks.evaluate import EvalConfig, evaluate

@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 import mae
-from mae.launch import Topology
+from mae.distributed.launch import Topology
 from mae.summary import read_metrics
 from tasks.config import TrainConfig
 from tasks.run import train

@@ -19,9 +19,9 @@ from data.pack import pack
 from mae.callbacks.signals import Stopped
 from mae.checkpoint import newest_valid, read_own
 from mae.checkpoint_io import AtomicCheckpointIO
+from mae.distributed.launch import Topology
 from mae.errors import CheckpointError, ConfigError
 from mae.export.write import export
-from mae.launch import Topology
 from mae.models.classifier import Classifier
 from mae.summary import read_metrics
 from tasks.config import TrainConfig

@@ -14,8 +14,8 @@ from mae.callbacks.guard import Guard
 from mae.checkpoint import checkpoints, newest_valid
 from mae.checkpoint_io import AtomicCheckpointIO
 from mae.csvlog import read_metrics
+from mae.distributed.launch import Topology
 from mae.errors import RunEnded
-from mae.launch import Topology
 from tasks.run import train
 from tests.poisoned_run import Poison
 from tests.processes import SMALL, command, equal, losses, run, state

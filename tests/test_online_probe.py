@@ -9,8 +9,8 @@ import mae
 from data.datamodule import DataConfig, ShardDataModule
 from data.frozen import FrozenImages, Split
 from mae.csvlog import read_metrics
+from mae.distributed.launch import Topology
 from mae.features import describe
-from mae.launch import Topology
 from mae.pixels import Pixels
 from mae.probes.knn import knn_accuracy
 from mae.rankme import rankme

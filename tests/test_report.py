@@ -18,7 +18,7 @@ from timm.layers.attention import Attention
 
 import mae
 from mae.csvlog import MetricsCSV, read_metrics
-from mae.launch import Topology
+from mae.distributed.launch import Topology
 from mae.models.attention_maps import attention_weights, rollout
 from mae.models.mae import Reconstruction
 from mae.pictures import reconstruction_grid

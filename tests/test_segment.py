@@ -11,10 +11,10 @@ from omegaconf import OmegaConf
 
 import mae
 from mae.checkpoint import newest_valid, read_own
+from mae.distributed.launch import Topology
 from mae.embeddings import TokenCache
 from mae.errors import CheckpointError, ConfigError
 from mae.export.write import export
-from mae.launch import Topology
 from mae.layer_decay import layer_decayed_adamw
 from mae.load_segmenter import load_segmenter
 from mae.models.config import MAEConfig

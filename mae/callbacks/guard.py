@@ -11,8 +11,8 @@ from torch.distributed.tensor import DTensor
 
 from mae.callbacks.signals import StopOnSignal
 from mae.checkpoint import checkpoints
+from mae.distributed.rank_zero import say
 from mae.errors import RunEnded
-from mae.rank_zero import say
 
 LIMIT = 10  # skipped steps in a row
 

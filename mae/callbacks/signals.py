@@ -8,9 +8,9 @@ from typing import Any
 import lightning.pytorch as pl
 
 from mae.callbacks.checkpoints import Checkpoints
+from mae.distributed.rank_zero import say
+from mae.distributed.slurm import submitit_signal
 from mae.errors import RunEnded
-from mae.rank_zero import say
-from mae.slurm import submitit_signal
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 

@@ -7,6 +7,8 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
+from mae.distributed.rank_zero import is_rank_zero
+from mae.distributed.ranks import gathered, of_rank_zero
 from mae.feature_cache import FeatureCache, thumbnails_key, weights_fingerprint
 from mae.features import Features, Kind, describe, held_out_noise, losses, merged, thumbnails
 from mae.models.classifier import Classifier, Pool
@@ -14,8 +16,6 @@ from mae.models.mae import MaskedAutoencoder
 from mae.models.vit import Encoder, choose_attention
 from mae.pixels import Pixels
 from mae.precision import choose_float32_products, resolve_precision
-from mae.rank_zero import is_rank_zero
-from mae.ranks import gathered, of_rank_zero
 
 Split = Literal["train", "test"]
 Model = Encoder | MaskedAutoencoder

@@ -8,7 +8,7 @@ from typing import Any
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
-from mae.launch import Topology
+from mae.distributed.launch import Topology
 
 PATIENCE = timedelta(hours=2)  # a rank may have to read far more than another
 

@@ -8,8 +8,8 @@ from typing import NoReturn
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
-from mae.rank_zero import warn
-from mae.slurm import refuse_unlaunched_ranks
+from mae.distributed.rank_zero import warn
+from mae.distributed.slurm import refuse_unlaunched_ranks
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def warn_of_shared_store() -> None:
 
 
 def cluster_environment() -> list[SLURMEnvironment]:
-    """Lightning's plugin for SLURM, which shall never requeue by itself: mae/slurm.py or submitit does."""
+    """Lightning's plugin for SLURM, which shall never requeue by itself: mae/distributed/slurm.py or submitit does."""
     if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
         return []
     return [SLURMEnvironment(auto_requeue=False)]
