@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mae.checkpoint import read, verify
-from mae.checkpoint_io import AtomicCheckpointIO
 from mae.distributed.rank_zero import warn
 from mae.errors import CheckpointError
 from mae.features import Features
+from mae.run.checkpoint_files import read, verify
+from mae.run.checkpoint_writer import AtomicCheckpointIO
 
 VERSION = 1  # of what is extracted: a higher one makes everything kept before stale
 

@@ -7,7 +7,6 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from mae.checkpoint import newest_valid, read
 from mae.errors import CheckpointError, ConfigError, first_sentence
 from mae.export import timm, timm_folder, vit, vitmae
 from mae.export.facebook import has_decoder, infer_config
@@ -16,6 +15,7 @@ from mae.models.classifier import classifier_for, has_head
 from mae.models.config import MAEConfig
 from mae.models.mae import MaskedAutoencoder
 from mae.models.vit import Encoder
+from mae.run.checkpoint_files import newest_valid, read
 
 # Settings of MAEConfig that leave no trace in the weights.
 UNSEEN = ("num_heads", "decoder_num_heads", "norm_pix", "mask_ratio", "masking", "predicted", "image_size")

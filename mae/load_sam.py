@@ -7,7 +7,6 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from mae.checkpoint import read
 from mae.errors import CheckpointError, ConfigError, first_sentence
 from mae.export import timm_sam
 from mae.export.huggingface import read_settings
@@ -15,6 +14,7 @@ from mae.export.huggingface_sam import read_sam
 from mae.export.segment_anything import encoder_weights, infer_config
 from mae.load import load_strictly
 from mae.models.sam import SamConfig, SamEncoder
+from mae.run.checkpoint_files import read
 
 
 def load_sam(path: str | Path, **given: Any) -> SamEncoder:

@@ -5,7 +5,6 @@ from typing import Any
 
 from torch import Tensor
 
-from mae.checkpoint import newest_valid, read
 from mae.errors import CheckpointError, ConfigError
 from mae.export.huggingface import read_settings, read_weights
 from mae.export.huggingface_sam import OWN, SHARED
@@ -18,6 +17,7 @@ from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.models.sam import SamEncoder
 from mae.models.segmenter import Segmenter
+from mae.run.checkpoint_files import newest_valid, read
 from mae.segment_config import SegmentConfig, build_segmenter, choose_what_learns
 
 

@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-from mae.csvlog import read_metrics
 from mae.models.mae import Reconstruction
 from mae.models.patches import patchify, unpatchify
+from mae.run.metrics import read_metrics
 
 matplotlib.use("Agg")
 

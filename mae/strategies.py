@@ -11,8 +11,8 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from mae.checkpoint import read
 from mae.errors import ConfigError
+from mae.run.checkpoint_files import read
 
 
 def choose_strategy(name: str, ranks: int, precision: str) -> str | Strategy:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mae.csvlog import read_metrics
+from mae.run.metrics import read_metrics
 from search.config import SweepConfig
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -28,8 +28,8 @@ from mae.probes.outcome import Outcome, Probe
 from mae.probes.reconstruct import Reconstruct
 from mae.probes.subject import Model, Subject
 from mae.probes.suite import Suite, fitting
-from mae.run import run_of, write_json
-from mae.tracking import reopened_wandb, tracked_run
+from mae.run.folder import run_of, write_json
+from mae.run.tracker_identity import reopened_wandb, tracked_run
 from tasks.errors import readable_errors
 from tasks.segment_eval import SegmentProbe, evaluate_segmentation
 

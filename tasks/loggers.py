@@ -7,7 +7,7 @@ from typing import Any
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 
-from mae.tracking import open_trackers
+from mae.run.tracker_identity import open_trackers
 from tasks.config import TrainConfig
 
 

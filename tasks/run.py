@@ -23,9 +23,6 @@ from mae.callbacks.meter import FetchTimer, Meter
 from mae.callbacks.progress import ShowProgress
 from mae.callbacks.signals import StopOnSignal, Stopped
 from mae.callbacks.trace import Trace
-from mae.checkpoint import read_own, refuse_other_run
-from mae.checkpoint_io import AtomicCheckpointIO
-from mae.csvlog import MetricsCSV
 from mae.distributed.launch import Topology, cluster_environment, launched, relaunch_under_torchrun, wanted_devices
 from mae.distributed.rank_zero import say
 from mae.distributed.slurm import requeue
@@ -33,10 +30,13 @@ from mae.errors import ConfigError
 from mae.optim import OptimConfig
 from mae.precision import resolve_precision
 from mae.recipe import Plan
-from mae.run import create, record_start, starting_point, write_json
+from mae.run.checkpoint_files import read_own, refuse_other_run
+from mae.run.checkpoint_writer import AtomicCheckpointIO
+from mae.run.folder import create, record_start, starting_point, write_json
+from mae.run.metrics import MetricsCSV
+from mae.run.tracker_identity import finish_wandb, wandb_id
 from mae.start_table import show_start
 from mae.strategies import choose_strategy
-from mae.tracking import finish_wandb, wandb_id
 from tasks.config import TrainConfig
 from tasks.errors import readable_errors
 from tasks.finetune import Finetune

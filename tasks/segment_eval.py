@@ -24,7 +24,7 @@ from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.models.segmenter import Segmenter
 from mae.pixels import Pixels
-from mae.run import run_of, write_json
+from mae.run.folder import run_of, write_json
 from mae.segment_config import SegmentConfig
 from mae.segmentation_scores import Found, by_box, by_clicks, photograph_of, score
 from tasks.segment import start_of

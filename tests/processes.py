@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from mae.checkpoint import checkpoints, read_own
-from mae.csvlog import read_metrics
+from mae.run.checkpoint_files import checkpoints, read_own
+from mae.run.metrics import read_metrics
 from tests.conftest import ROOT
 
 # 1,438 digits in global batches of 64: 22 steps an epoch.

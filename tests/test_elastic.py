@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-from mae.checkpoint import checkpoints
+from mae.run.checkpoint_files import checkpoints
 from tests.processes import SMALL, finish, start, wait_for_checkpoint
 
 STEPS = 250

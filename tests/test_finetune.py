@@ -17,12 +17,12 @@ from data.datamodule import DataConfig, ShardDataModule
 from data.image_folder import find_images
 from data.pack import pack
 from mae.callbacks.signals import Stopped
-from mae.checkpoint import newest_valid, read_own
-from mae.checkpoint_io import AtomicCheckpointIO
 from mae.distributed.launch import Topology
 from mae.errors import CheckpointError, ConfigError
 from mae.export.write import export
 from mae.models.classifier import Classifier
+from mae.run.checkpoint_files import newest_valid, read_own
+from mae.run.checkpoint_writer import AtomicCheckpointIO
 from mae.summary import read_metrics
 from tasks.config import TrainConfig
 from tasks.evaluate import EvalConfig, evaluate

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from mae.callbacks.guard import Guard
-from mae.checkpoint import checkpoints, newest_valid
-from mae.checkpoint_io import AtomicCheckpointIO
-from mae.csvlog import read_metrics
 from mae.distributed.launch import Topology
 from mae.errors import RunEnded
+from mae.run.checkpoint_files import checkpoints, newest_valid
+from mae.run.checkpoint_writer import AtomicCheckpointIO
+from mae.run.metrics import read_metrics
 from tasks.run import train
 from tests.poisoned_run import Poison
 from tests.processes import SMALL, command, equal, losses, run, state

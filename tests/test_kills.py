@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mae.checkpoint import checkpoints
+from mae.run.checkpoint_files import checkpoints
 from tests.killed_run import PHASES
 from tests.processes import STEPS_PER_EPOCH, command, equal, finish, losses, run, start, state
 

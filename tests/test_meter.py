@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from mae.csvlog import read_metrics
+from mae.run.metrics import read_metrics
 from tests.processes import command, run
 
 

@@ -8,12 +8,12 @@ import torch
 import mae
 from data.datamodule import DataConfig, ShardDataModule
 from data.frozen import FrozenImages, Split
-from mae.csvlog import read_metrics
 from mae.distributed.launch import Topology
 from mae.features import describe
 from mae.pixels import Pixels
 from mae.probes.knn import knn_accuracy
 from mae.rankme import rankme
+from mae.run.metrics import read_metrics
 from tasks.run import train
 from tests.processes import SMALL, command, equal, losses, run, state
 from tests.test_experiments import compose

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mae.checkpoint import checkpoint_path, read_own
+from mae.run.checkpoint_files import checkpoint_path, read_own
 from tests.processes import command, equal, losses, run, state
 
 # The clipping is always at work: the norm of the gradients is between .3 and 2.

@@ -17,7 +17,6 @@ from sklearn.datasets import load_sample_images
 from timm.layers.attention import Attention
 
 import mae
-from mae.csvlog import MetricsCSV, read_metrics
 from mae.distributed.launch import Topology
 from mae.models.attention_maps import attention_weights, rollout
 from mae.models.mae import Reconstruction
@@ -25,6 +24,7 @@ from mae.pictures import reconstruction_grid
 from mae.report.__main__ import main
 from mae.report.axes import BUCKETS, axis, thin
 from mae.report.pictures import data_url, read_grid
+from mae.run.metrics import MetricsCSV, read_metrics
 from tasks.run import train
 from tests.test_experiments import REDUCED, compose
 

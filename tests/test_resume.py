@@ -12,11 +12,11 @@ import torch
 
 import mae
 from mae.callbacks.signals import Stopped
-from mae.checkpoint import checkpoint_path, newest_valid, verify
-from mae.checkpoint_io import AtomicCheckpointIO
 from mae.distributed.launch import Topology
 from mae.errors import CheckpointError, ConfigError
-from mae.run import starting_point
+from mae.run.checkpoint_files import checkpoint_path, newest_valid, verify
+from mae.run.checkpoint_writer import AtomicCheckpointIO
+from mae.run.folder import starting_point
 from tasks.run import train
 from tests.processes import SMALL, STEPS_PER_EPOCH, command, equal, kill, losses, run, start, state, wait_for_checkpoint
 from tests.test_experiments import compose

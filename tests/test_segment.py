@@ -10,7 +10,6 @@ import torch
 from omegaconf import OmegaConf
 
 import mae
-from mae.checkpoint import newest_valid, read_own
 from mae.distributed.launch import Topology
 from mae.embeddings import TokenCache
 from mae.errors import CheckpointError, ConfigError
@@ -22,6 +21,7 @@ from mae.models.execution import BlocksConfig
 from mae.models.sam import SamEncoder
 from mae.models.segmenter import Segmenter
 from mae.optim import OptimConfig, learning_rate
+from mae.run.checkpoint_files import newest_valid, read_own
 from mae.segment import sam_layer
 from mae.segment_config import SegmentConfig, build_segmenter, choose_what_learns
 from tasks.run import train

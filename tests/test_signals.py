@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mae.checkpoint import checkpoints
+from mae.run.checkpoint_files import checkpoints
 from tests.processes import command, finish, run, start, wait_for_checkpoint
 
 ENDLESS = ("max_steps=100000", "checkpoint.every_steps=5", "val_every=null", "log_every=1000")

@@ -21,12 +21,12 @@ from lightning.pytorch.loggers import WandbLogger
 from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mae.checkpoint import checkpoints
-from mae.csvlog import MetricsCSV, read_metrics
 from mae.errors import ConfigError
 from mae.export.__main__ import main as export
-from mae.run import create
-from mae.tracking import open_wandb, reopened_wandb, tracked_run, wandb_id
+from mae.run.checkpoint_files import checkpoints
+from mae.run.folder import create
+from mae.run.metrics import MetricsCSV, read_metrics
+from mae.run.tracker_identity import open_wandb, reopened_wandb, tracked_run, wandb_id
 from tests import wandb_files
 from tests.processes import command, finish, losses, run, start, wait_for_checkpoint
 from tests.wandb_server import WandbServer

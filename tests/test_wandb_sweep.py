@@ -7,7 +7,7 @@ import pytest
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from mae.csvlog import read_metrics
+from mae.run.metrics import read_metrics
 from tests import wandb_files
 from tests.conftest import ROOT
 from tests.processes import finish, start

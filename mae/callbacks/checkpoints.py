@@ -7,9 +7,9 @@ import lightning.pytorch as pl
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from mae.artifacts import Artifacts, log_checkpoint
-from mae.checkpoint import checkpoint_path, checkpoints
 from mae.errors import CheckpointError, RunEnded
+from mae.run.artifacts import Artifacts, log_checkpoint
+from mae.run.checkpoint_files import checkpoint_path, checkpoints
 
 
 class CheckpointConfig(BaseModel):

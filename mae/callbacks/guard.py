@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from mae.callbacks.signals import StopOnSignal
-from mae.checkpoint import checkpoints
 from mae.distributed.rank_zero import say
 from mae.errors import RunEnded
+from mae.run.checkpoint_files import checkpoints
 
 LIMIT = 10  # skipped steps in a row
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mae.checkpoint import read_own
 from mae.errors import ConfigError
 from mae.export.photograph import scale_of
 from mae.export.source import checkpoint_of
@@ -22,6 +21,7 @@ from mae.models.patches import patchify, unpatchify
 from mae.models.vit import Encoder, choose_attention
 from mae.pixels import Pixels
 from mae.precision import choose_float32_products
+from mae.run.checkpoint_files import read_own
 
 
 class Painted(NamedTuple):

@@ -7,11 +7,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from mae.artifacts import log_export
 from mae.errors import CheckpointError, ConfigError
 from mae.export.formats import FORMATS
 from mae.export.write import export
-from mae.tracking import tracked_run
+from mae.run.artifacts import log_export
+from mae.run.tracker_identity import tracked_run
 
 
 class ListFormats(argparse.Action):

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae.checkpoint import read
 from mae.errors import CheckpointError
 from mae.export.format import Answer, Format, Source, require
 from mae.export.timm import features
 from mae.models.config import MAEConfig
 from mae.models.pos_embed import sincos_positions
+from mae.run.checkpoint_files import read
 
 # Heads leave no trace in the weights; these are the widths of the published models.
 ENCODER_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mae.checkpoint import read
 from mae.errors import CheckpointError
 from mae.export.photograph import Scale
 from mae.export.verify import refuse_other_keys
 from mae.models.config import MAEConfig
+from mae.run.checkpoint_files import read
 
 BLOCK = {
     "layernorm_before": "norm1",

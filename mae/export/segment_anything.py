@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae.checkpoint import read
 from mae.errors import CheckpointError
 from mae.export.format import Answer, Format, Source, require
 from mae.export.verify import refuse_other_keys
@@ -15,6 +14,7 @@ from mae.export.whole_sam import example_prompts, to_segment_anything
 from mae.models.sam import SamConfig
 from mae.models.segmenter import Segmenter
 from mae.models.vit import LayerNorm
+from mae.run.checkpoint_files import read
 
 PREFIX = "image_encoder."
 OTHER_PARTS = ("prompt_encoder.", "mask_decoder.")

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 
-from mae.checkpoint import newest_valid, read_own
 from mae.errors import ConfigError
 from mae.export.format import Format, Source
 from mae.export.photograph import scale_of
@@ -17,6 +16,7 @@ from mae.models.mae import MaskedAutoencoder
 from mae.models.resample import at_image_size
 from mae.models.sam import SamEncoder
 from mae.models.vit import Encoder
+from mae.run.checkpoint_files import newest_valid, read_own
 
 Size = tuple[int, int]
 

@@ -19,7 +19,7 @@ from mae.export.verify import verify
 from mae.load import load
 from mae.load_sam import load_sam
 from mae.models.sam import SamConfig
-from mae.run import write_json
+from mae.run.folder import write_json
 
 
 def export(

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from mae.checkpoint import flatten
-from mae.csvlog import read_metrics
 from mae.errors import ConfigError
+from mae.run.checkpoint_files import flatten
+from mae.run.metrics import read_metrics
 
 MetricValues = dict[int, float]  # step -> value, ascending
 

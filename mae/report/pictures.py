@@ -12,13 +12,13 @@ from einops import rearrange
 from PIL import Image
 
 import mae
-from mae.checkpoint import newest_valid
 from mae.errors import CheckpointError
 from mae.models.attention_maps import attention_weights, rollout
 from mae.pixels import Pixels
 from mae.report.axes import spread
 from mae.report.gather import Run
-from mae.run import step_of
+from mae.run.checkpoint_files import newest_valid
+from mae.run.folder import step_of
 
 BORDER = 2  # pixels around each image of a reconstruction_grid
 LARGEST = 224  # pixels of a picture on the page

@@ -15,10 +15,10 @@ from urllib.parse import urlparse
 import yaml
 from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
 
-from mae.csvlog import read_metrics
 from mae.distributed.rank_zero import warn
 from mae.errors import ConfigError
-from mae.run import run_of
+from mae.run.folder import run_of
+from mae.run.metrics import read_metrics
 
 ROWS_PER_START = 10**8  # more than one start of a run ever logs
 

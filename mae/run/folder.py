@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from mae.checkpoint import NAME, checkpoints, newest_valid, verify
 from mae.errors import CheckpointError, ConfigError
+from mae.run.checkpoint_files import NAME, checkpoints, newest_valid, verify
 
 PACKAGES = ("torch", "lightning", "timm", "numpy", "webdataset", "simplejpeg", "hydra-core")
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import yaml
 from lightning.pytorch.loggers import Logger, WandbLogger
 
-from mae.tracking import reopened_wandb
+from mae.run.tracker_identity import reopened_wandb
 
 Artifacts = Literal["none", "reference", "upload"]
 
