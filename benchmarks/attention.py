@@ -10,7 +10,7 @@ import torch
 from torch.optim import AdamW
 
 import mae
-from mae.models.masking import uniform_noise
+from mae.models.noise import uniform_noise
 from mae.models.vit import choose_attention
 
 ROUNDS = 12

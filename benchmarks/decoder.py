@@ -11,8 +11,8 @@ import time
 import torch
 
 import mae
-from mae.flops import executed_pretraining_flops
-from mae.models.masking import uniform_noise
+from mae.models.flops import executed_pretraining_flops
+from mae.models.noise import uniform_noise
 from mae.models.vit import choose_attention
 from mae.optim import OptimConfig, adamw
 

@@ -25,9 +25,10 @@ from benchmarks.stream import DATASETS, make, ours, rate
 from data.image_folder import find_images
 from data.pack import pack
 from mae.devices import measured_flops
-from mae.flops import pretraining_flops, sam_flops
 from mae.models.execution import BlocksConfig, prepare_blocks
+from mae.models.flops import pretraining_flops
 from mae.models.sam import SIZES, SamConfig, SamEncoder
+from mae.sam.flops import sam_flops
 
 # Name: what transformers calls its parts, and images per micro-batch.
 PRETRAINING: dict[str, tuple[dict[str, Any], int]] = {

@@ -14,7 +14,7 @@ from torch.optim import AdamW
 
 import mae
 from mae.models.execution import BlocksConfig, prepare_blocks
-from mae.models.masking import uniform_noise
+from mae.models.noise import uniform_noise
 from mae.models.vit import choose_attention
 from mae.optim import OptimConfig, adamw
 

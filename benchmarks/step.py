@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 import mae
-from mae.flops import pretraining_flops
-from mae.models.masking import random_masking, uniform_noise
+from mae.models.flops import pretraining_flops
+from mae.models.masking import random_masking
+from mae.models.noise import uniform_noise
 from mae.models.vit import choose_attention
 from mae.optim import OptimConfig, adamw
 from mae.precision import choose_float32_products

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from mae.models.config import MAEConfig
 from mae.models.mae import MaskedAutoencoder
-from mae.models.mask_kinds import draw_masking
-from mae.models.masking import uniform_noise
+from mae.models.masking import draw_masking
+from mae.models.noise import uniform_noise
 
 Kind = Literal["patches", "class_token", "tokens", "loss", "scores", "thumbnails"]
 THUMBNAIL = 64  # pixels of the longer side

@@ -9,10 +9,9 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mae.classify import hits
-from mae.flops import classification_flops
 from mae.layer_decay import layer_decayed_adamw
-from mae.models.classifier import Classifier, Pool
+from mae.models.classifier import Classifier, Pool, hits
+from mae.models.flops import classification_flops
 from mae.models.vit import choose_attention
 from mae.optim import NamedAdamW
 from mae.strategies import shard

@@ -4,9 +4,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from mae.loss import normalise_patches, reconstruction_loss
 from mae.models.config import MAEConfig
-from mae.models.mask_kinds import draw_masking
+from mae.models.loss import normalise_patches, reconstruction_loss
+from mae.models.masking import draw_masking
 from mae.models.patches import patchify
 
 # Weights between hidden and visible pixels that are worked out at most: bounds the time for large images.

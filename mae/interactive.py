@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mae.loss import relevance_alignment_loss
 from mae.mask_loss import intersection_over_union, mask_losses
+from mae.models.loss import relevance_alignment_loss
 from mae.models.segmenter import Segmenter
 from mae.prompts import add_click, first_prompts
 

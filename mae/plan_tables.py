@@ -3,9 +3,9 @@
 from rich.console import Console
 from rich.table import Table
 
-from mae.flops import sam_flops
 from mae.models.sam import SIZES
 from mae.plan import RESERVE, Forecast
+from mae.sam.flops import sam_flops
 
 GIB = 2**30
 

@@ -6,9 +6,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from mae.flops import pretraining_flops
+from mae.models.flops import pretraining_flops
 from mae.models.mae import MaskedAutoencoder
-from mae.models.masking import uniform_noise
+from mae.models.noise import uniform_noise
 from mae.models.vit import choose_attention
 from mae.strategies import shard
 from mae.training import Training

@@ -13,8 +13,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import LambdaLR
 
 from mae.loops import loops_at_step
+from mae.models.pixels import Pixels
 from mae.optim import NamedAdamW, OptimConfig, adamw, learning_rate
-from mae.pixels import Pixels
 from mae.precision import choose_float32_products
 from mae.recipe import Plan
 
@@ -44,7 +44,7 @@ class Training(pl.LightningModule, ABC):
     @property
     @abstractmethod
     def flops(self) -> float:
-        """Operations of a step for one image, for the utilisation: see mae/flops.py."""
+        """Operations of a step for one image, for the utilisation: see mae/models/flops.py."""
 
     @abstractmethod
     def blank_batch(self) -> dict[str, Any]:

@@ -9,20 +9,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mae.dry_step import DryStep, dry_step
-from mae.flops import (
-    classification_flops,
-    executed_classification_flops,
-    executed_pretraining_flops,
-    executed_sam_flops,
-    pretraining_flops,
-    sam_flops,
-)
 from mae.models.classifier import Classifier
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig, prepare_blocks
+from mae.models.flops import (
+    classification_flops,
+    executed_classification_flops,
+    executed_pretraining_flops,
+    pretraining_flops,
+)
 from mae.models.mae import MaskedAutoencoder
 from mae.models.sam import SamConfig, SamEncoder
 from mae.models.vit import choose_attention
+from mae.sam.flops import executed_sam_flops, sam_flops
 
 
 class Workload(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Literal
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mae.loss import CHANGES_THE_LOSS
+from mae.models.loss import CHANGES_THE_LOSS
 
 
 class Range(BaseModel):

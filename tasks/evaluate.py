@@ -17,7 +17,7 @@ from mae.distributed.ranks import joined
 from mae.errors import ConfigError
 from mae.feature_cache import FeatureCache
 from mae.models.classifier import Classifier, Pool
-from mae.pixels import Pixels
+from mae.models.pixels import Pixels
 from mae.probes.attentive import Attentive
 from mae.probes.classify import Classify
 from mae.probes.figures import draw_suite

@@ -15,10 +15,10 @@ from mae.load import load
 from mae.models.classifier import Classifier, classifier_of
 from mae.models.config import MAEConfig
 from mae.models.execution import prepare_blocks
+from mae.models.pixels import Pixels
 from mae.models.resample import at_image_size
 from mae.models.vit import Encoder
 from mae.pictures import draw_loss_curve
-from mae.pixels import Pixels
 from mae.recipe import Plan, split_batch
 from mae.summary import say_closing, summarise
 from mae.training import Training

@@ -15,8 +15,8 @@ from mae.floors import trivial_losses
 from mae.load import initialise_from
 from mae.models.execution import prepare_blocks
 from mae.models.mae import MaskedAutoencoder
+from mae.models.pixels import Pixels
 from mae.pictures import draw_loss_curve
-from mae.pixels import Pixels
 from mae.pretrain import VALIDATION, Pretraining
 from mae.recipe import Plan
 from mae.summary import say_closing, summarise

@@ -14,9 +14,9 @@ from mae.export.sam import sam_config
 from mae.load_segmenter import initialise_segmenter
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
+from mae.models.pixels import Pixels
 from mae.models.segmenter import Segmenter
 from mae.pictures import draw_loss_curve
-from mae.pixels import Pixels
 from mae.recipe import Plan
 from mae.segment import Segmentation
 from mae.segment_config import SegmentConfig, build_segmenter, choose_what_learns

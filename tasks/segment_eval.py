@@ -22,8 +22,8 @@ from mae.mask_loss import intersection_over_union
 from mae.mask_pictures import COLOURS, column, draw_scores, table
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
+from mae.models.pixels import Pixels
 from mae.models.segmenter import Segmenter
-from mae.pixels import Pixels
 from mae.run.folder import run_of, write_json
 from mae.segment_config import SegmentConfig
 from mae.segmentation_scores import Found, by_box, by_clicks, photograph_of, score

@@ -14,7 +14,7 @@ from data.decode import decode, kind, read_header, verify
 from data.errors import DataError
 from data.image_folder import find_images
 from data.pack import pack
-from mae.pixels import Pixels
+from mae.models.pixels import Pixels
 from tests.test_index import write_tar
 
 

@@ -10,11 +10,11 @@ from pydantic import ValidationError
 
 import mae
 from mae.export.write import export
-from mae.flops import executed_pretraining_flops
 from mae.load import initialise_from
-from mae.loss import normalise_patches
 from mae.models.execution import BlocksConfig, prepare_blocks
-from mae.models.masking import uniform_noise
+from mae.models.flops import executed_pretraining_flops
+from mae.models.loss import normalise_patches
+from mae.models.noise import uniform_noise
 from mae.models.patches import patchify, unpatchify
 from mae.models.vit import choose_attention
 from mae.optim import OptimConfig, adamw

@@ -21,7 +21,7 @@ from mae.distributed.launch import Topology
 from mae.errors import ConfigError
 from mae.features import describe, held_out_noise, thumbnails
 from mae.models.mae import MaskedAutoencoder
-from mae.pixels import Pixels
+from mae.models.pixels import Pixels
 from tasks.evaluate import EvalConfig, evaluate
 from tasks.run import train
 from tests.conftest import ROOT

@@ -9,8 +9,8 @@ from torch import Tensor
 
 import mae
 from mae.floors import trivial_losses
-from mae.models.mask_kinds import draw_masking
-from mae.models.masking import further_noise, random_masking, uniform_noise
+from mae.models.masking import draw_masking, random_masking
+from mae.models.noise import further_noise, uniform_noise
 from mae.models.patches import patchify, unpatchify
 from tests.test_model import SMALL, model_of
 

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 import mae
 from mae.floors import trivial_losses
-from mae.loss import normalise_patches, reconstruction_loss
-from mae.models.masking import random_masking, uniform_noise
+from mae.models.loss import normalise_patches, reconstruction_loss
+from mae.models.masking import random_masking
+from mae.models.noise import uniform_noise
 from mae.models.patches import patchify, unpatchify
 from mae.models.pos_embed import sincos_positions
 from mae.optim import OptimConfig, adamw

@@ -10,7 +10,7 @@ from data.datamodule import DataConfig, ShardDataModule
 from data.frozen import FrozenImages, Split
 from mae.distributed.launch import Topology
 from mae.features import describe
-from mae.pixels import Pixels
+from mae.models.pixels import Pixels
 from mae.probes.knn import knn_accuracy
 from mae.rankme import rankme
 from mae.run.metrics import read_metrics

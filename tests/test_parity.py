@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mae
-from mae.models.masking import uniform_noise
+from mae.models.noise import uniform_noise
 from mae.models.vit import choose_attention
 
 transformers = pytest.importorskip("transformers")

@@ -15,11 +15,12 @@ import mae
 from mae.devices import Hardware, known_device, recognise
 from mae.dry_step import Tally, autocast, dry_step
 from mae.errors import ConfigError
-from mae.flops import executed_pretraining_flops, executed_sam_flops, pretraining_flops, sam_flops
+from mae.models.flops import executed_pretraining_flops, pretraining_flops
 from mae.models.sam import SIZES, SamConfig, SamEncoder
 from mae.models.vit import choose_attention
 from mae.optim import OptimConfig, adamw
 from mae.plan import RESERVE, layout
+from mae.sam.flops import executed_sam_flops, sam_flops
 from mae.workload import Task, pretraining, pretraining_workload, sam_training, sam_workload
 from tests.conftest import ROOT
 from tests.processes import SMALL

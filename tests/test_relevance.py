@@ -11,7 +11,7 @@ from PIL import Image
 from skimage.data import astronaut
 from torch import Tensor, nn
 
-from mae.loss import relevance_alignment_loss
+from mae.models.loss import relevance_alignment_loss
 from mae.models.relevance import RelevanceAwareEncoder
 from mae.models.sam import SamConfig, SamEncoder
 from mae.overlays import overlay, save_overlays

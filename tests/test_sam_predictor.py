@@ -16,8 +16,8 @@ from mae.export.write import export
 from mae.load_segmenter import load_segmenter
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
+from mae.models.pixels import Pixels
 from mae.models.segmenter import FOREGROUND, NONE, Prompts, Segmenter
-from mae.pixels import Pixels
 from mae.segment_config import SegmentConfig, build_segmenter
 from mae.segmentation_scores import Photograph, at_photograph, photograph_of
 from tests.masked_photos import record, write_tar

@@ -13,13 +13,13 @@ from mae.export.source import checkpoint_of
 from mae.features import Kind, describe
 from mae.load import load
 from mae.models.attention_maps import attention_weights, rollout
-from mae.models.config import MAEConfig
+from mae.models.config import MAEConfig, visible_patches
 from mae.models.mae import MaskedAutoencoder
-from mae.models.mask_kinds import draw_masking
-from mae.models.masking import uniform_noise, visible_patches
+from mae.models.masking import draw_masking
+from mae.models.noise import uniform_noise
 from mae.models.patches import patchify, unpatchify
+from mae.models.pixels import Pixels
 from mae.models.vit import Encoder, choose_attention
-from mae.pixels import Pixels
 from mae.precision import choose_float32_products
 from mae.run.checkpoint_files import read_own
 

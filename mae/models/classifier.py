@@ -72,3 +72,9 @@ def has_head(state: dict[str, Tensor]) -> bool:
 def classifier_for(state: dict[str, Tensor], config: MAEConfig) -> Classifier:
     """A classifier, without their values, that the weights fit into."""
     return Classifier(config, len(state["head.weight"]), "patches" if "fc_norm.weight" in state else "class_token")
+
+
+def hits(scores: Tensor, labels: Tensor, k: int) -> int:
+    """For how many images [B, classes] the label [B] is among the k highest scores."""
+    best = scores.topk(min(k, scores.shape[1]), dim=1).indices
+    return int((best == labels[:, None]).sum())

@@ -4,8 +4,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from mae.models.masking import visible_patches
-
 
 class MAEConfig(BaseModel):
     """The architecture and the objective. Lengths in pixels, widths in channels.
@@ -112,3 +110,8 @@ def multiple_of_patch(image_size: tuple[int, int], patch_size: int) -> None:
                 f"image_size {side} {length} is not a multiple of patch_size={patch_size}: the grid would cut through "
                 f"a patch. Nearest sizes: {nearest}"
             )
+
+
+def visible_patches(patches: int, mask_ratio: float) -> int:
+    """K, the number of patches that stay visible: int(N * (1 - mask_ratio)) (He et al. 2022, section 3)."""
+    return int(patches * (1 - mask_ratio))

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from mae.errors import ConfigError
-from mae.loss import normalise_patches, patch_statistics, reconstruction_loss
 from mae.models.config import MAEConfig
 from mae.models.decoder import Decoder
-from mae.models.mask_kinds import draw_masking, given_masking
-from mae.models.masking import Masking, some_hidden
+from mae.models.loss import normalise_patches, patch_statistics, reconstruction_loss
+from mae.models.masking import Masking, draw_masking, given_masking, some_hidden
 from mae.models.patches import patchify, unpatchify
 from mae.models.vit import Encoder
 

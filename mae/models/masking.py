@@ -6,7 +6,12 @@ Other kinds of masks rank by something else first: see mask_kinds.py.
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
+
+from mae.errors import ConfigError
+from mae.models.config import MAEConfig
+from mae.models.noise import further_noise
 
 
 class Masking(NamedTuple):
@@ -20,11 +25,6 @@ class Masking(NamedTuple):
     ids_keep: Tensor
     ids_hidden: Tensor
     mask: Tensor
-
-
-def visible_patches(patches: int, mask_ratio: float) -> int:
-    """K, the number of patches that stay visible: int(N * (1 - mask_ratio)) (He et al. 2022, section 3)."""
-    return int(patches * (1 - mask_ratio))
 
 
 def random_masking(noise: Tensor, keep: int) -> Masking:
@@ -48,47 +48,94 @@ def some_hidden(noise: Tensor, ids_hidden: Tensor, count: int) -> Tensor:
     return ids_hidden.gather(1, order.sort(dim=1).values)
 
 
-def uniform_noise(seed: int, step: int, rows: Tensor, patches: int) -> Tensor:
-    """Mask noise as a pure function of (seed, step, row of the global batch, patch).
+RECTANGLES = 32  # that may be drawn for an image
+AREA = (0.1, 0.3)  # of a rectangle, as a share of the patches to hide
+ASPECT = 0.3  # flattest rectangle, height / width; the tallest is its inverse (Bao et al. 2022, algorithm 1)
+# Order in which a regular pattern fills up (ordered dithering, Bayer 1973): the first of 16 is every fourth patch in
+# both directions, the first 4 every second, the first 8 a checkerboard.
+FILLING = ((0, 8, 2, 10), (12, 4, 14, 6), (3, 11, 1, 9), (15, 7, 13, 5))
 
-    rows     [B]     int64, row of each image in the global batch
-    returns  [B, N]  float32 in [0, 1), on the device of `rows`
 
-    A counter-based hash (the finaliser of splitmix64, Steele et al. 2014) instead of a generator: a rank computes its
-    own rows only, and every device and version of torch gives the same masks.
+def draw_masking(noise: Tensor, config: MAEConfig) -> Masking:
+    """The masking that `noise` stands for, `config.visible` patches of each image visible.
+
+    noise  [B, N]  uniform in [0, 1)
     """
-    start = _mix(_mix(torch.tensor(seed, dtype=torch.int64)) ^ step).to(rows.device)
-    counter = rows.to(torch.int64)[:, None] * patches + torch.arange(patches, device=rows.device)
-    return _unit(_mix(_mix(start + counter * _GOLDEN)))
+    if config.masking == "block":
+        noise = block_ranking(noise, config.grid, config.patches - config.visible)
+    elif config.masking == "grid":
+        noise = grid_ranking(noise, config.grid)
+    return random_masking(noise, config.visible)
 
 
-def further_noise(noise: Tensor, count: int) -> Tensor:
-    """More numbers for each image, a hash of its own noise alone.
+def given_masking(mask: Tensor, images: int, patches: int) -> Masking:
+    """The masking that a user has drawn.
 
-    noise    [B, N]      in [0, 1)
-    returns  [B, count]  float32 in [0, 1)
+    mask  [B, N]  hidden where it is not zero
+
+    Raises ConfigError unless as many patches, some of them, are hidden in every image.
     """
-    places = torch.arange(1, noise.shape[1] + 1, device=noise.device)
-    start = _mix(((noise * 2.0**24).to(torch.int64) * (places * _GOLDEN)).sum(dim=1, keepdim=True))
-    return _unit(_mix(start + torch.arange(count, device=noise.device) * _GOLDEN))
+    if mask.shape != (images, patches):
+        raise ConfigError(
+            f"mask has the shape {tuple(mask.shape)}: {images} images of {patches} patches need {(images, patches)}"
+        )
+    counts = sorted(set(mask.bool().sum(dim=1).tolist()))
+    if len(counts) > 1:
+        raise ConfigError(
+            f"mask hides from {counts[0]} to {counts[-1]} patches of an image: hide as many in every image of a batch"
+        )
+    if counts[0] in (0, patches):
+        raise ConfigError(
+            f"mask hides {counts[0]} of {patches} patches: at least one has to be visible and one hidden in every image"
+        )
+    return random_masking(mask.bool().float(), patches - counts[0])
 
 
-_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
+def grid_ranking(noise: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Ranks patches so that the lowest lie in a regular pattern, that begins at the patch with the lowest noise.
+
+    Noise decides which patches are left over or too many where grid or mask ratio do not fit the pattern.
+
+    noise    [B, N]
+    returns  [B, N]
+    """
+    h, w = grid
+    start = noise.argmin(dim=1, keepdim=True)
+    place = torch.arange(h * w, device=noise.device)
+    row, column = (place // w - start // w) % 4, (place % w - start % w) % 4
+    return torch.tensor(FILLING, device=noise.device)[row, column] + noise
 
 
-def _unit(bits: Tensor) -> Tensor:
-    """Of 64 bits the 24 high ones, which fill a float32 exactly, as a number in [0, 1)."""
-    return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
+def block_ranking(noise: Tensor, grid: tuple[int, int], hidden: int) -> Tensor:
+    """Ranks patches so that the `hidden` highest lie in rectangles, drawn one after another (Bao et al. 2022).
+
+    Noise decides which patches of the last rectangle are too many, or are left over after all of them.
+
+    noise    [B, N]
+    returns  [B, N]
+    """
+    h, w = grid
+    area, aspect, *corner = rearrange(further_noise(noise, 4 * RECTANGLES), "b (r four) -> four b r", four=4)
+    area = hidden * (AREA[0] + (AREA[1] - AREA[0]) * area)
+    aspect = ASPECT ** (1 - 2 * aspect)
+    inside = [
+        _inside(side, (area * ratio).sqrt(), start)
+        for side, ratio, start in ((h, aspect, corner[0]), (w, 1 / aspect, corner[1]))
+    ]
+    covered = rearrange(inside[0], "b r h -> b r h 1") & rearrange(inside[1], "b r w -> b r 1 w")
+    number = rearrange(torch.arange(RECTANGLES, device=noise.device), "r -> r 1 1")
+    first = torch.where(covered, number, RECTANGLES).amin(dim=1)
+    return noise - rearrange(first, "b h w -> b (h w)")
 
 
-def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift: torch's own is arithmetic on signed integers."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+def _inside(side: int, length: Tensor, start: Tensor) -> Tensor:
+    """Which of `side` places a stretch covers.
 
-
-def _mix(x: Tensor) -> Tensor:
-    """The splitmix64 finaliser on int64, whose products wrap as the unsigned ones do."""
-    x = x + _GOLDEN
-    x = (x ^ _shift_right(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
-    x = (x ^ _shift_right(x, 27)) * -7723592293110705685  # 0x94D049BB133111EB
-    return x ^ _shift_right(x, 31)
+    length   [B, R]        in places
+    start    [B, R]        0 to 1, from the first possible start to behind the last
+    returns  [B, R, side]  bool
+    """
+    length = length.round().clamp(1, side)
+    first = (start * (side - length + 1)).floor()
+    place = torch.arange(side, device=length.device)
+    return (place >= first[..., None]) & (place < (first + length)[..., None])

@@ -5,8 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from mae.classify import hits
-from mae.models.classifier import Classifier
+from mae.models.classifier import Classifier, hits
 from mae.probes.outcome import Outcome, Row
 from mae.probes.subject import Subject, Want
 

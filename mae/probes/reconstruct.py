@@ -9,7 +9,7 @@ from mae.errors import ConfigError, first_sentence
 from mae.features import at_ratio, held_out_noise
 from mae.floors import trivial_losses
 from mae.models.mae import MaskedAutoencoder
-from mae.models.mask_kinds import draw_masking
+from mae.models.masking import draw_masking
 from mae.pictures import reconstruction_grid
 from mae.probes.figures import draw_losses_over_ratio
 from mae.probes.outcome import Outcome, Row

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
 
-from mae.loss import CHANGES_THE_LOSS
+from mae.models.loss import CHANGES_THE_LOSS
 from mae.report.axes import Mark, axis, number, spread, step_ticks, thin
 from mae.report.gather import MetricValues, Run, differences
 

@@ -14,7 +14,7 @@ from PIL import Image
 import mae
 from mae.errors import CheckpointError
 from mae.models.attention_maps import attention_weights, rollout
-from mae.pixels import Pixels
+from mae.models.pixels import Pixels
 from mae.report.axes import spread
 from mae.report.gather import Run
 from mae.run.checkpoint_files import newest_valid

@@ -1,10 +1,6 @@
 """Floating-point operations by formula: products of matrices only, a multiply-add counted as two."""
 
-from collections.abc import Iterator
-from math import ceil
-
 from mae.models.config import MAEConfig
-from mae.models.sam import SamConfig
 
 
 def pretraining_flops(config: MAEConfig) -> int:
@@ -40,44 +36,6 @@ def _classification_forward(config: MAEConfig, classes: int) -> int:
     tokens = config.patches + config.class_token
     flops = _linear(config.patches, config.patch_values, config.width) + _linear(1, config.width, classes)
     return flops + config.depth * _block(tokens, tokens, config.width, config.mlp_ratio)
-
-
-def sam_flops(config: SamConfig, *, pad: bool = False) -> int:
-    """Forward of one image of the configured size through the SAM-style encoder; forward and backward are three times
-    as much.
-
-    pad  with the queries, keys, values and outputs of the zeros that fill up windows at the edge, which
-         segment-anything computes
-    """
-    h, w = config.grid
-    tokens, width = h * w, config.width
-    flops = _linear(tokens, config.patch_size**2 * config.in_channels, width)
-    for windows, rows, columns in _windows(config):
-        projected = windows * rows * columns if pad else tokens
-        flops += 4 * _linear(projected, width, width) + 2 * _linear(tokens, width, int(width * config.mlp_ratio))
-        flops += windows * _linear(rows * columns, rows + columns, width)
-    neck = _linear(tokens, width, config.out_channels) + 9 * _linear(tokens, config.out_channels, config.out_channels)
-    return flops + _sam_attention(config) + neck
-
-
-def executed_sam_flops(config: SamConfig) -> int:
-    """Forward and backward as `SamEncoder` computes them: the backward pass makes the scores a second time."""
-    return 3 * sam_flops(config) + _sam_attention(config) // 2
-
-
-def _windows(config: SamConfig) -> Iterator[tuple[int, int, int]]:
-    """(windows, rows, columns) of each block."""
-    h, w = config.grid
-    inside = ceil(h / config.window) * ceil(w / config.window), config.window, config.window
-    for index in range(config.depth):
-        yield (1, h, w) if index in config.global_blocks else inside
-
-
-def _sam_attention(config: SamConfig) -> int:
-    """The part of `sam_flops` in which queries meet keys and weights meet values."""
-    return sum(
-        count * _attention(rows * columns, rows * columns, config.width) for count, rows, columns in _windows(config)
-    )
 
 
 def _pretraining_forward(config: MAEConfig, last_queries: int) -> int:

@@ -1,0 +1,1 @@
+"""Everything SAM-style: encoder, segmenter, prompts, interactive session, loss, scores, Lightning module."""

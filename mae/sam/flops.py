@@ -1,0 +1,45 @@
+"""Floating-point operations of the SAM-style encoder by formula, counted as in mae/models/flops.py."""
+
+from collections.abc import Iterator
+from math import ceil
+
+from mae.models.flops import _attention, _linear
+from mae.models.sam import SamConfig
+
+
+def sam_flops(config: SamConfig, *, pad: bool = False) -> int:
+    """Forward of one image of the configured size through the SAM-style encoder; forward and backward are three times
+    as much.
+
+    pad  with the queries, keys, values and outputs of the zeros that fill up windows at the edge, which
+         segment-anything computes
+    """
+    h, w = config.grid
+    tokens, width = h * w, config.width
+    flops = _linear(tokens, config.patch_size**2 * config.in_channels, width)
+    for windows, rows, columns in _windows(config):
+        projected = windows * rows * columns if pad else tokens
+        flops += 4 * _linear(projected, width, width) + 2 * _linear(tokens, width, int(width * config.mlp_ratio))
+        flops += windows * _linear(rows * columns, rows + columns, width)
+    neck = _linear(tokens, width, config.out_channels) + 9 * _linear(tokens, config.out_channels, config.out_channels)
+    return flops + _sam_attention(config) + neck
+
+
+def executed_sam_flops(config: SamConfig) -> int:
+    """Forward and backward as `SamEncoder` computes them: the backward pass makes the scores a second time."""
+    return 3 * sam_flops(config) + _sam_attention(config) // 2
+
+
+def _windows(config: SamConfig) -> Iterator[tuple[int, int, int]]:
+    """(windows, rows, columns) of each block."""
+    h, w = config.grid
+    inside = ceil(h / config.window) * ceil(w / config.window), config.window, config.window
+    for index in range(config.depth):
+        yield (1, h, w) if index in config.global_blocks else inside
+
+
+def _sam_attention(config: SamConfig) -> int:
+    """The part of `sam_flops` in which queries meet keys and weights meet values."""
+    return sum(
+        count * _attention(rows * columns, rows * columns, config.width) for count, rows, columns in _windows(config)
+    )
