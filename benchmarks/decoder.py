@@ -14,7 +14,7 @@ import mae
 from mae.models.flops import executed_pretraining_flops
 from mae.models.noise import uniform_noise
 from mae.models.vit import choose_attention
-from mae.optim import OptimConfig, adamw
+from mae.train.optim import OptimConfig, adamw
 
 WARM_UP = 1  # rounds
 

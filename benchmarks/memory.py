@@ -16,7 +16,7 @@ import mae
 from mae.models.execution import BlocksConfig, prepare_blocks
 from mae.models.noise import uniform_noise
 from mae.models.vit import choose_attention
-from mae.optim import OptimConfig, adamw
+from mae.train.optim import OptimConfig, adamw
 
 BASE = {"width": 768, "depth": 12, "num_heads": 12}
 LARGE = {"width": 1024, "depth": 24, "num_heads": 16}

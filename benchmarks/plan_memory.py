@@ -21,7 +21,7 @@ from rich.table import Table
 from mae.dry_step import autocast, dry_step
 from mae.models.config import MAEConfig
 from mae.models.sam import SIZES
-from mae.optim import OptimConfig, adamw
+from mae.train.optim import OptimConfig, adamw
 from mae.workload import Task, pretraining, sam_training
 
 MIB = 2**20

@@ -13,7 +13,7 @@ from mae.devices import peak_memory
 from mae.interactive import interactive_session
 from mae.models.sam import SIZES, SamEncoder
 from mae.models.segmenter import STRIDE, Segmenter
-from mae.optim import OptimConfig, adamw
+from mae.train.optim import OptimConfig, adamw
 from mae.workload import sam_workload
 
 

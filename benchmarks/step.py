@@ -32,8 +32,8 @@ from mae.models.flops import pretraining_flops
 from mae.models.masking import random_masking
 from mae.models.noise import uniform_noise
 from mae.models.vit import choose_attention
-from mae.optim import OptimConfig, adamw
-from mae.precision import choose_float32_products
+from mae.train.optim import OptimConfig, adamw
+from mae.train.precision import choose_float32_products
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 PRODUCT = 4096  # rows of the square matrices whose product is the ceiling

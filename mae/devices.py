@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from mae.errors import ConfigError
-from mae.precision import resolve_precision
+from mae.train.precision import resolve_precision
 
 MEASURED_SIZE = {"cpu": 1024, "cuda": 8192}
 MEASURED_PRODUCTS = 8

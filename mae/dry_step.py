@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
-from mae.optim import OptimConfig, adamw
+from mae.train.optim import OptimConfig, adamw
 
 # torch's counter has no formula for a product that is added in place.
 FORMULAS = flop_registry | {torch.ops.aten.baddbmm_: flop_registry[torch.ops.aten.baddbmm]}

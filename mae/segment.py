@@ -9,13 +9,12 @@ from torch import Tensor
 from mae.embeddings import TokenCache
 from mae.frame import blank_outside
 from mae.interactive import Session, interactive_session
-from mae.layer_decay import layer_decayed_adamw
 from mae.models.segmenter import Segmenter
-from mae.optim import NamedAdamW
 from mae.sam.flops import sam_flops
 from mae.segment_config import SegmentConfig
-from mae.strategies import shard
-from mae.training import Training
+from mae.train.optim import NamedAdamW, layer_decayed_adamw
+from mae.train.strategies import shard
+from mae.train.training import Training
 
 
 def sam_layer(name: str, depth: int) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from mae.recipe import Plan
+from mae.train.schedule import Plan
 
 
 def show_start(

@@ -10,10 +10,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mae.recipe import Plan
 from mae.run.checkpoint_files import checkpoint_path
 from mae.run.folder import write_json
 from mae.run.metrics import read_metrics
+from mae.train.schedule import Plan
 
 
 def summarise(run: Path, plan: Plan, more: dict[str, Any]) -> dict[str, Any]:

@@ -9,13 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from data.datamodule import DataConfig
 from mae.callbacks.checkpoints import CheckpointConfig
 from mae.callbacks.online_probe import OnlineProbeConfig
-from mae.finetune import FinetuneConfig
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
-from mae.optim import OptimConfig
 from mae.plan import PlanConfig
-from mae.pretrain import PretrainConfig
 from mae.segment_config import SegmentConfig
+from mae.train.finetuning import FinetuneConfig
+from mae.train.optim import OptimConfig
+from mae.train.pretraining import PretrainConfig
 
 
 class TrainConfig(BaseModel):

@@ -10,7 +10,6 @@ from torch import nn
 
 from data.index import ShardIndex
 from mae.errors import ConfigError, first_sentence
-from mae.finetune import FinetuneConfig, Finetuning
 from mae.load import load
 from mae.models.classifier import Classifier, classifier_of
 from mae.models.config import MAEConfig
@@ -19,9 +18,10 @@ from mae.models.pixels import Pixels
 from mae.models.resample import at_image_size
 from mae.models.vit import Encoder
 from mae.pictures import draw_loss_curve
-from mae.recipe import Plan, split_batch
 from mae.summary import say_closing, summarise
-from mae.training import Training
+from mae.train.finetuning import FinetuneConfig, Finetuning
+from mae.train.schedule import Plan, split_batch
+from mae.train.training import Training
 from mae.workload import Workload, classification_workload
 from tasks.task import Task
 

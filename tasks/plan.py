@@ -7,8 +7,8 @@ import torch
 from mae.devices import hardware, planned_precision
 from mae.plan import forecast
 from mae.plan_tables import show_forecast
-from mae.recipe import Plan, derive, split_batch
 from mae.run.folder import write_json
+from mae.train.schedule import Plan, derive, split_batch
 from tasks.config import TrainConfig
 from tasks.task import Task
 

@@ -17,10 +17,10 @@ from mae.models.execution import prepare_blocks
 from mae.models.mae import MaskedAutoencoder
 from mae.models.pixels import Pixels
 from mae.pictures import draw_loss_curve
-from mae.pretrain import VALIDATION, Pretraining
-from mae.recipe import Plan
 from mae.summary import say_closing, summarise
-from mae.training import Training
+from mae.train.pretraining import VALIDATION, Pretraining
+from mae.train.schedule import Plan
+from mae.train.training import Training
 from mae.workload import Workload, pretraining_workload
 from tasks.task import Task
 

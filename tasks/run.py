@@ -27,16 +27,16 @@ from mae.distributed.launch import Topology, cluster_environment, launched, rela
 from mae.distributed.rank_zero import say
 from mae.distributed.slurm import requeue
 from mae.errors import ConfigError
-from mae.optim import OptimConfig
-from mae.precision import resolve_precision
-from mae.recipe import Plan
 from mae.run.checkpoint_files import read_own, refuse_other_run
 from mae.run.checkpoint_writer import AtomicCheckpointIO
 from mae.run.folder import create, record_start, starting_point, write_json
 from mae.run.metrics import MetricsCSV
 from mae.run.tracker_identity import finish_wandb, wandb_id
 from mae.start_table import show_start
-from mae.strategies import choose_strategy
+from mae.train.optim import OptimConfig
+from mae.train.precision import resolve_precision
+from mae.train.schedule import Plan
+from mae.train.strategies import choose_strategy
 from tasks.config import TrainConfig
 from tasks.errors import readable_errors
 from tasks.finetune import Finetune

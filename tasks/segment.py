@@ -17,11 +17,11 @@ from mae.models.execution import BlocksConfig
 from mae.models.pixels import Pixels
 from mae.models.segmenter import Segmenter
 from mae.pictures import draw_loss_curve
-from mae.recipe import Plan
 from mae.segment import Segmentation
 from mae.segment_config import SegmentConfig, build_segmenter, choose_what_learns
 from mae.summary import say_closing, summarise
-from mae.training import Training
+from mae.train.schedule import Plan
+from mae.train.training import Training
 from mae.workload import Workload, sam_workload
 from tasks.task import Task
 

@@ -12,8 +12,8 @@ from torch import nn
 from data.datamodule import ShardDataModule
 from mae.distributed.launch import Topology
 from mae.models.config import MAEConfig
-from mae.recipe import Plan
-from mae.training import Training
+from mae.train.schedule import Plan
+from mae.train.training import Training
 from mae.workload import Workload
 from tasks.config import TrainConfig
 

@@ -10,12 +10,11 @@ from timm.optim import param_groups_layer_decay
 
 import mae
 from mae.export.write import export
-from mae.finetune import vit_layer
-from mae.layer_decay import layer_decayed_adamw
 from mae.models.classifier import Classifier, Pool, classifier_of
 from mae.models.execution import BlocksConfig, prepare_blocks
 from mae.models.vit import LayerNorm
-from mae.optim import OptimConfig
+from mae.train.finetuning import vit_layer
+from mae.train.optim import OptimConfig, layer_decayed_adamw
 
 CONFIG = mae.MAEConfig(image_size=(32, 32), patch_size=8, width=48, depth=3, num_heads=3, decoder_width=32)
 POOLS: list[Pool] = ["patches", "class_token"]

@@ -16,7 +16,7 @@ from mae.models.masking import random_masking
 from mae.models.noise import uniform_noise
 from mae.models.patches import patchify, unpatchify
 from mae.models.pos_embed import sincos_positions
-from mae.optim import OptimConfig, adamw
+from mae.train.optim import OptimConfig, adamw
 
 SMALL = {"width": 32, "depth": 2, "num_heads": 2, "decoder_width": 32, "decoder_depth": 2, "decoder_num_heads": 2}
 

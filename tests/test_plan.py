@@ -18,9 +18,9 @@ from mae.errors import ConfigError
 from mae.models.flops import executed_pretraining_flops, pretraining_flops
 from mae.models.sam import SIZES, SamConfig, SamEncoder
 from mae.models.vit import choose_attention
-from mae.optim import OptimConfig, adamw
 from mae.plan import RESERVE, layout
 from mae.sam.flops import executed_sam_flops, sam_flops
+from mae.train.optim import OptimConfig, adamw
 from mae.workload import Task, pretraining, pretraining_workload, sam_training, sam_workload
 from tests.conftest import ROOT
 from tests.processes import SMALL

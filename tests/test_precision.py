@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import mae
-from mae.precision import FLOAT32_ERROR, choose_float32_products
+from mae.train.precision import FLOAT32_ERROR, choose_float32_products
 
 
 @pytest.fixture(autouse=True)

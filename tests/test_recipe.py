@@ -8,8 +8,8 @@ from torch import nn
 
 import mae
 from mae.errors import CheckpointError, ConfigError
-from mae.optim import OptimConfig, adamw, learning_rate
-from mae.recipe import derive
+from mae.train.optim import OptimConfig, adamw
+from mae.train.schedule import derive, learning_rate
 
 PAPER = {"samples": 1_281_167, "global_batch": 4096, "micro_batch": 64, "ranks": 64, "epochs": 800, "max_steps": None}
 

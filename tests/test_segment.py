@@ -14,16 +14,16 @@ from mae.distributed.launch import Topology
 from mae.embeddings import TokenCache
 from mae.errors import CheckpointError, ConfigError
 from mae.export.write import export
-from mae.layer_decay import layer_decayed_adamw
 from mae.load_segmenter import load_segmenter
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.models.sam import SamEncoder
 from mae.models.segmenter import Segmenter
-from mae.optim import OptimConfig, learning_rate
 from mae.run.checkpoint_files import newest_valid, read_own
 from mae.segment import sam_layer
 from mae.segment_config import SegmentConfig, build_segmenter, choose_what_learns
+from mae.train.optim import OptimConfig, layer_decayed_adamw
+from mae.train.schedule import learning_rate
 from tasks.run import train
 from tasks.segment_eval import SegmentProbe, before, evaluate_segmentation
 from tests.exports import own_checkpoint

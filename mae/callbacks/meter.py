@@ -9,7 +9,7 @@ from lightning.pytorch.profilers import Profiler
 
 from mae.callbacks.guard import Guard
 from mae.devices import measured_flops, peak_flops, peak_memory
-from mae.training import Training
+from mae.train.training import Training
 
 
 class FetchTimer(Profiler):

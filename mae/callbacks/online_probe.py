@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from mae.callbacks.meter import Meter
 from mae.distributed.ranks import gathered
 from mae.features import Features, describe, merged
-from mae.pretrain import Pretraining
 from mae.probes.knn import knn_accuracy
 from mae.rankme import rankme
+from mae.train.pretraining import Pretraining
 
 Loader = Iterable[dict[str, Any]]
 

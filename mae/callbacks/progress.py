@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mae.callbacks.meter import Meter
-from mae.training import Training
+from mae.train.training import Training
 
 
 class ShowProgress(pl.Callback):

@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from mae.pictures import picture_of, reconstruction_columns, reconstruction_grid, tiles
-from mae.pretrain import VALIDATION, Pretraining
+from mae.train.pretraining import VALIDATION, Pretraining
 
 
 class Reconstructions(pl.Callback):

@@ -20,8 +20,8 @@ from mae.models.noise import uniform_noise
 from mae.models.patches import patchify, unpatchify
 from mae.models.pixels import Pixels
 from mae.models.vit import Encoder, choose_attention
-from mae.precision import choose_float32_products
 from mae.run.checkpoint_files import read_own
+from mae.train.precision import choose_float32_products
 
 
 class Painted(NamedTuple):

@@ -11,9 +11,9 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mae.optim import learning_rate
 from mae.probes.outcome import Outcome, accuracies
 from mae.probes.subject import Subject, Want
+from mae.train.schedule import learning_rate
 
 
 class Setting(NamedTuple):

@@ -6,7 +6,7 @@ from timm.optim import Lars
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mae.optim import learning_rate
+from mae.train.schedule import learning_rate
 
 
 class LarsConfig(BaseModel):

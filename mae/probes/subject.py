@@ -15,7 +15,7 @@ from mae.models.classifier import Classifier, Pool
 from mae.models.mae import MaskedAutoencoder
 from mae.models.pixels import Pixels
 from mae.models.vit import Encoder, choose_attention
-from mae.precision import choose_float32_products, resolve_precision
+from mae.train.precision import choose_float32_products, resolve_precision
 
 Split = Literal["train", "test"]
 Model = Encoder | MaskedAutoencoder

@@ -1,9 +1,10 @@
 """What follows from the recipe on a given machine: accumulation, steps, learning rate."""
 
+import math
 from dataclasses import dataclass
 
 from mae.errors import ConfigError
-from mae.optim import OptimConfig
+from mae.train.optim import OptimConfig
 
 
 @dataclass(frozen=True)
@@ -96,3 +97,20 @@ def split_batch(global_batch: int, micro_batch: int | None, ranks: int) -> tuple
             f"{global_batch} is not a multiple of {ranks * micro_batch}. {way_out}"
         )
     return micro_batch, global_batch // (micro_batch * ranks)
+
+
+def learning_rate(
+    step: int, *, peak: float, floor: float, warmup: int, total: int, milestones: tuple[float, ...] = ()
+) -> float:
+    """Linear warm-up from 0, then half a cosine down to `floor` (He et al. 2022, table 8; Loshchilov & Hutter 2017).
+
+    step        number of updates made before this one
+    milestones  shares of all steps, after each of which the rate is a tenth, in the place of the cosine (Kirillov et
+                al. 2023)
+    """
+    if step < warmup:
+        return peak * step / warmup
+    if milestones:
+        return peak * 0.1 ** sum(step >= share * total for share in milestones)
+    progress = (step - warmup) / max(1, total - warmup)
+    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

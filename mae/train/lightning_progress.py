@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from mae.recipe import Plan
+from mae.train.schedule import Plan
 
 
 def loops_at_step(trainer: pl.Trainer, step: int, plan: Plan) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from mae.models.flops import pretraining_flops
 from mae.models.mae import MaskedAutoencoder
 from mae.models.noise import uniform_noise
 from mae.models.vit import choose_attention
-from mae.strategies import shard
-from mae.training import Training
+from mae.train.strategies import shard
+from mae.train.training import Training
 
 # Validation masks follow from the sample alone, so that values compare across steps; no training step has this number.
 VALIDATION = -1

@@ -9,13 +9,12 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mae.layer_decay import layer_decayed_adamw
 from mae.models.classifier import Classifier, Pool, hits
 from mae.models.flops import classification_flops
 from mae.models.vit import choose_attention
-from mae.optim import NamedAdamW
-from mae.strategies import shard
-from mae.training import Training
+from mae.train.optim import NamedAdamW, layer_decayed_adamw
+from mae.train.strategies import shard
+from mae.train.training import Training
 
 
 class FinetuneConfig(BaseModel):

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import LambdaLR
 
-from mae.loops import loops_at_step
 from mae.models.pixels import Pixels
-from mae.optim import NamedAdamW, OptimConfig, adamw, learning_rate
-from mae.precision import choose_float32_products
-from mae.recipe import Plan
+from mae.train.lightning_progress import loops_at_step
+from mae.train.optim import NamedAdamW, OptimConfig, adamw
+from mae.train.precision import choose_float32_products
+from mae.train.schedule import Plan, learning_rate
 
 
 class Training(pl.LightningModule, ABC):

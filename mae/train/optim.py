@@ -1,7 +1,6 @@
 """AdamW and its schedule: which parameters decay, and the learning rate as a pure function of the step."""
 
-import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -30,23 +29,6 @@ class OptimConfig(BaseModel):
     milestones: tuple[float, ...] = ()
     layer_decay: float = Field(1.0, gt=0, le=1)
     grad_clip: float | None = Field(None, gt=0)
-
-
-def learning_rate(
-    step: int, *, peak: float, floor: float, warmup: int, total: int, milestones: tuple[float, ...] = ()
-) -> float:
-    """Linear warm-up from 0, then half a cosine down to `floor` (He et al. 2022, table 8; Loshchilov & Hutter 2017).
-
-    step        number of updates made before this one
-    milestones  shares of all steps, after each of which the rate is a tenth, in the place of the cosine (Kirillov et
-                al. 2023)
-    """
-    if step < warmup:
-        return peak * step / warmup
-    if milestones:
-        return peak * 0.1 ** sum(step >= share * total for share in milestones)
-    progress = (step - warmup) / max(1, total - warmup)
-    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -86,5 +68,32 @@ def adamw(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, l
     groups = [
         {"params": [(n, p) for n, p in trainable if decays(n, p)], "weight_decay": config.weight_decay},
         {"params": [(n, p) for n, p in trainable if not decays(n, p)], "weight_decay": 0.0},
+    ]
+    return NamedAdamW(groups, lr=lr, betas=config.betas, fused=True)
+
+
+def layer_decayed_adamw(
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    config: OptimConfig,
+    lr: float,
+    layer: Callable[[str], int],
+    last: int,
+) -> NamedAdamW:
+    """Fused AdamW over the trainable parameters, in groups of a layer, decaying or not (Clark et al. 2020).
+
+    layer  number of the layer by the name of a parameter; the rate of layer `last` is `lr`, of each one before
+           `config.layer_decay` times that of the next
+    """
+    members: dict[tuple[int, bool], list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in parameters:
+        if parameter.requires_grad:
+            members.setdefault((layer(name), decays(name, parameter)), []).append((name, parameter))
+    groups = [
+        {
+            "params": members[number, decayed],
+            "lr": lr * config.layer_decay ** (last - number),
+            "weight_decay": config.weight_decay if decayed else 0.0,
+        }
+        for number, decayed in sorted(members)
     ]
     return NamedAdamW(groups, lr=lr, betas=config.betas, fused=True)

@@ -1,0 +1,1 @@
+"""Training: Lightning modules of pre-training and fine-tuning, optimisers, schedule, strategies."""
