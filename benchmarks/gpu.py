@@ -27,7 +27,7 @@ from data.pack import pack
 from mae.devices import measured_flops
 from mae.models.execution import BlocksConfig, prepare_blocks
 from mae.models.flops import pretraining_flops
-from mae.models.sam import SIZES, SamConfig, SamEncoder
+from mae.sam.encoder import SIZES, SamConfig, SamEncoder
 from mae.sam.flops import sam_flops
 
 # Name: what transformers calls its parts, and images per micro-batch.

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from mae.dry_step import autocast, dry_step
 from mae.models.config import MAEConfig
-from mae.models.sam import SIZES
+from mae.sam.encoder import SIZES
 from mae.train.optim import OptimConfig, adamw
 from mae.workload import Task, pretraining, sam_training
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from mae.export.huggingface_sam import their_name
 from mae.export.segment_anything import peer_arguments, peer_encoder
-from mae.models.sam import SIZES, SamEncoder
 from mae.models.vit import LayerNorm
+from mae.sam.encoder import SIZES, SamEncoder
 
 PEERS = ("segment-anything", "timm", "transformers")
 ROUNDS = {"sam_base": 3, "sam_huge": 2}

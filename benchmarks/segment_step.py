@@ -10,9 +10,9 @@ import time
 import torch
 
 from mae.devices import peak_memory
-from mae.interactive import interactive_session
-from mae.models.sam import SIZES, SamEncoder
-from mae.models.segmenter import STRIDE, Segmenter
+from mae.sam.encoder import SIZES, SamEncoder
+from mae.sam.segmenter import STRIDE, Segmenter
+from mae.sam.session import interactive_session
 from mae.train.optim import OptimConfig, adamw
 from mae.workload import sam_workload
 

@@ -14,8 +14,8 @@ from mae.load_segmenter import load_segmenter
 from mae.models.classifier import Classifier
 from mae.models.config import MAEConfig
 from mae.models.mae import MaskedAutoencoder, Output, Reconstruction
-from mae.models.sam import SamConfig, SamEncoder
 from mae.models.vit import Encoder
+from mae.sam.encoder import SamConfig, SamEncoder
 
 __all__ = [
     "CheckpointError",

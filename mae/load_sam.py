@@ -13,8 +13,8 @@ from mae.export.huggingface import read_settings
 from mae.export.huggingface_sam import read_sam
 from mae.export.segment_anything import encoder_weights, infer_config
 from mae.load import load_strictly
-from mae.models.sam import SamConfig, SamEncoder
 from mae.run.checkpoint_files import read
+from mae.sam.encoder import SamConfig, SamEncoder
 
 
 def load_sam(path: str | Path, **given: Any) -> SamEncoder:

@@ -8,17 +8,17 @@ from torch import Tensor
 from mae.errors import CheckpointError, ConfigError
 from mae.export.huggingface import read_settings, read_weights
 from mae.export.huggingface_sam import OWN, SHARED
-from mae.export.sam import to_sam
 from mae.export.whole_sam import PARTS, from_segment_anything
 from mae.load import load, load_strictly, model_weights
 from mae.load_sam import holds_sam, load_sam
-from mae.lora import merge_lora
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
-from mae.models.sam import SamEncoder
-from mae.models.segmenter import Segmenter
 from mae.run.checkpoint_files import newest_valid, read
-from mae.segment_config import SegmentConfig, build_segmenter, choose_what_learns
+from mae.sam.config import SegmentConfig, build_segmenter, choose_what_learns
+from mae.sam.convert import to_sam
+from mae.sam.encoder import SamEncoder
+from mae.sam.lora import merge_lora
+from mae.sam.segmenter import Segmenter
 
 
 def load_segmenter(path: str | Path) -> Segmenter:

@@ -3,8 +3,8 @@
 from rich.console import Console
 from rich.table import Table
 
-from mae.models.sam import SIZES
 from mae.plan import RESERVE, Forecast
+from mae.sam.encoder import SIZES
 from mae.sam.flops import sam_flops
 
 GIB = 2**30

@@ -19,8 +19,8 @@ from mae.models.flops import (
     pretraining_flops,
 )
 from mae.models.mae import MaskedAutoencoder
-from mae.models.sam import SamConfig, SamEncoder
 from mae.models.vit import choose_attention
+from mae.sam.encoder import SamConfig, SamEncoder
 from mae.sam.flops import executed_sam_flops, sam_flops
 
 

@@ -12,7 +12,7 @@ from mae.callbacks.online_probe import OnlineProbeConfig
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.plan import PlanConfig
-from mae.segment_config import SegmentConfig
+from mae.sam.config import SegmentConfig
 from mae.train.finetuning import FinetuneConfig
 from mae.train.optim import OptimConfig
 from mae.train.pretraining import PretrainConfig

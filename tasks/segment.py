@@ -8,17 +8,17 @@ import torch
 from torch import nn
 
 from data.mask_datamodule import MaskDataModule
-from mae.embeddings import TokenCache
 from mae.errors import ConfigError
-from mae.export.sam import sam_config
 from mae.load_segmenter import initialise_segmenter
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.models.pixels import Pixels
-from mae.models.segmenter import Segmenter
 from mae.pictures import draw_loss_curve
-from mae.segment import Segmentation
-from mae.segment_config import SegmentConfig, build_segmenter, choose_what_learns
+from mae.sam.config import SegmentConfig, build_segmenter, choose_what_learns
+from mae.sam.convert import sam_config
+from mae.sam.embedding_cache import TokenCache
+from mae.sam.segmentation import Segmentation
+from mae.sam.segmenter import Segmenter
 from mae.summary import say_closing, summarise
 from mae.train.schedule import Plan
 from mae.train.training import Training

@@ -18,15 +18,15 @@ from data.read import read
 from data.samplers import spread
 from mae.errors import ConfigError
 from mae.load_segmenter import is_segmentation, load_segmenter
-from mae.mask_loss import intersection_over_union
-from mae.mask_pictures import COLOURS, column, draw_scores, table
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.models.pixels import Pixels
-from mae.models.segmenter import Segmenter
 from mae.run.folder import run_of, write_json
-from mae.segment_config import SegmentConfig
-from mae.segmentation_scores import Found, by_box, by_clicks, photograph_of, score
+from mae.sam.config import SegmentConfig
+from mae.sam.loss import intersection_over_union
+from mae.sam.mask_pictures import COLOURS, column, draw_scores, table
+from mae.sam.scores import Found, by_box, by_clicks, photograph_of, score
+from mae.sam.segmenter import Segmenter
 from tasks.segment import start_of
 
 

@@ -20,7 +20,7 @@ from data.mask_stream import Frame, MaskStream, fit
 from data.masks import decode, encode, nearest, read_record
 from data.pack import main as pack
 from data.samplers import Draw
-from mae.frame import edges_to_frame, to_frame, to_photograph
+from mae.sam.square_frame import edges_to_frame, to_frame, to_photograph
 from tests.masked_photos import jpeg, record, shapes, shards_of_shapes, write_coco, write_tar
 
 coco = pytest.importorskip("pycocotools.mask")

@@ -16,9 +16,9 @@ from mae.devices import Hardware, known_device, recognise
 from mae.dry_step import Tally, autocast, dry_step
 from mae.errors import ConfigError
 from mae.models.flops import executed_pretraining_flops, pretraining_flops
-from mae.models.sam import SIZES, SamConfig, SamEncoder
 from mae.models.vit import choose_attention
 from mae.plan import RESERVE, layout
+from mae.sam.encoder import SIZES, SamConfig, SamEncoder
 from mae.sam.flops import executed_sam_flops, sam_flops
 from mae.train.optim import OptimConfig, adamw
 from mae.workload import Task, pretraining, pretraining_workload, sam_training, sam_workload

@@ -11,10 +11,10 @@ from PIL import Image
 from skimage.data import astronaut
 from torch import Tensor, nn
 
-from mae.models.loss import relevance_alignment_loss
-from mae.models.relevance import RelevanceAwareEncoder
-from mae.models.sam import SamConfig, SamEncoder
-from mae.overlays import overlay, save_overlays
+from mae.sam.encoder import SamConfig, SamEncoder
+from mae.sam.loss import relevance_alignment_loss
+from mae.sam.overlays import overlay, save_overlays
+from mae.sam.relevance import RelevanceAwareEncoder
 
 image_encoder = pytest.importorskip("segment_anything.modeling.image_encoder")
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from mae.errors import ConfigError
-from mae.models import relative_attention
 from mae.models.resample import resize_positions
-from mae.models.sam import SIZES, SamConfig, SamEncoder
+from mae.sam import attention as relative_attention
+from mae.sam.encoder import SIZES, SamConfig, SamEncoder
 
 image_encoder = pytest.importorskip("segment_anything.modeling.image_encoder")
 

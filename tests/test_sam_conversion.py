@@ -14,10 +14,10 @@ from mae.export import segment_anything as segment_anything_format
 from mae.export.format import Source
 from mae.export.huggingface_sam import our_name, their_name
 from mae.export.photograph import Scale
-from mae.export.sam import to_sam
 from mae.export.verify import verify
 from mae.models.resample import at_image_size, resize_projection
 from mae.models.vit import LayerNorm
+from mae.sam.convert import to_sam
 from tests.test_sam import SMALL, randomised
 
 FIELDS = {"image_size": 224, "patch_size": 16, "width": 48, "depth": 4, "num_heads": 3}

@@ -17,9 +17,9 @@ from mae.load_segmenter import load_segmenter
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.models.pixels import Pixels
-from mae.models.segmenter import FOREGROUND, NONE, Prompts, Segmenter
-from mae.segment_config import SegmentConfig, build_segmenter
-from mae.segmentation_scores import Photograph, at_photograph, photograph_of
+from mae.sam.config import SegmentConfig, build_segmenter
+from mae.sam.scores import Photograph, at_photograph, photograph_of
+from mae.sam.segmenter import FOREGROUND, NONE, Prompts, Segmenter
 from tests.masked_photos import record, write_tar
 from tests.test_sam import randomised
 

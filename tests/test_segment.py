@@ -11,17 +11,17 @@ from omegaconf import OmegaConf
 
 import mae
 from mae.distributed.launch import Topology
-from mae.embeddings import TokenCache
 from mae.errors import CheckpointError, ConfigError
 from mae.export.write import export
 from mae.load_segmenter import load_segmenter
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
-from mae.models.sam import SamEncoder
-from mae.models.segmenter import Segmenter
 from mae.run.checkpoint_files import newest_valid, read_own
-from mae.segment import sam_layer
-from mae.segment_config import SegmentConfig, build_segmenter, choose_what_learns
+from mae.sam.config import SegmentConfig, build_segmenter, choose_what_learns
+from mae.sam.embedding_cache import TokenCache
+from mae.sam.encoder import SamEncoder
+from mae.sam.segmentation import sam_layer
+from mae.sam.segmenter import Segmenter
 from mae.train.optim import OptimConfig, layer_decayed_adamw
 from mae.train.schedule import learning_rate
 from tasks.run import train

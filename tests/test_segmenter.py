@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from mae.errors import ConfigError
 from mae.export.segment_anything import peer_sam
 from mae.export.whole_sam import from_segment_anything, to_segment_anything
-from mae.interactive import interactive_session
-from mae.mask_loss import dice_loss, focal_loss, intersection_over_union, mask_losses
-from mae.models.sam import SamConfig, SamEncoder
-from mae.models.segmenter import BACKGROUND, FOREGROUND, NONE, STRIDE, Prompts, Segmenter
-from mae.prompts import add_click, boxes_of, click, first_prompts
-from mae.segmentation_scores import centre
+from mae.sam.encoder import SamConfig, SamEncoder
+from mae.sam.loss import dice_loss, focal_loss, intersection_over_union, mask_losses
+from mae.sam.prompts import add_click, boxes_of, click, first_prompts
+from mae.sam.scores import centre
+from mae.sam.segmenter import BACKGROUND, FOREGROUND, NONE, STRIDE, Prompts, Segmenter
+from mae.sam.session import interactive_session
 from tests.test_sam import randomised
 
 pytest.importorskip("transformers")

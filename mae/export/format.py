@@ -10,9 +10,9 @@ from torch import Tensor
 from mae.errors import ConfigError
 from mae.export.photograph import Scale
 from mae.models.config import MAEConfig
-from mae.models.sam import SamConfig, SamEncoder
-from mae.models.segmenter import Segmenter
 from mae.models.vit import Encoder
+from mae.sam.encoder import SamConfig, SamEncoder
+from mae.sam.segmenter import Segmenter
 
 Need = Literal["a class token", "square images", "three channels", "a decoder of self-attention"]
 

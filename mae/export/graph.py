@@ -5,8 +5,8 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from mae.export.format import Source
-from mae.models.sam import SamEncoder
 from mae.models.vit import Encoder, choose_attention
+from mae.sam.encoder import SamEncoder
 
 INPUT, OUTPUT = "images", "features"
 

@@ -12,8 +12,8 @@ from mae.export.format import Answer, Format, Source, require
 from mae.export.huggingface import load_strictly, preprocessor_settings, read_settings, read_weights, write_folder
 from mae.export.segment_anything import merged
 from mae.export.whole_sam import example_prompts
-from mae.models.sam import SamConfig
-from mae.models.segmenter import Segmenter, whole_config
+from mae.sam.encoder import SamConfig
+from mae.sam.segmenter import Segmenter, whole_config
 
 PREFIX = "vision_encoder."
 OWN = "prompt_encoder.shared_embedding.positional_embedding"

@@ -11,10 +11,10 @@ from mae.errors import CheckpointError
 from mae.export.format import Answer, Format, Source, require
 from mae.export.verify import refuse_other_keys
 from mae.export.whole_sam import example_prompts, to_segment_anything
-from mae.models.sam import SamConfig
-from mae.models.segmenter import Segmenter
 from mae.models.vit import LayerNorm
 from mae.run.checkpoint_files import read
+from mae.sam.encoder import SamConfig
+from mae.sam.segmenter import Segmenter
 
 PREFIX = "image_encoder."
 OTHER_PARTS = ("prompt_encoder.", "mask_decoder.")

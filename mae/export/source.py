@@ -7,16 +7,16 @@ import torch
 from mae.errors import ConfigError
 from mae.export.format import Format, Source
 from mae.export.photograph import scale_of
-from mae.export.sam import to_sam
 from mae.load import load
 from mae.load_sam import holds_sam, load_sam
 from mae.load_segmenter import is_segmentation, load_segmenter
 from mae.models.classifier import Classifier
 from mae.models.mae import MaskedAutoencoder
 from mae.models.resample import at_image_size
-from mae.models.sam import SamEncoder
 from mae.models.vit import Encoder
 from mae.run.checkpoint_files import newest_valid, read_own
+from mae.sam.convert import to_sam
+from mae.sam.encoder import SamEncoder
 
 Size = tuple[int, int]
 

@@ -10,7 +10,7 @@ from mae.errors import CheckpointError
 from mae.export import timm_folder
 from mae.export.format import Source
 from mae.export.huggingface import read_weights
-from mae.models.sam import SamConfig
+from mae.sam.encoder import SamConfig
 
 # timm wants the name of one of its own models; the arguments beside it decide.
 ARCHITECTURES = {768: "samvit_base_patch16", 1024: "samvit_large_patch16", 1280: "samvit_huge_patch16"}

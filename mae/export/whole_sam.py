@@ -5,7 +5,7 @@ import re
 import torch
 from torch import Tensor
 
-from mae.models.segmenter import FOREGROUND, NONE, Prompts
+from mae.sam.segmenter import FOREGROUND, NONE, Prompts
 
 PARTS = ("prompt_encoder.", "mask_decoder.")
 # Ours, theirs: parts of a key, replaced from top to bottom, or from bottom to top on the way back.

@@ -18,8 +18,8 @@ from mae.export.source import checkpoint_of, open_source
 from mae.export.verify import verify
 from mae.load import load
 from mae.load_sam import load_sam
-from mae.models.sam import SamConfig
 from mae.run.folder import write_json
+from mae.sam.encoder import SamConfig
 
 
 def export(

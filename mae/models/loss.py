@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 # Settings with which the loss is another quantity: a mean over other patches, or of another target.
 CHANGES_THE_LOSS = ("model.mask_ratio", "model.masking", "model.patch_size", "model.image_size", "model.norm_pix")
@@ -35,15 +34,3 @@ def reconstruction_loss(pred: Tensor, target: Tensor) -> Tensor:
     returns       []
     """
     return (pred.float() - target.float()).square().mean()
-
-
-def relevance_alignment_loss(gate: Tensor, masks: Tensor) -> Tensor:
-    """Cross-entropy between the gate of every token and the share of it that any prompted mask covers, in float32.
-
-    gate     [B, h, w]     0 to 1
-    masks    [B, M, H, W]  true inside the object that a prompt asks for; H and W multiples of h and w
-    returns  []
-    """
-    h, w = gate.shape[-2:]
-    covered = F.adaptive_avg_pool2d(masks.any(1).float(), (h, w))
-    return F.binary_cross_entropy_with_logits(torch.logit(gate.float(), eps=1e-6), covered)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from math import ceil
 
 from mae.models.flops import _attention, _linear
-from mae.models.sam import SamConfig
+from mae.sam.encoder import SamConfig
 
 
 def sam_flops(config: SamConfig, *, pad: bool = False) -> int:

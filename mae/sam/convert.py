@@ -6,8 +6,8 @@ from torch import Tensor
 from mae.errors import ConfigError, first_sentence
 from mae.models.config import MAEConfig
 from mae.models.resample import grid_of_positions, resize_positions, resize_projection
-from mae.models.sam import SamConfig, SamEncoder
 from mae.models.vit import Encoder
+from mae.sam.encoder import SamConfig, SamEncoder
 
 
 def to_sam(encoder: Encoder, **given: object) -> SamEncoder:

@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from mae.errors import ConfigError
 from mae.models.config import multiple_of_patch
-from mae.models.relative_attention import relative_attention, relative_terms
 from mae.models.resample import resize_positions
 from mae.models.vit import LayerNorm
+from mae.sam.attention import relative_attention, relative_terms
 
 
 class SamConfig(BaseModel):

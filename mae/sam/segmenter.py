@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mae.errors import ConfigError
-from mae.models.relevance import PromptGate
-from mae.models.sam import SamConfig, SamEncoder
+from mae.sam.encoder import SamConfig, SamEncoder
+from mae.sam.relevance import PromptGate
 
 STRIDE = 4  # pixels of the image per cell of the masks
 NONE, BACKGROUND, FOREGROUND = -1, 0, 1  # labels of points

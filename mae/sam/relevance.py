@@ -8,8 +8,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mae.models.relative_attention import attention_weights
-from mae.models.sam import Attention, Block, Projections, SamEncoder
+from mae.sam.attention import attention_weights
+from mae.sam.encoder import Attention, Block, Projections, SamEncoder
 
 
 class RelevanceMaps(NamedTuple):

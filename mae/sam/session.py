@@ -5,10 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mae.mask_loss import intersection_over_union, mask_losses
-from mae.models.loss import relevance_alignment_loss
-from mae.models.segmenter import Segmenter
-from mae.prompts import add_click, first_prompts
+from mae.sam.loss import intersection_over_union, mask_losses, relevance_alignment_loss
+from mae.sam.prompts import add_click, first_prompts
+from mae.sam.segmenter import Segmenter
 
 PLAIN = 2  # answers to the mask alone, without a new click
 

@@ -6,12 +6,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mae.errors import ConfigError
-from mae.export.sam import sam_config
-from mae.lora import add_lora
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
-from mae.models.sam import SamEncoder
-from mae.models.segmenter import Segmenter
+from mae.sam.convert import sam_config
+from mae.sam.encoder import SamEncoder
+from mae.sam.lora import add_lora
+from mae.sam.segmenter import Segmenter
 
 
 class SegmentConfig(BaseModel):

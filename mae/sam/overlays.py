@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from mae.models.relevance import BlockMaps
+from mae.sam.relevance import BlockMaps
 
 STRENGTH = 0.6  # of the colours at the highest relevance
 

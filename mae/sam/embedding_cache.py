@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mae.models.sam import SamEncoder
+from mae.sam.encoder import SamEncoder
 
 
 class TokenCache:

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 FOCAL, DICE = 20.0, 1.0
@@ -42,3 +43,15 @@ def intersection_over_union(one: Tensor, other: Tensor) -> Tensor:
     both = (one & other).sum((-2, -1))
     either = (one | other).sum((-2, -1))
     return torch.where(either == 0, 1.0, both / either.clamp(min=1))
+
+
+def relevance_alignment_loss(gate: Tensor, masks: Tensor) -> Tensor:
+    """Cross-entropy between the gate of every token and the share of it that any prompted mask covers, in float32.
+
+    gate     [B, h, w]     0 to 1
+    masks    [B, M, H, W]  true inside the object that a prompt asks for; H and W multiples of h and w
+    returns  []
+    """
+    h, w = gate.shape[-2:]
+    covered = F.adaptive_avg_pool2d(masks.any(1).float(), (h, w))
+    return F.binary_cross_entropy_with_logits(torch.logit(gate.float(), eps=1e-6), covered)

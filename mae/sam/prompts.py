@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mae.models.segmenter import BACKGROUND, FOREGROUND, NONE, STRIDE, Prompts
+from mae.sam.segmenter import BACKGROUND, FOREGROUND, NONE, STRIDE, Prompts
 
 BOX_NOISE, BOX_NOISE_LIMIT = 0.1, 20 / 1024  # deviation as a share of the box, its limit as a share of the frame
 

@@ -8,9 +8,9 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from mae.frame import Size, blank_outside, edges_to_frame, to_frame, to_photograph
-from mae.mask_loss import intersection_over_union
-from mae.models.segmenter import BACKGROUND, FOREGROUND, NONE, Prompts, Segmenter
+from mae.sam.loss import intersection_over_union
+from mae.sam.segmenter import BACKGROUND, FOREGROUND, NONE, Prompts, Segmenter
+from mae.sam.square_frame import Size, blank_outside, edges_to_frame, to_frame, to_photograph
 
 CHUNK = 16  # objects at a time
 

@@ -6,12 +6,12 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from mae.embeddings import TokenCache
-from mae.frame import blank_outside
-from mae.interactive import Session, interactive_session
-from mae.models.segmenter import Segmenter
+from mae.sam.config import SegmentConfig
+from mae.sam.embedding_cache import TokenCache
 from mae.sam.flops import sam_flops
-from mae.segment_config import SegmentConfig
+from mae.sam.segmenter import Segmenter
+from mae.sam.session import Session, interactive_session
+from mae.sam.square_frame import blank_outside
 from mae.train.optim import NamedAdamW, layer_decayed_adamw
 from mae.train.strategies import shard
 from mae.train.training import Training
