@@ -24,9 +24,9 @@ from benchmarks.step import Steps
 from benchmarks.stream import DATASETS, make, ours, rate
 from data.image_folder import find_images
 from data.pack import pack
-from mae.devices import measured_flops
 from mae.models.execution import BlocksConfig, prepare_blocks
 from mae.models.flops import pretraining_flops
+from mae.plan.devices import measured_flops
 from mae.sam.encoder import SIZES, SamConfig, SamEncoder
 from mae.sam.flops import sam_flops
 

@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mae.dry_step import autocast, dry_step
 from mae.models.config import MAEConfig
+from mae.plan.dry_step import autocast, dry_step
+from mae.plan.training_cost import Task, pretraining, sam_training
 from mae.sam.encoder import SIZES
 from mae.train.optim import OptimConfig, adamw
-from mae.workload import Task, pretraining, sam_training
 
 MIB = 2**20
 PRECISION = "bf16-mixed"

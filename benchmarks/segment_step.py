@@ -9,12 +9,12 @@ import time
 
 import torch
 
-from mae.devices import peak_memory
+from mae.plan.devices import peak_memory
+from mae.plan.training_cost import sam_workload
 from mae.sam.encoder import SIZES, SamEncoder
 from mae.sam.segmenter import STRIDE, Segmenter
 from mae.sam.session import interactive_session
 from mae.train.optim import OptimConfig, adamw
-from mae.workload import sam_workload
 
 
 def main() -> None:

@@ -3,16 +3,15 @@
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import torch
 from einops import rearrange
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
 from mae.models.mae import Reconstruction
 from mae.models.patches import patchify, unpatchify
-from mae.run.metrics import read_metrics
 
 matplotlib.use("Agg")
 
@@ -104,23 +103,49 @@ def captioned(pixels: Tensor, caption: list[str]) -> Image.Image:
     return picture
 
 
-def draw_loss_curve(run: Path, floors: dict[str, float], loss: str = "loss on hidden patches") -> Path:
-    """runs/NAME/loss.png: training and validation loss over steps, with the losses of trivial predictors as lines."""
-    rows = read_metrics(run / "metrics.csv")
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    for name, colour in (("train/loss", "tab:blue"), ("val/loss", "tab:orange")):
-        points = [(int(row["step"]), float(row[name])) for row in rows if name in row]
-        if points:
-            marker = "o" if len(points) < 30 else None
-            axes.plot(*zip(*points, strict=True), color=colour, label=name, marker=marker, markersize=3, linewidth=1)
-    for number, (name, value) in enumerate(floors.items()):
-        axes.axhline(
-            value, color="grey", linestyle=("--", ":", "-.")[number % 3], linewidth=1, label=f"{name}: {value:.3f}"
-        )
-    axes.set(xlabel="step", ylabel=loss, title=run.name)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    path = run / "loss.png"
-    figure.savefig(path)
-    return path
+BORDER = 2  # pixels around each image of a reconstruction_grid
+
+
+Row = list[Image.Image]
+
+
+def read_grid(file: Path, size: tuple[int, int]) -> list[Row] | None:
+    """[original, masked, reconstruction] per image, as the model saw them; None for a file that is not whole.
+
+    size  height and width of the images, which `mae.pictures.reconstruction_grid` has enlarged and framed
+    """
+    try:
+        with Image.open(file) as opened:
+            picture = opened.convert("RGB")
+    except OSError:  # just in writing
+        return None
+    factor = enlargement(size[1])
+    height, width = (side * factor + 2 * BORDER for side in size)
+    rows = (picture.height - 30) // height  # there is a caption of two or three lines above
+    top = picture.height - rows * height
+
+    def cell(row: int, column: int) -> Image.Image:
+        left, upper = column * width + BORDER, top + row * height + BORDER
+        box = (left, upper, left + size[1] * factor, upper + size[0] * factor)
+        return picture.crop(box).resize((size[1], size[0]), Image.Resampling.NEAREST)
+
+    return [[cell(row, column) for column in range(3)] for row in range(rows)]
+
+
+def enlargement(width: int) -> int:
+    """By which images of this width are enlarged in the pictures of a run, so that single pixels can be seen."""
+    return max(1, -(-128 // width))
+
+
+def enlarged(image: Image.Image) -> Image.Image:
+    factor = enlargement(image.width)
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def heat(image: Image.Image, received: np.ndarray) -> Image.Image:
+    """An image in grey under a map [h, w] in colours, from its lowest value to its highest."""
+    shown = enlarged(image)
+    spanned = (received - received.min()) / max(float(np.ptp(received)), 1e-12)
+    smooth = Image.fromarray((spanned * 255).astype(np.uint8)).resize(shown.size, Image.Resampling.BICUBIC)
+    colours = Image.fromarray(matplotlib.colormaps["inferno"](np.asarray(smooth), bytes=True)[..., :3])
+    return Image.blend(shown.convert("L").convert("RGB"), colours, 0.65)

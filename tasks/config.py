@@ -7,11 +7,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from data.datamodule import DataConfig
-from mae.callbacks.checkpoints import CheckpointConfig
 from mae.callbacks.online_probe import OnlineProbeConfig
+from mae.callbacks.save_checkpoints import CheckpointConfig
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
-from mae.plan import PlanConfig
+from mae.plan.forecast import PlanConfig
 from mae.sam.config import SegmentConfig
 from mae.train.finetuning import FinetuneConfig
 from mae.train.optim import OptimConfig

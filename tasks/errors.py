@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from command_line import FULL_ERROR
 from data.errors import DataError
-from mae.callbacks.signals import Stopped
+from mae.callbacks.stop_on_signal import Stopped
 from mae.distributed.launch import leave_together
 from mae.distributed.rank_zero import say
 from mae.errors import CheckpointError, ConfigError, RunEnded, first_sentence

@@ -15,18 +15,18 @@ from data.frozen import FrozenImages
 from mae.distributed.launch import Topology, launched
 from mae.distributed.ranks import joined
 from mae.errors import ConfigError
-from mae.feature_cache import FeatureCache
 from mae.models.classifier import Classifier, Pool
 from mae.models.pixels import Pixels
 from mae.probes.attentive import Attentive
 from mae.probes.classify import Classify
-from mae.probes.figures import draw_suite
+from mae.probes.feature_cache import FeatureCache
 from mae.probes.knn import KNN
 from mae.probes.linear import Linear
+from mae.probes.models_under_probe import Model, Subject
 from mae.probes.neighbours import Neighbours
-from mae.probes.outcome import Outcome, Probe
+from mae.probes.probe import Outcome, Probe
 from mae.probes.reconstruct import Reconstruct
-from mae.probes.subject import Model, Subject
+from mae.probes.score_figures import draw_suite
 from mae.probes.suite import Suite, fitting
 from mae.run.folder import run_of, write_json
 from mae.run.tracker_identity import reopened_wandb, tracked_run

@@ -17,12 +17,12 @@ from mae.models.execution import prepare_blocks
 from mae.models.pixels import Pixels
 from mae.models.resample import at_image_size
 from mae.models.vit import Encoder
-from mae.pictures import draw_loss_curve
-from mae.summary import say_closing, summarise
+from mae.plan.training_cost import Workload, classification_workload
+from mae.report.loss_curve import draw_loss_curve
+from mae.report.summary import say_closing, summarise
 from mae.train.finetuning import FinetuneConfig, Finetuning
 from mae.train.schedule import Plan, split_batch
 from mae.train.training import Training
-from mae.workload import Workload, classification_workload
 from tasks.task import Task
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from mae.devices import hardware, planned_precision
-from mae.plan import forecast
-from mae.plan_tables import show_forecast
+from mae.plan.devices import hardware, planned_precision
+from mae.plan.forecast import forecast
+from mae.plan.tables import show_forecast
 from mae.run.folder import write_json
 from mae.train.schedule import Plan, derive, split_batch
 from tasks.config import TrainConfig

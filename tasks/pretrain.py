@@ -11,17 +11,17 @@ from data.frozen import FrozenImages, Split
 from mae.callbacks.online_probe import OnlineProbe
 from mae.callbacks.reconstructions import Reconstructions
 from mae.errors import ConfigError
-from mae.floors import trivial_losses
 from mae.load import initialise_from
 from mae.models.execution import prepare_blocks
 from mae.models.mae import MaskedAutoencoder
 from mae.models.pixels import Pixels
-from mae.pictures import draw_loss_curve
-from mae.summary import say_closing, summarise
+from mae.plan.training_cost import Workload, pretraining_workload
+from mae.probes.trivial_losses import trivial_losses
+from mae.report.loss_curve import draw_loss_curve
+from mae.report.summary import say_closing, summarise
 from mae.train.pretraining import VALIDATION, Pretraining
 from mae.train.schedule import Plan
 from mae.train.training import Training
-from mae.workload import Workload, pretraining_workload
 from tasks.task import Task
 
 FLOOR_IMAGES = 256

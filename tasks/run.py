@@ -17,22 +17,22 @@ from omegaconf import DictConfig, OmegaConf
 
 from command_line import FULL_ERROR, quieten
 from data.loader import explained_deaths
-from mae.callbacks.checkpoints import Checkpoints
-from mae.callbacks.guard import Guard
-from mae.callbacks.meter import FetchTimer, Meter
+from mae.callbacks.profiler import Trace
 from mae.callbacks.progress import ShowProgress
-from mae.callbacks.signals import StopOnSignal, Stopped
-from mae.callbacks.trace import Trace
+from mae.callbacks.save_checkpoints import Checkpoints
+from mae.callbacks.skip_non_finite import Guard
+from mae.callbacks.stop_on_signal import StopOnSignal, Stopped
+from mae.callbacks.throughput import FetchTimer, Meter
 from mae.distributed.launch import Topology, cluster_environment, launched, relaunch_under_torchrun, wanted_devices
 from mae.distributed.rank_zero import say
 from mae.distributed.slurm import requeue
 from mae.errors import ConfigError
+from mae.report.start import show_start
 from mae.run.checkpoint_files import read_own, refuse_other_run
 from mae.run.checkpoint_writer import AtomicCheckpointIO
 from mae.run.folder import create, record_start, starting_point, write_json
 from mae.run.metrics import MetricsCSV
 from mae.run.tracker_identity import finish_wandb, wandb_id
-from mae.start_table import show_start
 from mae.train.optim import OptimConfig
 from mae.train.precision import resolve_precision
 from mae.train.schedule import Plan

@@ -13,16 +13,16 @@ from mae.load_segmenter import initialise_segmenter
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.models.pixels import Pixels
-from mae.pictures import draw_loss_curve
+from mae.plan.training_cost import Workload, sam_workload
+from mae.report.loss_curve import draw_loss_curve
+from mae.report.summary import say_closing, summarise
 from mae.sam.config import SegmentConfig, build_segmenter, choose_what_learns
 from mae.sam.convert import sam_config
 from mae.sam.embedding_cache import TokenCache
 from mae.sam.segmentation import Segmentation
 from mae.sam.segmenter import Segmenter
-from mae.summary import say_closing, summarise
 from mae.train.schedule import Plan
 from mae.train.training import Training
-from mae.workload import Workload, sam_workload
 from tasks.task import Task
 
 

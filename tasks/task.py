@@ -12,9 +12,9 @@ from torch import nn
 from data.datamodule import ShardDataModule
 from mae.distributed.launch import Topology
 from mae.models.config import MAEConfig
+from mae.plan.training_cost import Workload
 from mae.train.schedule import Plan
 from mae.train.training import Training
-from mae.workload import Workload
 from tasks.config import TrainConfig
 
 # The settings of the data that change what is seen.

@@ -17,8 +17,8 @@ from mae.models.loss import normalise_patches
 from mae.models.noise import uniform_noise
 from mae.models.patches import patchify, unpatchify
 from mae.models.vit import choose_attention
+from mae.plan.training_cost import pretraining_workload
 from mae.train.optim import OptimConfig, adamw
-from mae.workload import pretraining_workload
 from tests.exports import own_checkpoint
 from tests.test_model import SMALL, model_of
 

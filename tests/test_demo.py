@@ -22,9 +22,9 @@ from torch import Tensor
 
 import mae
 from mae.demo.__main__ import main
-from mae.demo.figures import to_image
+from mae.demo.gallery import open_gallery
+from mae.demo.html_images import to_image
 from mae.demo.model import DemoModel, draw_mask, most_hidden, open_model
-from mae.demo.neighbours import open_gallery
 from mae.demo.photo import as_seen, read_photograph
 from mae.demo.views import Views, examples_of
 from mae.distributed.launch import Topology

@@ -19,9 +19,9 @@ from data.datamodule import DataConfig, ShardDataModule
 from data.pack import main as pack
 from mae.distributed.launch import Topology
 from mae.errors import ConfigError
-from mae.features import describe, held_out_noise, thumbnails
 from mae.models.mae import MaskedAutoencoder
 from mae.models.pixels import Pixels
+from mae.probes.features import describe, held_out_noise, thumbnails
 from tasks.evaluate import EvalConfig, evaluate
 from tasks.run import train
 from tests.conftest import ROOT

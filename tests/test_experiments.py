@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 import mae
 from mae.distributed.launch import Topology
-from mae.summary import read_metrics
+from mae.report.summary import read_metrics
 from tasks.config import TrainConfig
 from tasks.run import train
 from tests.conftest import ROOT

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mae.feature_cache import FeatureCache, weights_fingerprint
-from mae.features import Features
+from mae.probes.feature_cache import FeatureCache, weights_fingerprint
+from mae.probes.features import Features
 
 KEY = {"weights": "a", "images": {"fingerprint": "b"}}
 

@@ -16,14 +16,14 @@ import mae
 from data.datamodule import DataConfig, ShardDataModule
 from data.image_folder import find_images
 from data.pack import pack
-from mae.callbacks.signals import Stopped
+from mae.callbacks.stop_on_signal import Stopped
 from mae.distributed.launch import Topology
 from mae.errors import CheckpointError, ConfigError
 from mae.export.write import export
 from mae.models.classifier import Classifier
+from mae.report.summary import read_metrics
 from mae.run.checkpoint_files import newest_valid, read_own
 from mae.run.checkpoint_writer import AtomicCheckpointIO
-from mae.summary import read_metrics
 from tasks.config import TrainConfig
 from tasks.evaluate import EvalConfig, evaluate
 from tasks.pretrain import Pretrain

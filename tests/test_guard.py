@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from mae.callbacks.guard import Guard
+from mae.callbacks.skip_non_finite import Guard
 from mae.distributed.launch import Topology
 from mae.errors import RunEnded
 from mae.run.checkpoint_files import checkpoints, newest_valid

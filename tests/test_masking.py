@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import mae
-from mae.floors import trivial_losses
 from mae.models.masking import draw_masking, random_masking
 from mae.models.noise import further_noise, uniform_noise
 from mae.models.patches import patchify, unpatchify
+from mae.probes.trivial_losses import trivial_losses
 from tests.test_model import SMALL, model_of
 
 KINDS = ["random", "block", "grid"]

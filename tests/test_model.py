@@ -10,12 +10,12 @@ from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 import mae
-from mae.floors import trivial_losses
 from mae.models.loss import normalise_patches, reconstruction_loss
 from mae.models.masking import random_masking
 from mae.models.noise import uniform_noise
 from mae.models.patches import patchify, unpatchify
 from mae.models.pos_embed import sincos_positions
+from mae.probes.trivial_losses import trivial_losses
 from mae.train.optim import OptimConfig, adamw
 
 SMALL = {"width": 32, "depth": 2, "num_heads": 2, "decoder_width": 32, "decoder_depth": 2, "decoder_num_heads": 2}

@@ -9,10 +9,9 @@ import mae
 from data.datamodule import DataConfig, ShardDataModule
 from data.frozen import FrozenImages, Split
 from mae.distributed.launch import Topology
-from mae.features import describe
 from mae.models.pixels import Pixels
+from mae.probes.features import describe, rankme
 from mae.probes.knn import knn_accuracy
-from mae.rankme import rankme
 from mae.run.metrics import read_metrics
 from tasks.run import train
 from tests.processes import SMALL, command, equal, losses, run, state

@@ -12,16 +12,16 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import mae
-from mae.devices import Hardware, known_device, recognise
-from mae.dry_step import Tally, autocast, dry_step
 from mae.errors import ConfigError
 from mae.models.flops import executed_pretraining_flops, pretraining_flops
 from mae.models.vit import choose_attention
-from mae.plan import RESERVE, layout
+from mae.plan.devices import Hardware, known_device, recognise
+from mae.plan.dry_step import Tally, autocast, dry_step
+from mae.plan.forecast import RESERVE, layout
+from mae.plan.training_cost import Task, pretraining, pretraining_workload, sam_training, sam_workload
 from mae.sam.encoder import SIZES, SamConfig, SamEncoder
 from mae.sam.flops import executed_sam_flops, sam_flops
 from mae.train.optim import OptimConfig, adamw
-from mae.workload import Task, pretraining, pretraining_workload, sam_training, sam_workload
 from tests.conftest import ROOT
 from tests.processes import SMALL
 

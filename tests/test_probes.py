@@ -8,10 +8,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional as F
 
 from mae.probes.attentive import AttentiveConfig, AttentivePool, Fitter, Setting, attentive_accuracy
+from mae.probes.features import rankme
 from mae.probes.knn import knn_accuracy, neighbours
 from mae.probes.lars import LarsConfig, lars, lars_accuracy, linear_head
 from mae.probes.linear import linear_accuracy
-from mae.rankme import rankme
 
 CPU = torch.device("cpu")
 

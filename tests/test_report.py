@@ -20,10 +20,10 @@ import mae
 from mae.distributed.launch import Topology
 from mae.models.attention_maps import attention_weights, rollout
 from mae.models.mae import Reconstruction
-from mae.pictures import reconstruction_grid
+from mae.pictures import read_grid, reconstruction_grid
 from mae.report.__main__ import main
 from mae.report.axes import BUCKETS, axis, thin
-from mae.report.pictures import data_url, read_grid
+from mae.report.run_pictures import data_url
 from mae.run.metrics import MetricsCSV, read_metrics
 from tasks.run import train
 from tests.test_experiments import REDUCED, compose

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import mae
-from mae.callbacks.signals import Stopped
+from mae.callbacks.stop_on_signal import Stopped
 from mae.distributed.launch import Topology
 from mae.errors import CheckpointError, ConfigError
 from mae.run.checkpoint_files import checkpoint_path, newest_valid, verify

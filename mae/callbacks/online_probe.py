@@ -8,11 +8,10 @@ import lightning.pytorch as pl
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from mae.callbacks.meter import Meter
+from mae.callbacks.throughput import Meter
 from mae.distributed.ranks import gathered
-from mae.features import Features, describe, merged
+from mae.probes.features import Features, describe, merged, rankme
 from mae.probes.knn import knn_accuracy
-from mae.rankme import rankme
 from mae.train.pretraining import Pretraining
 
 Loader = Iterable[dict[str, Any]]

@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mae.callbacks.meter import Meter
+from mae.callbacks.throughput import Meter
 from mae.train.training import Training
 
 

@@ -31,8 +31,8 @@ def show(path: Path, host: str, port: int) -> None:
     """Opens the model and answers until it is interrupted."""
     if find_spec("gradio") is None:
         raise ConfigError("the page needs the package gradio: pip install -e '.[demo]'")
+    from mae.demo.gallery import open_gallery
     from mae.demo.model import open_model
-    from mae.demo.neighbours import open_gallery
     from mae.demo.page import Page
     from mae.demo.serve import listen, private_uploads, serve
     from mae.demo.views import Views, examples_of

@@ -10,7 +10,6 @@ from torch import Tensor
 from mae.errors import ConfigError
 from mae.export.photograph import scale_of
 from mae.export.source import checkpoint_of
-from mae.features import Kind, describe
 from mae.load import load
 from mae.models.attention_maps import attention_weights, rollout
 from mae.models.config import MAEConfig, visible_patches
@@ -20,6 +19,7 @@ from mae.models.noise import uniform_noise
 from mae.models.patches import patchify, unpatchify
 from mae.models.pixels import Pixels
 from mae.models.vit import Encoder, choose_attention
+from mae.probes.features import Kind, describe
 from mae.run.checkpoint_files import read_own
 from mae.train.precision import choose_float32_products
 

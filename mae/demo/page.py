@@ -9,7 +9,7 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from mae.demo.figures import sentence
+from mae.demo.html_images import sentence
 from mae.demo.model import draw_mask, most_hidden
 from mae.demo.photo import as_seen, read_photograph
 from mae.demo.views import Views

@@ -6,12 +6,11 @@ from PIL import Image
 from skimage.data import astronaut
 from torch import Tensor
 
-from mae.demo.figures import example_row, figure, neighbour_row, patches, sentence, to_image
+from mae.demo.gallery import Gallery
+from mae.demo.html_images import example_row, figure, neighbour_row, patches, sentence, to_image
 from mae.demo.model import DemoModel
-from mae.demo.neighbours import Gallery
 from mae.errors import ConfigError
-from mae.pictures import TRUE_STATISTICS
-from mae.report.pictures import heat, read_grid
+from mae.pictures import TRUE_STATISTICS, heat, read_grid
 
 NEIGHBOURS = 8
 EXAMPLES = 7  # of the run's own, beside the portrait

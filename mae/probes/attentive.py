@@ -11,8 +11,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mae.probes.outcome import Outcome, accuracies
-from mae.probes.subject import Subject, Want
+from mae.probes.models_under_probe import Subject, Want
+from mae.probes.probe import Outcome, accuracies
 from mae.train.schedule import learning_rate
 
 

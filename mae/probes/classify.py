@@ -6,8 +6,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from mae.models.classifier import Classifier, hits
-from mae.probes.outcome import Outcome, Row
-from mae.probes.subject import Subject, Want
+from mae.probes.models_under_probe import Subject, Want
+from mae.probes.probe import Outcome, Row
 
 
 class Classify(BaseModel):

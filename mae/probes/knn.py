@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from mae.features import Features
 from mae.pictures import neighbour_grid
-from mae.probes.outcome import Outcome, accuracies
-from mae.probes.subject import Subject, Want
+from mae.probes.features import Features
+from mae.probes.models_under_probe import Subject, Want
+from mae.probes.probe import Outcome, accuracies
 
 MOST_SHOWN = 8  # neighbours in the picture
 

@@ -11,8 +11,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from mae.probes.lars import LarsConfig, lars_accuracy
-from mae.probes.outcome import Outcome, accuracies
-from mae.probes.subject import Subject, Want
+from mae.probes.models_under_probe import Subject, Want
+from mae.probes.probe import Outcome, accuracies
 
 
 def linear_accuracy(

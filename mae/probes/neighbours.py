@@ -5,8 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mae.probes.outcome import Outcome, Row
-from mae.probes.subject import Subject, Want
+from mae.probes.models_under_probe import Subject, Want
+from mae.probes.probe import Outcome, Row
 
 
 class Neighbours(BaseModel):

@@ -6,14 +6,14 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mae.errors import ConfigError, first_sentence
-from mae.features import at_ratio, held_out_noise
-from mae.floors import trivial_losses
 from mae.models.mae import MaskedAutoencoder
 from mae.models.masking import draw_masking
 from mae.pictures import reconstruction_grid
-from mae.probes.figures import draw_losses_over_ratio
-from mae.probes.outcome import Outcome, Row
-from mae.probes.subject import Subject, Want
+from mae.probes.features import at_ratio, held_out_noise
+from mae.probes.models_under_probe import Subject, Want
+from mae.probes.probe import Outcome, Row
+from mae.probes.score_figures import draw_losses_over_ratio
+from mae.probes.trivial_losses import trivial_losses
 
 
 class Reconstruct(BaseModel):

@@ -8,9 +8,9 @@ from mae.errors import ConfigError
 from mae.probes.attentive import Attentive
 from mae.probes.knn import KNN
 from mae.probes.linear import Linear
-from mae.probes.outcome import Probe
+from mae.probes.models_under_probe import Subject
+from mae.probes.probe import Probe
 from mae.probes.reconstruct import Reconstruct
-from mae.probes.subject import Subject
 
 
 class Suite(BaseModel):

@@ -14,7 +14,7 @@ from mae.errors import ConfigError
 from mae.report.axes import number
 from mae.report.charts import feature_charts, training_charts
 from mae.report.gather import Run, differences, evaluations, gather
-from mae.report.pictures import attention, reconstructions
+from mae.report.run_pictures import attention, reconstructions
 
 LISTED = 100  # bad samples
 

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mae.devices import Hardware
-from mae.workload import Workload
+from mae.plan.devices import Hardware
+from mae.plan.training_cost import Workload
 
 # Of a device's memory, for what no count of tensors knows: the CUDA context, libraries, gaps between allocations.
 RESERVE = 0.1

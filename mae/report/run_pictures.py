@@ -3,9 +3,7 @@
 import base64
 import io
 from dataclasses import dataclass
-from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from einops import rearrange
@@ -15,17 +13,15 @@ import mae
 from mae.errors import CheckpointError
 from mae.models.attention_maps import attention_weights, rollout
 from mae.models.pixels import Pixels
+from mae.pictures import enlargement, heat, read_grid
 from mae.report.axes import spread
 from mae.report.gather import Run
 from mae.run.checkpoint_files import newest_valid
 from mae.run.folder import step_of
 
-BORDER = 2  # pixels around each image of a reconstruction_grid
 LARGEST = 224  # pixels of a picture on the page
 STEPS = 24  # shown of all runs together
 ATTENDED = 4  # images whose attention is shown
-
-Row = list[Image.Image]
 
 
 @dataclass(frozen=True)
@@ -52,29 +48,6 @@ class Attention:
     rows: list[list[str]]
     size: tuple[int, int]
     pixels: bool
-
-
-def read_grid(file: Path, size: tuple[int, int]) -> list[Row] | None:
-    """[original, masked, reconstruction] per image, as the model saw them; None for a file that is not whole.
-
-    size  height and width of the images, which `mae.pictures.reconstruction_grid` has enlarged and framed
-    """
-    try:
-        with Image.open(file) as opened:
-            picture = opened.convert("RGB")
-    except OSError:  # just in writing
-        return None
-    factor = enlargement(size[1])
-    height, width = (side * factor + 2 * BORDER for side in size)
-    rows = (picture.height - 30) // height  # there is a caption of two or three lines above
-    top = picture.height - rows * height
-
-    def cell(row: int, column: int) -> Image.Image:
-        left, upper = column * width + BORDER, top + row * height + BORDER
-        box = (left, upper, left + size[1] * factor, upper + size[0] * factor)
-        return picture.crop(box).resize((size[1], size[0]), Image.Resampling.NEAREST)
-
-    return [[cell(row, column) for column in range(3)] for row in range(rows)]
 
 
 def reconstructions(run: Run, runs: int) -> Reconstructions | None:
@@ -145,22 +118,3 @@ def attention(run: Run) -> Attention | str | None:
         for image, of_image in zip(originals, maps, strict=True)
     ]
     return Attention(step_of(checkpoint), rows, image_size(run), enlargement(image_size(run)[1]) > 1)
-
-
-def enlargement(width: int) -> int:
-    """By which images of this width are enlarged in the pictures of a run, so that single pixels can be seen."""
-    return max(1, -(-128 // width))
-
-
-def enlarged(image: Image.Image) -> Image.Image:
-    factor = enlargement(image.width)
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-
-
-def heat(image: Image.Image, received: np.ndarray) -> Image.Image:
-    """An image in grey under a map [h, w] in colours, from its lowest value to its highest."""
-    shown = enlarged(image)
-    spanned = (received - received.min()) / max(float(np.ptp(received)), 1e-12)
-    smooth = Image.fromarray((spanned * 255).astype(np.uint8)).resize(shown.size, Image.Resampling.BICUBIC)
-    colours = Image.fromarray(matplotlib.colormaps["inferno"](np.asarray(smooth), bytes=True)[..., :3])
-    return Image.blend(shown.convert("L").convert("RGB"), colours, 0.65)

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from mae.plan import RESERVE, Forecast
+from mae.plan.forecast import RESERVE, Forecast
 from mae.sam.encoder import SIZES
 from mae.sam.flops import sam_flops
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from mae.probes.subject import Subject, Want
+from mae.probes.models_under_probe import Subject, Want
 
 
 class Row(NamedTuple):

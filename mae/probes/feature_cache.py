@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mae.distributed.rank_zero import warn
 from mae.errors import CheckpointError
-from mae.features import Features
+from mae.probes.features import Features
 from mae.run.checkpoint_files import read, verify
 from mae.run.checkpoint_writer import AtomicCheckpointIO
 

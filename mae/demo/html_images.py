@@ -10,7 +10,7 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
-from mae.demo.neighbours import Neighbour
+from mae.demo.gallery import Neighbour
 from mae.models.config import MAEConfig
 
 SMALL = 128  # pixels; images below show their single pixels

@@ -7,8 +7,8 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.profilers import Profiler
 
-from mae.callbacks.guard import Guard
-from mae.devices import measured_flops, peak_flops, peak_memory
+from mae.callbacks.skip_non_finite import Guard
+from mae.plan.devices import measured_flops, peak_flops, peak_memory
 from mae.train.training import Training
 
 

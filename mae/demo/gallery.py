@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from mae.demo.model import DemoModel
-from mae.feature_cache import FeatureCache, thumbnails_key, weights_fingerprint
-from mae.features import Features, Kind
+from mae.probes.feature_cache import FeatureCache, thumbnails_key, weights_fingerprint
+from mae.probes.features import Features, Kind
 from mae.probes.knn import neighbours
 
 

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from mae.distributed.rank_zero import is_rank_zero
 from mae.distributed.ranks import gathered, of_rank_zero
-from mae.feature_cache import FeatureCache, thumbnails_key, weights_fingerprint
-from mae.features import Features, Kind, describe, held_out_noise, losses, merged, thumbnails
 from mae.models.classifier import Classifier, Pool
 from mae.models.mae import MaskedAutoencoder
 from mae.models.pixels import Pixels
 from mae.models.vit import Encoder, choose_attention
+from mae.probes.feature_cache import FeatureCache, thumbnails_key, weights_fingerprint
+from mae.probes.features import Features, Kind, describe, held_out_noise, losses, merged, thumbnails
 from mae.train.precision import choose_float32_products, resolve_precision
 
 Split = Literal["train", "test"]

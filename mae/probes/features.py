@@ -81,3 +81,14 @@ def thumbnails(images: Tensor) -> Tensor:
     size = max(1, round(height * shrink)), max(1, round(width * shrink))
     small = images if size == (height, width) else F.interpolate(images, size, mode="bilinear", antialias=True)
     return (small.clamp(0, 1) * 255).round().byte()
+
+
+def rankme(features: Tensor, eps: float = 1e-7) -> float:
+    """The exponential of the entropy of the normalised singular values (Garrido et al. 2023, equation 1).
+
+    features  [n, D]
+    returns   from 1, all on one line, to min(n, D), all directions alike
+    """
+    singular = torch.linalg.svdvals(features.double())
+    share = singular / singular.sum().clamp_min(eps) + eps
+    return float(torch.exp(-(share * share.log()).sum()))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from mae.callbacks.signals import StopOnSignal
+from mae.callbacks.stop_on_signal import StopOnSignal
 from mae.distributed.rank_zero import say
 from mae.errors import RunEnded
 from mae.run.checkpoint_files import checkpoints

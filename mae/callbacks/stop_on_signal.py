@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from mae.callbacks.checkpoints import Checkpoints
+from mae.callbacks.save_checkpoints import Checkpoints
 from mae.distributed.rank_zero import say
 from mae.distributed.slurm import submitit_signal
 from mae.errors import RunEnded

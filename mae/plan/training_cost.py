@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mae.dry_step import DryStep, dry_step
 from mae.models.classifier import Classifier
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig, prepare_blocks
@@ -20,6 +19,7 @@ from mae.models.flops import (
 )
 from mae.models.mae import MaskedAutoencoder
 from mae.models.vit import choose_attention
+from mae.plan.dry_step import DryStep, dry_step
 from mae.sam.encoder import SamConfig, SamEncoder
 from mae.sam.flops import executed_sam_flops, sam_flops
 

@@ -1,0 +1,1 @@
+"""What a run would cost (plan=true): memory, speed, days, disk."""
