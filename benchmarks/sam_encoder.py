@@ -20,8 +20,8 @@ import torch
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 
-from mae.export.huggingface_sam import their_name
-from mae.export.segment_anything import peer_arguments, peer_encoder
+from mae.formats.hf_sam import their_name
+from mae.formats.segment_anything import peer_arguments, peer_encoder
 from mae.models.vit import LayerNorm
 from mae.sam.encoder import SIZES, SamEncoder
 

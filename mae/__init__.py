@@ -8,9 +8,9 @@ model = mae.MaskedAutoencoder(mae.MAEConfig(width=384, depth=12, num_heads=6))
 """
 
 from mae.errors import CheckpointError, ConfigError
-from mae.load import load
-from mae.load_sam import load_sam
-from mae.load_segmenter import load_segmenter
+from mae.formats.load import load
+from mae.formats.load_sam import load_sam
+from mae.formats.load_segmenter import load_segmenter
 from mae.models.classifier import Classifier
 from mae.models.config import MAEConfig
 from mae.models.mae import MaskedAutoencoder, Output, Reconstruction

@@ -10,7 +10,7 @@ from torch import nn
 
 from data.index import ShardIndex
 from mae.errors import ConfigError, first_sentence
-from mae.load import load
+from mae.formats.load import load
 from mae.models.classifier import Classifier, classifier_of
 from mae.models.config import MAEConfig
 from mae.models.execution import prepare_blocks

@@ -11,7 +11,7 @@ from data.frozen import FrozenImages, Split
 from mae.callbacks.online_probe import OnlineProbe
 from mae.callbacks.reconstructions import Reconstructions
 from mae.errors import ConfigError
-from mae.load import initialise_from
+from mae.formats.load import initialise_from
 from mae.models.execution import prepare_blocks
 from mae.models.mae import MaskedAutoencoder
 from mae.models.pixels import Pixels

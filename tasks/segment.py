@@ -9,7 +9,7 @@ from torch import nn
 
 from data.mask_datamodule import MaskDataModule
 from mae.errors import ConfigError
-from mae.load_segmenter import initialise_segmenter
+from mae.formats.load_segmenter import initialise_segmenter
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.models.pixels import Pixels

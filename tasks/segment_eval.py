@@ -17,7 +17,8 @@ from data.pil import picture
 from data.read import read
 from data.samplers import spread
 from mae.errors import ConfigError
-from mae.load_segmenter import is_segmentation, load_segmenter
+from mae.formats.detect import is_segmentation
+from mae.formats.load_segmenter import load_segmenter
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.models.pixels import Pixels

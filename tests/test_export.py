@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import mae
-from mae.export import timm as timm_format
 from mae.export.__main__ import main
-from mae.export.format import Answer
-from mae.export.formats import FORMATS
 from mae.export.write import export
+from mae.formats import timm as timm_format
+from mae.formats.available import FORMATS
+from mae.formats.format import Answer
 from tests.exports import own_checkpoint
 
 

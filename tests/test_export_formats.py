@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 
 import mae
-from mae.export.facebook import of_decoder
-from mae.export.formats import FORMATS
 from mae.export.write import export
+from mae.formats.available import FORMATS
+from mae.formats.facebook import of_decoder
 from mae.models.resample import at_image_size
 from mae.models.vit import LayerNorm
 from tests.exports import own_checkpoint, photograph

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import mae
-from mae.export.formats import FORMATS
 from mae.export.source import open_source
 from mae.export.write import export
+from mae.formats.available import FORMATS
 from tests.exports import own_checkpoint, photograph
 from tests.test_export_formats import close
 from tests.test_sam_conversion import small_sam, whole_sam

@@ -10,11 +10,11 @@ from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch.nn import functional as F
 
 import mae
-from mae.export import segment_anything as segment_anything_format
-from mae.export.format import Source
-from mae.export.huggingface_sam import our_name, their_name
-from mae.export.photograph import Scale
 from mae.export.verify import verify
+from mae.formats import segment_anything as segment_anything_format
+from mae.formats.format import Source
+from mae.formats.hf_sam import our_name, their_name
+from mae.formats.pixel_scale import Scale
 from mae.models.resample import at_image_size, resize_projection
 from mae.models.vit import LayerNorm
 from mae.sam.convert import to_sam

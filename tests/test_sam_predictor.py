@@ -11,9 +11,9 @@ from skimage.data import chelsea
 from data.index import open_shards
 from data.mask_stream import Frame, MaskStream
 from data.samplers import Draw
-from mae.export.segment_anything import peer_sam
 from mae.export.write import export
-from mae.load_segmenter import load_segmenter
+from mae.formats.load_segmenter import load_segmenter
+from mae.formats.segment_anything import peer_sam
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.models.pixels import Pixels

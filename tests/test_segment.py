@@ -13,7 +13,7 @@ import mae
 from mae.distributed.launch import Topology
 from mae.errors import CheckpointError, ConfigError
 from mae.export.write import export
-from mae.load_segmenter import load_segmenter
+from mae.formats.load_segmenter import load_segmenter
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.run.checkpoint_files import newest_valid, read_own

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mae.errors import ConfigError
-from mae.export.segment_anything import peer_sam
-from mae.export.whole_sam import from_segment_anything, to_segment_anything
+from mae.formats.sam_names import from_segment_anything, to_segment_anything
+from mae.formats.segment_anything import peer_sam
 from mae.sam.encoder import SamConfig, SamEncoder
 from mae.sam.loss import dice_loss, focal_loss, intersection_over_union, mask_losses
 from mae.sam.prompts import add_click, boxes_of, click, first_prompts

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from mae.errors import ConfigError
-from mae.export.photograph import scale_of
 from mae.export.source import checkpoint_of
-from mae.load import load
+from mae.formats.load import load
+from mae.formats.pixel_scale import scale_of
 from mae.models.attention_maps import attention_weights, rollout
 from mae.models.config import MAEConfig, visible_patches
 from mae.models.mae import MaskedAutoencoder

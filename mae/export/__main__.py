@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mae.errors import CheckpointError, ConfigError
-from mae.export.formats import FORMATS
 from mae.export.write import export
+from mae.formats.available import FORMATS
 from mae.run.artifacts import log_export
 from mae.run.tracker_identity import tracked_run
 

@@ -5,11 +5,12 @@ from pathlib import Path
 import torch
 
 from mae.errors import ConfigError
-from mae.export.format import Format, Source
-from mae.export.photograph import scale_of
-from mae.load import load
-from mae.load_sam import holds_sam, load_sam
-from mae.load_segmenter import is_segmentation, load_segmenter
+from mae.formats.detect import holds_sam, is_segmentation
+from mae.formats.format import Format, Source
+from mae.formats.load import load
+from mae.formats.load_sam import load_sam
+from mae.formats.load_segmenter import load_segmenter
+from mae.formats.pixel_scale import scale_of
 from mae.models.classifier import Classifier
 from mae.models.mae import MaskedAutoencoder
 from mae.models.resample import at_image_size

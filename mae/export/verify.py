@@ -1,16 +1,17 @@
 """Whether what was written is the same function as what it was written from."""
 
-from collections.abc import Iterable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from mae.errors import CheckpointError
-from mae.export.format import Format, Source
-from mae.export.photograph import photograph
+from mae.formats.format import Format, Source
+from mae.formats.pixel_scale import Scale
 
 TOLERANCE = 1e-4
 
@@ -45,9 +46,14 @@ def verify(fmt: Format, source: Source, path: Path) -> dict[str, Any]:
     }
 
 
-def refuse_other_keys(peer: str, missing: Iterable[str], left_over: Iterable[str]) -> None:
-    """Raises CheckpointError naming the keys that are on one side only."""
-    sides = {"missing": sorted(missing), "left over": sorted(left_over)}
-    complaints = [f"{side}: {', '.join(keys[:8])}" for side, keys in sides.items() if keys]
-    if complaints:
-        raise CheckpointError(f"{peer}'s model and the export do not have the same keys; {'; '.join(complaints)}")
+def photograph(image_size: tuple[int, int], scale: Scale) -> Tensor:
+    """A portrait (NASA, public domain, from scikit-image) as a model sees it: float32 [1, C, H, W].
+
+    Channels beyond the third repeat the colours.
+    """
+    from skimage.data import astronaut
+
+    pixels = torch.from_numpy(astronaut()).permute(2, 0, 1)[None].float() / 255
+    pixels = F.interpolate(pixels, image_size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in scale[:2])
+    return (pixels[:, [channel % 3 for channel in range(mean.shape[1])]] - mean) / std

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from mae.errors import CheckpointError, ConfigError
-from mae.export.format import Format, Source
-from mae.export.formats import FORMATS
 from mae.export.source import checkpoint_of, open_source
 from mae.export.verify import verify
-from mae.load import load
-from mae.load_sam import load_sam
+from mae.formats.available import FORMATS
+from mae.formats.format import Format, Source
+from mae.formats.load import load
+from mae.formats.load_sam import load_sam
 from mae.run.folder import write_json
 from mae.sam.encoder import SamConfig
 

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mae.errors import CheckpointError
-from mae.export.format import Answer, Format, Source
-from mae.export.huggingface import read_weights
-from mae.export.timm import timm_arguments
+from mae.formats.format import Answer, Format, Source
+from mae.formats.huggingface import read_weights
+from mae.formats.timm import timm_arguments
 
 # timm wants the name of one of its own models; the arguments beside it decide.
 ARCHITECTURES = {192: "tiny_patch16", 384: "small_patch16", 768: "base_patch16", 1024: "large_patch16"}

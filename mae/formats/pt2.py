@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae.export.format import Answer, Format, Source
-from mae.export.graph import description, traced
+from mae.formats.format import Answer, Format, Source
+from mae.formats.graph import description, traced
 
 
 def write(source: Source, file: Path) -> dict[str, Any]:

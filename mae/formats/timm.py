@@ -11,8 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from mae.errors import CheckpointError
-from mae.export.format import Answer, Format, Source
-from mae.export.verify import refuse_other_keys
+from mae.formats.format import Answer, Format, Source, refuse_other_keys
 from mae.models.classifier import Classifier
 from mae.models.config import MAEConfig
 from mae.models.vit import Encoder, LayerNorm

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from mae.export.format import Source
+from mae.formats.format import Source
 from mae.models.vit import Encoder, choose_attention
 from mae.sam.encoder import SamEncoder
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mae.errors import CheckpointError
-from mae.export.photograph import Scale
-from mae.export.verify import refuse_other_keys
+from mae.formats.format import refuse_other_keys
+from mae.formats.pixel_scale import Scale
 from mae.models.config import MAEConfig
 from mae.run.checkpoint_files import read
 

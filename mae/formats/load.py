@@ -8,9 +8,11 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from mae.errors import CheckpointError, ConfigError, first_sentence
-from mae.export import timm, timm_folder, vit, vitmae
-from mae.export.facebook import has_decoder, infer_config
-from mae.export.huggingface import read_settings
+from mae.formats import hf_vit as vit
+from mae.formats import hf_vitmae as vitmae
+from mae.formats import timm, timm_folder
+from mae.formats.facebook import has_decoder, infer_config
+from mae.formats.huggingface import read_settings
 from mae.models.classifier import classifier_for, has_head
 from mae.models.config import MAEConfig
 from mae.models.mae import MaskedAutoencoder

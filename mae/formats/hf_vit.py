@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mae.export.format import Answer, Format, Source, require
-from mae.export.huggingface import (
+from mae.formats.format import Answer, Format, Source, require
+from mae.formats.huggingface import (
     encoder_fields,
     encoder_settings,
     load_strictly,

@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from mae.errors import ConfigError
-from mae.export.photograph import Scale
+from mae.errors import CheckpointError, ConfigError
+from mae.formats.pixel_scale import Scale
 from mae.models.config import MAEConfig
 from mae.models.vit import Encoder
 from mae.sam.encoder import SamConfig, SamEncoder
@@ -99,3 +99,11 @@ def require(config: MAEConfig | SamConfig, library: str, *needs: Need) -> None:
         raise ConfigError(
             f"{library} knows only models with {' and '.join(lacking)}, and this one has {this}: choose another --to"
         )
+
+
+def refuse_other_keys(peer: str, missing: Iterable[str], left_over: Iterable[str]) -> None:
+    """Raises CheckpointError naming the keys that are on one side only."""
+    sides = {"missing": sorted(missing), "left over": sorted(left_over)}
+    complaints = [f"{side}: {', '.join(keys[:8])}" for side, keys in sides.items() if keys]
+    if complaints:
+        raise CheckpointError(f"{peer}'s model and the export do not have the same keys; {'; '.join(complaints)}")

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae.export.format import Answer, Format, Source
-from mae.export.graph import INPUT, OUTPUT, description, traced
+from mae.formats.format import Answer, Format, Source
+from mae.formats.graph import INPUT, OUTPUT, description, traced
 
 # A protobuf ends at 2 GiB; weights that come near it lie in a file of their own beside the graph.
 LARGEST = 1_800_000_000

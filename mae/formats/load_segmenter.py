@@ -1,16 +1,16 @@
 """A whole SAM from any file or folder that holds one, and the warm start of a segmentation run."""
 
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from mae.errors import CheckpointError, ConfigError
-from mae.export.huggingface import read_settings, read_weights
-from mae.export.huggingface_sam import OWN, SHARED
-from mae.export.whole_sam import PARTS, from_segment_anything
-from mae.load import load, load_strictly, model_weights
-from mae.load_sam import holds_sam, load_sam
+from mae.formats.detect import _task, holds_sam, is_segmentation
+from mae.formats.hf_sam import OWN, SHARED
+from mae.formats.huggingface import read_settings, read_weights
+from mae.formats.load import load, load_strictly, model_weights
+from mae.formats.load_sam import load_sam
+from mae.formats.sam_names import PARTS, from_segment_anything
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.run.checkpoint_files import newest_valid, read
@@ -105,15 +105,3 @@ def _parts(path: Path, model: Segmenter) -> tuple[SamEncoder, dict[str, Tensor]]
     fields = ("image_size", "patch_size", "window", "global_blocks", "out_channels")
     # The heads are the one thing that weights of others do not say.
     return to_sam(load(path, num_heads=config.num_heads), **{name: getattr(config, name) for name in fields}), {}
-
-
-def is_segmentation(path: Path) -> bool:
-    """Whether this is a run of task=segment, or its checkpoint."""
-    if path.is_dir():
-        newest = None if (path / "config.json").is_file() else newest_valid(path)
-        return newest is not None and is_segmentation(newest)
-    return path.suffix == ".ckpt" and _task(read(path, mmap=True)) == "segment"
-
-
-def _task(contents: dict[str, Any]) -> str | None:
-    return contents.get("mae", {}).get("recipe", {}).get("task", {}).get("name")

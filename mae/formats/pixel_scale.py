@@ -4,10 +4,6 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -40,16 +36,3 @@ def _of_folder(folder: Path) -> dict[str, Any]:
     if (file := folder / "config.json").is_file():
         return json.loads(file.read_text()).get("pretrained_cfg", {})
     return {}
-
-
-def photograph(image_size: tuple[int, int], scale: Scale) -> Tensor:
-    """A portrait (NASA, public domain, from scikit-image) as a model sees it: float32 [1, C, H, W].
-
-    Channels beyond the third repeat the colours.
-    """
-    from skimage.data import astronaut
-
-    pixels = torch.from_numpy(astronaut()).permute(2, 0, 1)[None].float() / 255
-    pixels = F.interpolate(pixels, image_size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in scale[:2])
-    return (pixels[:, [channel % 3 for channel in range(mean.shape[1])]] - mean) / std

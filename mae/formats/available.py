@@ -1,18 +1,9 @@
 """All formats by the names that `--to` takes. A new one is a file and a line here."""
 
-from mae.export import (
-    detectron2,
-    facebook,
-    huggingface_sam,
-    onnx,
-    pt2,
-    segment_anything,
-    timm,
-    timm_folder,
-    timm_sam,
-    vit,
-    vitmae,
-)
+from mae.formats import detectron2, facebook, onnx, pt2, segment_anything, timm, timm_folder, timm_sam
+from mae.formats import hf_sam as huggingface_sam
+from mae.formats import hf_vit as vit
+from mae.formats import hf_vitmae as vitmae
 
 FORMATS = {
     "facebook": facebook.FORMAT,

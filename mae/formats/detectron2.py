@@ -6,8 +6,7 @@ from typing import Any
 import torch
 
 from mae.errors import CheckpointError
-from mae.export.format import Format, Source, require
-from mae.export.verify import refuse_other_keys
+from mae.formats.format import Format, Source, refuse_other_keys, require
 from mae.models.config import MAEConfig
 
 PREFIX = "backbone.net."

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from mae.errors import CheckpointError
-from mae.export import timm_folder
-from mae.export.format import Source
-from mae.export.huggingface import read_weights
+from mae.formats import timm_folder
+from mae.formats.format import Source
+from mae.formats.huggingface import read_weights
 from mae.sam.encoder import SamConfig
 
 # timm wants the name of one of its own models; the arguments beside it decide.

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from mae.errors import CheckpointError
-from mae.export.format import Answer, Format, Source, require
-from mae.export.huggingface import load_strictly, preprocessor_settings, read_settings, read_weights, write_folder
-from mae.export.segment_anything import merged
-from mae.export.whole_sam import example_prompts
+from mae.formats.format import Answer, Format, Source, require
+from mae.formats.huggingface import load_strictly, preprocessor_settings, read_settings, read_weights, write_folder
+from mae.formats.sam_names import example_prompts
+from mae.formats.segment_anything import merged
 from mae.sam.encoder import SamConfig
 from mae.sam.segmenter import Segmenter, whole_config
 

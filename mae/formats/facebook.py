@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mae.errors import CheckpointError
-from mae.export.format import Answer, Format, Source, require
-from mae.export.timm import features
+from mae.formats.format import Answer, Format, Source, require
+from mae.formats.timm import features
 from mae.models.config import MAEConfig
 from mae.models.pos_embed import sincos_positions
 from mae.run.checkpoint_files import read

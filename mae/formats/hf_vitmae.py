@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mae.errors import CheckpointError
-from mae.export.format import Answer, Format, Source, require
-from mae.export.huggingface import (
+from mae.formats.format import Answer, Format, Source, require
+from mae.formats.huggingface import (
     encoder_fields,
     encoder_settings,
     load_strictly,

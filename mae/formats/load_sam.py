@@ -8,11 +8,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from mae.errors import CheckpointError, ConfigError, first_sentence
-from mae.export import timm_sam
-from mae.export.huggingface import read_settings
-from mae.export.huggingface_sam import read_sam
-from mae.export.segment_anything import encoder_weights, infer_config
-from mae.load import load_strictly
+from mae.formats import timm_sam
+from mae.formats.hf_sam import read_sam
+from mae.formats.huggingface import read_settings
+from mae.formats.load import load_strictly
+from mae.formats.segment_anything import encoder_weights, infer_config
 from mae.run.checkpoint_files import read
 from mae.sam.encoder import SamConfig, SamEncoder
 
@@ -49,15 +49,3 @@ def load_sam(path: str | Path, **given: Any) -> SamEncoder:
 def _read_folder(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     settings = read_settings(path)
     return timm_sam.read(path, settings) if "architecture" in settings else read_sam(path, settings)
-
-
-def holds_sam(path: Path) -> bool:
-    """Whether this is a SAM-style encoder, or a whole SAM, in a format of other libraries."""
-    if path.is_dir():
-        settings = read_settings(path) if (path / "config.json").is_file() else {}
-        kind = settings.get("architecture") or settings.get("model_type") or ""
-        return kind.startswith("sam")
-    if path.suffix == ".safetensors":
-        return False
-    contents = read(path)
-    return any(key.endswith("neck.0.weight") for key in contents.get("model", contents))

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from mae.errors import CheckpointError
-from mae.export.format import Answer, Format, Source, require
-from mae.export.verify import refuse_other_keys
-from mae.export.whole_sam import example_prompts, to_segment_anything
+from mae.formats.format import Answer, Format, Source, refuse_other_keys, require
+from mae.formats.sam_names import example_prompts, to_segment_anything
 from mae.models.vit import LayerNorm
 from mae.run.checkpoint_files import read
 from mae.sam.encoder import SamConfig
