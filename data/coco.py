@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from data.decode import image_size
 from data.errors import DataError
-from data.masks import decode, encode, require_pycocotools
+from data.images.decode import image_size
+from data.images.masks import decode, encode, require_pycocotools
 from data.sample import Read, Sample, Samples, Source
 
 Entry = dict[str, Any]

@@ -6,10 +6,10 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from data.errors import DataError
+from data.images.pil import picture
 from data.index import ShardIndex
-from data.pil import picture
-from data.read import read
 from data.samplers import spread
+from data.storage.read import read
 
 COLUMNS, SAMPLES = 8, 48
 SIDE, TEXT, GAP = 160, 30, 8  # pixels of an image, of the lines below it, and between

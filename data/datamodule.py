@@ -12,10 +12,9 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
 from data import builtin
-from data.augment import RandAugment
-from data.cache import ShardCache
 from data.errors import DataError
 from data.faults import Faults
+from data.images.augment import RandAugment
 from data.index import ShardIndex, open_shards
 from data.loader import AHEAD, ShardLoader
 from data.mixture import Mixture, shares
@@ -23,6 +22,7 @@ from data.order import ORDER_VERSION, Order
 from data.prefetch import ahead
 from data.samplers import AllSamples, Draw, MicroBatches, spread
 from data.splits import find_shards, has_split
+from data.storage.cache import ShardCache
 from data.stream import Batch, Cut, ShardStream
 from data.webdataset_stream import StreamLoader, StreamShards, first_samples
 
@@ -41,7 +41,9 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     val_path: str | list[str] | None = None
     mode: Literal["index", "stream"] = "index"  # stream: for what cannot be indexed, see data/webdataset_stream.py
     samples: int | None = Field(default=None, ge=1)  # in an epoch, for mode stream only
-    cache: str | None = None  # folder for copies of remote shards, on a disk of the machine; None: see data/cache.py
+    cache: str | None = (
+        None  # folder for copies of remote shards, on a disk of the machine; None: see data/storage/cache.py
+    )
     cache_gb: float | None = Field(default=None, gt=0)  # 10^9 bytes of copies; None: as much as the disk holds
     workers: int = Field(default=2, ge=0)
     weights: list[float] | None = None  # of the entries of `path`: each gets this share of every global batch

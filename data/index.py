@@ -24,13 +24,13 @@ from rich.console import Console
 from rich.progress import track
 
 from data import index_file
-from data.cache import DEFAULT, ShardCache
 from data.errors import DataError, command
 from data.index_file import HEADER, RECORD, IndexFile
-from data.protocols import is_remote, split_path
-from data.read import read_line
-from data.recent import Recent
 from data.splits import COMPRESSED, Paths, find_shards, list_shards
+from data.storage.cache import DEFAULT, ShardCache
+from data.storage.lru import Recent
+from data.storage.protocols import is_remote, split_path
+from data.storage.read import read_line
 from data.tar import Member
 
 Result = TypeVar("Result")

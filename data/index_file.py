@@ -20,10 +20,11 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from data import remote, tar_source
-from data.cache import DEFAULT, ShardCache, root
+from data import tar_source
 from data.errors import DataError
-from data.protocols import Missing, is_remote, split_path
+from data.storage import remote
+from data.storage.cache import DEFAULT, ShardCache, root
+from data.storage.protocols import Missing, is_remote, split_path
 from data.tar import BLOCK, Member, walk
 from data.tar_source import Source
 

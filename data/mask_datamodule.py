@@ -4,8 +4,8 @@ from pathlib import Path
 
 from data.datamodule import DataConfig, ShardDataModule
 from data.errors import DataError
+from data.images.masks import require_pycocotools
 from data.mask_stream import Frame, MaskStream
-from data.masks import require_pycocotools
 
 
 class MaskDataModule(ShardDataModule):

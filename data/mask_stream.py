@@ -4,13 +4,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data import decode, masks
 from data.draw import key, permutation, uniforms
 from data.errors import DataError
+from data.images import decode, masks
 from data.index import ShardIndex
-from data.read import read
 from data.ring import Ring
 from data.samplers import Draw, spread
+from data.storage.read import read
 from data.stream import Batch, Cut, ShardStream
 
 

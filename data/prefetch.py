@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
-from data.cache import ShardCache
 from data.errors import DataError
 from data.index import ShardIndex
-from data.pins import Pins
-from data.protocols import is_remote
 from data.samplers import Draw, MicroBatches
+from data.storage.cache import ShardCache
+from data.storage.in_use import Pins
+from data.storage.protocols import is_remote
 
 
 class Prefetcher:

@@ -4,8 +4,8 @@ import io
 
 from PIL import Image
 
-from data.decode import image_size
-from data.pil import picture
+from data.images.decode import image_size
+from data.images.pil import picture
 
 # Shrinking inside the JPEG decoder, by halves, saves up to two thirds of the time. From 1.5 times the wanted size on it
 # differs less from the full decode (40 dB at worst over eight photographs) than JPEG of quality 90 does (34 to 40 dB).

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from webdataset.writer import TarWriter
 
 from data import index_file
-from data.decode import verify
 from data.errors import DataError
+from data.images.decode import verify
 from data.index import ShardIndex
 from data.plan import work, write_json
 from data.reencode import shrunk

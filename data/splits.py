@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from braceexpand import braceexpand
 
 from data.errors import DataError
-from data.listing import Folder, LocalFolder, RemoteFolder, matches
-from data.protocols import file_system, is_remote, split_path
+from data.storage.listing import Folder, LocalFolder, RemoteFolder, matches
+from data.storage.protocols import file_system, is_remote, split_path
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 NAMES: dict[str, str] = {

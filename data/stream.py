@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.decode import decode, read_header
 from data.draw import REPLACE, hashes, key, uniforms
 from data.errors import DataError
+from data.images.crops import DRAWS, Box, centre_crop, flipped, library_seed, random_resized_crop
+from data.images.decode import decode, read_header
 from data.index import ShardIndex
-from data.read import read
 from data.ring import Ring
 from data.samplers import Draw
-from data.transforms import DRAWS, Box, centre_crop, flipped, library_seed, random_resized_crop
+from data.storage.read import read
 
 Batch = dict[str, Any]
 # Others that are tried in the place of a sample that cannot be read: of its shard, then of any.

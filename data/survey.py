@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.decode import Kind, kind, verify
 from data.errors import DataError
+from data.images.decode import Kind, kind, verify
 from data.index import ShardIndex
-from data.read import read
+from data.storage.read import read
 
 CHUNK = 64  # samples that a process looks at between two answers
 MAX_PIXELS = 1 << 20  # of an image that enter mean and deviation: a regular grid of a larger one

@@ -9,10 +9,10 @@ from pathlib import Path
 from data.errors import DataError
 from data.index import ShardIndex, open_shards
 from data.index_file import split_name
-from data.listing import LocalFolder
-from data.read import read
 from data.sample import Sample, Source
 from data.splits import parts
+from data.storage.listing import LocalFolder
+from data.storage.read import read
 
 
 class TarSamples:

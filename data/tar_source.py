@@ -5,9 +5,9 @@ import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from data import remote
-from data.cache import DEFAULT, ShardCache
-from data.protocols import is_remote
+from data.storage import remote
+from data.storage.cache import DEFAULT, ShardCache
+from data.storage.protocols import is_remote
 
 
 class Source(NamedTuple):

@@ -20,14 +20,14 @@ from webdataset.shardlists import split_by_worker
 
 from data.draw import uniforms
 from data.errors import DataError
+from data.images.crops import DRAWS
 from data.index import ShardIndex
 from data.index_file import image_of, label_in
 from data.loader import quiet_worker
-from data.protocols import HTTP, PROTOCOLS, file_system
 from data.samplers import MicroBatches
 from data.splits import Paths, find_shards, listed
+from data.storage.protocols import HTTP, PROTOCOLS, file_system
 from data.stream import Batch, ShardStream
-from data.transforms import DRAWS
 
 PROMISE = (
     "data.mode=stream: a resume goes on with other images, an epoch may repeat some and leave out others, and the "

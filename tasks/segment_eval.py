@@ -12,10 +12,10 @@ from rich.progress import track
 from rich.table import Table
 
 from data.datamodule import DataConfig
+from data.images.pil import picture
 from data.mask_datamodule import MaskDataModule
-from data.pil import picture
-from data.read import read
 from data.samplers import spread
+from data.storage.read import read
 from mae.errors import ConfigError
 from mae.formats.detect import is_segmentation
 from mae.formats.load_segmenter import load_segmenter

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.masks import encode
+from data.images.masks import encode
 
 ORIENTATION = 0x0112
 

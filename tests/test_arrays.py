@@ -8,11 +8,11 @@ import tifffile
 import torch
 from PIL import Image
 
-from data import arrays
 from data.datamodule import DataConfig, ShardDataModule
-from data.decode import decode, kind, read_header, verify
 from data.errors import DataError
 from data.image_folder import find_images
+from data.images import arrays
+from data.images.decode import decode, kind, read_header, verify
 from data.pack import pack
 from mae.models.pixels import Pixels
 from tests.test_index import write_tar

@@ -10,10 +10,10 @@ from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
 from data import builtin
-from data.decode import decode, read_header
 from data.errors import DataError
+from data.images.decode import decode, read_header
 from data.index import ShardIndex, open_shards
-from data.read import read
+from data.storage.read import read
 
 
 def pictures(index: ShardIndex, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data import decode as decoding
-from data.decode import image_size, read_header, verify
 from data.errors import DataError
-from data.transforms import DRAWS, Box, centre_crop, flipped, random_resized_crop
+from data.images import decode as decoding
+from data.images.crops import DRAWS, Box, centre_crop, flipped, random_resized_crop
+from data.images.decode import image_size, read_header, verify
 
 
 @pytest.fixture(scope="module")

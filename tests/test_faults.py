@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 
 from data.datamodule import DataConfig, ShardDataModule
-from data.decode import decode, read_header, verify
 from data.errors import DataError
 from data.faults import Faults
 from data.image_folder import find_images
+from data.images.crops import DRAWS, random_resized_crop
+from data.images.decode import decode, read_header, verify
 from data.index_file import build
 from data.loader import explained_deaths
 from data.pack import pack
-from data.transforms import DRAWS, random_resized_crop
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from PIL import Image
 from data import index_file, tar_source
 from data.errors import DataError
 from data.index import open_shards
-from data.read import read
 from data.splits import find_shards, has_split
+from data.storage.read import read
 from data.tar import Member, walk
 
 

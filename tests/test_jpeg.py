@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data import jpeg
-from data.decode import DCT_SCALES, _dct_scale, _snapped, decode, read_header
 from data.errors import DataError
-from data.transforms import DRAWS, random_resized_crop
+from data.images import jpeg
+from data.images.crops import DRAWS, random_resized_crop
+from data.images.decode import DCT_SCALES, _dct_scale, _snapped, decode, read_header
 
 
 @pytest.fixture(scope="module")

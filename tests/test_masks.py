@@ -14,10 +14,10 @@ from data.coco import with_masks
 from data.datamodule import DataConfig
 from data.errors import DataError
 from data.image_folder import find_images
+from data.images.masks import decode, encode, nearest, read_record
 from data.index import open_shards
 from data.mask_datamodule import MaskDataModule
 from data.mask_stream import Frame, MaskStream, fit
-from data.masks import decode, encode, nearest, read_record
 from data.pack import main as pack
 from data.samplers import Draw
 from mae.sam.square_frame import edges_to_frame, to_frame, to_photograph

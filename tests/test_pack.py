@@ -20,13 +20,13 @@ import webdataset
 from PIL import Image
 
 from data import index_file
-from data.decode import image_size
 from data.errors import DataError, command
 from data.image_folder import find_images
+from data.images.decode import image_size
 from data.index import open_shards
 from data.pack import main
-from data.read import read
 from data.shard_writer import Written, digest_of, read_back
+from data.storage.read import read
 from tests.test_index import write_tar
 
 ROOT = Path(__file__).parent.parent

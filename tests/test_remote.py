@@ -17,17 +17,17 @@ from moto.server import ThreadedMotoServer
 from PIL import Image
 from pydantic import ValidationError
 
-from data.cache import ShardCache
 from data.datamodule import DataConfig, ShardDataModule
 from data.errors import DataError
 from data.image_folder import find_images
 from data.index import open_shards
 from data.pack import pack
-from data.pins import Pins
 from data.prefetch import Prefetcher
-from data.protocols import Retry
-from data.read import read
 from data.splits import find_shards, has_split
+from data.storage.cache import ShardCache
+from data.storage.in_use import Pins
+from data.storage.protocols import Retry
+from data.storage.read import read
 from tests.conftest import ROOT
 from tests.servers import serving
 

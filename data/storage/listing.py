@@ -3,9 +3,9 @@
 import os
 from collections.abc import Iterable
 
-from data import remote
 from data.errors import DataError
-from data.protocols import HTTP, PROTOCOLS, Missing, Retry, file_system
+from data.storage import remote
+from data.storage.protocols import HTTP, PROTOCOLS, Missing, Retry, file_system
 
 MANIFEST = "manifest.json"
 LISTING = Retry(attempts=5, first=0.5)  # Somebody waits for it.

@@ -3,11 +3,11 @@
 import contextlib
 import os
 
-from data import remote
-from data.cache import DEFAULT, ShardCache
 from data.errors import DataError
-from data.protocols import is_remote
-from data.recent import Recent
+from data.storage import remote
+from data.storage.cache import DEFAULT, ShardCache
+from data.storage.lru import Recent
+from data.storage.protocols import is_remote
 
 
 def _open(path: str) -> int:

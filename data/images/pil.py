@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageOps
 
-from data.arrays import with_bits
 from data.errors import FORMAT_ERRORS, DataError
-from data.jpeg import ORIENTATION
+from data.images.arrays import with_bits
+from data.images.jpeg import ORIENTATION
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
 # PIL would warn from inside Image.open: decode.MAX_PIXELS is checked for all formats alike.

@@ -7,10 +7,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from data import remote
 from data.errors import DataError
-from data.pins import held, locked, pinned
-from data.protocols import Retry, split_path
+from data.storage import remote
+from data.storage.in_use import held, locked, pinned
+from data.storage.protocols import Retry, split_path
 
 SPARE = 1 << 30  # bytes that are left free on the disk
 

@@ -5,7 +5,7 @@ import json
 from typing import Any, NamedTuple
 
 from data.errors import DataError
-from data.protocols import Missing, Retry, file_system
+from data.storage.protocols import Missing, Retry, file_system
 
 RETRY = Retry()
 STATE_FIELDS = ("ETag", "etag", "md5Hash", "blob_id", "Last-Modified", "LastModified", "last_modified", "updated")

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from data import arrays, jpeg, pil
 from data.errors import DataError
-from data.transforms import Box
+from data.images import arrays, jpeg, pil
+from data.images.crops import Box
 
 Filter = Literal["bicubic", "bilinear"]
 

@@ -1,0 +1,1 @@
+"""Bytes of an image: header, crop, decoding of that region, augmentation; masks."""
