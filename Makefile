@@ -17,7 +17,7 @@ train: install
 	$(BIN)/python eval.py checkpoint=$(RUN) probe=suite probe.attentive.steps=300
 	$(BIN)/python -m mae.export $(RUN) --to timm --out $(RUN)/export/encoder.safetensors --overwrite
 	$(BIN)/python -m mae.report $(RUN)
-	$(BIN)/python -m mae.summary $(RUN)
+	$(BIN)/python -m mae.report.summary $(RUN)
 
 # Two test files at a time, each on one core.
 test: install

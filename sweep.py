@@ -6,13 +6,13 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from command_line import run_program
+from tasks.cli import run_program
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parent / "conf"), config_name="sweep")
 def main(raw: DictConfig) -> None:
     try:
-        from search.sweep import launch  # seconds, which --help and the shell's completion do without
+        from tasks.search.sweep import launch  # seconds, which --help and the shell's completion do without
     except ModuleNotFoundError as error:
         sys.exit(f"error: a sweep needs the package {error.name}: pip install -e '.[sweep]'")
 

@@ -7,12 +7,12 @@ import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from command_line import run_program
+from tasks.cli import run_program
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parent / "conf"), config_name="train")
 def main(raw: DictConfig) -> None:
-    from tasks.run import launch  # seconds, which --help and the shell's completion do without
+    from tasks.train import launch  # seconds, which --help and the shell's completion do without
 
     launch(raw)
 

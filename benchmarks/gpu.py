@@ -22,8 +22,8 @@ import torch
 
 from benchmarks.step import Steps
 from benchmarks.stream import DATASETS, make, ours, rate
-from data.image_folder import find_images
-from data.pack import pack
+from data.pack.image_folder import find_images
+from data.pack.pack import pack
 from mae.models.execution import BlocksConfig, prepare_blocks
 from mae.models.flops import pretraining_flops
 from mae.plan.devices import measured_flops

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data import index_file
-from data.index import ShardIndex
-from data.order import Order
+from data.index import index_file
+from data.index.index import ShardIndex
+from data.order.order import Order
 
 SHARDS, SAMPLES, SEEKS = 11_000, 1_000, 50
 MEMBER = 100_352  # bytes per sample in the sparse tar

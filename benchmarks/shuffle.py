@@ -7,8 +7,8 @@ packed order between neighbours in the epoch, relative to a random order's.
 
 import numpy as np
 
-from data.draw import PACK, key, permutation
-from data.order import Order
+from data.order.hashing import PACK, key, permutation
+from data.order.order import Order
 
 SAMPLES, CLASSES, SHARD, BATCH, BATCHES = 1_281_167, 1000, 1000, 256, 200
 

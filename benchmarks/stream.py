@@ -27,9 +27,9 @@ from torchvision import datasets, transforms
 from torchvision.transforms import v2
 
 from data.datamodule import DataConfig, ShardDataModule
-from data.image_folder import find_images
-from data.pack import pack
-from data.stream import ShardStream
+from data.loader.dataset import ShardStream
+from data.pack.image_folder import find_images
+from data.pack.pack import pack
 
 SIZES = {"500x375": (500, 375), "2250x1500": (2250, 1500)}
 COPIES = {"500x375": 1200, "2250x1500": 320}

@@ -11,20 +11,20 @@ import torch
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
-from data import builtin
 from data.errors import DataError
-from data.faults import Faults
 from data.images.augment import RandAugment
-from data.index import ShardIndex, open_shards
-from data.loader import AHEAD, ShardLoader
-from data.mixture import Mixture, shares
-from data.order import ORDER_VERSION, Order
-from data.prefetch import ahead
-from data.samplers import AllSamples, Draw, MicroBatches, spread
-from data.splits import find_shards, has_split
+from data.index.index import ShardIndex, open_shards
+from data.index.splits import find_shards, has_split
+from data.loader.dataset import Batch, Cut, ShardStream
+from data.loader.faults import Faults
+from data.loader.loader import AHEAD, ShardLoader
+from data.loader.prefetch import ahead
+from data.loader.streaming import StreamLoader, StreamShards, first_samples
+from data.order.mixture import Mixture, shares
+from data.order.order import ORDER_VERSION, Order
+from data.order.samplers import AllSamples, Draw, MicroBatches, spread
+from data.pack import builtin
 from data.storage.cache import ShardCache
-from data.stream import Batch, Cut, ShardStream
-from data.webdataset_stream import StreamLoader, StreamShards, first_samples
 
 # Policies of timm whose operations grow with the magnitude; of the others some leave nothing of an image at low ones.
 POLICY = r"^rand(-(m|n)\d+|-(p|mstd)\d+(\.\d+)?)*-inc1$"
@@ -39,7 +39,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     root: str = "datasets"
     path: str | list[str] | None = None  # a folder, a glob, a list, URLs; of a folder with parts the train part
     val_path: str | list[str] | None = None
-    mode: Literal["index", "stream"] = "index"  # stream: for what cannot be indexed, see data/webdataset_stream.py
+    mode: Literal["index", "stream"] = "index"  # stream: for what cannot be indexed, see data/loader/streaming.py
     samples: int | None = Field(default=None, ge=1)  # in an epoch, for mode stream only
     cache: str | None = (
         None  # folder for copies of remote shards, on a disk of the machine; None: see data/storage/cache.py
@@ -48,7 +48,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     workers: int = Field(default=2, ge=0)
     weights: list[float] | None = None  # of the entries of `path`: each gets this share of every global batch
     window: int = Field(default=16, ge=1)  # shards that are mixed at a time
-    lanes: int = Field(default=1, ge=1)  # sequences of shards side by side, best one per node: see data/order.py
+    lanes: int = Field(default=1, ge=1)  # sequences of shards side by side, best one per node: see data/order/order.py
     scale: tuple[float, float] = (0.2, 1.0)  # share of the image's area that a random crop keeps
     flip: bool = True
     rand_augment: str | None = Field(default=None, pattern=POLICY)  # of timm: rand-m9-mstd0.5-inc1

@@ -5,7 +5,7 @@ from pathlib import Path
 from data.datamodule import DataConfig, ShardDataModule
 from data.errors import DataError
 from data.images.masks import require_pycocotools
-from data.mask_stream import Frame, MaskStream
+from data.loader.mask_dataset import Frame, MaskStream
 
 
 class MaskDataModule(ShardDataModule):

@@ -73,7 +73,7 @@ def run(
         return
     # Forked from a server without threads that has torch imported once for all.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data.shard_writer"])
+    context.set_forkserver_preload(["data.pack.writer"])
     done = context.Value("q", 0)
     # Nothing is ever sent: that the other end closes is the sign that the parent is gone or wants no more.
     lifeline, held = context.Pipe(duplex=False)

@@ -9,12 +9,12 @@ import torch
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from command_line import FULL_ERROR
 from data.errors import DataError
 from mae.callbacks.stop_on_signal import Stopped
 from mae.distributed.launch import leave_together
 from mae.distributed.rank_zero import say
 from mae.errors import CheckpointError, ConfigError, RunEnded, first_sentence
+from tasks.cli import FULL_ERROR
 
 LESS_MEMORY = (
     "In training lower micro_batch (more steps are accumulated, the result stays), or set blocks.recompute=all; "

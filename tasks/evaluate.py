@@ -11,7 +11,7 @@ from rich.table import Table
 
 import mae
 from data.datamodule import DataConfig, ShardDataModule
-from data.frozen import FrozenImages
+from data.evaluation import FrozenImages
 from mae.distributed.launch import Topology, launched
 from mae.distributed.ranks import joined
 from mae.errors import ConfigError

@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from data.index import ShardIndex
+from data.index.index import ShardIndex
 from mae.errors import ConfigError, first_sentence
 from mae.formats.load import load
 from mae.models.classifier import Classifier, classifier_of

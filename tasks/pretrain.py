@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from data.frozen import FrozenImages, Split
+from data.evaluation import FrozenImages, Split
 from mae.callbacks.online_probe import OnlineProbe
 from mae.callbacks.reconstructions import Reconstructions
 from mae.errors import ConfigError

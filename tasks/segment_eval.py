@@ -14,7 +14,7 @@ from rich.table import Table
 from data.datamodule import DataConfig
 from data.images.pil import picture
 from data.mask_datamodule import MaskDataModule
-from data.samplers import spread
+from data.order.samplers import spread
 from data.storage.read import read
 from mae.errors import ConfigError
 from mae.formats.detect import is_segmentation

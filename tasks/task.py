@@ -1,4 +1,4 @@
-"""What one kind of training says of itself; tasks/run.py does what all kinds have in common."""
+"""What one kind of training says of itself; tasks/train.py does what all kinds have in common."""
 
 from abc import ABC, abstractmethod
 from functools import cached_property

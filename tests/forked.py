@@ -11,7 +11,15 @@ import torch
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
-    ["tasks.run", "tasks.evaluate", "search.sweep", "data.pack", "data.inspect", "mae.export.write", "mae.report.page"]
+    [
+        "tasks.train",
+        "tasks.evaluate",
+        "tasks.search.sweep",
+        "data.pack.__main__",
+        "data.inspect.__main__",
+        "mae.export.write",
+        "mae.report.page",
+    ]
 )
 
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from mae.distributed.launch import Topology, launched
 from tasks.config import TrainConfig
 from tasks.errors import readable_errors
-from tasks.run import train
+from tasks.train import train
 from tests.conftest import ROOT
 
 

@@ -10,10 +10,10 @@ from PIL import Image
 
 from data.datamodule import DataConfig, ShardDataModule
 from data.errors import DataError
-from data.image_folder import find_images
 from data.images import arrays
 from data.images.decode import decode, kind, read_header, verify
-from data.pack import pack
+from data.pack.image_folder import find_images
+from data.pack.pack import pack
 from mae.models.pixels import Pixels
 from tests.test_index import write_tar
 

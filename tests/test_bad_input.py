@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import command_line
 import mae
 import train
+from tasks.cli import run_program
 from tests.conftest import ROOT
 from tests.processes import SMALL
 
@@ -82,7 +82,7 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(
     monkeypatch.chdir(tmp_path)  # a multirun writes its multirun.yaml below the current folder
     monkeypatch.setattr(sys, "argv", ["train.py", *common, *words])
     with pytest.raises(SystemExit) as exit:
-        command_line.run_program(train.main)
+        run_program(train.main)
     stderr = capfd.readouterr().err.splitlines()
     errors = [line for line in stderr if line.startswith("error: ")]
     assert exit.value.code == 2

@@ -9,10 +9,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
-from data import builtin
 from data.errors import DataError
 from data.images.decode import decode, read_header
-from data.index import ShardIndex, open_shards
+from data.index.index import ShardIndex, open_shards
+from data.pack import builtin
 from data.storage.read import read
 
 

@@ -31,7 +31,7 @@ from mae.distributed.launch import Topology
 from mae.models.attention_maps import attention_weights, rollout
 from mae.models.patches import patchify
 from tasks.evaluate import evaluate
-from tasks.run import train
+from tasks.train import train
 from tests.exports import own_checkpoint
 from tests.processes import finish, start
 from tests.test_eval import settings

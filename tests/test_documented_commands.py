@@ -21,9 +21,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch.distributed.run import get_args_parser as torchrun_parser
 
-from search.config import SweepConfig
 from tasks.config import TrainConfig
 from tasks.evaluate import EvalConfig
+from tasks.search.config import SweepConfig
 from tests.conftest import ROOT
 from tests.documentation import PAGES, Command, commands
 from tests.forked import run

@@ -16,14 +16,14 @@ from PIL import Image
 
 import mae
 from data.datamodule import DataConfig, ShardDataModule
-from data.pack import main as pack
+from data.pack.__main__ import main as pack
 from mae.distributed.launch import Topology
 from mae.errors import ConfigError
 from mae.models.mae import MaskedAutoencoder
 from mae.models.pixels import Pixels
 from mae.probes.features import describe, held_out_noise, thumbnails
 from tasks.evaluate import EvalConfig, evaluate
-from tasks.run import train
+from tasks.train import train
 from tests.conftest import ROOT
 from tests.processes import run
 from tests.test_experiments import REDUCED, compose
@@ -93,7 +93,9 @@ def test_a_run_is_evaluated_and_summarised_from_the_command_line(
         assert min(result["trained"]["top1"], result["untrained"]["top1"]) > 0.2
         assert f"{result['trained']['top1']:.2%}" in done.stdout
     monkeypatch.setenv("COLUMNS", "200")
-    done = subprocess.run([sys.executable, "-m", "mae.summary", trained], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "mae.report.summary", trained], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0 and "knn accuracy" in done.stdout and "step-00000004.ckpt" in done.stdout
 
 

@@ -11,7 +11,7 @@ import mae
 from mae.distributed.launch import Topology
 from mae.report.summary import read_metrics
 from tasks.config import TrainConfig
-from tasks.run import train
+from tasks.train import train
 from tests.conftest import ROOT
 from tests.masked_photos import shards_of_shapes
 

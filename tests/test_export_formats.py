@@ -228,7 +228,7 @@ def test_onnxruntime_with_batches_of_any_size(tmp_path: Path, fields) -> None:
 def test_onnx_weights_above_the_limit_lie_in_a_file_of_their_own(tmp_path: Path, monkeypatch) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     model, source = own_checkpoint(tmp_path)
-    monkeypatch.setattr("mae.export.onnx.LARGEST", 1000)
+    monkeypatch.setattr("mae.formats.onnx.LARGEST", 1000)
     card = json.loads(export(source, "onnx", tmp_path / "out" / "encoder.onnx").read_text())
     assert set(card["sha256"]) == {"encoder.onnx", "encoder.onnx.data"}
     (tmp_path / "out").rename(tmp_path / "moved")

@@ -13,13 +13,13 @@ from PIL import Image
 
 from data.datamodule import DataConfig, ShardDataModule
 from data.errors import DataError
-from data.faults import Faults
-from data.image_folder import find_images
 from data.images.crops import DRAWS, random_resized_crop
 from data.images.decode import decode, read_header, verify
-from data.index_file import build
-from data.loader import explained_deaths
-from data.pack import pack
+from data.index.index_file import build
+from data.loader.faults import Faults
+from data.loader.loader import explained_deaths
+from data.pack.image_folder import find_images
+from data.pack.pack import pack
 
 
 @pytest.fixture

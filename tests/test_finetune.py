@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 import mae
 from data.datamodule import DataConfig, ShardDataModule
-from data.image_folder import find_images
-from data.pack import pack
+from data.pack.image_folder import find_images
+from data.pack.pack import pack
 from mae.callbacks.stop_on_signal import Stopped
 from mae.distributed.launch import Topology
 from mae.errors import CheckpointError, ConfigError
@@ -27,7 +27,7 @@ from mae.run.checkpoint_writer import AtomicCheckpointIO
 from tasks.config import TrainConfig
 from tasks.evaluate import EvalConfig, evaluate
 from tasks.pretrain import Pretrain
-from tasks.run import settle_recipe, train
+from tasks.train import settle_recipe, train
 from tests.processes import SMALL, equal, losses, state
 from tests.test_experiments import compose
 

@@ -16,7 +16,7 @@ from mae.errors import RunEnded
 from mae.run.checkpoint_files import checkpoints, newest_valid
 from mae.run.checkpoint_writer import AtomicCheckpointIO
 from mae.run.metrics import read_metrics
-from tasks.run import train
+from tasks.train import train
 from tests.poisoned_run import Poison
 from tests.processes import SMALL, command, equal, losses, run, state
 from tests.test_experiments import compose

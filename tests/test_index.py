@@ -16,12 +16,12 @@ import pytest
 import webdataset
 from PIL import Image
 
-from data import index_file, tar_source
 from data.errors import DataError
-from data.index import open_shards
-from data.splits import find_shards, has_split
+from data.index import index_file
+from data.index.index import open_shards
+from data.index.splits import find_shards, has_split
+from data.index.tar import Member, open_local, walk
 from data.storage.read import read
-from data.tar import Member, walk
 
 
 def png(value: int = 0, size: tuple[int, int] = (8, 8)) -> bytes:
@@ -31,7 +31,7 @@ def png(value: int = 0, size: tuple[int, int] = (8, 8)) -> bytes:
 
 
 def members(path: Path) -> list[Member]:
-    with tar_source.local(str(path)) as tar:
+    with open_local(str(path)) as tar:
         return list(walk(tar.pread, tar.size, path))
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.index import open_shards
-from data.inspect import main
+from data.index.index import open_shards
+from data.inspect.__main__ import main
 from tests.conftest import ROOT
 from tests.test_index import write_tar
 

@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.coco import with_masks
 from data.datamodule import DataConfig
 from data.errors import DataError
-from data.image_folder import find_images
 from data.images.masks import decode, encode, nearest, read_record
-from data.index import open_shards
+from data.index.index import open_shards
+from data.loader.mask_dataset import Frame, MaskStream, fit
 from data.mask_datamodule import MaskDataModule
-from data.mask_stream import Frame, MaskStream, fit
-from data.pack import main as pack
-from data.samplers import Draw
+from data.order.samplers import Draw
+from data.pack.__main__ import main as pack
+from data.pack.coco import with_masks
+from data.pack.image_folder import find_images
 from mae.sam.square_frame import edges_to_frame, to_frame, to_photograph
 from tests.masked_photos import jpeg, record, shapes, shards_of_shapes, write_coco, write_tar
 

@@ -11,10 +11,10 @@ from PIL import Image
 
 from data.datamodule import DataConfig, ShardDataModule
 from data.errors import DataError
-from data.image_folder import find_images
-from data.mixture import Mixture, shares
-from data.order import Order
-from data.pack import pack
+from data.order.mixture import Mixture, shares
+from data.order.order import Order
+from data.pack.image_folder import find_images
+from data.pack.pack import pack
 
 SIZES = ([10, 12, 8], [40, 40], [7])
 

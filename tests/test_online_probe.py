@@ -7,13 +7,13 @@ import torch
 
 import mae
 from data.datamodule import DataConfig, ShardDataModule
-from data.frozen import FrozenImages, Split
+from data.evaluation import FrozenImages, Split
 from mae.distributed.launch import Topology
 from mae.models.pixels import Pixels
 from mae.probes.features import describe, rankme
 from mae.probes.knn import knn_accuracy
 from mae.run.metrics import read_metrics
-from tasks.run import train
+from tasks.train import train
 from tests.processes import SMALL, command, equal, losses, run, state
 from tests.test_experiments import compose
 

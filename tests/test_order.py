@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.draw import uniforms
-from data.order import ORDER_VERSION, Order, usable
-from data.samplers import AllSamples, MicroBatches
+from data.order.hashing import uniforms
+from data.order.order import ORDER_VERSION, Order, usable
+from data.order.samplers import AllSamples, MicroBatches
 
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=30).map(np.array)
 seeds = st.integers(0, 2**32)

@@ -19,13 +19,13 @@ import pytest
 import webdataset
 from PIL import Image
 
-from data import index_file
 from data.errors import DataError, command
-from data.image_folder import find_images
 from data.images.decode import image_size
-from data.index import open_shards
-from data.pack import main
-from data.shard_writer import Written, digest_of, read_back
+from data.index import index_file
+from data.index.index import open_shards
+from data.pack.__main__ import main
+from data.pack.image_folder import find_images
+from data.pack.writer import Written, digest_of, read_back
 from data.storage.read import read
 from tests.test_index import write_tar
 

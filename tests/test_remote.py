@@ -19,11 +19,11 @@ from pydantic import ValidationError
 
 from data.datamodule import DataConfig, ShardDataModule
 from data.errors import DataError
-from data.image_folder import find_images
-from data.index import open_shards
-from data.pack import pack
-from data.prefetch import Prefetcher
-from data.splits import find_shards, has_split
+from data.index.index import open_shards
+from data.index.splits import find_shards, has_split
+from data.loader.prefetch import Prefetcher
+from data.pack.image_folder import find_images
+from data.pack.pack import pack
 from data.storage.cache import ShardCache
 from data.storage.in_use import Pins
 from data.storage.protocols import Retry

@@ -25,7 +25,7 @@ from mae.report.__main__ import main
 from mae.report.axes import BUCKETS, axis, thin
 from mae.report.run_pictures import data_url
 from mae.run.metrics import MetricsCSV, read_metrics
-from tasks.run import train
+from tasks.train import train
 from tests.test_experiments import REDUCED, compose
 
 VOID = {"meta", "link", "img", "input", "path"}  # paths have end tags here, which close nothing open

@@ -17,7 +17,7 @@ from mae.errors import CheckpointError, ConfigError
 from mae.run.checkpoint_files import checkpoint_path, newest_valid, verify
 from mae.run.checkpoint_writer import AtomicCheckpointIO
 from mae.run.folder import starting_point
-from tasks.run import train
+from tasks.train import train
 from tests.processes import SMALL, STEPS_PER_EPOCH, command, equal, kill, losses, run, start, state, wait_for_checkpoint
 from tests.test_experiments import compose
 

@@ -5,7 +5,7 @@ import gc
 import numpy as np
 import torch
 
-from data.ring import Ring
+from data.loader.shared_batches import Ring
 
 
 def ring() -> Ring:

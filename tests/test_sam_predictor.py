@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from skimage.data import chelsea
 
-from data.index import open_shards
-from data.mask_stream import Frame, MaskStream
-from data.samplers import Draw
+from data.index.index import open_shards
+from data.loader.mask_dataset import Frame, MaskStream
+from data.order.samplers import Draw
 from mae.export.write import export
 from mae.formats.load_segmenter import load_segmenter
 from mae.formats.segment_anything import peer_sam

@@ -24,8 +24,8 @@ from mae.sam.segmentation import sam_layer
 from mae.sam.segmenter import Segmenter
 from mae.train.optim import OptimConfig, layer_decayed_adamw
 from mae.train.schedule import learning_rate
-from tasks.run import train
 from tasks.segment_eval import SegmentProbe, before, evaluate_segmentation
+from tasks.train import train
 from tests.exports import own_checkpoint
 from tests.masked_photos import shards_of_shapes
 from tests.processes import equal, kill, losses, run, start, state, wait_for_checkpoint

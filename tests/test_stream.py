@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from data import builtin
 from data.datamodule import DataConfig, ShardDataModule
 from data.errors import DataError
-from data.image_folder import find_images
-from data.index import open_shards
-from data.pack import pack
+from data.index.index import open_shards
+from data.pack import builtin
+from data.pack.image_folder import find_images
+from data.pack.pack import pack
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ import pytest
 from optuna.trial import TrialState
 from pydantic import ValidationError
 
-from search.config import SweepConfig
-from search.study import open_study
+from tasks.search.config import SweepConfig
+from tasks.search.study import open_study
 from tests.conftest import ROOT
 from tests.test_experiments import REDUCED
 

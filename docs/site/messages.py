@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-SOURCES = ("*.py", "data/**/*.py", "mae/**/*.py", "search/**/*.py", "tasks/**/*.py")
+SOURCES = ("*.py", "data/**/*.py", "mae/**/*.py", "tasks/**/*.py")
 TOPICS = {
     "Settings": ("ConfigError", "ValueError", "ArgumentTypeError"),
     "Data": ("DataError", "Missing"),

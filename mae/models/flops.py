@@ -19,7 +19,7 @@ def executed_pretraining_flops(config: MAEConfig) -> int:
     """
     hidden = config.patches - config.visible
     forward = _pretraining_forward(config, last_queries=hidden)
-    return 3 * forward - _linear(config.visible, config.patch_values, config.width)
+    return 3 * forward - linear(config.visible, config.patch_values, config.width)
 
 
 def classification_flops(config: MAEConfig, classes: int) -> int:
@@ -29,12 +29,12 @@ def classification_flops(config: MAEConfig, classes: int) -> int:
 
 def executed_classification_flops(config: MAEConfig, classes: int) -> int:
     """What is computed of that: pixels get no gradient."""
-    return 3 * _classification_forward(config, classes) - _linear(config.patches, config.patch_values, config.width)
+    return 3 * _classification_forward(config, classes) - linear(config.patches, config.patch_values, config.width)
 
 
 def _classification_forward(config: MAEConfig, classes: int) -> int:
     tokens = config.patches + config.class_token
-    flops = _linear(config.patches, config.patch_values, config.width) + _linear(1, config.width, classes)
+    flops = linear(config.patches, config.patch_values, config.width) + linear(1, config.width, classes)
     return flops + config.depth * _block(tokens, tokens, config.width, config.mlp_ratio)
 
 
@@ -42,15 +42,15 @@ def _pretraining_forward(config: MAEConfig, last_queries: int) -> int:
     """Forward of one image, the last decoder block, if it is of self-attention, with outputs for `last_queries`."""
     visible, every = config.visible + config.class_token, _decoder_tokens(config)
     width, decoder = config.width, config.decoder_width
-    flops = _linear(config.visible, config.patch_values, width)
+    flops = linear(config.visible, config.patch_values, width)
     flops += config.depth * _block(visible, visible, width, config.mlp_ratio)
-    flops += _linear(visible, width, decoder)
+    flops += linear(visible, width, decoder)
     if config.decoder == "cross":
         flops += config.decoder_depth * _block(visible, config.predictions, decoder)
-        return flops + _linear(config.predictions, decoder, config.patch_values)
+        return flops + linear(config.predictions, decoder, config.patch_values)
     flops += (config.decoder_depth - 1) * _block(every, every, decoder)
     flops += _block(every, last_queries, decoder)
-    return flops + _linear(last_queries, decoder, config.patch_values)
+    return flops + linear(last_queries, decoder, config.patch_values)
 
 
 def _decoder_tokens(config: MAEConfig) -> int:
@@ -59,13 +59,13 @@ def _decoder_tokens(config: MAEConfig) -> int:
 
 def _block(keys: int, queries: int, width: int, mlp_ratio: float = 4.0) -> int:
     """A transformer block that computes the outputs of `queries` tokens, which attend to `keys`."""
-    projections = 2 * _linear(queries, width, width) + 2 * _linear(keys, width, width)
-    return projections + _attention(queries, keys, width) + 2 * _linear(queries, width, int(width * mlp_ratio))
+    projections = 2 * linear(queries, width, width) + 2 * linear(keys, width, width)
+    return projections + attention(queries, keys, width) + 2 * linear(queries, width, int(width * mlp_ratio))
 
 
-def _attention(queries: int, keys: int, width: int) -> int:
-    return 2 * _linear(queries, keys, width)
+def attention(queries: int, keys: int, width: int) -> int:
+    return 2 * linear(queries, keys, width)
 
 
-def _linear(rows: int, inner: int, outer: int) -> int:
+def linear(rows: int, inner: int, outer: int) -> int:
     return 2 * rows * inner * outer

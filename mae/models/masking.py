@@ -1,6 +1,7 @@
 """Which patches the encoder sees: noise ranks the patches of each image, and the lowest stay visible.
 
-Other kinds of masks rank by something else first: see mask_kinds.py.
+Block and grid masks rank the patches by rectangles or a pattern first, and by noise within them. Rows of a batch never
+depend on each other.
 """
 
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""What came out of a run, as summary.json and in a few lines: python -m mae.summary runs/NAME"""
+"""What came out of a run, as summary.json and in a few lines: python -m mae.report.summary runs/NAME"""
 
 import json
 import sys
@@ -55,7 +55,7 @@ def say_closing(run: Path, summary: dict[str, Any], results: str, next_step: str
 
 def main() -> int:
     if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "summary.json").is_file():
-        print("usage: python -m mae.summary RUN, a finished run (with a summary.json)", file=sys.stderr)
+        print("usage: python -m mae.report.summary RUN, a finished run (with a summary.json)", file=sys.stderr)
         return 2
     run = Path(sys.argv[1])
     summary = json.loads((run / "summary.json").read_text())

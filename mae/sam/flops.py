@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from math import ceil
 
-from mae.models.flops import _attention, _linear
+from mae.models.flops import attention, linear
 from mae.sam.encoder import SamConfig
 
 
@@ -16,12 +16,12 @@ def sam_flops(config: SamConfig, *, pad: bool = False) -> int:
     """
     h, w = config.grid
     tokens, width = h * w, config.width
-    flops = _linear(tokens, config.patch_size**2 * config.in_channels, width)
+    flops = linear(tokens, config.patch_size**2 * config.in_channels, width)
     for windows, rows, columns in _windows(config):
         projected = windows * rows * columns if pad else tokens
-        flops += 4 * _linear(projected, width, width) + 2 * _linear(tokens, width, int(width * config.mlp_ratio))
-        flops += windows * _linear(rows * columns, rows + columns, width)
-    neck = _linear(tokens, width, config.out_channels) + 9 * _linear(tokens, config.out_channels, config.out_channels)
+        flops += 4 * linear(projected, width, width) + 2 * linear(tokens, width, int(width * config.mlp_ratio))
+        flops += windows * linear(rows * columns, rows + columns, width)
+    neck = linear(tokens, width, config.out_channels) + 9 * linear(tokens, config.out_channels, config.out_channels)
     return flops + _sam_attention(config) + neck
 
 
@@ -41,5 +41,5 @@ def _windows(config: SamConfig) -> Iterator[tuple[int, int, int]]:
 def _sam_attention(config: SamConfig) -> int:
     """The part of `sam_flops` in which queries meet keys and weights meet values."""
     return sum(
-        count * _attention(rows * columns, rows * columns, config.width) for count, rows, columns in _windows(config)
+        count * attention(rows * columns, rows * columns, config.width) for count, rows, columns in _windows(config)
     )

@@ -56,7 +56,7 @@ class Training(pl.LightningModule, ABC):
 
     @abstractmethod
     def shard(self, mesh: Any) -> None:
-        """Shards the model over the ranks of `mesh` (`mae.strategies.shard`)."""
+        """Shards the model over the ranks of `mesh` (`mae.train.strategies.shard`)."""
 
     def configure_model(self) -> None:
         """Shards the model when the strategy asks for it; Lightning calls this before every fit and validation."""

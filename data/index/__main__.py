@@ -1,0 +1,62 @@
+"""Indexes tars that others wrote, so that their samples can be read by position.
+
+python -m data.index SHARDS…                    local tars, or tars behind a URL
+python -m data.index --unpack OUT SHARDS…       unpack .tar.gz first
+"""
+
+import argparse
+import gzip
+import os
+import shutil
+import zlib
+from pathlib import Path
+
+from data.errors import DataError, command
+from data.index.index import ShardIndex, build_indexes, with_progress
+from data.index.index_file import IndexFile
+from data.index.splits import COMPRESSED, list_shards
+
+
+def unpack(packed: str, out: str | Path) -> str:
+    """The path of the tar in folder `out` with the contents of a .tar.gz."""
+    name = os.path.basename(packed)
+    tar = Path(out) / (name.removesuffix(".gz") if name.endswith(".tar.gz") else f"{name.removesuffix('.tgz')}.tar")
+    temporary = tar.with_name(f"{tar.name}.{os.getpid()}.tmp")
+    try:
+        with gzip.open(packed) as source, open(temporary, "wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        temporary.unlink()
+        raise DataError(f"{packed} is no complete gzip file ({error}). Copy or download it again.") from None
+    os.replace(temporary, tar)
+    return str(tar)
+
+
+def _compressed(paths: list[str]) -> list[str]:
+    """The .tar.gz among the paths and in the folders among them."""
+    folders = [sorted(map(str, Path(path).iterdir())) if os.path.isdir(path) else [path] for path in paths]
+    return [path for folder in folders for path in folder if path.endswith(COMPRESSED)]
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m data.index", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, or folders of tars; local or URLs")
+    parser.add_argument("--unpack", metavar="OUT", help="first unpack .tar.gz into this folder")
+    arguments = parser.parse_args(words)
+    shards = arguments.shards
+    if arguments.unpack:
+        packed = _compressed(shards)
+        if not packed:
+            raise DataError(f"there is no .tar.gz or .tgz in {', '.join(shards)}. Leave out --unpack.")
+        os.makedirs(arguments.unpack, exist_ok=True)
+        shards = [unpack(path, arguments.unpack) for path in with_progress(packed, "unpacking", len(packed))]
+    tars = list_shards(shards)
+    files: dict[str, IndexFile | None] = {}
+    build_indexes(tars, files)
+    index = ShardIndex([file for file in files.values() if file])
+    print(f"{len(index.shards)} shards, {len(index)} samples, fingerprint {index.fingerprint[:16]}")
+    print(f"indexes in {', '.join(sorted({os.path.dirname(text) for text in index.texts}))}")
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,119 @@
+"""The members of a tar and where their bytes lie, from the 512-byte headers alone."""
+
+import contextlib
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from data.errors import DataError
+from data.storage import remote
+from data.storage.cache import DEFAULT, ShardCache
+from data.storage.protocols import is_remote
+
+BLOCK = 512
+FILES = (tarfile.REGTYPE, tarfile.AREGTYPE)
+# What wraps a long name (GNU) or long fields (pax) around the header that follows.
+GNU_NAME, PAX = tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE
+OTHER_WRAPPERS = (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE)
+MAX_WRAPPER = 1 << 20  # Names and pax fields are short: a longer one is damage.
+
+
+class Member(NamedTuple):
+    name: str
+    offset: int  # of the first byte of the contents
+    size: int
+
+
+def walk(pread: Callable[[int, int], bytes], total: int, path: str | Path) -> Iterator[Member]:
+    """The regular files of a tar, in order, by stepping from header to header.
+
+    pread  the bytes of the tar, given (size, offset); total: its length; path: for the errors
+
+    Stricter than `tarfile`, which takes a damaged header in the middle for the end of the archive.
+    DataError: not a tar, truncated, damaged.
+    """
+    if total == 0:
+        raise DataError(f"{path} is empty (0 bytes). Copy or download it again.")
+    position, name, size = 0, None, None
+    while position < total:
+        block = pread(BLOCK, position)
+        if len(block) == BLOCK and not any(block):
+            return
+        info = _header(block, position, path)
+        start, length = position + BLOCK, info.size if size is None else size
+        if start + length > total:
+            raise DataError(
+                f"{path} is truncated: its member {name or info.name!r} should end at byte {start + length}, "
+                f"the file at {total}. Copy or download it again."
+            )
+        if info.type == GNU_NAME:
+            name = pread(min(length, MAX_WRAPPER), start).rstrip(b"\0").decode("utf-8", "surrogateescape")
+        elif info.type == PAX:
+            fields = _pax_fields(pread(min(length, MAX_WRAPPER), start), position, path)
+            name = fields.get("path", name)
+            size = int(fields["size"]) if fields.get("size", "").isdigit() else size
+        elif info.type not in OTHER_WRAPPERS:
+            if info.type in FILES:
+                yield Member(name or info.name, start, length)
+            name, size = None, None
+        position = start + -(-length // BLOCK) * BLOCK
+
+
+def _header(block: bytes, position: int, path: str | Path) -> tarfile.TarInfo:
+    try:
+        return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        if position == 0:
+            raise DataError(f"{path} is not a tar archive ({error}).") from None
+        what = "is truncated" if len(block) < BLOCK else "is damaged"
+        raise DataError(f"{path} {what} at byte {position} ({error}). Copy or download it again.") from None
+
+
+def _pax_fields(data: bytes, position: int, path: str | Path) -> dict[str, str]:
+    """Records `LENGTH KEY=VALUE\\n` of a pax header, LENGTH counting the whole record (POSIX.1-2001, pax)."""
+    fields = {}
+    while data.strip(b"\0"):
+        length, space, _ = data.partition(b" ")
+        if not (space and length.isdigit() and len(length) < int(length) <= len(data)):
+            raise DataError(f"{path} is damaged: unreadable pax header at byte {position}. Copy or download it again.")
+        record, data = data[len(length) + 1 : int(length)], data[int(length) :]
+        key, _, value = record.rstrip(b"\n").partition(b"=")
+        fields[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
+    return fields
+
+
+class TarBytes(NamedTuple):
+    """One tar, open."""
+
+    path: str
+    size: int
+    stamp: int  # int64: tells this state of the tar from an earlier one
+    pread: Callable[[int, int], bytes]  # size, offset
+
+
+def size_and_stamp(tar: str, cache: ShardCache = DEFAULT) -> tuple[int, int]:
+    """(bytes, stamp) of a tar as it is now: a local one's stamp is its mtime in ns."""
+    if is_remote(tar):
+        return remote.state(tar, cache.retry)[:2]
+    state = os.stat(tar)
+    return state.st_size, state.st_mtime_ns
+
+
+@contextlib.contextmanager
+def open_local(tar: str, path: str | None = None, stamp: int | None = None) -> Iterator[TarBytes]:
+    """A tar on this machine; of a copy at another path with the stamp of the original."""
+    file = os.open(path or tar, os.O_RDONLY)
+    try:
+        state = os.fstat(file)
+        stamp = state.st_mtime_ns if stamp is None else stamp
+        yield TarBytes(tar, state.st_size, stamp, lambda size, offset: os.pread(file, size, offset))
+    finally:
+        os.close(file)
+
+
+def open_remote(tar: str, cache: ShardCache = DEFAULT) -> TarBytes:
+    """A remote tar, of which only what is asked for is sent. NoRanges: the server sends whole files only."""
+    state = remote.state(tar, cache.retry)
+    return TarBytes(tar, state.bytes, state.stamp, remote.Ranges(tar, state, cache.retry).pread)

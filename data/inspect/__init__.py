@@ -1,0 +1,1 @@
+"""What is in shards: python -m data.inspect"""

@@ -1,0 +1,47 @@
+"""A picture of some samples with their keys, to see at a glance what a data set holds."""
+
+import textwrap
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from data.errors import DataError
+from data.images.pil import picture
+from data.index.index import ShardIndex
+from data.order.samplers import spread
+from data.storage.read import read
+
+COLUMNS, SAMPLES = 8, 48
+SIDE, TEXT, GAP = 160, 30, 8  # pixels of an image, of the lines below it, and between
+LETTERS = 26  # in a line
+
+
+def draw_sheet(index: ShardIndex, path: Path, samples: int = SAMPLES) -> None:
+    """Writes a PNG with evenly spread samples, row by row; one that cannot be decoded is a grey field."""
+    chosen = spread(len(index), samples).tolist()
+    columns = min(COLUMNS, len(chosen))
+    rows = -(-len(chosen) // columns)
+    sheet = Image.new("RGB", (columns * (SIDE + GAP) + GAP, rows * (SIDE + TEXT + GAP) + GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    for place, sample in enumerate(chosen):
+        left, top = GAP + place % columns * (SIDE + GAP), GAP + place // columns * (SIDE + TEXT + GAP)
+        image = _thumbnail(index, sample)
+        sheet.paste(image, (left + (SIDE - image.width) // 2, top + (SIDE - image.height) // 2))
+        label = f" [{index.label(sample)}]" if index.label(sample) >= 0 else ""
+        lines = textwrap.wrap(index.key(sample) + label, LETTERS)
+        # The end of a key tells more than its beginning.
+        draw.multiline_text((left, top + SIDE + 2), "\n".join(lines[-2:]), fill="black", font=font, spacing=1)
+    try:
+        sheet.save(path, "PNG")
+    except OSError as error:
+        raise DataError(f"--sheet {path} cannot be written ({error.strerror}). Choose another file.") from None
+
+
+def _thumbnail(index: ShardIndex, sample: int) -> Image.Image:
+    shard, offset, size = index.locate(sample)
+    try:
+        image = picture(read(index.shards[shard], offset, size), "RGB", at_least=(2 * SIDE, 2 * SIDE))
+    except DataError:
+        return Image.new("RGB", (SIDE, SIDE), "grey")
+    image.thumbnail((SIDE, SIDE))
+    return image

@@ -1,0 +1,1 @@
+"""Samples to batches: data sets, workers, shared memory, prefetching, faults."""

@@ -1,0 +1,161 @@
+"""Training images from what cannot be indexed, such as the output of a command: webdataset's own stream.
+
+For `data.mode=stream`. The batches look like those of data/loader/dataset.py; their order promises less, see `PROMISE`.
+"""
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from braceexpand import braceexpand
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from webdataset.compat import WebDataset
+from webdataset.gopen import gopen_schemes
+from webdataset.shardlists import split_by_worker
+
+from data.errors import DataError
+from data.images.crops import DRAWS
+from data.index.index import ShardIndex
+from data.index.index_file import image_of, label_in
+from data.index.splits import Paths, find_shards, listed
+from data.loader.dataset import Batch, ShardStream
+from data.loader.loader import quiet_worker
+from data.order.hashing import uniforms
+from data.order.samplers import MicroBatches
+from data.storage.protocols import HTTP, PROTOCOLS, file_system
+
+PROMISE = (
+    "data.mode=stream: a resume goes on with other images, an epoch may repeat some and leave out others, and the "
+    "order depends on the number of ranks and workers."
+)
+MIXED = 1000  # samples from which the next one is drawn
+
+
+class StreamShards(ShardIndex):
+    """Stands in for the index of shards that have none: their names, and how many samples an epoch shall have."""
+
+    def __init__(self, paths: Paths, samples: int):
+        commands = [path for path in listed(paths) if path.startswith("pipe:")]
+        files = [path for path in listed(paths) if not path.startswith("pipe:")]
+        self.shards = [command for path in commands for command in braceexpand(path)]
+        self.shards += find_shards(files, "train") if files else []
+        self.sizes = np.array([samples])
+        self.ends = [samples]
+        self.fingerprint = hashlib.sha256("\n".join(["stream", *self.shards]).encode()).hexdigest()
+        if os.environ.get("RANK", "0") == "0":
+            print(PROMISE, file=sys.stderr)
+
+    def sparing(self) -> ShardIndex:
+        return self
+
+    def _record(self, sample: int) -> NoReturn:
+        raise DataError(
+            "single samples cannot be read in data.mode=stream. Set data.val_path to shards that can be indexed, or "
+            "data.mode=index with data.path."
+        )
+
+
+class StreamBatches(IterableDataset[Batch]):
+    """The micro-batches of one rank, from step `step` to the end of its epoch."""
+
+    def __init__(self, stream: ShardStream, draws: MicroBatches):
+        self.stream, self.micro_batch, self.rank, self.ranks = stream, draws.micro_batch, draws.rank, draws.ranks
+        self.steps_per_epoch, self.accumulate = draws.steps_per_epoch, draws.accumulate
+        self.step = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        epoch, step = divmod(self.step, self.steps_per_epoch)
+        shards = self.stream.index.shards
+        few = len(shards) < self.ranks * workers
+        samples = _samples(shards if few else shards[self.rank :: self.ranks], resampled=few)
+        # The loader takes a batch from each worker in turn.
+        for number in range(step * self.accumulate + worker, self.steps_per_epoch * self.accumulate, workers):
+            start = (number * self.ranks + self.rank) * self.micro_batch
+            yield _batch(self.stream, list(islice(samples, self.micro_batch)), epoch, start)
+
+
+class StreamLoader(DataLoader[Batch]):
+    """torch's loader, which tells its data set the present step whenever an iteration starts."""
+
+    def __init__(self, stream: ShardStream, draws: MicroBatches, workers: int):
+        self.present_step = draws.step
+        super().__init__(
+            StreamBatches(stream, draws),
+            batch_size=None,
+            num_workers=workers,
+            worker_init_fn=quiet_worker,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def __iter__(self):
+        assert isinstance(self.dataset, StreamBatches)
+        self.dataset.step = self.present_step()
+        return super().__iter__()
+
+
+def first_samples(stream: ShardStream, count: int) -> Batch:
+    """The first samples of the shards: always the same ones."""
+    return _batch(stream, list(islice(_samples(stream.index.shards, shuffled=False), count)), 0, 0)
+
+
+def _samples(shards: list[str], *, resampled: bool = False, shuffled: bool = True) -> Iterator[dict[str, Any]]:
+    """webdataset's samples, without end. resampled: each worker draws from all shards, too few to be shared out."""
+    gopen_schemes.update(dict.fromkeys(PROTOCOLS, _open))  # webdataset would call programs that need not be installed.
+    samples: Any = WebDataset(
+        shards,
+        resampled=resampled,
+        shardshuffle=100 if shuffled and not resampled else False,
+        nodesplitter=None,  # The caller did, by the trainer's ranks.
+        workersplitter=None if resampled else split_by_worker,
+        handler=_refuse,
+    )
+    if shuffled:
+        samples = samples.shuffle(MIXED)
+    return (sample for sample in samples.repeat() if image_of(sample) is not None)
+
+
+def _open(url: str, *_):
+    system = file_system(url)
+    if PROTOCOLS[url.partition("://")[0]] is HTTP:
+        return system.open(url, "rb", block_size=0)  # As one stream, which every server can send.
+    return system.open(url, "rb")
+
+
+def _refuse(error: Exception) -> NoReturn:
+    """webdataset's handler of errors: what happened where, in one sentence."""
+    where = error.args[-1] if error.args else None
+    if not isinstance(where, str) or len(error.args) < 3:
+        raise error  # On its way out webdataset appends the stream and its name to the arguments, and asks again.
+    if isinstance(error, DataError):
+        raise DataError(error.args[0]) from None
+    reason = str(error.args[0]).partition(" @ <")[0]
+    raise DataError(f"{where} cannot be streamed: {reason}. Check the command or URL, and what it sends.") from None
+
+
+def _batch(stream: ShardStream, samples: list[dict[str, Any]], epoch: int, start: int) -> Batch:
+    positions = np.arange(start, start + len(samples))
+    draws = [None] * len(samples) if stream.seed is None else uniforms(stream.seed, epoch, positions, DRAWS).tolist()
+    images, boxes = stream.empty(len(samples)), []
+    for row, (sample, u) in enumerate(zip(samples, draws, strict=True)):
+        data = image_of(sample)
+        assert data is not None
+        try:
+            boxes += stream.fill(images[row : row + 1], data, u and [u])
+        except DataError as error:
+            where = f"{sample['__url__']}, sample {sample['__key__']}"
+            raise DataError(f"{where}: {error}. Pack the images again.") from None
+    return {
+        "images": images,
+        "labels": torch.tensor([label_in(sample.get("cls", b"")) for sample in samples]),
+        "positions": torch.from_numpy(positions),
+        "samples": torch.full((len(samples),), -1),  # They have no numbers.
+        "boxes": torch.tensor(boxes, dtype=torch.int32),
+        "keys": [sample["__key__"] for sample in samples],
+    }

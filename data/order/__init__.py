@@ -1,0 +1,1 @@
+"""(seed, epoch, position) to sample, and the rows of each rank: pure functions."""

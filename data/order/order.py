@@ -1,0 +1,125 @@
+"""The order of the samples: a pure function of (samples per shard, seed, epoch)."""
+
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from data.order.hashing import SAMPLES, SHARDS, key, permutation
+
+ORDER_VERSION = 1  # To be raised whenever the same arguments would give another order.
+
+
+def usable(samples: int, global_batch: int) -> int:
+    """Positions visited in an epoch; the order puts other samples behind them in each epoch."""
+    return samples // global_batch * global_batch
+
+
+class Lane(NamedTuple):
+    """A sequence of shards, read a window of them at a time."""
+
+    shards: np.ndarray
+    bounds: np.ndarray  # places in the lane at which its windows begin, and the last one ends
+
+
+class Order:
+    """Shards permuted per epoch, dealt to lanes, cut into windows, samples permuted inside each window.
+
+    sizes   [S]  samples in each shard; sample numbers run through the shards in this order
+    window       shards that a lane reads at a time: more mixes better and opens more files
+    lanes        sequences of shards that are read side by side: of every `batch` positions each lane provides its own
+                 run. Ranks that take neighbouring positions of a global batch then share few shards. A part of the
+                 order, not of the machine: any number of ranks reads the same batches, only locality differs
+    batch        the positions that the lanes share; of no effect with one lane
+
+    Each epoch is a permutation of all samples. Finding a position costs a sort of the shards and of one window.
+    """
+
+    def __init__(self, sizes: np.ndarray, seed: int, window: int = 16, lanes: int = 1, batch: int = 1):
+        self.sizes = np.asarray(sizes, np.int64)
+        self.seed, self.window = seed, window
+        self.lanes, self.batch = (1, 1) if lanes == 1 else (min(lanes, len(self.sizes), batch), batch)
+        self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
+        self._epoch: tuple[int, list[Lane]] | None = None
+        self._windows: dict[tuple[int, int, int], np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def samples(self, epoch: int, start: int, stop: int) -> np.ndarray:
+        """Sample numbers [stop - start], int64, at the positions start … stop - 1 of an epoch."""
+        assert 0 <= start <= stop <= len(self), f"positions {start}…{stop} of {len(self)}"
+        parts = [self._of_window(epoch, *run) for run in self._runs(epoch, start, stop)]
+        return np.concatenate([np.empty(0, np.int64), *parts])
+
+    def windows(self, epoch: int, position: int) -> tuple[list[int], list[int]]:
+        """The shards of the windows that the batch at a position reads, and those read after them, be it in the next
+        epoch."""
+        start = position // self.batch * self.batch
+        now = [(lane, window) for lane, window, _, _ in self._runs(epoch, start, min(start + self.batch, len(self)))]
+        after = [shard for lane, window in now for shard in self._shards_of(epoch, lane, window + 1)]
+        if not after:
+            after = [shard for lane in range(self.lanes) for shard in self._shards_of(epoch + 1, lane, 0)]
+        return [shard for lane, window in now for shard in self._shards_of(epoch, lane, window)], after
+
+    def _runs(self, epoch: int, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+        """These positions as runs (lane, window, first, end) of places within one window."""
+        lanes = self._lanes(epoch)
+        for number, first, end in self._lane_runs(lanes, start, stop):
+            bounds = lanes[number].bounds
+            while first < end:
+                window = int(np.searchsorted(bounds, first, side="right")) - 1
+                until = min(end, int(bounds[window + 1]))
+                yield number, window, first - int(bounds[window]), until - int(bounds[window])
+                first = until
+
+    def _lane_runs(self, lanes: list[Lane], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """These positions as runs (lane, first, end) of places in a lane.
+
+        As long as every lane has samples left, each batch holds a run of each lane; then what is left of the lanes
+        follows, one after the other.
+        """
+        lengths = [int(lane.bounds[-1]) for lane in lanes]
+        cuts = [lane * self.batch // self.lanes for lane in range(self.lanes + 1)]
+        widths = [after - before for before, after in itertools.pairwise(cuts)]
+        batches = min(length // width for length, width in zip(lengths, widths, strict=True)) if self.lanes > 1 else 0
+        while start < min(stop, batches * self.batch):
+            batch, row = divmod(start, self.batch)
+            lane = next(number for number in range(self.lanes) if row < cuts[number + 1])
+            end = min(cuts[lane + 1], row + stop - start)
+            first = batch * widths[lane] - cuts[lane]
+            yield lane, first + row, first + end
+            start += end - row
+        before = batches * self.batch
+        for lane, (length, width) in enumerate(zip(lengths, widths, strict=True)):
+            used = batches * width
+            first, end = max(start - before, 0), min(stop - before, length - used)
+            if first < end:
+                yield lane, used + first, used + end
+            before += length - used
+
+    def _lanes(self, epoch: int) -> list[Lane]:
+        if self._epoch is None or self._epoch[0] != epoch:
+            permuted = permutation(key(self.seed, SHARDS, epoch), np.arange(len(self.sizes)))
+            lanes = []
+            for number in range(self.lanes):
+                shards = permuted[number :: self.lanes]
+                ends = np.cumsum(self.sizes[shards])
+                lanes.append(Lane(shards, np.concatenate([[0], ends[self.window - 1 : -1 : self.window], ends[-1:]])))
+            self._epoch = epoch, lanes
+        return self._epoch[1]
+
+    def _shards_of(self, epoch: int, lane: int, window: int) -> list[int]:
+        return self._lanes(epoch)[lane].shards[window * self.window : (window + 1) * self.window].tolist()
+
+    def _of_window(self, epoch: int, lane: int, window: int, first: int, end: int) -> np.ndarray:
+        """The samples at places of one window; the last two windows of each lane are kept."""
+        at = epoch, lane, window
+        if at not in self._windows:
+            shards = self._shards_of(epoch, lane, window)
+            samples = np.concatenate([np.arange(*self.starts[[shard, shard + 1]].tolist()) for shard in shards])
+            if len(self._windows) == 2 * self.lanes:
+                self._windows.pop(next(iter(self._windows)))
+            self._windows[at] = permutation(key(self.seed, SAMPLES, epoch), samples)
+        return self._windows[at][first:end]

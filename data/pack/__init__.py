@@ -1,0 +1,1 @@
+"""Images to shuffled, indexed shards, once: python -m data.pack"""

@@ -1,0 +1,143 @@
+"""Images become shuffled shards with an index and a manifest.
+
+    python -m data.pack SOURCE OUT
+
+SOURCE is a folder of images (flat, or with one sub-folder per class), tars that exist already (a tar, a folder of
+tars, a glob in quotes), or a CSV list with the header path[,label]. Files that belong to an image are kept with it;
+with --masks instances.json each image gets the record of its objects that SA-1B's format has.
+The bytes of the images are kept as they are, unless --shorter-side asks for smaller ones.
+
+An interrupted pack goes on when the same command is given again. Several machines share the work with --part 1/8 …
+--part 8/8, any order, and the same command with --merge at the end:
+
+    python -m data.pack SOURCE OUT --part $SLURM_ARRAY_TASK_ID/8      (sbatch --array=1-8)
+    python -m data.pack SOURCE OUT --merge
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from data.errors import DataError, command
+from data.index.splits import NAMES
+from data.pack.assemble import assemble, check_out
+from data.pack.coco import with_masks
+from data.pack.pack import MAX_BAD, QUALITY, SHARD_SIZE, Part, write_shards
+from data.pack.plan import Plan, difference, folder_of, hash_keys, load
+from data.pack.sources import open_source
+from data.parallel import cores
+
+
+def default_name(out: Path) -> str:
+    """The folder's name, with its parent's where it is only a split: imagenet/train gives imagenet-train."""
+    out = out.absolute()
+    return f"{out.parent.name}-{out.name}" if out.name.lower() in NAMES and out.parent.name else out.name
+
+
+def main(words: list[str] | None = None) -> None:
+    arguments = _parser().parse_args(words)
+    out, part, limit = arguments.out, arguments.part, {"max_bad": arguments.max_bad}
+    name = arguments.name or default_name(out)
+    if "/" in name:
+        raise DataError(f"--name {name} contains a slash. It is the beginning of file names in OUT, not a path.")
+    if arguments.quality and not arguments.shorter_side:
+        raise DataError(
+            f"--quality {arguments.quality} has no meaning without --shorter-side: images are kept as they are."
+        )
+    if arguments.masks and arguments.shorter_side:
+        raise DataError("--masks belong to images as they are: leave out --shorter-side, or shrink both before.")
+    quality = (arguments.quality or QUALITY) if arguments.shorter_side else None
+    settings = {"name": name, "seed": arguments.seed, "shard_size": arguments.shard_size}
+    settings |= {"shorter_side": arguments.shorter_side, "quality": quality}
+    check_out(out, arguments.overwrite)
+    if arguments.merge:
+        plan = _plan_to_merge(out, settings)
+        _report(out, assemble(plan, out, verify=True, jobs=arguments.jobs, **limit))
+        return
+    source = open_source(arguments.source)
+    samples, classes, note = with_masks(source, arguments.masks) if arguments.masks else source
+    if note:
+        print(note, file=sys.stderr)
+    plan = Plan(samples=len(samples), classes=classes, keys=hash_keys(samples), **settings)
+    write_shards(plan, samples, out, part, arguments.jobs, overwrite=arguments.overwrite, **limit)
+    if part:
+        print(
+            f"{folder_of(out)}: part {part[0]}/{part[1]} of {plan.shards} shards is finished. When all parts are, "
+            "repeat the command with --merge in place of --part."
+        )
+    else:
+        _report(out, assemble(plan, out, **limit))
+
+
+def _plan_to_merge(out: Path, settings: dict[str, Any]) -> Plan:
+    """The plan that the parts have followed. DataError: there is none, or it was made with other settings."""
+    folder = folder_of(out)
+    plan = load(folder)
+    if plan is None:
+        raise DataError(
+            f"{folder} holds no unfinished pack. Pack its parts first: --part 1/2, --part 2/2, for example."
+        )
+    if reason := difference(plan, dataclasses.replace(plan, **settings)):
+        raise DataError(f"{folder} was packed with {reason}. Give --merge the settings that its parts had.")
+    return plan
+
+
+def _report(out: Path, manifest: dict[str, Any]) -> None:
+    said = [f"{out}: {manifest['samples']} samples in {len(manifest['shards'])} shards"]
+    if manifest["classes"]:
+        said.append(f"{len(manifest['classes'])} classes")
+    if manifest["shorter_side"]:
+        said.append(f"{manifest['reencoded']} encoded anew with a shorter side of {manifest['shorter_side']}")
+    if manifest["bad"]:
+        said.append(f"{len(manifest['bad'])} unreadable left out (bad_files.txt)")
+    print(", ".join(said))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m data.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("source", help="folder of images, tar, folder of tars, glob of tars in quotes, or .csv")
+    add("out", type=Path, help="folder to be created; end it in /train, /val or /test to pack a part of a data set")
+    add("--name", help="of the shards: NAME-000000.tar (default: the name of OUT)")
+    add("--seed", type=int, default=0, help="of the order of the samples (default 0)")
+    add("--shard-size", type=_positive, default=SHARD_SIZE, metavar="N", help=f"samples per shard ({SHARD_SIZE})")
+    add("--shorter-side", type=_positive, metavar="PIXELS", help="encode anew, upright, images with a larger one")
+    add("--quality", type=_quality, metavar="Q", help=f"of the JPEGs that --shorter-side makes (default {QUALITY})")
+    add("--masks", type=Path, metavar="JSON", help="COCO instances of the images, kept as KEY.json as SA-1B does")
+    add("--jobs", type=_positive, default=cores(), metavar="N", help=f"processes (default: the cores, here {cores()})")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--part", type=_part, metavar="I/N", help="write only each N-th shard, from the I-th of 1 … N on")
+    one.add_argument("--merge", action="store_true", help="check and join what the parts wrote; SOURCE is not read")
+    add("--max-bad", type=int, default=MAX_BAD, metavar="N", help=f"unreadable images to skip (default {MAX_BAD})")
+    add(
+        "--overwrite", action="store_true", help="replace OUT once the new one is complete; give up another OUT.partial"
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def _quality(text: str) -> int:
+    if not 1 <= int(text) <= 95:
+        raise argparse.ArgumentTypeError(f"{text} is not a JPEG quality of 1 … 95")
+    return int(text)
+
+
+def _part(text: str) -> Part:
+    first, _, count = text.partition("/")
+    if not (first.isdigit() and count.isdigit() and 1 <= int(first) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text} is not I/N with I from 1 to N, such as 1/8")
+    return int(first), int(count)
+
+
+if __name__ == "__main__":
+    command(main)

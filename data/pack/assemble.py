@@ -1,0 +1,144 @@
+"""All shards of a plan become a data set: checked, described in a manifest, and renamed."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from data.errors import DataError
+from data.index import index_file
+from data.index.index import ShardIndex
+from data.pack.plan import Plan, folder_of, work
+from data.pack.writer import Record, find_record
+
+SHOWN = 5  # names in a sentence about missing shards
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """DataError: there is something at OUT that may not be replaced."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite:
+        raise DataError(f"{out} exists already. Choose another place, or replace it with --overwrite.")
+    if not (out / "manifest.json").exists():
+        raise DataError(f"{out} is no packed data set (it has no manifest.json). Remove it yourself if it may go.")
+
+
+def check_bad(bad: list[dict[str, str]], max_bad: int) -> None:
+    """DataError: more images could not be decoded than may be skipped."""
+    if len(bad) > max_bad:
+        raise DataError(
+            f"{len(bad)} images cannot be decoded, more than --max-bad {max_bad}; the last is {bad[-1]['file']}: "
+            f"{bad[-1]['reason']}. Repeat the command with a higher --max-bad to go on; or repair them, remove the "
+            "unfinished .partial folder, and pack again."
+        )
+
+
+def assemble(plan: Plan, out: Path, *, max_bad: int, verify: bool = False, jobs: int = 1) -> dict[str, Any]:
+    """The manifest of OUT, which OUT.partial becomes.
+
+    verify  read all shards and compare them with the sha256 on record: they may be of other machines
+
+    DataError: a shard is missing or damaged, too many images do not decode, none does.
+    """
+    folder = folder_of(out)
+    records = _records(plan, folder)
+    shards = [record for record in records if record.samples]
+    bad = [entry for record in records for entry in record.bad]
+    check_bad(bad, max_bad)
+    if not shards:
+        shutil.rmtree(folder)
+        first = f"{bad[0]['file']}: {bad[0]['reason']}" if bad else "there is none"
+        raise DataError(f"none of the {plan.samples} images can be decoded ({first}). Check the source.")
+    if verify:
+        _verify(folder, shards, jobs)
+    if bad:
+        lines = "".join(f"{entry['file']}\t{entry['reason']}\n" for entry in bad)
+        (folder / "bad_files.txt").write_text(lines, errors="surrogateescape")
+    manifest = _manifest(plan, folder, records, shards, bad)
+    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    (folder / "manifest.json").write_text(text, errors="surrogateescape")
+    for leftover in folder.glob("*.tmp"):  # Of writers that were killed.
+        leftover.unlink()
+    _rename(folder, out)
+    shutil.rmtree(work(out))
+    return manifest
+
+
+def _records(plan: Plan, folder: Path) -> list[Record]:
+    """Those of all shards. DataError: some are missing."""
+    records, missing = [], []
+    for number in range(plan.shards):
+        record = find_record(folder, plan.shard(number), plan.digest)
+        records.append(record) if record else missing.append(number)
+    if not missing:
+        return records
+    names = ", ".join(plan.shard(number) for number in missing[:SHOWN]) + (" …" if len(missing) > SHOWN else "")
+    counts = {int(record.part.partition("/")[2]) for record in records if record.part}
+    of = ""
+    if len(counts) == 1:
+        count = counts.pop()
+        parts = sorted({number % count + 1 for number in missing})
+        of = f" of --part {', '.join(f'{part}/{count}' for part in parts)}"
+    raise DataError(
+        f"{folder} lacks {len(missing)} of the {plan.shards} shards{of}: {names}. "
+        "Repeat those parts; or repeat the command without --part and --merge, which packs what is missing."
+    )
+
+
+def _verify(folder: Path, shards: list[Record], jobs: int) -> None:
+    def sha256(record: Record) -> str:
+        with open(folder / record.tar, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    with ThreadPoolExecutor(jobs) as pool:  # Hashing lets go of Python's lock.
+        found = track(pool.map(sha256, shards), "verifying", len(shards), console=Console(stderr=True))
+        for record, digest in zip(shards, found, strict=True):
+            if digest != record.sha256:
+                raise DataError(
+                    f"{folder / record.tar} is damaged: its sha256 is {digest[:16]}…, on record {record.sha256[:16]}…. "
+                    "Remove it and repeat its part."
+                )
+
+
+def _manifest(
+    plan: Plan, folder: Path, records: list[Record], shards: list[Record], bad: list[dict[str, str]]
+) -> dict[str, Any]:
+    tars = [str(folder / record.tar) for record in shards]
+    files = [index_file.load(tar) or index_file.build(tar) for tar in tars]
+    return {
+        "name": plan.name,
+        "samples": sum(record.samples for record in shards),
+        "bytes": sum(record.bytes for record in shards),
+        "fingerprint": ShardIndex(files).fingerprint,
+        "seed": plan.seed,
+        "shorter_side": plan.shorter_side,
+        "quality": plan.quality,
+        "reencoded": sum(record.reencoded for record in records),
+        "classes": plan.classes,
+        "shards": [
+            {"file": record.tar, "samples": record.samples, "bytes": record.bytes, "sha256": record.sha256}
+            for record in shards
+        ],
+        "bad": bad,
+    }
+
+
+def _rename(partial: Path, out: Path) -> None:
+    """The complete folder under its final name; what had that name goes only then."""
+    old = out.with_name(f"{out.name}.replaced")
+    if old.exists() and not out.exists():
+        os.rename(old, out)  # A replacement was interrupted between its two renames.
+    if out.exists() and any(out.iterdir()):
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(out, old)
+    os.rename(partial, out)
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(old)

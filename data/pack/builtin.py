@@ -1,0 +1,120 @@
+"""Real images that come with installed packages, packed on first use.
+
+digits  scikit-learn's 1,797 handwritten digits, 8×8 drawn at 32×32, grey, ten classes
+photos  photographs in the wheels of scikit-image and scikit-learn, as overlapping crops of 160×160; the class is the
+        photograph; test crops come from the right edge of each, which no training crop touches
+"""
+
+import importlib.util
+import io
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data.errors import DataError
+from data.order.hashing import PACK, key, permutation
+from data.pack.pack import pack
+from data.pack.sample import Sample
+
+PHOTOS = {
+    "skimage": (
+        "astronaut.png brick.png camera.png cell.png chelsea.png clock_motion.png coffee.png coins.png grass.png "
+        "gravel.png hubble_deep_field.jpg ihc.png moon.png motorcycle_left.png retina.jpg rocket.jpg"
+    ),
+    "sklearn": "china.jpg flower.jpg",
+}
+FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
+CROP = 160
+TEST_SHARE = 0.2
+
+
+def ensure(source: str, root: str | Path) -> str:
+    """The folder of a built-in data set with its parts train/ and test/, packed if it is not there yet.
+
+    Several processes may ask at once: each packs into a folder of its own, the first to finish gives it its name.
+    """
+    folder = Path(root) / source
+    if folder.exists():
+        return str(folder)
+    print(f"packing the built-in images {source} into {folder}", file=sys.stderr)
+    partial_folder = folder.with_name(f"{source}.partial-{os.uname().nodename}-{os.getpid()}")
+    shutil.rmtree(partial_folder, ignore_errors=True)
+    try:
+        partial_folder.mkdir(parents=True)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be created ({error.strerror}). Set data.root to a folder of yours.") from None
+    classes, parts = {"digits": _digits, "photos": _photos}[source]()
+    for part, samples in parts.items():
+        pack(samples, partial_folder / part, name=f"{source}-{part}", classes=classes, shard_size=500, max_bad=0)
+    try:
+        os.rename(partial_folder, folder)
+    except OSError:
+        if not folder.exists():
+            raise
+        shutil.rmtree(partial_folder)
+    return str(folder)
+
+
+def _digits() -> tuple[list[str], dict[str, list[Sample]]]:
+    from sklearn.datasets import load_digits  # Half a second, needed once.
+
+    values, labels = map(np.asarray, load_digits(return_X_y=True))
+    parts: dict[str, list[Sample]] = {"train": [], "test": []}
+    for label in range(10):
+        numbers = permutation(key(PACK, label), np.flatnonzero(labels == label))
+        for rank, number in enumerate(numbers):
+            part = "test" if rank < round(len(numbers) * TEST_SHARE) else "train"
+            name = f"{label}/{number:04d}"
+            parts[part].append(Sample(name, "png", label, name, partial(_draw_digit, values[number])))
+    return [str(label) for label in range(10)], parts
+
+
+def _draw_digit(values: np.ndarray) -> bytes:
+    """A PNG of 32×32 from the 64 values 0 … 16, enlarged smoothly."""
+    small = Image.fromarray(np.round(values.reshape(8, 8) * (255 / 16)).astype(np.uint8))
+    return _encoded(small.resize((32, 32), Image.Resampling.BICUBIC), "PNG", optimize=True)
+
+
+def _photos() -> tuple[list[str], dict[str, list[Sample]]]:
+    files = list(_photo_files())
+    parts: dict[str, list[Sample]] = {"train": [], "test": []}
+    for label, file in enumerate(files):
+        with Image.open(file) as image:
+            photo = image.convert("L" if image.mode == "L" else "RGB")
+        border = photo.width - max(CROP, round(photo.width * TEST_SHARE))
+        for part, (left, right), most in (("train", (0, border), 10), ("test", (border, photo.width), 5)):
+            for top in _places(0, photo.height, most):
+                for x in _places(left, right, most):
+                    name = f"{file.stem}/{top:04d}_{x:04d}"
+                    crop = photo.crop((x, top, x + CROP, top + CROP))
+                    parts[part].append(Sample(name, "jpg", label, name, partial(_encoded, crop, "JPEG", quality=95)))
+    return [file.stem for file in files], parts
+
+
+def _photo_files() -> Iterator[Path]:
+    for package, names in PHOTOS.items():
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise DataError(f"data.source=photos needs the package {package}. Install it, or use data.source=digits.")
+        for name in names.split():
+            file = Path(spec.submodule_search_locations[0], FOLDERS[package], name)
+            if file.exists():  # Some versions of the wheels carry fewer.
+                yield file
+
+
+def _places(start: int, stop: int, most: int) -> list[int]:
+    """Where crops begin on a side: at least 16 pixels apart, spread evenly."""
+    room = stop - start - CROP
+    return [start + round(place) for place in np.linspace(0, room, min(most, room // 16 + 1))]
+
+
+def _encoded(image: Image.Image, form: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()

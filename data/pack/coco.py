@@ -1,0 +1,120 @@
+"""COCO annotations become the records that SA-1B keeps beside each image."""
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.errors import DataError
+from data.images.decode import image_size
+from data.images.masks import decode, encode, require_pycocotools
+from data.pack.sample import Read, Sample, Samples, Source
+
+Entry = dict[str, Any]
+
+
+class WithRecords:
+    """Those samples of which the annotations speak, each with its record as a side file."""
+
+    def __init__(self, samples: Samples, numbers: list[int], images: list[Entry], annotations: dict[int, list[Entry]]):
+        self.samples, self.numbers, self.images, self.annotations = samples, numbers, images, annotations
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, number: int) -> Sample:
+        sample, image = self.samples[self.numbers[number]], self.images[number]
+        read = partial(record, image, self.annotations[image["id"]], sample.read)
+        return sample._replace(others=(*sample.others, ("json", read)))
+
+
+def with_masks(source: Source, file: Path) -> Source:
+    """The images of a source that COCO's instances.json has objects of, with a record each; crowds do not count.
+
+    An image is found by its path below the source, or by its file name alone.
+
+    DataError: no such file, other JSON, or none of its images in the source; pycocotools is missing.
+    """
+    require_pycocotools()
+    try:
+        contents = json.loads(file.read_text())
+        images, objects = contents["images"], [a for a in contents["annotations"] if not a.get("iscrowd")]
+        annotations: dict[int, list[Entry]] = {}
+        for annotation in objects:
+            annotations.setdefault(annotation["image_id"], []).append(annotation)
+        by_name = {image["file_name"]: image for image in images if image["id"] in annotations}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"--masks {file} cannot be read as COCO instances ({type(error).__name__}: {error}): JSON with images (id, "
+            "file_name) and annotations (image_id, segmentation) is wanted."
+        ) from None
+    numbers, found = [], []
+    for number, sample in enumerate(source.samples):
+        image = by_name.get(sample.origin) or by_name.get(sample.origin.rpartition("/")[2])
+        if image is not None:
+            numbers.append(number)
+            found.append(image)
+    if not found:
+        first = next(iter(by_name), "none")
+        raise DataError(
+            f"--masks {file} names none of the {len(source.samples)} images of the source; the first file_name with "
+            f"objects is {first}. Give the folder that the names are in."
+        )
+    left_out = len(source.samples) - len(found)
+    note = f"{left_out} images without objects in {file} are left out" if left_out else ""
+    return Source(
+        WithRecords(source.samples, numbers, found, annotations),
+        source.classes,
+        "; ".join(filter(None, (source.note, note))),
+    )
+
+
+def record(image: Entry, annotations: Sequence[Entry], read: Read) -> bytes:
+    """The SA-1B record of one image as JSON; `predicted_iou` and `stability_score` are 1: people drew the masks.
+
+    DataError: the image has another size, upright, than its entry says.
+    """
+    height, width = image_size(read())
+    if (height, width) != (image.get("height", height), image.get("width", width)):
+        raise DataError(
+            f"it is {height}x{width} upright, and {image['height']}x{image['width']} in the annotations (height x "
+            "width): masks have to be those of the image as it is shown"
+        )
+    objects = [_annotation(annotation, height, width) for annotation in annotations]
+    about = {"image_id": image["id"], "width": width, "height": height, "file_name": image["file_name"]}
+    return json.dumps({"image": about, "annotations": objects}).encode()
+
+
+def _annotation(annotation: Entry, height: int, width: int) -> Entry:
+    from pycocotools import mask as coco
+
+    shape = annotation["segmentation"]
+    if isinstance(shape, list):  # polygons of one object
+        code: Any = coco.merge(coco.frPyObjects(shape, height, width))
+        mask = coco.decode(code).astype(bool)
+    else:
+        mask = decode(shape)
+    rows, columns = np.nonzero(mask)
+    point: list[list[float]] = []
+    box = [0.0, 0.0, 0.0, 0.0]
+    if len(rows):
+        nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
+        point = [[float(columns[nearest]), float(rows[nearest])]]
+        left, top = columns.min(), rows.min()
+        box = [float(left), float(top), float(columns.max() - left + 1), float(rows.max() - top + 1)]
+    return {
+        "id": annotation["id"],
+        "segmentation": encode(mask),
+        "bbox": box,
+        "area": len(rows),
+        "predicted_iou": 1.0,
+        "stability_score": 1.0,
+        "point_coords": point,
+        "crop_box": [0.0, 0.0, float(width), float(height)],
+    }

@@ -1,0 +1,124 @@
+"""The images of a folder, their classes and their side files, ready to be packed."""
+
+import os
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from data.errors import DataError
+from data.index.index_file import IMAGES
+from data.index.splits import NAMES
+from data.pack.sample import Sample, Source
+
+
+class FolderSamples:
+    """Samples of image files below a folder, made when asked for: a million paths fit in memory, their samples barely.
+
+    images  paths below the folder; sides: by the number of an image, the (extension, path) of the files beside it
+    """
+
+    def __init__(self, folder: Path, images: list[str], sides: dict[int, list[tuple[str, str]]], classes: list[str]):
+        self.folder, self.images, self.sides = folder, images, sides
+        self.labels = {name: label for label, name in enumerate(classes)}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, number: int) -> Sample:
+        path = self.images[number]
+        sides = self.sides.get(number, ())
+        others = tuple((extension, self._read(side)) for extension, side in sides) if sides else ()
+        label = self.labels.get(path.partition("/")[0])
+        return Sample(key_of_path(path), path.rpartition(".")[2].lower(), label, path, self._read(path), others)
+
+    def _read(self, path: str) -> partial[bytes]:
+        return partial(read_file, f"{self.folder}/{path}")
+
+
+def find_images(source: Path) -> Source:
+    """The images below a folder with the files that belong to them, and the names of its classes.
+
+    The classes are the sub-folders in alphabetical order; a flat folder has none. A file a.EXTENSION beside a.jpg is
+    kept as a side file of that image.
+
+    DataError: no folder, no images, sub-folders that are splits, images beside classes, two labels for one image.
+    """
+    if not source.is_dir():
+        raise DataError(f"{source} is not a folder. Give a folder of images, flat or with one sub-folder per class.")
+    images, rest = _walk(source)
+    folders = sorted({path.partition("/")[0] for path in images if "/" in path})
+    if splits := [name for name in folders if name.lower() in NAMES]:
+        raise DataError(
+            f"{source} has the sub-folder {splits[0]}, which is a split and no class. Pack each part on its own: "
+            f"`python -m data.pack {source / splits[0]} OUT/{NAMES[splits[0].lower()]}`, and so on."
+        )
+    if not images:
+        raise DataError(
+            f"{source} holds no image among its {len(rest)} files: none ends in "
+            f"{', '.join('.' + extension for extension in IMAGES)}. Check the path."
+        )
+    if folders and (loose := next((path for path in images if "/" not in path), None)):
+        raise DataError(
+            f"{source} holds both class folders ({folders[0]}) and images beside them ({loose}). "
+            "Move those into a class folder, or pack them apart."
+        )
+    sides, ignored = _beside(images, rest)
+    if folders and (
+        label := next((path for side in sides.values() for name, path in side if name.lower() == "cls"), None)
+    ):
+        raise DataError(
+            f"{source / label} would give its image a second label beside that of the sub-folder. "
+            "Remove the .cls files, or put the images into one flat folder."
+        )
+    note = f"{ignored} files in {source} are no images, nor named after one, and are left out" if ignored else ""
+    return Source(FolderSamples(source, images, sides, folders), folders, note)
+
+
+def key_of_path(path: str) -> str:
+    """The path without its extension, dots and spaces in it replaced by `_`.
+
+    webdataset ends a key at its first dot, and the text index separates its fields by spaces.
+    """
+    return re.sub(r"[.\s]", "_", os.path.splitext(path)[0])
+
+
+def read_file(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _walk(source: Path) -> tuple[list[str], list[str]]:
+    """Paths of the images and of the other files, relative to the folder, sorted; hidden ones do not count."""
+    images, rest = [], []
+    for folder, children, names in os.walk(source, followlinks=True):
+        children[:] = [child for child in children if not child.startswith(".")]
+        place = os.path.relpath(folder, source)
+        for name in names:
+            if not name.startswith("."):
+                path = name if place == "." else f"{place}/{name}"
+                (images if Path(name).suffix[1:].lower() in IMAGES else rest).append(path)
+    return sorted(images, key=lambda path: path.split("/")), sorted(rest)
+
+
+def _beside(images: list[str], rest: list[str]) -> tuple[dict[int, list[tuple[str, str]]], int]:
+    """The side files of each image, and the number of files that belong to none."""
+    numbers = {os.path.splitext(path)[0]: number for number, path in enumerate(images)} if rest else {}
+    sides: dict[int, list[tuple[str, str]]] = {}
+    ignored = 0
+    for path in rest:
+        folder, slash, name = path.rpartition("/")
+        words = name.split(".")
+        # a.b.json belongs to a.b.jpg where there is one, else to a.jpg.
+        for cut in range(len(words) - 1, 0, -1):
+            number = numbers.get(folder + slash + ".".join(words[:cut]))
+            if number is not None:
+                extension = re.sub(r"\s", "_", ".".join(words[cut:]))
+                sides.setdefault(number, []).append((extension, path))
+                break
+        else:
+            ignored += 1
+    return sides, ignored

@@ -1,0 +1,90 @@
+"""Packs images into shuffled shards with an index and a manifest: the steps that python -m data.pack takes."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data.errors import DataError
+from data.pack.assemble import assemble, check_bad, check_out
+from data.pack.plan import Plan, begin, hash_keys
+from data.pack.sample import Samples
+from data.pack.writer import Task, find_record, write_shard
+from data.parallel import bar, run
+
+MAX_BAD = 100
+QUALITY = 90
+SHARD_SIZE = 1000
+Part = tuple[int, int]
+
+
+def pack(
+    samples: Samples,
+    out: Path,
+    *,
+    name: str,
+    classes: list[str],
+    seed: int = 0,
+    shard_size: int = SHARD_SIZE,
+    shorter_side: int | None = None,
+    quality: int = QUALITY,
+    jobs: int = 1,
+    max_bad: int = MAX_BAD,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """The manifest of a new folder of shards NAME-000000.tar … with the samples in an order drawn from the seed.
+
+    Written as OUT.partial, where an interrupted call with the same arguments goes on, and renamed when complete. Equal
+    samples, seed and settings give equal bytes whatever the number of processes. Images that do not decode are left
+    out and listed, in the manifest and in bad_files.txt.
+
+    DataError: OUT exists, OUT.partial holds another pack, more than max_bad images do not decode, none does.
+    """
+    check_out(out, overwrite)
+    kept = quality if shorter_side else None
+    plan = Plan(name, seed, shard_size, shorter_side, kept, len(samples), classes, hash_keys(samples))
+    write_shards(plan, samples, out, None, jobs, max_bad, overwrite)
+    return assemble(plan, out, max_bad=max_bad)
+
+
+def write_shards(
+    plan: Plan, samples: Samples, out: Path, part: Part | None, jobs: int, max_bad: int, overwrite: bool
+) -> None:
+    """Writes those shards of the plan, or of one part of it, that are not finished yet."""
+    folder = begin(plan, out, shared=part is not None, overwrite=overwrite)
+    mine = range(part[0] - 1, plan.shards, part[1]) if part else range(plan.shards)
+    records = {number: find_record(folder, plan.shard(number), plan.digest) for number in mine}
+    left = [number for number, record in records.items() if record is None]
+    if len(left) < len(mine):
+        print(f"going on in {folder}: {len(mine) - len(left)} of {len(mine)} shards are finished", file=sys.stderr)
+    bad = [entry for record in records.values() if record for entry in record.bad]
+    check_bad(bad, max_bad)
+    total = sum(min(plan.shard_size, plan.samples - number * plan.shard_size) for number in left)
+    tasks = _tasks(plan, samples, folder, part, left)
+    try:
+        with (
+            bar("packing", total) as shown,
+            contextlib.closing(run(write_shard, tasks, max(1, min(jobs, len(left))), shown.advance)) as written,
+        ):
+            for record in written:
+                for entry in record.bad:
+                    shown.say(f"unreadable: {entry['file']}: {entry['reason']}")
+                bad += record.bad
+                check_bad(bad, max_bad)
+    except OSError as error:  # Of writing: what cannot be read is among the bad.
+        raise DataError(
+            f"{folder} cannot be written ({error.strerror or error}). Check the free space and the permissions, then "
+            "repeat the command: it goes on with the shards that are missing."
+        ) from None
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command goes on in {folder}", file=sys.stderr)
+        raise
+
+
+def _tasks(plan: Plan, samples: Samples, folder: Path, part: Part | None, numbers: list[int]) -> Iterator[Task]:
+    order = plan.order()
+    said = f"{part[0]}/{part[1]}" if part else ""
+    for number in numbers:
+        chosen = [samples[int(i)] for i in order[number * plan.shard_size : (number + 1) * plan.shard_size]]
+        yield Task(folder, plan.shard(number), chosen, plan.shorter_side, plan.quality, plan.digest, said)

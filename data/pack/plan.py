@@ -1,0 +1,165 @@
+"""What decides the bytes of a pack, and the folder in which an unfinished one waits to go on.
+
+OUT.partial/NAME-000000.tar …   with an index beside each
+OUT.partial/.pack/plan.json     the plan
+OUT.partial/.pack/NAME-000000.json  a record of each finished shard: it alone says that a shard is finished
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from array import array
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from data.errors import DataError
+from data.order.hashing import PACK, key, permutation
+from data.pack.sample import Sample, Samples
+
+FLAGS = {
+    "name": "--name",
+    "seed": "--seed",
+    "shard_size": "--shard-size",
+    "shorter_side": "--shorter-side",
+    "quality": "--quality",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Shard k holds the samples k·S … of a seeded permutation, less those that do not decode.
+
+    So each shard can be written by itself, by any process on any machine, and comes out the same.
+    """
+
+    name: str
+    seed: int
+    shard_size: int  # S
+    shorter_side: int | None  # images with a larger one are encoded anew
+    quality: int | None  # of JPEG, for those
+    samples: int
+    classes: list[str]
+    keys: str  # a hash of what is to be packed: keys, extensions, labels, side files
+
+    @property
+    def shards(self) -> int:
+        return -(-self.samples // self.shard_size)
+
+    def shard(self, number: int) -> str:
+        return f"{self.name}-{number:06d}.tar"
+
+    def order(self) -> np.ndarray:
+        """The numbers of the samples in the order in which they are packed."""
+        return permutation(key(self.seed, PACK), np.arange(self.samples))
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self)).encode()).hexdigest()
+
+
+def folder_of(out: Path) -> Path:
+    """Where a pack is kept until it is complete."""
+    return out.with_name(f"{out.name}.partial")
+
+
+def work(folder: Path) -> Path:
+    """The hidden folder of the plan and the records."""
+    return folder / ".pack"
+
+
+def hash_keys(samples: Samples) -> str:
+    """A hash of all keys, extensions, labels and side files. DataError: two samples with one key."""
+    digest = hashlib.sha256()
+    short = array("Q")  # 8 bytes for a key: a set of the keys of SA-1B would take a gigabyte.
+    quick = len(samples) < 100_000
+    for sample in track(samples, "reading keys", len(samples), console=Console(stderr=True), disable=quick):
+        fields = (sample.key, sample.extension, str(sample.label), *(extension for extension, _ in sample.others))
+        if len({extension.lower() for extension, _ in sample.others}) < len(sample.others):
+            raise DataError(
+                f"{sample.origin} has two side files whose extensions differ in case only. Rename one of them."
+            )
+        digest.update("\0".join(fields).encode("utf-8", "surrogateescape") + b"\n")
+        short.append(_short(sample))
+    values, counts = np.unique(np.frombuffer(short, np.uint64), return_counts=True)
+    if repeated := values[counts > 1].tolist():
+        one, other = [sample for sample in samples if _short(sample) == repeated[0]][:2]
+        raise DataError(
+            f"{one.origin} and {other.origin} would both get the key {one.key}, and be read as one sample. "
+            "Rename or remove one of them."
+        )
+    return digest.hexdigest()
+
+
+def _short(sample: Sample) -> int:
+    hashed = hashlib.blake2b(sample.key.encode("utf-8", "surrogateescape"), digest_size=8)
+    return int.from_bytes(hashed.digest(), "little")
+
+
+def begin(plan: Plan, out: Path, *, shared: bool, overwrite: bool) -> Path:
+    """The folder of this plan: a new one, or that in which an earlier call with the same plan has begun.
+
+    shared  other calls may be at work in the same folder, which is therefore never removed
+
+    DataError: the folder holds something else.
+    """
+    folder = folder_of(out)
+    # In this order: another part that starts now writes its plan before anything else.
+    occupied = folder.exists() and any(path != work(folder) for path in folder.iterdir())
+    found = load(folder)
+    if found is None and occupied:
+        raise DataError(
+            f"{folder} is in the way: it holds no plan of an unfinished pack. Remove it yourself if it may go."
+        )
+    if found and (reason := difference(found, plan)):
+        if shared or not overwrite:
+            way = f"remove {folder} before the parts are started" if shared else "start over with --overwrite"
+            raise DataError(
+                f"{folder} holds an unfinished pack with {reason}. To go on with it, repeat its command; else {way}."
+            )
+        shutil.rmtree(folder)
+    work(folder).mkdir(parents=True, exist_ok=True)
+    write_json(work(folder) / "plan.json", dataclasses.asdict(plan))
+    return folder
+
+
+def load(folder: Path) -> Plan | None:
+    """The plan of an unfinished pack, None if there is none."""
+    try:
+        return Plan(**json.loads((work(folder) / "plan.json").read_text()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"{work(folder) / 'plan.json'} is no plan of a pack ({error}). Remove {folder} to start over."
+        ) from None
+
+
+def difference(found: Plan, wanted: Plan) -> str:
+    """The first respect in which an unfinished pack differs from what is wanted, "" if in none."""
+    for field, flag in FLAGS.items():
+        begun, asked = getattr(found, field), getattr(wanted, field)
+        if begun != asked:
+            return (
+                f"{flag} {begun}, where now it is {asked}"
+                if begun is not None
+                else f"no {flag}, where now it is {asked}"
+            )
+    if found.samples != wanted.samples:
+        return f"{found.samples} samples, where the source now has {wanted.samples}"
+    return "" if found == wanted else "samples of other names than the source now has"
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Whole or not at all, and on the disk before it has its name."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    with open(temporary, "w") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

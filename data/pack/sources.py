@@ -1,0 +1,55 @@
+"""What a path to be packed is: a folder of images, tars, or a CSV list."""
+
+import glob
+import os
+from pathlib import Path
+
+from data.errors import DataError
+from data.index.index_file import IMAGES
+from data.index.splits import COMPRESSED
+from data.pack.csv_list import find_listed
+from data.pack.image_folder import find_images
+from data.pack.sample import Source
+from data.pack.tar_samples import find_samples
+
+TARS = (".tar", *COMPRESSED)
+ENDINGS = tuple(f".{extension}" for extension in IMAGES)
+
+
+def open_source(path: str) -> Source:
+    """The samples of a path. DataError: it is none of the sources, or one that cannot be packed."""
+    if path.endswith(TARS) or (not os.path.exists(path) and ("{" in path or glob.has_magic(path))):
+        return find_samples(path)
+    if not os.path.exists(path):
+        raise DataError(f"{path} does not exist. Check the path, and that the folder it is in is mounted.")
+    if os.path.isdir(path):
+        tar, image = _first(Path(path), TARS), _first(Path(path), ENDINGS)
+        if tar and image:
+            raise DataError(
+                f"{path} holds both tars ({tar}) and images ({image}). "
+                "Name the tars with a glob, or move them out of the folder of images."
+            )
+        return find_samples(path) if tar else find_images(Path(path))
+    if path.lower().endswith(".csv"):
+        return find_listed(Path(path))
+    raise DataError(
+        f"{path} is not a folder of images, nor tars, nor a CSV list. "
+        "Give a folder, a .tar, a glob of tars in quotes, or a .csv with the header path[,label]."
+    )
+
+
+def _first(folder: Path, endings: tuple[str, ...]) -> str | None:
+    """A file with such an ending in a folder or in one of its sub-folders, which may be classes or splits."""
+    inside = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                inside.append(entry.path)
+            elif entry.name.lower().endswith(endings):
+                return entry.path
+    for child in inside:
+        if found := next((name for name in os.listdir(child) if name.lower().endswith(endings)), None):
+            return os.path.join(child, found)
+    return None

@@ -1,0 +1,182 @@
+"""One shard of a pack: written, indexed, read back, and put on record."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+from webdataset.writer import TarWriter
+
+from data.errors import DataError
+from data.images.decode import image_size, verify
+from data.images.pil import picture
+from data.index import index_file
+from data.index.index import ShardIndex
+from data.pack.plan import work, write_json
+from data.pack.sample import Sample
+
+# Nothing of the machine, the user or the hour may get into the headers.
+SAME = {"mtime": 0, "user": "", "group": "", "mode": 0o644, "format": "GNU_FORMAT", "encoder": False, "keep_meta": True}
+
+
+class Task(NamedTuple):
+    """A shard to be written, with all that a process needs to know for it."""
+
+    folder: Path
+    tar: str
+    samples: list[Sample]
+    shorter_side: int | None
+    quality: int | None
+    plan: str  # its digest
+    part: str  # i/n, "" for the whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What a finished shard holds."""
+
+    tar: str
+    samples: int
+    bytes: int
+    sha256: str
+    reencoded: int
+    bad: list[dict[str, str]]  # file and reason of what does not decode
+    plan: str
+    part: str
+
+
+class Written(NamedTuple):
+    name: str
+    size: int
+    hash: bytes
+
+
+def find_record(folder: Path, tar: str, plan: str) -> Record | None:
+    """The record of a shard that is finished, None if it has yet to be written."""
+    try:
+        record = Record(**json.loads(_record_path(folder, tar).read_text()))
+        size = os.path.getsize(folder / tar) if record.samples else 0
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    return record if (record.plan, record.bytes) == (plan, size) else None
+
+
+def write_shard(task: Task, advance: Callable[[], None]) -> Record:
+    """Writes a shard as .tar.tmp, reads it back through its index, and only then gives it its name and a record.
+
+    A shard without any image that decodes has a record alone. `advance` is called after each sample.
+    DataError: what is read back is not what was written.
+    """
+    temporary = task.folder / f"{task.tar}.tmp"
+    with open(temporary, "wb") as file:
+        with TarWriter(file, **SAME) as writer:
+            written, reencoded, bad = _write(writer, task, advance)
+        file.flush()
+        os.fsync(file.fileno())
+    size, sha256 = 0, ""
+    if written:
+        index = index_file.build(str(temporary))
+        read_back(index, written)
+        with open(temporary, "rb") as file:
+            size, sha256 = index.tar_bytes, hashlib.file_digest(file, "sha256").hexdigest()
+        final = str(task.folder / task.tar.removesuffix(".tar"))
+        for source, ending in ((temporary, ".tar"), (index.text, ".idx"), (f"{index.text}.bin", ".idx.bin")):
+            os.replace(source, final + ending)
+    else:
+        temporary.unlink()
+    samples = len(task.samples) - len(bad)
+    record = Record(task.tar, samples, size, sha256, reencoded, bad, task.plan, task.part)
+    write_json(_record_path(task.folder, task.tar), dataclasses.asdict(record))
+    return record
+
+
+def _record_path(folder: Path, tar: str) -> Path:
+    return work(folder) / f"{tar.removesuffix('.tar')}.json"
+
+
+def _write(
+    writer: TarWriter, task: Task, advance: Callable[[], None]
+) -> tuple[list[Written], int, list[dict[str, str]]]:
+    """What was written, the number of images that were encoded anew, and what could not be read."""
+    written, reencoded, bad = [], 0, []
+    for sample in task.samples:
+        try:
+            members, anew = _members(sample, task.shorter_side, task.quality)
+        except (DataError, OSError) as error:
+            bad.append({"file": sample.origin, "reason": str(error)})
+        else:
+            reencoded += anew
+            for extension, data in members:
+                # One call for each, because TarWriter would sort them: the image comes first.
+                writer.write({"__key__": sample.key, extension: data})
+                written.append(Written(f"{sample.key}.{extension}", len(data), digest_of(data)))
+        advance()
+    return written, reencoded, bad
+
+
+def _members(sample: Sample, shorter_side: int | None, quality: int | None) -> tuple[list[tuple[str, bytes]], bool]:
+    """(extension, contents) of the files of a sample, and whether its image was encoded anew."""
+    data, extension = sample.read(), sample.extension
+    smaller = shrunk(data, shorter_side, quality) if shorter_side and quality else None
+    if smaller is None:
+        verify(data)
+    elif extension.rpartition(".")[2].lower() not in ("jpg", "jpeg"):
+        extension = extension.rpartition(".")[0] + ".jpg" if "." in extension else "jpg"
+    others = [] if sample.label is None else [("cls", str(sample.label).encode())]
+    others += [(name, read()) for name, read in sample.others]
+    if extension in [name.lower() for name, _ in others]:
+        raise DataError(f"its image would become {sample.key}.{extension}, which is there already")
+    return [(extension, data if smaller is None else smaller), *others], smaller is not None
+
+
+def read_back(index: index_file.IndexFile, written: list[Written]) -> None:
+    """DataError unless the index leads to all that was written, and to nothing else."""
+    listed, firsts = [], []
+    with open(index.tar, "rb", buffering=0) as tar, open(index.text, "rb") as text:
+        next(text)
+        for line in text:
+            members = list(index_file.listed(line.decode("utf-8", "surrogateescape").rstrip("\n")))
+            firsts.append(members[0].offset)
+            for member in members:
+                data = os.pread(tar.fileno(), member.size, member.offset)
+                listed.append(Written(member.name, len(data), digest_of(data)))
+    if listed != written:
+        wrong = next((a.name for a, b in zip(listed, written, strict=False) if a != b), "the number of members")
+        raise DataError(
+            f"{index.tar} does not hold what was written to it ({wrong} differs). Check the disk, and that no other "
+            "pack writes to the same folder; then repeat the command."
+        )
+    images = ShardIndex([index])
+    assert [images.locate(sample)[1] for sample in range(len(images))] == firsts
+
+
+def digest_of(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+# Shrinking inside the JPEG decoder, by halves, saves up to two thirds of the time. From 1.5 times the wanted size on it
+# differs less from the full decode (40 dB at worst over eight photographs) than JPEG of quality 90 does (34 to 40 dB).
+HEADROOM = 1.5
+
+
+def shrunk(data: bytes, shorter_side: int, quality: int) -> bytes | None:
+    """A JPEG of the upright image with this shorter side, antialiased (Lanczos); None if it is no larger than that.
+
+    Grey stays grey, an alpha channel is dropped, a colour profile is kept.
+    DataError: cannot be decoded.
+    """
+    height, width = image_size(data)
+    if min(height, width) <= shorter_side:
+        return None
+    factor = shorter_side / min(height, width)
+    size = (max(shorter_side, round(width * factor)), max(shorter_side, round(height * factor)))
+    image = picture(data, at_least=(int(size[0] * HEADROOM), int(size[1] * HEADROOM)))
+    profile = image.info.get("icc_profile")
+    buffer = io.BytesIO()
+    image.resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=quality, icc_profile=profile)
+    return buffer.getvalue()

@@ -1,1 +1,0 @@
-"""What sweep.py does: Optuna proposes settings, ordinary runs of train.py give their values."""

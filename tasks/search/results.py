@@ -1,0 +1,67 @@
+"""What came out of a sweep: results.csv, the best trial, and two figures."""
+
+import csv
+import os
+import warnings
+
+import matplotlib
+
+matplotlib.use("Agg")
+import optuna
+from matplotlib import pyplot
+from optuna.trial import FrozenTrial, TrialState
+from optuna.visualization import matplotlib as figures
+
+from tasks.search.config import SweepConfig
+
+
+def show_results(config: SweepConfig, study: optuna.Study) -> None:
+    """Writes SWEEPS/NAME/results.csv and the figures, and says which trial is the best."""
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+    _write_table(config, trials)
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    counts = {state: sum(trial.state == state for trial in trials) for state in TrialState}
+    said = ", ".join(f"{count} {state.name.lower()}" for state, count in counts.items() if count)
+    print(f"{config.folder}: {len(trials)} trials ({said}); {config.folder / 'results.csv'}")
+    if not complete:
+        return
+    best = study.best_trial
+    settings = " ".join(f"{name}={value}" for name, value in best.params.items())
+    print(f"best: {config.objective} {best.value:.4f} with {settings}")
+    print(f"next: python eval.py checkpoint={config.trial_folder(best.number)} probe=linear")
+    if len(complete) > 1:
+        _draw(config, study)
+
+
+def _write_table(config: SweepConfig, trials: list[FrozenTrial]) -> None:
+    file = config.folder / "results.csv"
+    temporary = file.with_suffix(".csv.tmp")
+    with open(temporary, "w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["trial", "state", config.objective, *config.space, "seconds", "reason"])
+        for trial in trials:
+            seconds = round(trial.duration.total_seconds()) if trial.duration else ""
+            values = [trial.params.get(name, "") for name in config.space]
+            reason = trial.user_attrs.get("reason", "")  # of a trial that is not complete
+            value = trial.value if trial.state == TrialState.COMPLETE else ""  # else Optuna's is the one to prune by
+            name = config.trial_folder(trial.number).name
+            writer.writerow([name, trial.state.name.lower(), value, *values, seconds, reason])
+    os.replace(temporary, file)
+
+
+def _draw(config: SweepConfig, study: optuna.Study) -> None:
+    """parallel_coordinates.png, and importance.png where the trials differ in value."""
+    values = {trial.value for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        for lines in figures.plot_parallel_coordinate(study, target_name=config.objective).collections:
+            lines.set_cmap("viridis")  # Optuna's own ends in white
+        _save(config, "parallel_coordinates")
+        if len(values) > 1:
+            figures.plot_param_importances(study, target_name=config.objective)
+            _save(config, "importance")
+
+
+def _save(config: SweepConfig, name: str) -> None:
+    pyplot.gcf().savefig(config.folder / f"{name}.png", dpi=120, bbox_inches="tight")
+    pyplot.close("all")

@@ -1,0 +1,118 @@
+"""One trial of a sweep: an ordinary run of train.py, looked at from outside, then the probe that gives its value."""
+
+import fcntl
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mae.run.metrics import read_metrics
+from tasks.search.config import SweepConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+PROBES = ("knn", "linear", "attentive")
+SECONDS = 1.0  # between two looks at metrics.csv
+
+
+class TrialFailed(Exception):
+    """The run, or its evaluation, ended with an error."""
+
+
+class TrialPruned(Exception):
+    """The run was broken off, being worse than others at the same step."""
+
+
+def run_trial(config: SweepConfig, folder: Path, settings: list[str], pruned: Callable[[int, float], bool]) -> float:
+    """The objective's value for `settings`; what the programs print goes to FOLDER.log.
+
+    pruned  told each new (step, value) of the metric to prune by; whether to break off
+
+    The programs hold a lock of the trial. Those of a killed sweep go on by themselves, and are waited for here: no
+    folder has two runs at a time.
+
+    Raises TrialFailed, TrialPruned.
+    """
+    with open(folder.with_suffix(".log"), "ab") as log, open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        def start(program: str, *words: str) -> subprocess.Popen:
+            command = [*config.launch, sys.executable, program, *words]
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[lock.fileno()],
+                env={"WANDB_RUN_GROUP": config.name} | os.environ,
+                start_new_session=True,  # Ctrl-C reaches the sweep alone, which passes it on once
+            )
+            running.add(process)
+            return process
+
+        place = [f"runs={folder.parent.resolve()}", f"name={folder.name}"]
+        train = start("train.py", *config.settings, *settings, *place)
+        if config.prune_by:
+            _watch(train, folder / "metrics.csv", config.prune_by, pruned)
+        _end(train, log.name)
+        probe, metric = config.objective.split("/")
+        if probe in PROBES:
+            evaluation = [f"checkpoint={folder.resolve()}", f"probe={probe}", *config.evaluation]
+            _end(start("eval.py", *evaluation), log.name)
+            return _read(folder / "eval" / f"{probe}.json", "trained", metric)
+        return _read(folder / "summary.json", config.objective)
+
+
+running: set[subprocess.Popen] = set()
+stopping = threading.Event()
+
+
+def stop_running(signum: int) -> None:
+    """Passes a signal on to all programs that run, which save and stop; their trials stay open."""
+    stopping.set()
+    for process in list(running):
+        process.send_signal(signum)
+
+
+def _watch(train: subprocess.Popen, metrics: Path, name: str, pruned: Callable[[int, float], bool]) -> None:
+    """Follows the run until it ends; breaks it off when `pruned` says so."""
+    seen = -1
+    while train.poll() is None:
+        time.sleep(SECONDS)
+        for row in read_metrics(metrics):
+            step = int(row["step"])
+            if step <= seen or name not in row:
+                continue
+            seen = step
+            if pruned(step, float(row[name])):
+                train.send_signal(signal.SIGTERM)  # it saves before it stops
+                train.wait()
+                running.discard(train)
+                raise TrialPruned(f"broken off after step {step} with {name} {float(row[name]):.4f}")
+
+
+def _end(process: subprocess.Popen, log: str) -> None:
+    """Waits for a program; raises TrialFailed with its error, SystemExit when the sweep itself was told to stop."""
+    code = process.wait()
+    running.discard(process)
+    if stopping.is_set():
+        raise SystemExit(code or 143)  # the sweep is not finished even where this run is
+    if code:
+        errors = re.findall(r"^(?:error: .*|\w+(?:Error|Exception)\b.*)$", Path(log).read_text(errors="replace"), re.M)
+        raise TrialFailed(errors[-1] if errors else f"exit code {code}")
+
+
+def _read(file: Path, *keys: str) -> float:
+    value: Any = json.loads(file.read_text()) if file.is_file() else {}
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(value, int | float):
+        raise TrialFailed(f"{file} holds no {'/'.join(keys)}")
+    return float(value)
