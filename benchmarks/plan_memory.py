@@ -20,7 +20,7 @@ from rich.table import Table
 
 from mae.models.config import MAEConfig
 from mae.plan.dry_step import autocast, dry_step
-from mae.plan.training_cost import Task, pretraining, sam_training
+from mae.plan.training_cost import TrainingCost, pretraining, sam_training
 from mae.sam.encoder import SIZES
 from mae.train.optim import OptimConfig, adamw
 
@@ -57,7 +57,7 @@ def main() -> None:
     Console().print(table)
 
 
-def foresee(task: Task, images: int, again: bool) -> int:
+def foresee(task: TrainingCost, images: int, again: bool) -> int:
     few = min(images, 4)
     step = dry_step(lambda: task.build(again), lambda model: task.loss(model, few), PRECISION).at(images / few)
     return step.peak - step.weights
@@ -69,7 +69,7 @@ def in_own_process(name: str, images: int, again: bool, environment: dict[str, s
     return int(done.stdout)
 
 
-def measure(task: Task, images: int, again: bool) -> int:
+def measure(task: TrainingCost, images: int, again: bool) -> int:
     fields = {"image_size": 32, "width": 32, "depth": 1, "num_heads": 2}
     tiny = pretraining(MAEConfig.model_validate(fields), CPU)
     step(tiny, *prepared(tiny, False), 1)  # libraries that are loaded on first use
@@ -81,12 +81,12 @@ def measure(task: Task, images: int, again: bool) -> int:
     return resident("VmHWM") - before
 
 
-def prepared(task: Task, again: bool) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+def prepared(task: TrainingCost, again: bool) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     model = task.build(again)
     return model, adamw(model.named_parameters(), OptimConfig.model_validate({}), lr=1e-4)
 
 
-def step(task: Task, model: torch.nn.Module, optimizer: torch.optim.Optimizer, images: int) -> None:
+def step(task: TrainingCost, model: torch.nn.Module, optimizer: torch.optim.Optimizer, images: int) -> None:
     with autocast(PRECISION):
         loss = task.loss(model, images)
     optimizer.zero_grad()

@@ -27,7 +27,7 @@ from torchvision import datasets, transforms
 from torchvision.transforms import v2
 
 from data.datamodule import DataConfig, ShardDataModule
-from data.loader.dataset import ShardStream
+from data.loader.dataset import ShardDataset
 from data.pack.image_folder import find_images
 from data.pack.pack import pack
 
@@ -130,7 +130,7 @@ def overhead(out: Path) -> float:
     """Share of a sample's time that goes into order, index and reading: everything but decoding and cutting."""
     loader = ours(out, 0)
     stream, draws = loader.dataset, list(loader.sampler)
-    assert isinstance(stream, ShardStream)
+    assert isinstance(stream, ShardDataset)
     images = stream.empty(BATCH)
     stream.empty = lambda count: images[:count]  # type: ignore[method-assign]  # as workers have it from the ring
     started = time.process_time()

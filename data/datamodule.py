@@ -15,14 +15,14 @@ from data.errors import DataError
 from data.images.augment import RandAugment
 from data.index.index import ShardIndex, open_shards
 from data.index.splits import find_shards, has_split
-from data.loader.dataset import Batch, Cut, ShardStream
+from data.loader.dataset import Batch, Cut, ShardDataset
 from data.loader.faults import Faults
 from data.loader.loader import AHEAD, ShardLoader
 from data.loader.prefetch import ahead
 from data.loader.streaming import StreamLoader, StreamShards, first_samples
 from data.order.mixture import Mixture, shares
 from data.order.order import ORDER_VERSION, Order
-from data.order.samplers import AllSamples, Draw, MicroBatches, spread
+from data.order.samplers import AllSamples, MicroBatch, MicroBatches, spread
 from data.pack import builtin
 from data.storage.cache import ShardCache
 
@@ -140,7 +140,7 @@ class ShardDataModule(lightning.LightningDataModule):
                 "share a micro-batch. Change either."
             )
         self.config, self.seed = config, seed
-        self.stream: type[ShardStream] = ShardStream
+        self.stream: type[ShardDataset] = ShardDataset
         self.global_batch, self.micro_batch = global_batch, micro_batch
         self.cut: Any = Cut(
             image_size,
@@ -204,7 +204,7 @@ class ShardDataModule(lightning.LightningDataModule):
             return []
         trainer = self.trainer
         rank, ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        return self.frozen_loader(self.val_index, self.micro_batch, rank, ranks)
+        return self.evaluation_loader(self.val_index, self.micro_batch, rank, ranks)
 
     def train_loader(self, step: Callable[[], int], rank: int = 0, ranks: int = 1) -> ShardLoader | StreamLoader:
         """The augmented micro-batches of one rank, from the step that `step()` says when an iteration starts."""
@@ -212,7 +212,7 @@ class ShardDataModule(lightning.LightningDataModule):
             self.order, step, self.global_batch, self.micro_batch, rank, ranks, self.config.views_per_image
         )
         if isinstance(self.train_index, StreamShards):
-            return StreamLoader(ShardStream(self.train_index, self.cut, self.seed), draws, self.config.workers)
+            return StreamLoader(ShardDataset(self.train_index, self.cut, self.seed), draws, self.config.workers)
         return ShardLoader(
             self.train_index,
             self.cut,
@@ -225,7 +225,7 @@ class ShardDataModule(lightning.LightningDataModule):
             persistent=True,
         )
 
-    def frozen_loader(
+    def evaluation_loader(
         self,
         index: ShardIndex,
         batch_size: int,
@@ -252,13 +252,13 @@ class ShardDataModule(lightning.LightningDataModule):
 
     def crops(self, index: ShardIndex, samples: np.ndarray) -> Batch:
         """Centre crops of a few samples, without downloading the whole shards that they are in."""
-        return self.stream(index.sparing(), self.cut)[Draw(0, samples, samples)]
+        return self.stream(index.sparing(), self.cut)[MicroBatch(0, samples, samples)]
 
     def examples(self, count: int) -> tuple[Tensor, Tensor]:
         """Images and positions of at most `count` centre crops, always the same, of the validation (else training)."""
         index = self.val_index or self.train_index
         if isinstance(index, StreamShards):
-            return first_samples(ShardStream(index, self.cut), count)["images"], torch.arange(count)
+            return first_samples(ShardDataset(index, self.cut), count)["images"], torch.arange(count)
         samples = spread(len(index), count)
         return self.crops(index, samples)["images"], torch.from_numpy(samples)
 

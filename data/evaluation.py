@@ -15,7 +15,7 @@ from data.order.samplers import spread
 Split = Literal["train", "test"]
 
 
-class FrozenImages:
+class EvaluationImages:
     """One rank's view of the training and the test images of `data`; test are its validation images.
 
     batch_size  of a rank
@@ -49,7 +49,9 @@ class FrozenImages:
 
     def batches(self, split: Split, samples: Tensor, view: int | None = None) -> Iterable[Batch]:
         """This rank's share of the samples, as centre crops or under random crops and flips that follow from `view`."""
-        return self.data.frozen_loader(self.index(split), self.batch_size, self.rank, self.ranks, samples.numpy(), view)
+        return self.data.evaluation_loader(
+            self.index(split), self.batch_size, self.rank, self.ranks, samples.numpy(), view
+        )
 
     def identity(self, split: Split, view: int | None = None) -> dict[str, Any]:
         """Everything that the pixels of a sample depend on."""

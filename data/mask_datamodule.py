@@ -5,11 +5,11 @@ from pathlib import Path
 from data.datamodule import DataConfig, ShardDataModule
 from data.errors import DataError
 from data.images.masks import require_pycocotools
-from data.loader.mask_dataset import Frame, MaskStream
+from data.loader.mask_dataset import Frame, MaskDataset
 
 
 class MaskDataModule(ShardDataModule):
-    """As ShardDataModule, of shards with an SA-1B record beside each image; batches are those of MaskStream.
+    """As ShardDataModule, of shards with an SA-1B record beside each image; batches are those of MaskDataset.
 
     masks_per_image  None: all of them at the resolution of the photograph, one photograph in a batch; for scores
 
@@ -52,4 +52,4 @@ class MaskDataModule(ShardDataModule):
                     "pack COCO annotations with `python -m data.pack IMAGES OUT --masks instances.json`."
                 )
         self.cut = Frame(image_size, masks_per_image, flip=config.flip, min_area=min_area)
-        self.stream = MaskStream
+        self.stream = MaskDataset

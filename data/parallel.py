@@ -17,9 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from data.errors import DataError
 
-Task = TypeVar("Task")
+ShardJob = TypeVar("ShardJob")
 Result = TypeVar("Result")
-Work = Callable[[Task, Callable[[], None]], Result]
+Work = Callable[[ShardJob, Callable[[], None]], Result]
 POLL = 0.2  # seconds between two looks at what the processes have done
 
 _done: Any = None  # In a worker: the number of images that all workers have done.
@@ -56,7 +56,7 @@ def cores() -> int:
 
 
 def run(
-    work: Work[Task, Result], tasks: Iterable[Task], jobs: int, advance: Callable[[int], None]
+    work: Work[ShardJob, Result], tasks: Iterable[ShardJob], jobs: int, advance: Callable[[int], None]
 ) -> Generator[Result, None, None]:
     """The results of `work(task, tick)` as they come, from this process if jobs is 1.
 
@@ -130,7 +130,7 @@ def _end_with_parent(lifeline: Connection) -> None:
     os._exit(1)
 
 
-def _call(work: Work[Task, Result], task: Task) -> Result:
+def _call(work: Work[ShardJob, Result], task: ShardJob) -> Result:
     return work(task, _tick)
 
 

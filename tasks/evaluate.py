@@ -9,12 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 from rich.table import Table
 
-import mae
 from data.datamodule import DataConfig, ShardDataModule
-from data.evaluation import FrozenImages
+from data.evaluation import EvaluationImages
 from mae.distributed.launch import Topology, launched
 from mae.distributed.ranks import joined
 from mae.errors import ConfigError
+from mae.formats.load import load
 from mae.models.classifier import Classifier, Pool
 from mae.models.pixels import Pixels
 from mae.probes.attentive import Attentive
@@ -102,7 +102,7 @@ def track(run: Path | None) -> None:
 
 def open_subject(config: EvalConfig, topology: Topology) -> Subject:
     """The checkpoint, its untrained twin and the images, on this rank's device."""
-    trained = mae.load(config.checkpoint)
+    trained = load(config.checkpoint)
     if config.pool == "class_token" and not trained.config.class_token:
         raise ConfigError(f"pool=class_token, but {config.checkpoint} has no class token. Use pool=patches")
     torch.manual_seed(config.seed)
@@ -114,7 +114,7 @@ def open_subject(config: EvalConfig, topology: Topology) -> Subject:
         torch.cuda.set_device(device)
     return Subject(
         models,
-        FrozenImages(data, config.batch_size, topology.rank, topology.ranks),
+        EvaluationImages(data, config.batch_size, topology.rank, topology.ranks),
         Pixels(data.config.mean, data.config.std),
         FeatureCache(config.results / "features", config.cache_gb * 1e9),
         pool=config.pool,

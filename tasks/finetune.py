@@ -21,7 +21,7 @@ from mae.plan.training_cost import Workload, classification_workload
 from mae.report.loss_curve import draw_loss_curve
 from mae.report.summary import say_closing, summarise
 from mae.train.finetuning import FinetuneConfig, Finetuning
-from mae.train.schedule import Plan, split_batch
+from mae.train.schedule import Schedule, split_batch
 from mae.train.training import Training
 from tasks.task import Task
 
@@ -102,7 +102,7 @@ class Finetune(Task):
         if task.pool == "class_token" and not self.architecture.class_token:
             raise ConfigError("task.pool=class_token, but the encoder has no class token: use task.pool=patches")
 
-    def module(self, model: nn.Module, plan: Plan, recipe: dict[str, Any]) -> Finetuning:
+    def module(self, model: nn.Module, schedule: Schedule, recipe: dict[str, Any]) -> Finetuning:
         config, task = self.config, self.settings
         assert isinstance(model, Classifier)
         average = None
@@ -112,7 +112,7 @@ class Finetune(Task):
         return Finetuning(
             model,
             config.optim,
-            plan,
+            schedule,
             seed=config.seed,
             pixels=Pixels(config.data.mean, config.data.std),
             recipe=recipe,
@@ -142,9 +142,9 @@ class Finetune(Task):
     def workload(self, precision: str, device: torch.device) -> Workload:
         return classification_workload(self.architecture, self.classes, self.settings.drop_path, precision, device)
 
-    def finish(self, module: Training, plan: Plan) -> None:
+    def finish(self, module: Training, schedule: Schedule) -> None:
         run = self.config.run
-        summary = summarise(run, plan, {"loss_curve": str(draw_loss_curve(run, {}, "cross-entropy"))})
+        summary = summarise(run, schedule, {"loss_curve": str(draw_loss_curve(run, {}, "cross-entropy"))})
         accuracies = {name: summary[f"val/{name}"] for name in ("top1", "top5") if f"val/{name}" in summary}
         results = "".join(f", {name} {accuracy:.2%}" for name, accuracy in accuracies.items())
         say_closing(run, summary, results, f"python eval.py checkpoint={run} probe=classify")

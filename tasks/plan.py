@@ -8,7 +8,7 @@ from mae.plan.devices import hardware, planned_precision
 from mae.plan.forecast import forecast
 from mae.plan.tables import show_forecast
 from mae.run.folder import write_json
-from mae.train.schedule import Plan, derive, split_batch
+from mae.train.schedule import Schedule, derive_schedule, split_batch
 from tasks.config import TrainConfig
 from tasks.task import Task
 
@@ -28,7 +28,7 @@ def plan_only(task: Task) -> None:
         samples, shards = len(index), (len(index.shards), size)
     images = None
     if samples is not None:
-        images = derived(config, samples, ranks).total_steps * config.global_batch
+        images = schedule_of(config, samples, ranks).total_steps * config.global_batch
     plan = forecast(
         work,
         device,
@@ -46,9 +46,9 @@ def plan_only(task: Task) -> None:
         write_json(Path(wanted.file), plan.plain())
 
 
-def derived(config: TrainConfig, samples: int, ranks: int) -> Plan:
+def schedule_of(config: TrainConfig, samples: int, ranks: int) -> Schedule:
     """What follows from the recipe for so many training images and ranks."""
-    return derive(
+    return derive_schedule(
         config.optim,
         samples=samples,
         global_batch=config.global_batch,

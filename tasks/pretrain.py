@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from data.evaluation import FrozenImages, Split
+from data.evaluation import EvaluationImages, Split
 from mae.callbacks.online_probe import OnlineProbe
 from mae.callbacks.reconstructions import Reconstructions
 from mae.errors import ConfigError
@@ -20,7 +20,7 @@ from mae.probes.trivial_losses import trivial_losses
 from mae.report.loss_curve import draw_loss_curve
 from mae.report.summary import say_closing, summarise
 from mae.train.pretraining import VALIDATION, Pretraining
-from mae.train.schedule import Plan
+from mae.train.schedule import Schedule
 from mae.train.training import Training
 from tasks.task import Task
 
@@ -39,11 +39,11 @@ class Pretrain(Task):
         prepare_blocks(model.whole_blocks, config.blocks)
         return model
 
-    def module(self, model: nn.Module, plan: Plan, recipe: dict[str, Any]) -> Pretraining:
+    def module(self, model: nn.Module, schedule: Schedule, recipe: dict[str, Any]) -> Pretraining:
         config = self.config
         assert isinstance(model, MaskedAutoencoder)
         pixels = Pixels(config.data.mean, config.data.std)
-        return Pretraining(model, config.optim, plan, seed=config.seed, pixels=pixels, recipe=recipe)
+        return Pretraining(model, config.optim, schedule, seed=config.seed, pixels=pixels, recipe=recipe)
 
     def describe(self, model: nn.Module) -> list[tuple[str, str]]:
         config = self.config.model
@@ -74,7 +74,7 @@ class Pretrain(Task):
     def _online_probe(self) -> OnlineProbe:
         """On test images, else training images, that never change; nearest neighbours where all have labels."""
         probe, data, topology = self.config.online_probe, self.data, self.topology
-        images = FrozenImages(data, data.micro_batch, topology.rank, topology.ranks)
+        images = EvaluationImages(data, data.micro_batch, topology.rank, topology.ranks)
         streamed = data.config.mode == "stream"
         if streamed and data.val_index is None:
             raise ConfigError(
@@ -90,7 +90,7 @@ class Pretrain(Task):
                 train = images.batches("train", samples)
         return OnlineProbe(probe, train, images.batches(test, held_out))
 
-    def finish(self, module: Training, plan: Plan) -> None:
+    def finish(self, module: Training, schedule: Schedule) -> None:
         """The losses of trivial predictors on the same masks, the loss curve, summary.json, and a few closing lines."""
         assert isinstance(module, Pretraining)
         images, positions = self.data.examples(FLOOR_IMAGES)
@@ -98,9 +98,9 @@ class Pretrain(Task):
         noise = module.noise(VALIDATION, positions)
         floors = trivial_losses(module.pixels.normalise(images), noise, self.config.model)
         run = self.config.run
-        picture = run / "reconstructions" / f"step-{plan.total_steps:08d}.png"
+        picture = run / "reconstructions" / f"step-{schedule.total_steps:08d}.png"
         curve = draw_loss_curve(run, floors)
-        summary = summarise(run, plan, {"floors": floors, "reconstruction": str(picture), "loss_curve": str(curve)})
+        summary = summarise(run, schedule, {"floors": floors, "reconstruction": str(picture), "loss_curve": str(curve)})
         floor_text = ", ".join(f"{name} {value:.3f}" for name, value in floors.items())
         say_closing(
             run, summary, f" (trivial predictors: {floor_text})", f"python eval.py checkpoint={run} probe=suite"

@@ -21,7 +21,7 @@ from mae.sam.convert import sam_config
 from mae.sam.embedding_cache import TokenCache
 from mae.sam.segmentation import Segmentation
 from mae.sam.segmenter import Segmenter
-from mae.train.schedule import Plan
+from mae.train.schedule import Schedule
 from mae.train.training import Training
 from tasks.task import Task
 
@@ -60,7 +60,7 @@ class Segment(Task):
         config = self.config
         return start_of(config.model, self.settings, config.blocks, config.init_from if start is None else None)
 
-    def module(self, model: nn.Module, plan: Plan, recipe: dict[str, Any]) -> Segmentation:
+    def module(self, model: nn.Module, schedule: Schedule, recipe: dict[str, Any]) -> Segmentation:
         config = self.config
         assert isinstance(model, Segmenter)
         cache = None
@@ -72,7 +72,7 @@ class Segment(Task):
         return Segmentation(
             model,
             config.optim,
-            plan,
+            schedule,
             seed=config.seed,
             pixels=Pixels(config.data.mean, config.data.std),
             recipe=recipe,
@@ -100,9 +100,9 @@ class Segment(Task):
     def workload(self, precision: str, device: torch.device) -> Workload:
         return sam_workload(sam_config(self.config.model, self.settings.sam_fields), precision)
 
-    def finish(self, module: Training, plan: Plan) -> None:
+    def finish(self, module: Training, schedule: Schedule) -> None:
         run = self.config.run
-        summary = summarise(run, plan, {"loss_curve": str(draw_loss_curve(run, {}))})
+        summary = summarise(run, schedule, {"loss_curve": str(draw_loss_curve(run, {}))})
         ious = {name: summary[f"val/{name}"] for name in ("first_iou", "last_iou") if f"val/{name}" in summary}
         results = "".join(f", {name} {value:.3f}" for name, value in ious.items())
         say_closing(run, summary, results, f"python eval.py checkpoint={run} probe=segment")

@@ -70,7 +70,7 @@ def evaluate_segmentation(
     models = {"trained": trained.to(device), "untrained": start.to(device).eval()}
     normalise = Pixels(config.mean, config.std).to(device).normalise
     chosen = spread(len(data.val_index), probe.images or len(data.val_index))
-    loader = data.frozen_loader(data.val_index, 1, samples=chosen)
+    loader = data.evaluation_loader(data.val_index, 1, samples=chosen)
     scores = score(models, track(loader, "objects", transient=True), normalise, probe.clicks, device)
     results.mkdir(parents=True, exist_ok=True)
     draw_scores(results / "segment.png", scores, str(checkpoint))
@@ -102,7 +102,7 @@ def paint(
     assert index is not None
     titles = ["object"] + [f"{name}, {kind}" for kind in ("1 click", "box") for name in ("untrained", "trained")]
     rows = []
-    for batch in data.frozen_loader(index, 1, samples=spread(len(index), probe.pictures)):
+    for batch in data.evaluation_loader(index, 1, samples=spread(len(index), probe.pictures)):
         photograph = photograph_of(batch, normalise, device)
         areas = batch["masks"].float().mean((1, 2))
         truth = batch["masks"][int(torch.where(areas < 0.5, areas, 0).argmax())][None].to(device)

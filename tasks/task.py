@@ -13,7 +13,7 @@ from data.datamodule import ShardDataModule
 from mae.distributed.launch import Topology
 from mae.models.config import MAEConfig
 from mae.plan.training_cost import Workload
-from mae.train.schedule import Plan
+from mae.train.schedule import Schedule
 from mae.train.training import Training
 from tasks.config import TrainConfig
 
@@ -64,7 +64,7 @@ class Task(ABC):
         """The model, its weights from `config.init_from` where the run begins anew (`start` is None)."""
 
     @abstractmethod
-    def module(self, model: nn.Module, plan: Plan, recipe: dict[str, Any]) -> Training: ...
+    def module(self, model: nn.Module, schedule: Schedule, recipe: dict[str, Any]) -> Training: ...
 
     @abstractmethod
     def describe(self, model: nn.Module) -> list[tuple[str, str]]:
@@ -79,5 +79,5 @@ class Task(ABC):
         return []
 
     @abstractmethod
-    def finish(self, module: Training, plan: Plan) -> None:
+    def finish(self, module: Training, schedule: Schedule) -> None:
         """The end of a run that has made all its steps, on rank 0: pictures and summary.json."""

@@ -34,14 +34,14 @@ from mae.run.metrics import MetricsCSV
 from mae.run.tracker_identity import finish_wandb, wandb_id
 from mae.train.optim import OptimConfig
 from mae.train.precision import resolve_precision
-from mae.train.schedule import Plan
+from mae.train.schedule import Schedule
 from mae.train.strategies import choose_strategy
 from tasks.cli import FULL_ERROR, quieten
 from tasks.config import TrainConfig
 from tasks.errors import readable_errors
 from tasks.finetune import Finetune
 from tasks.loggers import open_loggers
-from tasks.plan import derived, plan_only
+from tasks.plan import plan_only, schedule_of
 from tasks.pretrain import Pretrain
 from tasks.segment import Segment
 from tasks.task import Task
@@ -77,11 +77,11 @@ def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.
     """One run from the settings to summary.json; everything is checked before anything is written."""
     task = TASKS[config.task.name](config, topology)
     data = task.data
-    plan = derived(config, len(data.train_index), topology.ranks)
+    schedule = schedule_of(config, len(data.train_index), topology.ranks)
     start = starting_point(config.run, config.resume, config.overwrite)
     recipe, start_step = settle_recipe(task, start)
-    if start_step >= plan.total_steps and (config.run / "summary.json").is_file():
-        say(f"{config.run} is finished: step {start_step} of {plan.total_steps}, {start}. Nothing to do.")
+    if start_step >= schedule.total_steps and (config.run / "summary.json").is_file():
+        say(f"{config.run} is finished: step {start_step} of {schedule.total_steps}, {start}. Nothing to do.")
         return
     if "wandb" in config.logger and not config.overwrite:
         wandb_id(config.run)  # refuses that of another run
@@ -96,10 +96,10 @@ def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.
         OmegaConf.save(OmegaConf.create(config.model_dump(mode="json", exclude={"plan"})), config.run / "config.yaml")
         record_start(config.run, start_step, topology.ranks)
         about = {"precision": recipe["precision"], "data": recipe["order"], "model": dict(task.describe(model))}
-        write_json(config.run / "derived.json", {**asdict(plan), "epochs": plan.epochs, **about})
+        write_json(config.run / "derived.json", {**asdict(schedule), "epochs": schedule.epochs, **about})
         show_start(
             config.run,
-            plan,
+            schedule,
             task.describe(model),
             shards=len(data.train_index.shards),
             validation=len(data.val_index) if data.val_index is not None else 0,
@@ -107,14 +107,14 @@ def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.
             precision=recipe["precision"],
             source=str(start or config.init_from or "random weights"),
         )
-    module = task.module(model, plan, recipe)
-    trainer = build_trainer(task, plan, recipe["precision"], start_step, strategy)
+    module = task.module(model, schedule, recipe)
+    trainer = build_trainer(task, schedule, recipe["precision"], start_step, strategy)
     trainer.callbacks = [*extra_callbacks, *trainer.callbacks]  # pyright: ignore[reportAttributeAccessIssue]
     code = 1
     try:
         with explained_deaths():
             trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
-        if data.val_index is not None and (config.val_every is None or plan.total_steps % config.val_every):
+        if data.val_index is not None and (config.val_every is None or schedule.total_steps % config.val_every):
             trainer.validate(module, datamodule=data, verbose=False)
         code = 0
     except Stopped as stop:
@@ -125,7 +125,7 @@ def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.
             error.add_note(f"The same command goes on from the newest checkpoint in {config.run / 'checkpoints'}.")
         finish_wandb(code)
     if topology.rank == 0:
-        task.finish(module, plan)
+        task.finish(module, schedule)
 
 
 def settle_recipe(task: Task, start: Path | None) -> tuple[dict[str, Any], int]:
@@ -146,7 +146,9 @@ def settle_recipe(task: Task, start: Path | None) -> tuple[dict[str, Any], int]:
     return recipe, stored["step"]
 
 
-def build_trainer(task: Task, plan: Plan, precision: str, start_step: int, strategy: str | Strategy) -> pl.Trainer:
+def build_trainer(
+    task: Task, schedule: Schedule, precision: str, start_step: int, strategy: str | Strategy
+) -> pl.Trainer:
     """Lightning's trainer for this topology, counting in optimiser steps."""
     config, data, topology = task.config, task.data, task.topology
     val_every = config.val_every if data.val_index is not None else None
@@ -166,12 +168,12 @@ def build_trainer(task: Task, plan: Plan, precision: str, start_step: int, strat
         settings,
         strategy=strategy,
         precision=precision,
-        max_steps=plan.total_steps,
+        max_steps=schedule.total_steps,
         max_epochs=-1,
-        accumulate_grad_batches=plan.accumulate,
+        accumulate_grad_batches=schedule.accumulate,
         gradient_clip_val=config.optim.grad_clip,
         check_val_every_n_epoch=None,
-        val_check_interval=(val_every or plan.total_steps + 1) * plan.accumulate,
+        val_check_interval=(val_every or schedule.total_steps + 1) * schedule.accumulate,
         limit_val_batches=0 if data.val_index is None else 1.0,
         num_sanity_val_steps=0,
         log_every_n_steps=1,  # Meter decides

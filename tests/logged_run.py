@@ -23,7 +23,7 @@ class Log(pl.Callback):
         self.path = path
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
-        noise = module.noise(trainer.global_step, batch["positions"] % module.plan.global_batch)
+        noise = module.noise(trainer.global_step, batch["positions"] % module.schedule.global_batch)
         masks = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:12] for row in noise.cpu()]
         rows = zip(batch["keys"], batch["boxes"].tolist(), masks, strict=True)
         lines = "".join(json.dumps([trainer.global_step, *row]) + "\n" for row in rows)

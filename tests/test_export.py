@@ -15,7 +15,7 @@ from mae.export.__main__ import main
 from mae.export.write import export
 from mae.formats import timm as timm_format
 from mae.formats.available import FORMATS
-from mae.formats.format import Answer
+from mae.formats.format import Comparison
 from tests.exports import own_checkpoint
 
 
@@ -55,7 +55,7 @@ def test_keys_that_the_peer_lacks_or_misses_are_named(tmp_path: Path, monkeypatc
 
 def test_an_answer_that_is_no_number_is_a_difference(tmp_path: Path, monkeypatch) -> None:
     _, source = own_checkpoint(tmp_path)
-    nothing = Answer(torch.tensor([torch.nan]), torch.ones(1))
+    nothing = Comparison(torch.tensor([torch.nan]), torch.ones(1))
     fmt = dataclasses.replace(FORMATS["timm"], answers=lambda *_: [nothing])
     monkeypatch.setitem(FORMATS, "timm", fmt)
     with pytest.raises(mae.CheckpointError, match="differ by nan"):

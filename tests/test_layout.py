@@ -1,39 +1,103 @@
-"""The arrows between modules point one way."""
+"""The arrows between rooms point one way."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from tests.conftest import ROOT
 
+# Each room and the rooms of its package that it may import; errors.py and atomic.py are open to all of them. A file
+# beside the rooms counts as a room of its own name.
+DATA = {
+    "storage": "",
+    "order": "",
+    "images": "",
+    "parallel": "",
+    "index": "storage",
+    "loader": "images index order storage",
+    "pack": "images index order storage parallel",
+    "inspect": "images index order storage parallel",
+    "datamodule": "images index loader order pack storage",
+    "mask_datamodule": "images index loader order pack storage datamodule",
+    "evaluation": "images index loader order storage datamodule",
+}
+MAE = {
+    "models": "",
+    "distributed": "",
+    "run": "distributed",
+    "pictures": "models",
+    "train": "models run",
+    "sam": "models train",
+    "plan": "models sam train",
+    "probes": "models pictures run train distributed",
+    "callbacks": "distributed run train plan probes pictures",
+    "formats": "models run sam",
+    "export": "formats models run sam",
+    "report": "formats models run train pictures",
+    "demo": "export formats models probes run train pictures",
+    "summary": "report",  # the command that is now mae.report.summary
+    "__init__": "models formats sam",  # names that are imported when they are first used
+}
+OPEN = {"errors", "atomic"}
 
-def imports(file: Path) -> set[str]:
-    names = set()
+
+def imports(file: Path) -> Iterator[str]:
+    """The modules that a file imports, those inside functions included."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-    return names
+            # `from package import module` names a module too.
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def reaches(file: Path, *modules: str) -> list[str]:
-    return [name for name in imports(file) if any(name == m or name.startswith(f"{m}.") for m in modules)]
+def files(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def room_of(file: Path, package: str) -> str:
+    return file.relative_to(ROOT / package).parts[0].removesuffix(".py")
+
+
+def rooms_imported(file: Path, package: str) -> set[str]:
+    names = (name.split(".") for name in imports(file))
+    inside = {parts[1] if len(parts) > 1 else "__init__" for parts in names if parts[0] == package}
+    # `from data.images import jpeg` gives data.images and data.images.jpeg; `from mae import load` the room __init__.
+    return inside - {room_of(file, package)}
+
+
+@pytest.mark.parametrize(("package", "allowed"), [("data", DATA), ("mae", MAE)])
+def test_rooms_import_only_the_rooms_below_them(package: str, allowed: dict[str, str]) -> None:
+    wrong = [
+        f"{file.relative_to(ROOT)} imports {package}.{room}"
+        for file in files(package)
+        if room_of(file, package) not in OPEN
+        for room in rooms_imported(file, package) - OPEN
+        if room not in allowed.get(room_of(file, package), "").split()
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize(("package", "allowed"), [("data", DATA), ("mae", MAE)])
+def test_the_table_of_rooms_is_complete_and_has_no_circle(package: str, allowed: dict[str, str]) -> None:
+    rooms = {room_of(file, package) for file in files(package)} - OPEN
+    assert rooms - {"__init__"} == set(allowed) - {"__init__"}
+    below: set[str] = set()
+    for _ in allowed:
+        below |= {room for room, others in allowed.items() if set(others.split()) <= below}
+    assert below == set(allowed)
 
 
 def test_data_and_mae_never_meet_and_neither_knows_hydra() -> None:
-    for file in (ROOT / "mae").rglob("*.py"):
-        assert not reaches(file, "data", "hydra", "omegaconf", "webdataset"), file
-    for file in (ROOT / "data").rglob("*.py"):
-        assert not reaches(file, "mae", "hydra", "omegaconf"), file
+    for package, others in (("mae", {"data", "tasks", "webdataset"}), ("data", {"mae", "tasks"})):
+        for file in files(package):
+            tops = {name.split(".")[0] for name in imports(file)}
+            assert not tops & (others | {"hydra", "omegaconf"}), file
 
 
-def test_models_know_neither_their_users_nor_lightning() -> None:
-    above = [f"mae.{p.stem}" for p in (ROOT / "mae").glob("*.py") if p.stem not in ("__init__", "loss", "errors")]
+def test_models_know_no_lightning() -> None:
     for file in (ROOT / "mae" / "models").glob("*.py"):
-        assert not reaches(file, "lightning", "mae.callbacks", "mae.export", *above), file
-
-
-def test_callbacks_are_known_to_the_program_only() -> None:
-    for file in (ROOT / "mae").rglob("*.py"):
-        if file.parent.name != "callbacks":
-            assert not reaches(file, "mae.callbacks"), file
+        assert "lightning" not in {name.split(".")[0] for name in imports(file)}, file

@@ -14,9 +14,9 @@ from data.datamodule import DataConfig
 from data.errors import DataError
 from data.images.masks import decode, encode, nearest, read_record
 from data.index.index import open_shards
-from data.loader.mask_dataset import Frame, MaskStream, fit
+from data.loader.mask_dataset import Frame, MaskDataset, fit
 from data.mask_datamodule import MaskDataModule
-from data.order.samplers import Draw
+from data.order.samplers import MicroBatch
 from data.pack.__main__ import main as pack
 from data.pack.coco import with_masks
 from data.pack.image_folder import find_images
@@ -30,7 +30,7 @@ SIDES = st.integers(1, 5000)
 
 
 def first(tar: Path, frame: Frame, seed: int | None = None, epoch: int = 0):
-    return MaskStream(open_shards(str(tar)), frame, seed)[Draw(epoch, np.array([0]), np.array([0]))]
+    return MaskDataset(open_shards(str(tar)), frame, seed)[MicroBatch(epoch, np.array([0]), np.array([0]))]
 
 
 # Geometry.
@@ -109,7 +109,7 @@ def test_the_eight_turns_of_one_picture_are_the_same_batch(tmp_path: Path, real_
         mask = np.zeros((upright.height, upright.width), bool)
     mask[: mask.shape[0] // 3, : mask.shape[1] // 4] = True
     tar = write_tar(tmp_path / "turns.tar", [(file.read_bytes(), record([mask])) for file in files])
-    batch = MaskStream(open_shards(str(tar)), Frame(256))[Draw(0, np.arange(8), np.arange(8))]
+    batch = MaskDataset(open_shards(str(tar)), Frame(256))[MicroBatch(0, np.arange(8), np.arange(8))]
     assert not batch["bad"] and len(files) == 8
     assert (batch["masks"] == batch["masks"][0]).all()
     images = batch["images"].float()
@@ -175,11 +175,11 @@ def test_the_public_photographs_give_the_masks_that_pycocotools_decodes(real_ima
     config = DataConfig(path=str(real_images / "coco_sa1b"), workers=0)
     data = MaskDataModule(config, image_size=256, masks_per_image=None, seed=0, global_batch=1, micro_batch=1)
     assert data.val_index is not None and (len(data.train_index), len(data.val_index)) == (137, 69)
-    stream, total = MaskStream(data.val_index, data.cut), 0
+    stream, total = MaskDataset(data.val_index, data.cut), 0
     for sample in range(69):
-        total += len(stream[Draw(0, np.array([sample]), np.array([sample]))]["masks"])
+        total += len(stream[MicroBatch(0, np.array([sample]), np.array([sample]))]["masks"])
     assert total == 566
-    batch = stream[Draw(0, np.array([3]), np.array([3]))]
+    batch = stream[MicroBatch(0, np.array([3]), np.array([3]))]
     member = next(m for m in data.val_index.members(3) if m.name.endswith(".json"))
     with open(data.val_index.shards[0], "rb") as file:
         file.seek(member.offset)
@@ -204,7 +204,7 @@ def test_masks_of_a_photograph_that_was_packed_smaller_are_those_of_its_original
 
 
 def sentence(tar: Path) -> str:
-    batch = MaskStream(open_shards(str(tar)), Frame(64))[Draw(0, np.array([0]), np.array([0]))]
+    batch = MaskDataset(open_shards(str(tar)), Frame(64))[MicroBatch(0, np.array([0]), np.array([0]))]
     return batch["bad"][0]["reason"]
 
 
@@ -251,9 +251,9 @@ def test_coco_annotations_are_packed_as_records_and_read_back(tmp_path: Path, co
     printed = capsys.readouterr()
     assert "3 samples" in printed.out and "1 images without objects" in printed.err
     index = open_shards(str(tmp_path / "out" / "train"))
-    stream = MaskStream(index, Frame(128, None))
+    stream = MaskDataset(index, Frame(128, None))
     for sample in range(3):
-        batch = stream[Draw(0, np.array([sample]), np.array([sample]))]
+        batch = stream[MicroBatch(0, np.array([sample]), np.array([sample]))]
         number = int(batch["keys"][0])
         expected = shapes(number)[1]
         assert len(batch["masks"]) == len(expected) + (number == 0)

@@ -7,7 +7,7 @@ import torch
 
 import mae
 from data.datamodule import DataConfig, ShardDataModule
-from data.evaluation import FrozenImages, Split
+from data.evaluation import EvaluationImages, Split
 from mae.distributed.launch import Topology
 from mae.models.pixels import Pixels
 from mae.probes.features import describe, rankme
@@ -56,7 +56,7 @@ def test_what_is_logged_is_what_the_weights_of_that_step_give(with_probe: Path, 
     model = mae.load(with_probe / "checkpoints" / "step-00000006.ckpt")
     config = DataConfig(source="digits", root=str(built_in), workers=0, mean=(0.3,) * 3, std=(0.34,) * 3)
     data = ShardDataModule(config, image_size=(32, 32), channels=3, seed=0, global_batch=1, micro_batch=1)
-    images, pixels = FrozenImages(data, 64), Pixels(config.mean, config.std)
+    images, pixels = EvaluationImages(data, 64), Pixels(config.mean, config.std)
 
     def features(split: Split, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         samples = images.samples(split, count)

@@ -18,7 +18,7 @@ from mae.models.vit import choose_attention
 from mae.plan.devices import Hardware, known_device, recognise
 from mae.plan.dry_step import Tally, autocast, dry_step
 from mae.plan.forecast import RESERVE, layout
-from mae.plan.training_cost import Task, pretraining, pretraining_workload, sam_training, sam_workload
+from mae.plan.training_cost import TrainingCost, pretraining, pretraining_workload, sam_training, sam_workload
 from mae.sam.encoder import SIZES, SamConfig, SamEncoder
 from mae.sam.flops import executed_sam_flops, sam_flops
 from mae.train.optim import OptimConfig, adamw
@@ -109,7 +109,7 @@ def test_bytes_of_weights_gradients_and_moments_are_exact(config: mae.MAEConfig)
     "task",
     [pretraining(TINY, CPU), sam_training(SamConfig(image_size=(96, 96), width=48, depth=4, global_blocks=(3,)))],
 )
-def test_a_dry_step_counts_the_bytes_of_a_real_one(task: Task, precision: str, recompute: bool) -> None:
+def test_a_dry_step_counts_the_bytes_of_a_real_one(task: TrainingCost, precision: str, recompute: bool) -> None:
     dry = dry_step(partial(task.build, recompute), partial(task.loss, images=3), precision)
     model = task.build(recompute)
     optimizer = adamw(model.named_parameters(), OptimConfig(), lr=1e-3)

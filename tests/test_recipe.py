@@ -9,23 +9,23 @@ from torch import nn
 import mae
 from mae.errors import CheckpointError, ConfigError
 from mae.train.optim import OptimConfig, adamw
-from mae.train.schedule import derive, learning_rate
+from mae.train.schedule import derive_schedule, learning_rate
 
 PAPER = {"samples": 1_281_167, "global_batch": 4096, "micro_batch": 64, "ranks": 64, "epochs": 800, "max_steps": None}
 
 
 def test_the_papers_recipe_on_64_gpus() -> None:
-    plan = derive(OptimConfig(), **PAPER)
-    assert (plan.accumulate, plan.steps_per_pass, plan.total_steps) == (1, 312, 249_600)
-    assert plan.warmup_steps == 40 * 312
-    assert plan.peak_lr == pytest.approx(1.5e-4 * 16)
+    schedule = derive_schedule(OptimConfig(), **PAPER)
+    assert (schedule.accumulate, schedule.steps_per_pass, schedule.total_steps) == (1, 312, 249_600)
+    assert schedule.warmup_steps == 40 * 312
+    assert schedule.peak_lr == pytest.approx(1.5e-4 * 16)
 
 
 @pytest.mark.parametrize(("ranks", "micro_batch", "accumulate"), [(1, 64, 64), (8, 64, 8), (8, 512, 1), (8, None, 1)])
 def test_accumulation_follows_from_batch_and_ranks(ranks, micro_batch, accumulate) -> None:
-    plan = derive(OptimConfig(), **PAPER | {"ranks": ranks, "micro_batch": micro_batch})
-    assert plan.accumulate == accumulate
-    assert plan.micro_batch * plan.ranks * plan.accumulate == 4096
+    schedule = derive_schedule(OptimConfig(), **PAPER | {"ranks": ranks, "micro_batch": micro_batch})
+    assert schedule.accumulate == accumulate
+    assert schedule.micro_batch * schedule.ranks * schedule.accumulate == 4096
 
 
 @pytest.mark.parametrize(
@@ -40,12 +40,12 @@ def test_accumulation_follows_from_batch_and_ranks(ranks, micro_batch, accumulat
 )
 def test_what_cannot_be_derived_is_refused_with_the_way_out(change, said) -> None:
     with pytest.raises(ConfigError, match=said):
-        derive(OptimConfig(), **PAPER | change)
+        derive_schedule(OptimConfig(), **PAPER | change)
 
 
 def test_max_steps_keeps_the_shape_of_the_schedule() -> None:
-    plan = derive(OptimConfig(), **PAPER | {"max_steps": 1000})
-    assert (plan.total_steps, plan.warmup_steps) == (1000, 50)
+    schedule = derive_schedule(OptimConfig(), **PAPER | {"max_steps": 1000})
+    assert (schedule.total_steps, schedule.warmup_steps) == (1000, 50)
 
 
 def test_the_learning_rate_warms_up_and_follows_half_a_cosine() -> None:

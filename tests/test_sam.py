@@ -107,7 +107,7 @@ def test_the_probabilities_that_a_block_hands_out_are_those_it_mixes_with() -> N
         for block, (q, k, v, rows, columns) in enumerate(encoder.attentions(torch.randn(2, 3, 96, 160))):
             groups = 2 * 3 * (1 if block in SMALL.global_blocks else 2 * 3)
             assert len(q) == groups
-            probabilities = relative_attention.attention_weights(q, k, rows, columns)
+            probabilities = relative_attention.attention_probabilities(q, k, rows, columns)
             torch.testing.assert_close(probabilities.sum(dim=-1), torch.ones(q.shape[:2]))
             mixed = relative_attention.relative_attention(q, k, v, rows, columns)
             torch.testing.assert_close(probabilities @ v, mixed, rtol=1e-4, atol=1e-5)

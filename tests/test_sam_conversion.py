@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import mae
 from mae.export.verify import verify
 from mae.formats import segment_anything as segment_anything_format
-from mae.formats.format import Source
+from mae.formats.format import Export
 from mae.formats.hf_sam import our_name, their_name
 from mae.formats.pixel_scale import Scale
 from mae.models.resample import at_image_size, resize_projection
@@ -35,8 +35,8 @@ def small_sam(**fields) -> mae.SamEncoder:
     return encoder.eval()
 
 
-def source(encoder: mae.SamEncoder, merge_into: Path | None = None) -> Source:
-    return Source(encoder, Scale((0.5,) * 3, (0.5,) * 3, known=True), merge_into)
+def source(encoder: mae.SamEncoder, merge_into: Path | None = None) -> Export:
+    return Export(encoder, Scale((0.5,) * 3, (0.5,) * 3, known=True), merge_into)
 
 
 # Conversion.

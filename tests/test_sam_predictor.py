@@ -9,8 +9,8 @@ from PIL import Image
 from skimage.data import chelsea
 
 from data.index.index import open_shards
-from data.loader.mask_dataset import Frame, MaskStream
-from data.order.samplers import Draw
+from data.loader.mask_dataset import Frame, MaskDataset
+from data.order.samplers import MicroBatch
 from mae.export.write import export
 from mae.formats.load_segmenter import load_segmenter
 from mae.formats.segment_anything import peer_sam
@@ -53,7 +53,7 @@ def photograph(tmp_path_factory: pytest.TempPathFactory) -> Photograph:
     Image.fromarray(chelsea()).save(file)
     mask = np.ones(chelsea().shape[:2], bool)
     tar = write_tar(file.with_name("cat.tar"), [(file.read_bytes(), record([mask]))])
-    batch = MaskStream(open_shards(str(tar)), Frame(1024))[Draw(0, np.array([0]), np.array([0]))]
+    batch = MaskDataset(open_shards(str(tar)), Frame(1024))[MicroBatch(0, np.array([0]), np.array([0]))]
     tensors = {key: torch.as_tensor(batch[key]) for key in ("images", "inside", "originals")}
     theirs = segment_anything.utils.transforms.ResizeLongestSide(1024).apply_image(chelsea())
     ours = batch["images"][0, :, : theirs.shape[0], : theirs.shape[1]].permute(1, 2, 0).numpy()

@@ -66,9 +66,9 @@ def test_workers_do_not_change_the_batches(folder):
         several = module(folder, workers=workers).train_loader(lambda: 0)
         for _ in range(2):  # Workers stay alive from one epoch to the next.
             assert all(equal(a, b) for a, b in zip(one, several, strict=True))
-    frozen = module(folder).frozen_loader
+    frozen = module(folder).evaluation_loader
     index = open_shards(folder, "val")
-    again = module(folder, workers=2).frozen_loader(index, 4)
+    again = module(folder, workers=2).evaluation_loader(index, 4)
     assert all(equal(a, b) for a, b in zip(frozen(index, 4), again, strict=True))
 
 
@@ -123,7 +123,8 @@ def test_validation_is_every_sample_once_as_a_centre_crop(folder):
     assert all(torch.equal(batch["positions"], batch["samples"]) for batch in batches)
     assert max(len(batch["keys"]) for batch in batches) <= 8
     ranks = [
-        [key for batch in data.frozen_loader(data.val_index, 4, rank, 3) for key in batch["keys"]] for rank in range(3)
+        [key for batch in data.evaluation_loader(data.val_index, 4, rank, 3) for key in batch["keys"]]
+        for rank in range(3)
     ]
     assert sorted(key for keys in ranks for key in keys) == sorted(key for batch in batches for key in batch["keys"])
     assert all(equal(a, b) for a, b in zip(batches, data.val_dataloader(), strict=True))
@@ -217,7 +218,7 @@ def test_workers_survive_ctrl_c(folder):
 def test_real_photographs_keep_their_colours(real_images, tmp_path, monkeypatch):
     monkeypatch.setenv("MAE_CACHE", str(tmp_path))
     data = module(real_images / "grocery", image_size=(64, 64), val_crop=0.875)
-    batch = next(iter(data.frozen_loader(open_shards(real_images / "grocery", "val"), 32)))
+    batch = next(iter(data.evaluation_loader(open_shards(real_images / "grocery", "val"), 32)))
     assert 60 < batch["images"].float().mean() < 180 and batch["images"].float().std() > 40
     assert batch["labels"].min() >= 0
 

@@ -20,7 +20,7 @@ from data.index.index_file import HEADER, RECORD, IndexFile
 from data.index.splits import Paths, find_shards
 from data.index.tar import Member
 from data.storage.cache import DEFAULT, ShardCache
-from data.storage.lru import Recent
+from data.storage.lru import LRU
 from data.storage.protocols import is_remote, split_path
 from data.storage.read import read_line
 
@@ -51,7 +51,7 @@ class ShardIndex:
             name = os.fsencode(split_path(file.tar)[1])
             digest.update(b"%s %d %d %s\n" % (name, file.samples, file.tar_bytes, file.probe.hex().encode()))
         self.fingerprint = digest.hexdigest()  # The same wherever the shards lie.
-        self._maps: Recent[str, mmap.mmap] = Recent(_map, mmap.mmap.close, limit=64)
+        self._maps: LRU[str, mmap.mmap] = LRU(_map, mmap.mmap.close, limit=64)
 
     def __len__(self) -> int:
         return self.ends[-1]

@@ -15,7 +15,7 @@ from data.images.decode import decode, read_header
 from data.index.index import ShardIndex
 from data.loader.shared_batches import Ring
 from data.order.hashing import REPLACE, hashes, key, uniforms
-from data.order.samplers import Draw
+from data.order.samplers import MicroBatch
 from data.storage.read import read
 
 Batch = dict[str, Any]
@@ -45,7 +45,7 @@ class Cut(NamedTuple):
         return np.uint8 if self.bits == 8 else np.uint16
 
 
-class ShardStream(Dataset[Batch]):
+class ShardDataset(Dataset[Batch]):
     """A map from draws to batches.
 
     seed     of the random crops and flips, which follow from (seed, epoch, position); None for centre crops
@@ -72,7 +72,7 @@ class ShardStream(Dataset[Batch]):
         self.reading = np.zeros((1, 2), np.int64) if reading is None else reading
         self.worker = 0
 
-    def __getitem__(self, draw: Draw) -> Batch:
+    def __getitem__(self, draw: MicroBatch) -> Batch:
         cut, count = self.cut, len(draw.samples)
         images = self.empty(count) if draw.slot is None or not self.ring else self.ring.slot(draw.slot, count)
         draws = None if self.seed is None else uniforms(self.seed, draw.epoch, draw.positions, DRAWS).tolist()
@@ -95,7 +95,9 @@ class ShardStream(Dataset[Batch]):
         """Room for the images of a batch."""
         return torch.from_numpy(np.empty((count, *self.cut.shape), self.cut.dtype))
 
-    def _fill(self, images: Tensor, draw: Draw, row: int, draws: Any, bad: list[dict[str, Any]]) -> tuple[int, Any]:
+    def _fill(
+        self, images: Tensor, draw: MicroBatch, row: int, draws: Any, bad: list[dict[str, Any]]
+    ) -> tuple[int, Any]:
         """Writes the views of one sample, or of the first replacement that can be read: its number and what `_read`
         returns, here the boxes."""
         position, wanted = int(draw.positions[row]), int(draw.samples[row])

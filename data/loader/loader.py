@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from data.errors import DataError
 from data.index.index import ShardIndex
-from data.loader.dataset import Batch, ShardStream
+from data.loader.dataset import Batch, ShardDataset
 from data.loader.faults import Faults
 from data.loader.shared_batches import Ring
-from data.order.samplers import Draw
+from data.order.samplers import MicroBatch
 
 AHEAD = 2  # batches that each worker has under way
 KEPT = 3  # batches that whoever takes them may hold at a time before fresh memory is used
@@ -42,9 +42,9 @@ class ShardLoader(DataLoader):
         self,
         index: ShardIndex,
         cut: Any,
-        draws: Sampler[Draw],
+        draws: Sampler[MicroBatch],
         *,
-        stream: type[ShardStream] = ShardStream,
+        stream: type[ShardDataset] = ShardDataset,
         batch: int,
         workers: int,
         faults: Faults,
@@ -87,16 +87,16 @@ class ShardLoader(DataLoader):
                 yield {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in batch.items()}
 
 
-class Lent(Sampler[Draw]):
+class Lent(Sampler[MicroBatch]):
     """Draws, each with a slot of the ring."""
 
-    def __init__(self, draws: Sampler[Draw], ring: Ring):
+    def __init__(self, draws: Sampler[MicroBatch], ring: Ring):
         self.draws, self.ring = draws, ring
 
     def __len__(self) -> int:
         return len(self.draws)  # pyright: ignore[reportArgumentType]
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[MicroBatch]:
         # The loader asks for the first draw when its workers are through with those of an iteration broken off.
         self.ring.take_back()
         for draw in self.draws:
@@ -156,7 +156,7 @@ def _cause(error: Exception) -> str:
 
 def _init_worker(worker: int) -> None:
     info = get_worker_info()
-    assert info is not None and isinstance(info.dataset, ShardStream)
+    assert info is not None and isinstance(info.dataset, ShardDataset)
     info.dataset.worker = worker
     info.dataset.reading[worker, 0] = os.getpid()
     quiet_worker(worker)

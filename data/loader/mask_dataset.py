@@ -7,10 +7,10 @@ import numpy as np
 from data.errors import DataError
 from data.images import decode, masks
 from data.index.index import ShardIndex
-from data.loader.dataset import Batch, Cut, ShardStream
+from data.loader.dataset import Batch, Cut, ShardDataset
 from data.loader.shared_batches import Ring
 from data.order.hashing import key, permutation, uniforms
-from data.order.samplers import Draw, spread
+from data.order.samplers import MicroBatch, spread
 from data.storage.read import read
 
 
@@ -55,13 +55,13 @@ def fit(height: int, width: int, side: int) -> tuple[int, int]:
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
-class MaskStream(ShardStream):
+class MaskDataset(ShardDataset):
     """A map from draws to batches of photographs with masks.
 
     returns  images Tensor uint8 [B, 3, S, S], zero outside the photographs; arrays inside, originals int64 [B, 2]
              (height, width in the frame and of the masks), masks bool [N, S/4, S/4] of all images one after the other,
              rows int64 [N], the image of each mask, numbers int64 [N] of the annotations; positions, samples, keys,
-             bad as in ShardStream
+             bad as in ShardDataset
 
     A sample without a usable mask is replaced like one that cannot be read.
     """
@@ -77,7 +77,7 @@ class MaskStream(ShardStream):
         super().__init__(index, Cut((cut.side, cut.side), flip=cut.flip), seed, ring, reading)
         self.frame = cut
 
-    def __getitem__(self, draw: Draw) -> Batch:
+    def __getitem__(self, draw: MicroBatch) -> Batch:
         count = len(draw.samples)
         images = self.empty(count) if draw.slot is None or not self.ring else self.ring.slot(draw.slot, count)
         draws = None if self.seed is None else uniforms(self.seed, draw.epoch, draw.positions, 2).tolist()

@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 
 from data.errors import DataError
 from data.index.index import ShardIndex
-from data.order.samplers import Draw, MicroBatches
+from data.order.samplers import MicroBatch, MicroBatches
 from data.storage.cache import ShardCache
 from data.storage.in_use import Pins
 from data.storage.protocols import is_remote
@@ -60,7 +60,7 @@ class Prefetcher:
                 self.cache.local_path(url)
 
 
-class Ahead(Sampler[Draw]):
+class Ahead(Sampler[MicroBatch]):
     """The draws of micro-batches, unchanged, whose shards are downloaded ahead while they are drawn.
 
     under_way  draws before the newest one that workers may still be reading: their shards must not be evicted
@@ -73,7 +73,7 @@ class Ahead(Sampler[Draw]):
     def __len__(self) -> int:
         return len(self.draws)
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[MicroBatch]:
         if self._prefetcher is None:
             self._prefetcher = Prefetcher(self.index.cache)
             weakref.finalize(self, self._prefetcher.close)  # A sweep has many runs in one process.
@@ -98,7 +98,7 @@ class Ahead(Sampler[Draw]):
         return [url for shard in shards if is_remote(url := self.index.shards[shard])]
 
 
-def ahead(draws: MicroBatches, index: ShardIndex, under_way: int) -> Sampler[Draw]:
+def ahead(draws: MicroBatches, index: ShardIndex, under_way: int) -> Sampler[MicroBatch]:
     """The draws; if any shard is remote, its download runs ahead of them. `under_way`: see `Ahead`."""
     return Ahead(draws, index, under_way) if any(map(is_remote, index.shards)) else draws
 

@@ -23,7 +23,7 @@ from data.images.crops import DRAWS
 from data.index.index import ShardIndex
 from data.index.index_file import image_of, label_in
 from data.index.splits import Paths, find_shards, listed
-from data.loader.dataset import Batch, ShardStream
+from data.loader.dataset import Batch, ShardDataset
 from data.loader.loader import quiet_worker
 from data.order.hashing import uniforms
 from data.order.samplers import MicroBatches
@@ -63,7 +63,7 @@ class StreamShards(ShardIndex):
 class StreamBatches(IterableDataset[Batch]):
     """The micro-batches of one rank, from step `step` to the end of its epoch."""
 
-    def __init__(self, stream: ShardStream, draws: MicroBatches):
+    def __init__(self, stream: ShardDataset, draws: MicroBatches):
         self.stream, self.micro_batch, self.rank, self.ranks = stream, draws.micro_batch, draws.rank, draws.ranks
         self.steps_per_epoch, self.accumulate = draws.steps_per_epoch, draws.accumulate
         self.step = 0
@@ -84,7 +84,7 @@ class StreamBatches(IterableDataset[Batch]):
 class StreamLoader(DataLoader[Batch]):
     """torch's loader, which tells its data set the present step whenever an iteration starts."""
 
-    def __init__(self, stream: ShardStream, draws: MicroBatches, workers: int):
+    def __init__(self, stream: ShardDataset, draws: MicroBatches, workers: int):
         self.present_step = draws.step
         super().__init__(
             StreamBatches(stream, draws),
@@ -100,7 +100,7 @@ class StreamLoader(DataLoader[Batch]):
         return super().__iter__()
 
 
-def first_samples(stream: ShardStream, count: int) -> Batch:
+def first_samples(stream: ShardDataset, count: int) -> Batch:
     """The first samples of the shards: always the same ones."""
     return _batch(stream, list(islice(_samples(stream.index.shards, shuffled=False), count)), 0, 0)
 
@@ -139,7 +139,7 @@ def _refuse(error: Exception) -> NoReturn:
     raise DataError(f"{where} cannot be streamed: {reason}. Check the command or URL, and what it sends.") from None
 
 
-def _batch(stream: ShardStream, samples: list[dict[str, Any]], epoch: int, start: int) -> Batch:
+def _batch(stream: ShardDataset, samples: list[dict[str, Any]], epoch: int, start: int) -> Batch:
     positions = np.arange(start, start + len(samples))
     draws = [None] * len(samples) if stream.seed is None else uniforms(stream.seed, epoch, positions, DRAWS).tolist()
     images, boxes = stream.empty(len(samples)), []

@@ -11,7 +11,7 @@ from data.order.mixture import Mixture
 from data.order.order import Order, usable
 
 
-class Draw(NamedTuple):
+class MicroBatch(NamedTuple):
     """One micro-batch that is to be read."""
 
     epoch: int
@@ -20,7 +20,7 @@ class Draw(NamedTuple):
     slot: int | None = None  # where its images go, see data/loader/shared_batches.py
 
 
-class MicroBatches(Sampler[Draw]):
+class MicroBatches(Sampler[MicroBatch]):
     """The draws of one rank's micro-batches, from the present step to the end of its epoch.
 
     The global batch of step s of an epoch is its positions [s·G, (s+1)·G). Of it, rank r of R takes the rows
@@ -51,7 +51,7 @@ class MicroBatches(Sampler[Draw]):
     def __len__(self) -> int:
         return self.steps_per_epoch * self.accumulate
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[MicroBatch]:
         # The trainer's current_epoch is one behind at the edge of an epoch, its global_step is right.
         epoch, step = divmod(self.step(), self.steps_per_epoch)
         share = self.global_batch // self.ranks
@@ -60,10 +60,10 @@ class MicroBatches(Sampler[Draw]):
             for start in range(mine, mine + share, self.micro_batch):
                 stop = start + self.micro_batch
                 samples = self.order.samples(epoch, start // self.views, stop // self.views)
-                yield Draw(epoch, np.arange(start, stop), np.repeat(samples, self.views))
+                yield MicroBatch(epoch, np.arange(start, stop), np.repeat(samples, self.views))
 
 
-class AllSamples(Sampler[Draw]):
+class AllSamples(Sampler[MicroBatch]):
     """Every one of these samples once, in order, over the ranks together; positions are sample numbers.
 
     Each rank gets the same number of batches, their sizes differ by one at most: a rank without a batch would leave
@@ -79,9 +79,9 @@ class AllSamples(Sampler[Draw]):
     def __len__(self) -> int:
         return len(self.draws)
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[MicroBatch]:
         for samples in self.draws:
-            yield Draw(self.epoch, samples, samples)
+            yield MicroBatch(self.epoch, samples, samples)
 
 
 def spread(samples: int, count: int) -> np.ndarray:

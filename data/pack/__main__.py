@@ -25,7 +25,7 @@ from data.index.splits import NAMES
 from data.pack.assemble import assemble, check_out
 from data.pack.coco import with_masks
 from data.pack.pack import MAX_BAD, QUALITY, SHARD_SIZE, Part, write_shards
-from data.pack.plan import Plan, difference, folder_of, hash_keys, load
+from data.pack.plan import PackPlan, difference, folder_of, hash_keys, load
 from data.pack.sources import open_source
 from data.parallel import cores
 
@@ -60,7 +60,7 @@ def main(words: list[str] | None = None) -> None:
     samples, classes, note = with_masks(source, arguments.masks) if arguments.masks else source
     if note:
         print(note, file=sys.stderr)
-    plan = Plan(samples=len(samples), classes=classes, keys=hash_keys(samples), **settings)
+    plan = PackPlan(samples=len(samples), classes=classes, keys=hash_keys(samples), **settings)
     write_shards(plan, samples, out, part, arguments.jobs, overwrite=arguments.overwrite, **limit)
     if part:
         print(
@@ -71,7 +71,7 @@ def main(words: list[str] | None = None) -> None:
         _report(out, assemble(plan, out, **limit))
 
 
-def _plan_to_merge(out: Path, settings: dict[str, Any]) -> Plan:
+def _plan_to_merge(out: Path, settings: dict[str, Any]) -> PackPlan:
     """The plan that the parts have followed. DataError: there is none, or it was made with other settings."""
     folder = folder_of(out)
     plan = load(folder)

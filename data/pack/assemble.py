@@ -15,7 +15,7 @@ from rich.progress import track
 from data.errors import DataError
 from data.index import index_file
 from data.index.index import ShardIndex
-from data.pack.plan import Plan, folder_of, work
+from data.pack.plan import PackPlan, folder_of, work
 from data.pack.writer import Record, find_record
 
 SHOWN = 5  # names in a sentence about missing shards
@@ -41,7 +41,7 @@ def check_bad(bad: list[dict[str, str]], max_bad: int) -> None:
         )
 
 
-def assemble(plan: Plan, out: Path, *, max_bad: int, verify: bool = False, jobs: int = 1) -> dict[str, Any]:
+def assemble(plan: PackPlan, out: Path, *, max_bad: int, verify: bool = False, jobs: int = 1) -> dict[str, Any]:
     """The manifest of OUT, which OUT.partial becomes.
 
     verify  read all shards and compare them with the sha256 on record: they may be of other machines
@@ -72,7 +72,7 @@ def assemble(plan: Plan, out: Path, *, max_bad: int, verify: bool = False, jobs:
     return manifest
 
 
-def _records(plan: Plan, folder: Path) -> list[Record]:
+def _records(plan: PackPlan, folder: Path) -> list[Record]:
     """Those of all shards. DataError: some are missing."""
     records, missing = [], []
     for number in range(plan.shards):
@@ -109,7 +109,7 @@ def _verify(folder: Path, shards: list[Record], jobs: int) -> None:
 
 
 def _manifest(
-    plan: Plan, folder: Path, records: list[Record], shards: list[Record], bad: list[dict[str, str]]
+    plan: PackPlan, folder: Path, records: list[Record], shards: list[Record], bad: list[dict[str, str]]
 ) -> dict[str, Any]:
     tars = [str(folder / record.tar) for record in shards]
     files = [index_file.load(tar) or index_file.build(tar) for tar in tars]

@@ -8,9 +8,9 @@ from typing import Any
 
 from data.errors import DataError
 from data.pack.assemble import assemble, check_bad, check_out
-from data.pack.plan import Plan, begin, hash_keys
+from data.pack.plan import PackPlan, begin, hash_keys
 from data.pack.sample import Samples
-from data.pack.writer import Task, find_record, write_shard
+from data.pack.writer import ShardJob, find_record, write_shard
 from data.parallel import bar, run
 
 MAX_BAD = 100
@@ -43,13 +43,13 @@ def pack(
     """
     check_out(out, overwrite)
     kept = quality if shorter_side else None
-    plan = Plan(name, seed, shard_size, shorter_side, kept, len(samples), classes, hash_keys(samples))
+    plan = PackPlan(name, seed, shard_size, shorter_side, kept, len(samples), classes, hash_keys(samples))
     write_shards(plan, samples, out, None, jobs, max_bad, overwrite)
     return assemble(plan, out, max_bad=max_bad)
 
 
 def write_shards(
-    plan: Plan, samples: Samples, out: Path, part: Part | None, jobs: int, max_bad: int, overwrite: bool
+    plan: PackPlan, samples: Samples, out: Path, part: Part | None, jobs: int, max_bad: int, overwrite: bool
 ) -> None:
     """Writes those shards of the plan, or of one part of it, that are not finished yet."""
     folder = begin(plan, out, shared=part is not None, overwrite=overwrite)
@@ -82,9 +82,9 @@ def write_shards(
         raise
 
 
-def _tasks(plan: Plan, samples: Samples, folder: Path, part: Part | None, numbers: list[int]) -> Iterator[Task]:
+def _tasks(plan: PackPlan, samples: Samples, folder: Path, part: Part | None, numbers: list[int]) -> Iterator[ShardJob]:
     order = plan.order()
     said = f"{part[0]}/{part[1]}" if part else ""
     for number in numbers:
         chosen = [samples[int(i)] for i in order[number * plan.shard_size : (number + 1) * plan.shard_size]]
-        yield Task(folder, plan.shard(number), chosen, plan.shorter_side, plan.quality, plan.digest, said)
+        yield ShardJob(folder, plan.shard(number), chosen, plan.shorter_side, plan.quality, plan.digest, said)

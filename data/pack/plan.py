@@ -32,7 +32,7 @@ FLAGS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class PackPlan:
     """Shard k holds the samples k·S … of a seeded permutation, less those that do not decode.
 
     So each shard can be written by itself, by any process on any machine, and comes out the same.
@@ -101,7 +101,7 @@ def _short(sample: Sample) -> int:
     return int.from_bytes(hashed.digest(), "little")
 
 
-def begin(plan: Plan, out: Path, *, shared: bool, overwrite: bool) -> Path:
+def begin(plan: PackPlan, out: Path, *, shared: bool, overwrite: bool) -> Path:
     """The folder of this plan: a new one, or that in which an earlier call with the same plan has begun.
 
     shared  other calls may be at work in the same folder, which is therefore never removed
@@ -128,10 +128,10 @@ def begin(plan: Plan, out: Path, *, shared: bool, overwrite: bool) -> Path:
     return folder
 
 
-def load(folder: Path) -> Plan | None:
+def load(folder: Path) -> PackPlan | None:
     """The plan of an unfinished pack, None if there is none."""
     try:
-        return Plan(**json.loads((work(folder) / "plan.json").read_text()))
+        return PackPlan(**json.loads((work(folder) / "plan.json").read_text()))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
@@ -140,7 +140,7 @@ def load(folder: Path) -> Plan | None:
         ) from None
 
 
-def difference(found: Plan, wanted: Plan) -> str:
+def difference(found: PackPlan, wanted: PackPlan) -> str:
     """The first respect in which an unfinished pack differs from what is wanted, "" if in none."""
     for field, flag in FLAGS.items():
         begun, asked = getattr(found, field), getattr(wanted, field)

@@ -24,7 +24,7 @@ from data.pack.sample import Sample
 SAME = {"mtime": 0, "user": "", "group": "", "mode": 0o644, "format": "GNU_FORMAT", "encoder": False, "keep_meta": True}
 
 
-class Task(NamedTuple):
+class ShardJob(NamedTuple):
     """A shard to be written, with all that a process needs to know for it."""
 
     folder: Path
@@ -66,7 +66,7 @@ def find_record(folder: Path, tar: str, plan: str) -> Record | None:
     return record if (record.plan, record.bytes) == (plan, size) else None
 
 
-def write_shard(task: Task, advance: Callable[[], None]) -> Record:
+def write_shard(task: ShardJob, advance: Callable[[], None]) -> Record:
     """Writes a shard as .tar.tmp, reads it back through its index, and only then gives it its name and a record.
 
     A shard without any image that decodes has a record alone. `advance` is called after each sample.
@@ -100,7 +100,7 @@ def _record_path(folder: Path, tar: str) -> Path:
 
 
 def _write(
-    writer: TarWriter, task: Task, advance: Callable[[], None]
+    writer: TarWriter, task: ShardJob, advance: Callable[[], None]
 ) -> tuple[list[Written], int, list[dict[str, str]]]:
     """What was written, the number of images that were encoded anew, and what could not be read."""
     written, reencoded, bad = [], 0, []

@@ -8,7 +8,7 @@ Key = TypeVar("Key")
 Thing = TypeVar("Thing")
 
 
-class Recent(Generic[Key, Thing]):
+class LRU(Generic[Key, Thing]):
     """The `limit` most recently used things, each opened on first use.
 
     Pickles as its rule alone, without what is open: `open` and `close` have to be module functions or methods.
@@ -28,4 +28,4 @@ class Recent(Generic[Key, Thing]):
         return thing
 
     def __reduce__(self):
-        return Recent, (self.open, self.close, self.limit)
+        return LRU, (self.open, self.close, self.limit)

@@ -6,7 +6,7 @@ import os
 from data.errors import DataError
 from data.storage import remote
 from data.storage.cache import DEFAULT, ShardCache
-from data.storage.lru import Recent
+from data.storage.lru import LRU
 from data.storage.protocols import is_remote
 
 
@@ -25,9 +25,9 @@ def _open_copy(place: tuple[str, ShardCache]) -> int:
 
 
 # Positional reads share no file offset, so that a descriptor inherited by forked workers is safe to use there.
-_files: Recent[str, int] = Recent(_open, os.close, limit=64)
+_files: LRU[str, int] = LRU(_open, os.close, limit=64)
 # An evicted copy takes up room for as long as it is open: no more than a usual window of them, reopening is cheap.
-_copies: Recent[tuple[str, ShardCache], int] = Recent(_open_copy, os.close, limit=16)
+_copies: LRU[tuple[str, ShardCache], int] = LRU(_open_copy, os.close, limit=16)
 
 
 def _file(path: str, cache: ShardCache) -> int:

@@ -50,7 +50,7 @@ class ShowProgress(pl.Callback):
             self.bar.update(self.task, completed=step, numbers=self.shown)
         elif logged:
             assert isinstance(module, Training)
-            images_left = (trainer.max_steps - step) * module.plan.global_batch
+            images_left = (trainer.max_steps - step) * module.schedule.global_batch
             left = timedelta(seconds=round(images_left / self.meter.latest["perf/images_per_s"]))
             print(f"step {step}/{trainer.max_steps}  {self._numbers()}  left {left}", flush=True)
 

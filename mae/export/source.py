@@ -6,7 +6,7 @@ import torch
 
 from mae.errors import ConfigError
 from mae.formats.detect import holds_sam, is_segmentation
-from mae.formats.format import Format, Source
+from mae.formats.format import Export, Format
 from mae.formats.load import load
 from mae.formats.load_sam import load_sam
 from mae.formats.load_segmenter import load_segmenter
@@ -22,7 +22,7 @@ from mae.sam.encoder import SamEncoder
 Size = tuple[int, int]
 
 
-def open_source(path: Path, fmt: Format, image_size: Size | None, merge_into: Path | None) -> tuple[Source, int | None]:
+def open_source(path: Path, fmt: Format, image_size: Size | None, merge_into: Path | None) -> tuple[Export, int | None]:
     """The part of the model in `path` that the format holds, and the step of an own checkpoint.
 
     path        a file, or the folder of another library
@@ -39,7 +39,7 @@ def open_source(path: Path, fmt: Format, image_size: Size | None, merge_into: Pa
     else:
         model = _sam(path, fmt, image_size) if holds_sam(path) else _plain(path, fmt, image_size)
     scale = scale_of(path, run["recipe"] if run else None, model.config.in_channels)
-    return Source(model.eval(), scale, merge_into, whole), run["step"] if run else None
+    return Export(model.eval(), scale, merge_into, whole), run["step"] if run else None
 
 
 def checkpoint_of(path: Path) -> Path:

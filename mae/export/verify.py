@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mae.errors import CheckpointError
-from mae.formats.format import Format, Source
+from mae.formats.format import Export, Format
 from mae.formats.pixel_scale import Scale
 
 TOLERANCE = 1e-4
 
 
 @torch.inference_mode()
-def verify(fmt: Format, source: Source, path: Path) -> dict[str, Any]:
+def verify(fmt: Format, source: Export, path: Path) -> dict[str, Any]:
     """Runs a photograph through the source and, where the peer is installed, through what the peer loads.
 
     returns  what the card says of it: `compared_with` and the largest `difference`, relative to the largest value; or

@@ -15,7 +15,7 @@ from mae.errors import CheckpointError, ConfigError
 from mae.export.source import checkpoint_of, open_source
 from mae.export.verify import verify
 from mae.formats.available import FORMATS
-from mae.formats.format import Format, Source
+from mae.formats.format import Export, Format
 from mae.formats.load import load
 from mae.formats.load_sam import load_sam
 from mae.run.folder import write_json
@@ -110,7 +110,7 @@ def staged(out: Path) -> Iterator[Path]:
         shutil.rmtree(stage)
 
 
-def refuse_other_weights(source: Source, file: Path) -> None:
+def refuse_other_weights(source: Export, file: Path) -> None:
     """Raises CheckpointError naming every parameter that `mae.load` does not read back bit for bit."""
     config = source.model.config
     if isinstance(config, SamConfig):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from mae.errors import CheckpointError
-from mae.formats.format import Format, Source, refuse_other_keys, require
+from mae.formats.format import Export, Format, refuse_other_keys, require
 from mae.models.config import MAEConfig
 
 PREFIX = "backbone.net."
@@ -30,7 +30,7 @@ def documented(config: MAEConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def write(source: Source, file: Path) -> dict[str, Any]:
+def write(source: Export, file: Path) -> dict[str, Any]:
     """The encoder without what ViTDet leaves out, the class token and the final norm. The class token's row of the
     positions stays: the backbone drops it by `pretrain_use_cls_token`, and resizes the rest to the image.
     """

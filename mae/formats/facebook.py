@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mae.errors import CheckpointError
-from mae.formats.format import Answer, Format, Source, require
+from mae.formats.format import Comparison, Export, Format, require
 from mae.formats.timm import features
 from mae.models.config import MAEConfig
 from mae.models.pos_embed import sincos_positions
@@ -80,7 +80,7 @@ def _image_size(patches: int, patch_size: int) -> int:
     return side * patch_size
 
 
-def write(source: Source, file: Path) -> dict[str, Any]:
+def write(source: Export, file: Path) -> dict[str, Any]:
     config = source.encoder.config
     require(config, "facebookresearch/mae", "a class token", "square images", "three channels")
     state = source.encoder.state_dict()
@@ -90,7 +90,7 @@ def write(source: Source, file: Path) -> dict[str, Any]:
     return {"class": "models_mae.MaskedAutoencoderViT" if has_decoder(state) else "models_vit.VisionTransformer"}
 
 
-def answers(source: Source, file: Path, images: Tensor) -> Iterator[Answer]:
+def answers(source: Export, file: Path, images: Tensor) -> Iterator[Comparison]:
     """The published code is no package; its encoder is timm's VisionTransformer."""
     state = read(file)["model"]
     yield from features(source.encoder, {key: value for key, value in state.items() if not of_decoder(key)}, images)

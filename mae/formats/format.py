@@ -18,7 +18,7 @@ Need = Literal["a class token", "square images", "three channels", "a decoder of
 
 
 @dataclass(frozen=True)
-class Source:
+class Export:
     """What is exported.
 
     model       in evaluation mode, on the CPU
@@ -47,7 +47,7 @@ class Source:
         return self.sam(images) if isinstance(self.model, SamEncoder) else self.encoder.encode(images)
 
 
-class Answer(NamedTuple):
+class Comparison(NamedTuple):
     """The same question put to the peer and to the source."""
 
     theirs: Tensor
@@ -76,8 +76,8 @@ class Format:
     suffix: str
     peer: str
     compared: str
-    write: Callable[[Source, Path], dict[str, Any]]
-    answers: Callable[[Source, Path, Tensor], Iterable[Answer]] | None
+    write: Callable[[Export, Path], dict[str, Any]]
+    answers: Callable[[Export, Path, Tensor], Iterable[Comparison]] | None
     holds: Literal["autoencoder", "encoder", "either", "sam"] = "encoder"
     read_back: bool = True
     heads: bool = False

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from mae.formats.format import Source
+from mae.formats.format import Export
 from mae.models.vit import Encoder, choose_attention
 from mae.sam.encoder import SamEncoder
 
@@ -23,7 +23,7 @@ class Features(nn.Module):
 
 
 @torch.no_grad()
-def traced(source: Source) -> ExportedProgram:
+def traced(source: Export) -> ExportedProgram:
     """The encoder as torch.export sees it, for images of its size in batches of any size.
 
     Attention stays one operation, which each device does in its own way.
@@ -39,7 +39,7 @@ def traced(source: Source) -> ExportedProgram:
     return torch.export.export(model, (images,), dynamic_shapes={INPUT: {0: Dim("batch")}})
 
 
-def description(source: Source) -> dict[str, list[str | int]]:
+def description(source: Export) -> dict[str, list[str | int]]:
     """What the card says of the graph's input and output."""
     config = source.model.config
     if isinstance(source.model, SamEncoder):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mae.errors import CheckpointError
-from mae.formats.format import Answer, Format, Source, require
-from mae.formats.huggingface import load_strictly, preprocessor_settings, read_settings, read_weights, write_folder
+from mae.formats.format import Comparison, Export, Format, require
+from mae.formats.huggingface import load_peer, preprocessor_settings, read_settings, read_weights, write_folder
 from mae.formats.sam_names import example_prompts
 from mae.formats.segment_anything import merged
 from mae.sam.encoder import SamConfig
@@ -70,7 +70,7 @@ def read_sam(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], di
     return fields, {our_name(key): value for key, value in state.items() if key.startswith(PREFIX)}
 
 
-def write(source: Source, folder: Path) -> dict[str, Any]:
+def write(source: Export, folder: Path) -> dict[str, Any]:
     """A SamVisionModel, or a whole SamModel; with `merge_into`, that SamModel with its encoder replaced."""
     config = source.sam.config
     require(config, "transformers' SAM", "square images")
@@ -114,22 +114,22 @@ def vision_settings(config: SamConfig) -> dict[str, Any]:
     return FIXED | {theirs: fields[ours] for theirs, (ours, _) in SETTINGS.items()} | {"mlp_dim": mlp_dim}
 
 
-def answers(source: Source, folder: Path, images: Tensor) -> Iterator[Answer]:
+def answers(source: Export, folder: Path, images: Tensor) -> Iterator[Comparison]:
     from transformers import SamModel, SamVisionModel
 
     embedding = source.features(images)
     if source.merge_into is None and source.segmenter is None:
-        yield Answer(load_strictly(SamVisionModel, folder)(images).last_hidden_state, embedding)
+        yield Comparison(load_peer(SamVisionModel, folder)(images).last_hidden_state, embedding)
         return
-    peer = load_strictly(SamModel, folder)
-    yield Answer(peer.get_image_embeddings(images), embedding)
+    peer = load_peer(SamModel, folder)
+    yield Comparison(peer.get_image_embeddings(images), embedding)
     if source.segmenter is not None and source.merge_into is None:
         point, box = example_prompts(source.sam.config.image_size[0])
         asked = {"input_points": point.points[None], "input_labels": point.labels[None]}
         for prompts, arguments in ((point, asked), (box, {"input_boxes": box.boxes[None]})):
             theirs = peer(image_embeddings=embedding, multimask_output=True, **arguments).pred_masks[0]
             row = torch.zeros(1, dtype=torch.long)
-            yield Answer(theirs, source.segmenter.answer(embedding, row, prompts, several=True).logits)
+            yield Comparison(theirs, source.segmenter.answer(embedding, row, prompts, several=True).logits)
 
 
 def our_name(key: str) -> str:

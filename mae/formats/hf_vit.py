@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from mae.formats.format import Answer, Format, Source, require
+from mae.formats.format import Comparison, Export, Format, require
 from mae.formats.huggingface import (
     encoder_fields,
     encoder_settings,
-    load_strictly,
+    load_peer,
     preprocessor_settings,
     read_weights,
     to_hub_names,
@@ -35,7 +35,7 @@ def read(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[s
     return encoder_fields(settings), to_our_names(read_weights(folder), TOP, LAYERS)
 
 
-def write(source: Source, folder: Path) -> dict[str, Any]:
+def write(source: Export, folder: Path) -> dict[str, Any]:
     config = source.encoder.config
     require(config, "transformers' ViTModel", "a class token")
     settings = {"architectures": ["ViTModel"], "model_type": "vit"} | encoder_settings(config)
@@ -44,11 +44,11 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
     return {"class": "transformers.ViTModel", "arguments": {"add_pooling_layer": False}}
 
 
-def answers(source: Source, folder: Path, images: Tensor) -> Iterator[Answer]:
+def answers(source: Export, folder: Path, images: Tensor) -> Iterator[Comparison]:
     from transformers import ViTModel
 
-    peer = load_strictly(ViTModel, folder, add_pooling_layer=False)
-    yield Answer(peer(images).last_hidden_state, source.features(images))
+    peer = load_peer(ViTModel, folder, add_pooling_layer=False)
+    yield Comparison(peer(images).last_hidden_state, source.features(images))
 
 
 FORMAT = Format(

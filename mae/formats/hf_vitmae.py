@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from mae.errors import CheckpointError
-from mae.formats.format import Answer, Format, Source, require
+from mae.formats.format import Comparison, Export, Format, require
 from mae.formats.huggingface import (
     encoder_fields,
     encoder_settings,
-    load_strictly,
+    load_peer,
     preprocessor_settings,
     read_weights,
     to_hub_names,
@@ -57,7 +57,7 @@ def read(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[s
     return fields, to_our_names(read_weights(folder), TOP, LAYERS)
 
 
-def write(source: Source, folder: Path) -> dict[str, Any]:
+def write(source: Export, folder: Path) -> dict[str, Any]:
     config = source.encoder.config
     require(config, "transformers' ViTMAE", "a class token", "square images", "a decoder of self-attention")
     settings = {"architectures": ["ViTMAEForPreTraining"], "model_type": "vit_mae"} | encoder_settings(config)
@@ -74,17 +74,17 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
     return {"class": "transformers.ViTMAEForPreTraining"}
 
 
-def answers(source: Source, folder: Path, images: Tensor) -> Iterator[Answer]:
+def answers(source: Export, folder: Path, images: Tensor) -> Iterator[Comparison]:
     """The loss, and the prediction of the hidden patches, under the same mask."""
     from transformers import ViTMAEForPreTraining
 
     model = source.encoder
     assert isinstance(model, MaskedAutoencoder)
-    peer = load_strictly(ViTMAEForPreTraining, folder)
+    peer = load_peer(ViTMAEForPreTraining, folder)
     noise = torch.rand(1, model.config.patches, generator=torch.Generator().manual_seed(0))
     theirs, ours = peer(images, noise=noise), model(images, noise)
-    yield Answer(theirs.logits[theirs.mask.bool()], ours.pred.flatten(0, 1))
-    yield Answer(theirs.loss, ours.loss)
+    yield Comparison(theirs.logits[theirs.mask.bool()], ours.pred.flatten(0, 1))
+    yield Comparison(theirs.loss, ours.loss)
 
 
 FORMAT = Format(

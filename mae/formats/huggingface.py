@@ -70,7 +70,7 @@ def preprocessor_settings(image_size: tuple[int, int], scale: Scale) -> dict[str
     }
 
 
-def load_strictly(peer: Any, folder: Path, **arguments: Any) -> Any:
+def load_peer(peer: Any, folder: Path, **arguments: Any) -> Any:
     """A model of the class `peer` of transformers from a folder, in evaluation mode.
 
     Raises CheckpointError when a key is on one side only.

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae.formats.format import Answer, Format, Source
+from mae.formats.format import Comparison, Export, Format
 from mae.formats.graph import INPUT, OUTPUT, description, traced
 
 # A protobuf ends at 2 GiB; weights that come near it lie in a file of their own beside the graph.
 LARGEST = 1_800_000_000
 
 
-def write(source: Source, file: Path) -> dict[str, Any]:
+def write(source: Export, file: Path) -> dict[str, Any]:
     weights = sum(value.numel() * value.element_size() for value in source.model.state_dict().values())
     torch.onnx.export(
         traced(source),
@@ -30,12 +30,12 @@ def write(source: Source, file: Path) -> dict[str, Any]:
     return description(source)
 
 
-def answers(source: Source, file: Path, images: Tensor) -> Iterator[Answer]:
+def answers(source: Export, file: Path, images: Tensor) -> Iterator[Comparison]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     (features,) = session.run([OUTPUT], {INPUT: images.numpy()})
-    yield Answer(torch.from_numpy(features), source.features(images))
+    yield Comparison(torch.from_numpy(features), source.features(images))
 
 
 FORMAT = Format(

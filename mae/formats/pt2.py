@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae.formats.format import Answer, Format, Source
+from mae.formats.format import Comparison, Export, Format
 from mae.formats.graph import description, traced
 
 
-def write(source: Source, file: Path) -> dict[str, Any]:
+def write(source: Export, file: Path) -> dict[str, Any]:
     torch.export.save(traced(source), file)
     return {"call": f'torch.export.load("{file.name}").module()'} | description(source)
 
 
-def answers(source: Source, file: Path, images: Tensor) -> Iterator[Answer]:
-    yield Answer(torch.export.load(file).module()(images), source.features(images))
+def answers(source: Export, file: Path, images: Tensor) -> Iterator[Comparison]:
+    yield Comparison(torch.export.load(file).module()(images), source.features(images))
 
 
 FORMAT = Format(

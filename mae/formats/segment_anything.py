@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mae.errors import CheckpointError
-from mae.formats.format import Answer, Format, Source, refuse_other_keys, require
+from mae.formats.format import Comparison, Export, Format, refuse_other_keys, require
 from mae.formats.sam_names import example_prompts, to_segment_anything
 from mae.models.vit import LayerNorm
 from mae.run.checkpoint_files import read
@@ -83,7 +83,7 @@ def _windows(state: dict[str, Tensor], depth: int, grid: tuple[int, int]) -> dic
     return {"global_blocks": global_blocks} | ({"window": next(iter(windows))[0]} if windows else {})
 
 
-def write(source: Source, file: Path) -> dict[str, Any]:
+def write(source: Export, file: Path) -> dict[str, Any]:
     """The encoder as `image_encoder.*`, with the other parts of a whole SAM; with `merge_into`, in its place in that
     whole SAM, whose other parts stay.
     """
@@ -102,18 +102,18 @@ def write(source: Source, file: Path) -> dict[str, Any]:
     }
 
 
-def answers(source: Source, file: Path, images: Tensor) -> Iterator[Answer]:
+def answers(source: Export, file: Path, images: Tensor) -> Iterator[Comparison]:
     peer = peer_encoder(peer_arguments(source.sam.config))
     contents = read(file)
     problems = peer.load_state_dict(encoder_weights(contents), strict=False)
     refuse_other_keys("segment-anything", problems.missing_keys, problems.unexpected_keys)
     embedding = source.sam(images)
-    yield Answer(peer.eval()(images), embedding)
+    yield Comparison(peer.eval()(images), embedding)
     if source.segmenter is not None and source.merge_into is None:
         yield from _masks(source.segmenter, contents, embedding)
 
 
-def _masks(model: Segmenter, contents: dict[str, Any], embedding: Tensor) -> Iterator[Answer]:
+def _masks(model: Segmenter, contents: dict[str, Any], embedding: Tensor) -> Iterator[Comparison]:
     """Masks for a point and for a box on one image."""
     sam = peer_sam(model.encoder.config)
     problems = sam.load_state_dict(contents, strict=False)
@@ -122,7 +122,7 @@ def _masks(model: Segmenter, contents: dict[str, Any], embedding: Tensor) -> Ite
     point, box = example_prompts(model.encoder.config.image_size[0])
     for prompts, asked in ((point, ((point.points, point.labels), None)), (box, (None, box.boxes))):
         logits, _ = sam.mask_decoder(embedding, places, *sam.prompt_encoder(*asked, None), multimask_output=True)
-        yield Answer(logits, model.answer(embedding, row, prompts, several=True).logits)
+        yield Comparison(logits, model.answer(embedding, row, prompts, several=True).logits)
 
 
 def peer_arguments(config: SamConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from mae.errors import CheckpointError
-from mae.formats.format import Answer, Format, Source, refuse_other_keys
+from mae.formats.format import Comparison, Export, Format, refuse_other_keys
 from mae.models.classifier import Classifier
 from mae.models.config import MAEConfig
 from mae.models.vit import Encoder, LayerNorm
@@ -53,26 +53,26 @@ def read(file: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
         raise CheckpointError(f"{file} cannot be read as safetensors: {error}") from error
 
 
-def write(source: Source, file: Path) -> dict[str, Any]:
+def write(source: Export, file: Path) -> dict[str, Any]:
     config = source.encoder.config
     arguments = timm_arguments(config) | head_arguments(source.encoder)
     save_file(source.encoder.state_dict(), file, {"format": "pt", "config": config.model_dump_json()})
     return {"class": "timm.models.vision_transformer.VisionTransformer", "arguments": arguments}
 
 
-def answers(source: Source, file: Path, images: Tensor) -> Iterator[Answer]:
+def answers(source: Export, file: Path, images: Tensor) -> Iterator[Comparison]:
     yield from features(source.encoder, load_file(file), images)
 
 
-def features(model: Encoder, state: dict[str, Tensor], images: Tensor) -> Iterator[Answer]:
+def features(model: Encoder, state: dict[str, Tensor], images: Tensor) -> Iterator[Comparison]:
     """The features of timm's model with the weights `state`, or the scores of a classifier, beside those of `model`."""
     arguments = timm_arguments(model.config) | head_arguments(model)
     peer = VisionTransformer(**arguments, norm_layer=LayerNorm).eval()
     problems = peer.load_state_dict(state, strict=False)
     refuse_other_keys("timm", problems.missing_keys, problems.unexpected_keys)
     if isinstance(model, Classifier):
-        yield Answer(peer(images), model(images))
-    yield Answer(peer.forward_features(images), model.encode(images))
+        yield Comparison(peer(images), model(images))
+    yield Comparison(peer.forward_features(images), model.encode(images))
 
 
 FORMAT = Format(

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mae.errors import CheckpointError
-from mae.formats.format import Answer, Format, Source
+from mae.formats.format import Comparison, Export, Format
 from mae.formats.huggingface import read_weights
 from mae.formats.timm import timm_arguments
 
@@ -30,14 +30,14 @@ def read(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[s
     return {ours: arguments[theirs] for theirs, ours in names.items() if theirs in arguments}, read_weights(folder)
 
 
-def write(source: Source, folder: Path) -> dict[str, Any]:
+def write(source: Export, folder: Path) -> dict[str, Any]:
     config = source.encoder.config
     architecture = f"vit_{ARCHITECTURES.get(config.width, 'base_patch16')}_224"
     return write_folder(folder, architecture, timm_arguments(config), source, source.encoder.state_dict())
 
 
 def write_folder(
-    folder: Path, architecture: str, arguments: dict[str, Any], source: Source, state: dict[str, Tensor]
+    folder: Path, architecture: str, arguments: dict[str, Any], source: Export, state: dict[str, Tensor]
 ) -> dict[str, Any]:
     """config.json and model.safetensors; returns what the card says of loading them.
 
@@ -68,10 +68,10 @@ def write_folder(
     return {"call": f'timm.create_model("local-dir:{folder.name}", pretrained=True)'}
 
 
-def answers(source: Source, folder: Path, images: Tensor) -> Iterator[Answer]:
+def answers(source: Export, folder: Path, images: Tensor) -> Iterator[Comparison]:
     # Loads strictly: a key on one side only is an error of timm's that names it.
     peer: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    yield Answer(peer.forward_features(images), source.features(images))
+    yield Comparison(peer.forward_features(images), source.features(images))
 
 
 FORMAT = Format(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mae.errors import CheckpointError
 from mae.formats import timm_folder
-from mae.formats.format import Source
+from mae.formats.format import Export
 from mae.formats.huggingface import read_weights
 from mae.sam.encoder import SamConfig
 
@@ -52,7 +52,7 @@ def read(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[s
     return fields, {key.replace(".mlp.fc", ".mlp.lin"): value for key, value in read_weights(folder).items()}
 
 
-def write(source: Source, folder: Path) -> dict[str, Any]:
+def write(source: Export, folder: Path) -> dict[str, Any]:
     config = source.sam.config
     architecture = ARCHITECTURES.get(config.width, "samvit_base_patch16")
     state = {key.replace(".mlp.lin", ".mlp.fc"): value for key, value in source.sam.state_dict().items()}

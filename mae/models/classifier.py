@@ -74,7 +74,7 @@ def classifier_for(state: dict[str, Tensor], config: MAEConfig) -> Classifier:
     return Classifier(config, len(state["head.weight"]), "patches" if "fc_norm.weight" in state else "class_token")
 
 
-def hits(scores: Tensor, labels: Tensor, k: int) -> int:
+def topk_correct(scores: Tensor, labels: Tensor, k: int) -> int:
     """For how many images [B, classes] the label [B] is among the k highest scores."""
     best = scores.topk(min(k, scores.shape[1]), dim=1).indices
     return int((best == labels[:, None]).sum())

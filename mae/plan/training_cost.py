@@ -45,7 +45,7 @@ class Workload(NamedTuple):
     unblocked: int
 
 
-class Task(NamedTuple):
+class TrainingCost(NamedTuple):
     """How a model is trained, as far as shapes go.
 
     build  makes the model; True for one whose blocks are computed again in the backward pass
@@ -56,7 +56,7 @@ class Task(NamedTuple):
     loss: Callable[[Any, int], Tensor]
 
 
-def pretraining(config: MAEConfig, device: torch.device) -> Task:
+def pretraining(config: MAEConfig, device: torch.device) -> TrainingCost:
     """Masked pre-training, with the attention that suits `device`."""
 
     def build(recompute: bool) -> MaskedAutoencoder:
@@ -69,10 +69,10 @@ def pretraining(config: MAEConfig, device: torch.device) -> Task:
         pixels = torch.empty(images, config.in_channels, *config.image_size)
         return model(pixels, torch.empty(images, config.patches)).loss
 
-    return Task(build, loss)
+    return TrainingCost(build, loss)
 
 
-def classification(config: MAEConfig, classes: int, drop_path: float, device: torch.device) -> Task:
+def classification(config: MAEConfig, classes: int, drop_path: float, device: torch.device) -> TrainingCost:
     """Fine-tuning of a classifier, with the attention that suits `device`."""
 
     def build(recompute: bool) -> Classifier:
@@ -85,10 +85,10 @@ def classification(config: MAEConfig, classes: int, drop_path: float, device: to
         scores = model(torch.empty(images, config.in_channels, *config.image_size))
         return F.cross_entropy(scores.float(), torch.empty(images, classes))
 
-    return Task(build, loss)
+    return TrainingCost(build, loss)
 
 
-def sam_training(config: SamConfig) -> Task:
+def sam_training(config: SamConfig) -> TrainingCost:
     """Training of the SAM-style encoder with some loss on its embedding, at the configured image size.
 
     On fake tensors the attention is that of a CPU; fused kernels keep vectors that are wider by the sides of the grid,
@@ -101,7 +101,7 @@ def sam_training(config: SamConfig) -> Task:
     def loss(model: SamEncoder, images: int) -> Tensor:
         return model(torch.empty(images, config.in_channels, *config.image_size)).float().square().mean()
 
-    return Task(build, loss)
+    return TrainingCost(build, loss)
 
 
 def pretraining_workload(config: MAEConfig, precision: str, device: torch.device) -> Workload:
@@ -128,7 +128,7 @@ def sam_workload(config: SamConfig, precision: str) -> Workload:
 
 
 def _workload(
-    task: Task, images: int, after_encoder: tuple[str, tuple[str, ...]], flops: tuple[int, int], precision: str
+    task: TrainingCost, images: int, after_encoder: tuple[str, tuple[str, ...]], flops: tuple[int, int], precision: str
 ) -> Workload:
     """after_encoder: name of the part that follows it, and how the names of its parameters begin."""
     with torch.device("meta"):

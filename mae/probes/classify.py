@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from mae.models.classifier import Classifier, hits
+from mae.models.classifier import Classifier, topk_correct
 from mae.probes.models_under_probe import Subject, Want
 from mae.probes.probe import Outcome, Row
 
@@ -28,7 +28,7 @@ class Classify(BaseModel):
     def measure(self, subject: Subject, out: Path) -> Outcome:
         found = {name: subject.features(name, *self.wants(subject)) for name in subject.models}
         results = {
-            name: {f"top{k}": hits(scores.values, scores.labels, k) / len(scores.labels) for k in (1, 5)}
+            name: {f"top{k}": topk_correct(scores.values, scores.labels, k) / len(scores.labels) for k in (1, 5)}
             for name, scores in found.items()
         }
         rows = [

@@ -9,8 +9,8 @@ import torch
 from einops import rearrange
 from PIL import Image
 
-import mae
 from mae.errors import CheckpointError
+from mae.formats.load import load
 from mae.models.attention_maps import attention_weights, rollout
 from mae.models.pixels import Pixels
 from mae.pictures import enlargement, heat, read_grid
@@ -102,7 +102,7 @@ def attention(run: Run) -> Attention | str | None:
         checkpoint = newest_valid(run.path)
         if checkpoint is None or grid is None:
             return None
-        encoder = mae.load(checkpoint)
+        encoder = load(checkpoint)
     except CheckpointError as error:
         return str(error)
     originals = [row[0] for row in grid[:ATTENDED]]

@@ -13,10 +13,10 @@ from rich.table import Table
 from mae.run.checkpoint_files import checkpoint_path
 from mae.run.folder import write_json
 from mae.run.metrics import read_metrics
-from mae.train.schedule import Plan
+from mae.train.schedule import Schedule
 
 
-def summarise(run: Path, plan: Plan, more: dict[str, Any]) -> dict[str, Any]:
+def summarise(run: Path, schedule: Schedule, more: dict[str, Any]) -> dict[str, Any]:
     """Writes summary.json: the last values in metrics.csv, the speed, and `more` of the task's own; returns it all."""
     rows = read_metrics(run / "metrics.csv")
     latest = {name: float(row[name]) for row in rows for name in row if isfinite(float(row[name]))}
@@ -26,15 +26,15 @@ def summarise(run: Path, plan: Plan, more: dict[str, Any]) -> dict[str, Any]:
     }
     summary: dict[str, Any] = {
         "name": run.name,
-        "step": plan.total_steps,
-        "epochs": plan.epochs,
+        "step": schedule.total_steps,
+        "epochs": schedule.epochs,
         "train/loss": latest["train/loss"],
         "val/loss": latest.get("val/loss"),
         **{name: value for name, value in latest.items() if name.startswith("val/")},
         **speed,
         "memory_gb": latest["perf/memory_gb"],
         "skipped_steps": int(float(latest["guard/skipped"])),
-        "checkpoint": str(checkpoint_path(run, plan.total_steps)),
+        "checkpoint": str(checkpoint_path(run, schedule.total_steps)),
         **more,
     }
     write_json(run / "summary.json", summary)

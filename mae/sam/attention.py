@@ -62,7 +62,7 @@ def relative_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: T
     return _in_chunks(q, k, v, rows, columns)
 
 
-def attention_weights(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def attention_probabilities(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """The probabilities that `relative_attention` mixes with, [G, n, h*w], for any n of the queries."""
     return _scores(q * q.shape[-1] ** -0.5, k.mT, rows, columns).softmax(dim=-1)
 

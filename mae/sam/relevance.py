@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mae.sam.attention import attention_weights
+from mae.sam.attention import attention_probabilities
 from mae.sam.encoder import Attention, Block, Projections, SamEncoder
 
 
@@ -164,7 +164,7 @@ def _windows(
         received = []
         mean = torch.zeros((), device=numbers.device)
         for q, k, _, rows, columns in zip(*(part[window] for part in parts), strict=True):
-            weights = attention_weights(q, k, rows, columns)[:, inside][..., inside]
+            weights = attention_probabilities(q, k, rows, columns)[:, inside][..., inside]
             weights /= weights.sum(-1, keepdim=True)
             received.append(weights.sum(1))
             mean = mean + weights / attention.num_heads

@@ -53,7 +53,9 @@ class Segmentation(Training):
     def build_optimizer(self) -> NamedAdamW:
         depth = self.model.encoder.config.depth
         named = self.model.named_parameters()
-        return layer_decayed_adamw(named, self.optim, self.plan.peak_lr, lambda name: sam_layer(name, depth), depth + 1)
+        return layer_decayed_adamw(
+            named, self.optim, self.schedule.peak_lr, lambda name: sam_layer(name, depth), depth + 1
+        )
 
     def embed(self, batch: dict[str, Any], cache: TokenCache | None = None) -> Tensor:
         """The image embeddings of a batch; of a frozen encoder with what `cache` has of its tokens."""

@@ -9,7 +9,7 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mae.models.classifier import Classifier, Pool, hits
+from mae.models.classifier import Classifier, Pool, topk_correct
 from mae.models.flops import classification_flops
 from mae.models.vit import choose_attention
 from mae.train.optim import NamedAdamW, layer_decayed_adamw
@@ -93,7 +93,9 @@ class Finetuning(Training):
     def build_optimizer(self) -> NamedAdamW:
         depth = self.model.config.depth
         named = self.model.named_parameters()
-        return layer_decayed_adamw(named, self.optim, self.plan.peak_lr, lambda name: vit_layer(name, depth), depth + 1)
+        return layer_decayed_adamw(
+            named, self.optim, self.schedule.peak_lr, lambda name: vit_layer(name, depth), depth + 1
+        )
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
@@ -114,7 +116,7 @@ class Finetuning(Training):
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         super().optimizer_step(*arguments, **named)
         if self.average is not None and self.task.ema is not None:
-            follow(self.average, self.model, self.task.ema, self.global_step)
+            update_average(self.average, self.model, self.task.ema, self.global_step)
 
     def blank_batch(self) -> dict[str, Any]:
         config = self.model.config
@@ -130,11 +132,11 @@ class Finetuning(Training):
         scores = model(self.pixels.normalise(batch["images"])).float()
         self.tally("loss", float(F.cross_entropy(scores, labels)), count)
         for k in (1, 5):
-            self.tally(f"top{k}", hits(scores, labels, k) / count, count)
+            self.tally(f"top{k}", topk_correct(scores, labels, k) / count, count)
 
 
 @torch.no_grad()
-def follow(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
     """Moves the average towards the weights after `step` updates; at first faster, to forget where it began."""
     decay = min(decay, (1 + step) / (10 + step))
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), weight=1 - decay)

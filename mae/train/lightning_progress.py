@@ -8,19 +8,21 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from mae.train.schedule import Plan
+from mae.train.schedule import Schedule
 
 
-def loops_at_step(trainer: pl.Trainer, step: int, plan: Plan) -> dict[str, Any]:
+def loops_at_step(trainer: pl.Trainer, step: int, schedule: Schedule) -> dict[str, Any]:
     """The `loops` entry of a Lightning checkpoint taken after `step` optimiser steps, between two steps."""
-    epoch, step_in_epoch = divmod(step, plan.steps_per_pass)
+    epoch, step_in_epoch = divmod(step, schedule.steps_per_pass)
     mid_epoch = int(step_in_epoch > 0)
     fit = trainer.fit_loop.state_dict()
     fit["epoch_progress"] = _counts(
         fit["epoch_progress"], epoch, current=epoch, ready=epoch + mid_epoch, started=epoch + mid_epoch
     )
     fit["epoch_loop.batch_progress"] = {
-        **_counts(fit["epoch_loop.batch_progress"], step * plan.accumulate, current=step_in_epoch * plan.accumulate),
+        **_counts(
+            fit["epoch_loop.batch_progress"], step * schedule.accumulate, current=step_in_epoch * schedule.accumulate
+        ),
         "is_last_batch": False,
     }
     fit["epoch_loop.scheduler_progress"] = _counts(fit["epoch_loop.scheduler_progress"], step, current=step_in_epoch)

@@ -50,7 +50,7 @@ class Pretraining(Training):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """The loss of a micro-batch, each image masked by its row of the global batch."""
-        rows = batch["positions"] % self.plan.global_batch
+        rows = batch["positions"] % self.schedule.global_batch
         out = self.model(self.pixels.normalise(batch["images"]), self.noise(self.global_step, rows))
         return {"loss": out.loss, "value": out.loss.detach()}
 

@@ -8,7 +8,7 @@ from mae.train.optim import OptimConfig
 
 
 @dataclass(frozen=True)
-class Plan:
+class Schedule:
     """The derived numbers of one run. `step` counts optimiser steps, batches are images."""
 
     samples: int
@@ -29,7 +29,7 @@ class Plan:
         return self.total_steps * self.views / self.steps_per_pass
 
 
-def derive(
+def derive_schedule(
     optim: OptimConfig,
     *,
     samples: int,
@@ -39,8 +39,8 @@ def derive(
     epochs: float,
     max_steps: int | None,
     views: int = 1,
-) -> Plan:
-    """The plan of a run over `samples` images on `ranks` devices.
+) -> Schedule:
+    """The schedule of a run over `samples` images on `ranks` devices.
 
     micro_batch  images per device and forward pass; None takes the whole share of a device at once
     epochs       times that each image is shown
@@ -64,7 +64,7 @@ def derive(
     warmup_steps = optim.warmup_steps
     if warmup_steps is None:
         warmup_steps = round(total_steps * min(1.0, optim.warmup_epochs / epochs))
-    return Plan(
+    return Schedule(
         samples=samples,
         global_batch=global_batch,
         micro_batch=micro_batch,

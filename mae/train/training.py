@@ -16,7 +16,7 @@ from mae.models.pixels import Pixels
 from mae.train.lightning_progress import loops_at_step
 from mae.train.optim import NamedAdamW, OptimConfig, adamw
 from mae.train.precision import choose_float32_products
-from mae.train.schedule import Plan, learning_rate
+from mae.train.schedule import Schedule, learning_rate
 
 
 class Training(pl.LightningModule, ABC):
@@ -30,12 +30,19 @@ class Training(pl.LightningModule, ABC):
     """
 
     def __init__(
-        self, model: nn.Module, optim: OptimConfig, plan: Plan, *, seed: int, pixels: Pixels, recipe: dict[str, Any]
+        self,
+        model: nn.Module,
+        optim: OptimConfig,
+        schedule: Schedule,
+        *,
+        seed: int,
+        pixels: Pixels,
+        recipe: dict[str, Any],
     ) -> None:
         super().__init__()
         self.model = model
         self.optim = optim
-        self.plan = plan
+        self.schedule = schedule
         self.seed = seed
         self.pixels = pixels
         self.recipe = recipe
@@ -67,7 +74,7 @@ class Training(pl.LightningModule, ABC):
         choose_float32_products(self.device)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        place = (self.seed, self.global_step, batch_idx % self.plan.accumulate, self.global_rank)
+        place = (self.seed, self.global_step, batch_idx % self.schedule.accumulate, self.global_rank)
         seed = int(np.random.SeedSequence(place).generate_state(1)[0])
         torch.manual_seed(seed)
         random.seed(seed)
@@ -75,23 +82,23 @@ class Training(pl.LightningModule, ABC):
 
     def lr(self, step: int) -> float:
         """Learning rate of the update that follows after `step` updates."""
-        plan = self.plan
+        schedule = self.schedule
         return learning_rate(
             step,
-            peak=plan.peak_lr,
-            floor=plan.min_lr,
-            warmup=plan.warmup_steps,
-            total=plan.total_steps,
+            peak=schedule.peak_lr,
+            floor=schedule.min_lr,
+            warmup=schedule.warmup_steps,
+            total=schedule.total_steps,
             milestones=self.optim.milestones,
         )
 
     def build_optimizer(self) -> NamedAdamW:
         """The optimiser, each group of parameters at its peak learning rate; the schedule scales them all alike."""
-        return adamw(self.model.named_parameters(), self.optim, self.plan.peak_lr)
+        return adamw(self.model.named_parameters(), self.optim, self.schedule.peak_lr)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.build_optimizer()
-        scheduler = LambdaLR(optimizer, lambda step: self.lr(step) / self.plan.peak_lr)
+        scheduler = LambdaLR(optimizer, lambda step: self.lr(step) / self.schedule.peak_lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(
@@ -121,4 +128,4 @@ class Training(pl.LightningModule, ABC):
         checkpoint["mae"] = {"step": self.global_step, "recipe": self.recipe}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["loops"] = loops_at_step(self.trainer, checkpoint["mae"]["step"], self.plan)
+        checkpoint["loops"] = loops_at_step(self.trainer, checkpoint["mae"]["step"], self.schedule)
