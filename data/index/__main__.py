@@ -11,6 +11,7 @@ import shutil
 import zlib
 from pathlib import Path
 
+from data.atomic import replace_file
 from data.errors import DataError, command
 from data.index.index import ShardIndex, build_indexes, with_progress
 from data.index.index_file import IndexFile
@@ -21,14 +22,11 @@ def unpack(packed: str, out: str | Path) -> str:
     """The path of the tar in folder `out` with the contents of a .tar.gz."""
     name = os.path.basename(packed)
     tar = Path(out) / (name.removesuffix(".gz") if name.endswith(".tar.gz") else f"{name.removesuffix('.tgz')}.tar")
-    temporary = tar.with_name(f"{tar.name}.{os.getpid()}.tmp")
     try:
-        with gzip.open(packed) as source, open(temporary, "wb") as target:
+        with gzip.open(packed) as source, replace_file(tar) as target:
             shutil.copyfileobj(source, target, 1 << 20)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        temporary.unlink()
         raise DataError(f"{packed} is no complete gzip file ({error}). Copy or download it again.") from None
-    os.replace(temporary, tar)
     return str(tar)
 
 

@@ -13,13 +13,13 @@ import itertools
 import os
 import re
 import struct
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from data.atomic import replace_file
 from data.errors import DataError
 from data.index.tar import BLOCK, Member, TarBytes, open_local, open_remote, size_and_stamp, walk
 from data.storage import remote
@@ -229,9 +229,8 @@ def _write(tar: str, text: bytes, binary: bytes) -> str:
         path = elsewhere[0]
     os.makedirs(os.path.dirname(path), exist_ok=True)
     for target, contents in ((path, text), (f"{path}.bin", binary)):
-        temporary = f"{target}.{uuid.uuid4().hex}.tmp"  # Ranks on several hosts may write it at the same time.
-        Path(temporary).write_bytes(contents)
-        os.replace(temporary, target)
+        with replace_file(target) as file:  # Ranks on several hosts may write it at the same time.
+            file.write(contents)
     return path
 
 

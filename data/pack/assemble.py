@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from data.atomic import publish, replace_file
 from data.errors import DataError
 from data.index import index_file
 from data.index.index import ShardIndex
@@ -61,10 +61,11 @@ def assemble(plan: PackPlan, out: Path, *, max_bad: int, verify: bool = False, j
         _verify(folder, shards, jobs)
     if bad:
         lines = "".join(f"{entry['file']}\t{entry['reason']}\n" for entry in bad)
-        (folder / "bad_files.txt").write_text(lines, errors="surrogateescape")
+        with replace_file(folder / "bad_files.txt", "w", errors="surrogateescape") as file:
+            file.write(lines)
     manifest = _manifest(plan, folder, records, shards, bad)
-    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    (folder / "manifest.json").write_text(text, errors="surrogateescape")
+    with replace_file(folder / "manifest.json", "w", errors="surrogateescape") as file:
+        file.write(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     for leftover in folder.glob("*.tmp"):  # Of writers that were killed.
         leftover.unlink()
     _rename(folder, out)
@@ -135,10 +136,10 @@ def _rename(partial: Path, out: Path) -> None:
     """The complete folder under its final name; what had that name goes only then."""
     old = out.with_name(f"{out.name}.replaced")
     if old.exists() and not out.exists():
-        os.rename(old, out)  # A replacement was interrupted between its two renames.
+        publish(old, out)  # A replacement was interrupted between its two renames.
     if out.exists() and any(out.iterdir()):
         shutil.rmtree(old, ignore_errors=True)
-        os.rename(out, old)
-    os.rename(partial, out)
+        publish(out, old)
+    publish(partial, out)
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(old)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data.atomic import publish
 from data.errors import DataError
 from data.order.hashing import PACK, key, permutation
 from data.pack.pack import pack
@@ -53,7 +54,7 @@ def ensure(source: str, root: str | Path) -> str:
     for part, samples in parts.items():
         pack(samples, partial_folder / part, name=f"{source}-{part}", classes=classes, shard_size=500, max_bad=0)
     try:
-        os.rename(partial_folder, folder)
+        publish(partial_folder, folder)
     except OSError:
         if not folder.exists():
             raise

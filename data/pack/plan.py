@@ -8,9 +8,7 @@ OUT.partial/.pack/NAME-000000.json  a record of each finished shard: it alone sa
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
-import uuid
 from array import array
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from data.atomic import replace_file
 from data.errors import DataError
 from data.order.hashing import PACK, key, permutation
 from data.pack.sample import Sample, Samples
@@ -124,7 +123,8 @@ def begin(plan: PackPlan, out: Path, *, shared: bool, overwrite: bool) -> Path:
             )
         shutil.rmtree(folder)
     work(folder).mkdir(parents=True, exist_ok=True)
-    write_json(work(folder) / "plan.json", dataclasses.asdict(plan))
+    with replace_file(work(folder) / "plan.json", "w") as file:
+        json.dump(dataclasses.asdict(plan), file)
     return folder
 
 
@@ -153,13 +153,3 @@ def difference(found: PackPlan, wanted: PackPlan) -> str:
     if found.samples != wanted.samples:
         return f"{found.samples} samples, where the source now has {wanted.samples}"
     return "" if found == wanted else "samples of other names than the source now has"
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Whole or not at all, and on the disk before it has its name."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    with open(temporary, "w") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -12,12 +12,13 @@ from typing import NamedTuple
 from PIL import Image
 from webdataset.writer import TarWriter
 
+from data.atomic import publish, replace_file
 from data.errors import DataError
 from data.images.decode import image_size, verify
 from data.images.pil import picture
 from data.index import index_file
 from data.index.index import ShardIndex
-from data.pack.plan import work, write_json
+from data.pack.plan import work
 from data.pack.sample import Sample
 
 # Nothing of the machine, the user or the hour may get into the headers.
@@ -73,11 +74,8 @@ def write_shard(task: ShardJob, advance: Callable[[], None]) -> Record:
     DataError: what is read back is not what was written.
     """
     temporary = task.folder / f"{task.tar}.tmp"
-    with open(temporary, "wb") as file:
-        with TarWriter(file, **SAME) as writer:
-            written, reencoded, bad = _write(writer, task, advance)
-        file.flush()
-        os.fsync(file.fileno())
+    with open(temporary, "wb") as file, TarWriter(file, **SAME) as writer:
+        written, reencoded, bad = _write(writer, task, advance)
     size, sha256 = 0, ""
     if written:
         index = index_file.build(str(temporary))
@@ -86,12 +84,13 @@ def write_shard(task: ShardJob, advance: Callable[[], None]) -> Record:
             size, sha256 = index.tar_bytes, hashlib.file_digest(file, "sha256").hexdigest()
         final = str(task.folder / task.tar.removesuffix(".tar"))
         for source, ending in ((temporary, ".tar"), (index.text, ".idx"), (f"{index.text}.bin", ".idx.bin")):
-            os.replace(source, final + ending)
+            publish(source, final + ending)
     else:
         temporary.unlink()
     samples = len(task.samples) - len(bad)
     record = Record(task.tar, samples, size, sha256, reencoded, bad, task.plan, task.part)
-    write_json(_record_path(task.folder, task.tar), dataclasses.asdict(record))
+    with replace_file(_record_path(task.folder, task.tar), "w") as file:
+        json.dump(dataclasses.asdict(record), file)
     return record
 
 

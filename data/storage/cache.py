@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.atomic import publish
 from data.errors import DataError
 from data.storage import remote
 from data.storage.in_use import held, locked, pinned
@@ -83,7 +84,7 @@ class ShardCache:
             remote.download(url, part)
             _check(url, part, state.bytes, self.retry)
             _state_file(Path(path)).write_text(str(state.stamp))
-            os.replace(part, path)
+            publish(part, path)
         finally:
             Path(part).unlink(missing_ok=True)
             Path(room).unlink(missing_ok=True)
