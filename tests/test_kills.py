@@ -73,3 +73,4 @@ def test_a_run_killed_in_every_phase_ends_as_an_undisturbed_one(
     assert equal(state(tmp_path / "killed"), state(tmp_path / "whole" / "killed"))
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole" / "killed")
     assert len(checkpoints(tmp_path / "killed")) == 2
+    assert len(list((tmp_path / "killed" / "checkpoints").iterdir())) == 2, "a killed save left something behind"

@@ -63,7 +63,13 @@ class Checkpoints(pl.Callback):
             raise RunEnded(f"{failure or path}; {newest}. Make room and start the same command again")
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Raises RunEnded when the ranks have gone on from different checkpoints: a shared folder may lag behind."""
+        """Raises RunEnded if the ranks resumed from different checkpoints: a shared folder may lag behind.
+
+        Removes what a save that was killed left behind.
+        """
+        if trainer.is_global_zero:
+            for leftover in (self.run / "checkpoints").glob("step-*.ckpt.*tmp"):
+                leftover.unlink()
         first, last = (
             int(trainer.strategy.reduce(torch.tensor(trainer.global_step, device=module.device), reduce_op=extreme))
             for extreme in ("min", "max")

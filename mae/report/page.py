@@ -1,6 +1,5 @@
 """Puts the report together: one HTML file with everything in it."""
 
-import os
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from mae.atomic import write_atomically
 from mae.errors import ConfigError
 from mae.report.axes import number
 from mae.report.charts import feature_charts, training_charts
@@ -34,11 +34,10 @@ def write_report(paths: list[Path], out: Path | None, *, with_attention: bool = 
     """
     runs = gather(paths)
     out = out or paths[0] / "report.html"
-    temporary = out.with_name(out.name + ".tmp")
     page = render(runs, with_attention=with_attention)
     try:
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, out)
+        with write_atomically(out) as temporary:
+            temporary.write_text(page, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{out} cannot be written ({error.strerror}). Choose another place with --out") from error
     return out

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from mae.atomic import write_atomically
 from mae.errors import CheckpointError, ConfigError
 from mae.run.checkpoint_files import NAME, checkpoints, newest_valid, verify
 
@@ -86,10 +87,9 @@ def run_of(path: Path) -> Path | None:
 
 
 def write_json(path: Path, contents: Any) -> None:
-    """Written whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(contents, indent=2) + "\n")
-    os.replace(temporary, path)
+    """Writes indented JSON, whole or not at all."""
+    with write_atomically(path) as temporary:
+        temporary.write_text(json.dumps(contents, indent=2) + "\n")
 
 
 def record_start(run: Path, step: int, ranks: int) -> None:

@@ -1,12 +1,13 @@
 """metrics.csv: one line per logged step, continued on a resume."""
 
 import csv
-import os
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from mae.atomic import write_atomically
 
 
 class MetricsCSV(Logger):
@@ -57,12 +58,10 @@ class MetricsCSV(Logger):
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         assert self.columns is not None
-        temporary = self.path.with_suffix(".csv.tmp")
-        with open(temporary, "w", newline="") as file:
+        with write_atomically(self.path) as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(temporary, self.path)
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

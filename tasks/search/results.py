@@ -1,7 +1,6 @@
 """What came out of a sweep: results.csv, the best trial, and two figures."""
 
 import csv
-import os
 import warnings
 
 import matplotlib
@@ -12,6 +11,7 @@ from matplotlib import pyplot
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as figures
 
+from mae.atomic import write_atomically
 from tasks.search.config import SweepConfig
 
 
@@ -34,10 +34,8 @@ def show_results(config: SweepConfig, study: optuna.Study) -> None:
 
 
 def _write_table(config: SweepConfig, trials: list[FrozenTrial]) -> None:
-    file = config.folder / "results.csv"
-    temporary = file.with_suffix(".csv.tmp")
-    with open(temporary, "w", newline="") as out:
-        writer = csv.writer(out)
+    with write_atomically(config.folder / "results.csv") as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.writer(file)
         writer.writerow(["trial", "state", config.objective, *config.space, "seconds", "reason"])
         for trial in trials:
             seconds = round(trial.duration.total_seconds()) if trial.duration else ""
@@ -46,7 +44,6 @@ def _write_table(config: SweepConfig, trials: list[FrozenTrial]) -> None:
             value = trial.value if trial.state == TrialState.COMPLETE else ""  # else Optuna's is the one to prune by
             name = config.trial_folder(trial.number).name
             writer.writerow([name, trial.state.name.lower(), value, *values, seconds, reason])
-    os.replace(temporary, file)
 
 
 def _draw(config: SweepConfig, study: optuna.Study) -> None:

@@ -1,0 +1,64 @@
+"""A file is replaced whole or not at all."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from mae.atomic import write_atomically
+
+
+@pytest.mark.parametrize("before", ["old", None], ids=["replaces a file", "new file"])
+def test_a_writer_that_raises_leaves_what_was_there_and_nothing_else(tmp_path: Path, before: str | None) -> None:
+    path = tmp_path / "file.json"
+    if before is not None:
+        path.write_text(before)
+
+    with pytest.raises(OSError, match="disk full"), write_atomically(path) as temporary:
+        temporary.write_text("half of the new")
+        raise OSError("disk full")
+
+    assert [file.read_text() for file in tmp_path.iterdir()] == ([before] if before is not None else [])
+
+
+def test_a_file_appears_only_when_it_is_whole_and_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fsync of the new file while the old one is in place, then fsync of the folder that holds the new name."""
+    path, synced, fsync = tmp_path / "file.json", [], os.fsync
+    path.write_text("old")
+
+    def record(descriptor: int) -> None:
+        synced.append(("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file", path.read_text()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    with write_atomically(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+
+    assert synced == [("file", "old"), ("folder", "new")]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_writers_of_one_file_do_not_share_a_temporary_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    with write_atomically(path) as first, write_atomically(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"  # the outer block ends last
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_synced_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some network file systems answer EINVAL; the new file is in place by then."""
+    fsync = os.fsync
+
+    def refuse_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(22, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    with write_atomically(tmp_path / "file.json") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "file.json").read_text() == "new"
