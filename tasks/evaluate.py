@@ -11,8 +11,8 @@ from rich.table import Table
 
 from data.datamodule import DataConfig, ShardDataModule
 from data.evaluation import EvaluationImages
-from mae.distributed.launch import Topology, launched
-from mae.distributed.ranks import joined
+from mae.distributed.launch import Topology
+from mae.distributed.ranks import join_process_group
 from mae.errors import ConfigError
 from mae.formats.load import load
 from mae.models.classifier import Classifier, Pool
@@ -62,8 +62,8 @@ class EvalConfig(BaseModel):
 def launch(raw: DictConfig) -> None:
     """Validates the settings and joins the ranks of torchrun or SLURM, where there are any."""
     config = EvalConfig.model_validate(OmegaConf.to_container(raw, resolve=True, throw_on_missing=True))
-    topology = launched() or Topology(rank=0, ranks=1, devices=1, nodes=1)
-    with joined(topology):
+    topology = Topology.from_environment() or Topology()
+    with join_process_group(topology):
         evaluate(config, topology)
 
 

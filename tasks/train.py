@@ -16,13 +16,13 @@ from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig, OmegaConf
 
 from data.loader.loader import explained_deaths
-from mae.callbacks.profiler import Trace
+from mae.callbacks.profiler import StepProfiler
 from mae.callbacks.progress import ShowProgress
-from mae.callbacks.save_checkpoints import Checkpoints
-from mae.callbacks.skip_non_finite import Guard
+from mae.callbacks.save_checkpoints import SaveCheckpoints
+from mae.callbacks.skip_non_finite import SkipNonFinite
 from mae.callbacks.stop_on_signal import StopOnSignal, Stopped
-from mae.callbacks.throughput import FetchTimer, Meter
-from mae.distributed.launch import Topology, cluster_environment, launched, relaunch_under_torchrun, wanted_devices
+from mae.callbacks.throughput import FetchTimer, Throughput
+from mae.distributed.launch import Topology, cluster_environment, relaunch_under_torchrun, resolve_devices
 from mae.distributed.rank_zero import say
 from mae.distributed.slurm import requeue
 from mae.errors import ConfigError
@@ -54,22 +54,22 @@ def launch(raw: DictConfig) -> None:
     """Validates the settings and finds the ranks: those of torchrun or SLURM, or as many as trainer.devices says."""
     quieten()  # a job of submitit begins here
     config = TrainConfig.model_validate(OmegaConf.to_container(raw, resolve=True, throw_on_missing=True))
-    topology = launched()
+    topology = Topology.from_environment()
     if config.plan.show:
-        ranks = topology.ranks if topology else wanted_devices(config.trainer["devices"])
+        ranks = topology.ranks if topology else resolve_devices(config.trainer["devices"])
         if topology is None or topology.rank == 0:
             ranks = config.plan.gpus or ranks
-            plan_only(TASKS[config.task.name](config, Topology(rank=0, ranks=ranks, devices=ranks, nodes=1)))
+            plan_only(TASKS[config.task.name](config, Topology(ranks=ranks, devices=ranks)))
         return
     if topology is None:
-        devices = wanted_devices(config.trainer["devices"])
+        devices = resolve_devices(config.trainer["devices"])
         if devices > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
             raise ConfigError(f"trainer.devices={devices} in a multirun (-m): add launcher=slurm, or start run by run")
         if devices > 1:
             if not FULL_ERROR:
                 del os.environ["HYDRA_FULL_ERROR"]  # ours, see run_program: the ranks shall start as this process did
             relaunch_under_torchrun(devices)
-        topology = Topology(rank=0, ranks=1, devices=1, nodes=1)
+        topology = Topology()
     train(config, topology)
 
 
@@ -152,14 +152,14 @@ def build_trainer(
     """Lightning's trainer for this topology, counting in optimiser steps."""
     config, data, topology = task.config, task.data, task.topology
     val_every = config.val_every if data.val_index is not None else None
-    checkpoints = Checkpoints(config.run, config.checkpoint, val_every)
+    checkpoints = SaveCheckpoints(config.run, config.checkpoint, val_every)
     signals = StopOnSignal(checkpoints)
-    guard = Guard(config.run, signals)
-    meter = Meter(config.log_every, FetchTimer(), guard, precision)
+    guard = SkipNonFinite(config.run, signals)
+    throughput = Throughput(config.log_every, FetchTimer(), guard, precision)
     # The order matters: a step is measured, painted and saved before the run may stop at it.
-    callbacks = [meter, ShowProgress(meter), *task.callbacks(), checkpoints, guard, signals]
+    callbacks = [throughput, ShowProgress(throughput), *task.callbacks(), checkpoints, guard, signals]
     if config.profile:
-        callbacks.insert(0, Trace(config.run))
+        callbacks.insert(0, StepProfiler(config.run))
     loggers = [MetricsCSV(config.run / "metrics.csv", start_step)]
     if topology.rank == 0:
         loggers += open_loggers(config, start_step)
@@ -176,13 +176,13 @@ def build_trainer(
         val_check_interval=(val_every or schedule.total_steps + 1) * schedule.accumulate,
         limit_val_batches=0 if data.val_index is None else 1.0,
         num_sanity_val_steps=0,
-        log_every_n_steps=1,  # Meter decides
+        log_every_n_steps=1,  # Throughput decides
         use_distributed_sampler=False,  # the order is ours
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=loggers,
-        profiler=meter.timer,
+        profiler=throughput.timer,
         plugins=[AtomicCheckpointIO(), *cluster_environment()],
         callbacks=callbacks,
         default_root_dir=config.run,

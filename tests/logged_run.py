@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from mae.distributed.launch import Topology, launched
+from mae.distributed.launch import Topology
 from tasks.config import TrainConfig
 from tasks.errors import readable_errors
 from tasks.train import train
@@ -38,7 +38,7 @@ def train_with(callbacks: list[pl.Callback], overrides: list[str]) -> None:
         raw = compose("train", overrides=overrides)
     with readable_errors():
         config = TrainConfig.model_validate(OmegaConf.to_container(raw, resolve=True, throw_on_missing=True))
-        train(config, launched() or Topology(rank=0, ranks=1, devices=1, nodes=1), callbacks)
+        train(config, Topology.from_environment() or Topology(), callbacks)
 
 
 if __name__ == "__main__":

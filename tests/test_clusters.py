@@ -12,7 +12,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from torch.distributed.run import get_args_parser
 
-from mae.distributed.launch import Topology, launched
+from mae.distributed.launch import Topology
 from mae.distributed.slurm import requeue
 from mae.errors import ConfigError
 from tests import slurm
@@ -172,6 +172,6 @@ def test_half_a_launch_is_refused(monkeypatch, environment: dict[str, str], said
     for name, value in {"SLURM_PROCID": "0", **environment}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=said):
-        launched()
+        Topology.from_environment()
     monkeypatch.setenv("SLURM_NTASKS", "1")
-    assert launched() == Topology(rank=0, ranks=1, devices=1, nodes=1)
+    assert Topology.from_environment() == Topology(rank=0, ranks=1, devices=1, nodes=1)

@@ -10,10 +10,10 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from mae.callbacks.skip_non_finite import Guard
+from mae.callbacks.skip_non_finite import SkipNonFinite
 from mae.distributed.launch import Topology
 from mae.errors import RunEnded
-from mae.run.checkpoint_files import checkpoints, newest_valid
+from mae.run.checkpoint_files import checkpoints, newest_valid, read_own
 from mae.run.checkpoint_writer import AtomicCheckpointIO
 from mae.run.metrics import read_metrics
 from tasks.train import train
@@ -68,6 +68,8 @@ def test_a_run_stopped_among_bad_steps_goes_on_as_if_it_had_not(tmp_path: Path, 
         train_small(tmp_path, built_in, "stopped", [Poison(bad), Recorder(stop_at=5)])
     train_small(tmp_path, built_in, "stopped", [Poison(bad)])
     assert equal(state(tmp_path / "stopped"), state(tmp_path / "whole"))
+    # The key of earlier versions, whose checkpoints shall keep their count.
+    assert list(read_own(checkpoints(tmp_path / "stopped")[0])["callbacks"]) == ["Guard"]
     assert skipped(tmp_path / "stopped") == skipped(tmp_path / "whole")
 
 
@@ -75,7 +77,7 @@ class Late(pl.Callback):
     """Lets the host learn of a step after the next one, as on a GPU."""
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
-        (guard,) = [callback for callback in trainer.callbacks if isinstance(callback, Guard)]
+        (guard,) = [callback for callback in trainer.callbacks if isinstance(callback, SkipNonFinite)]
         guard.delay = 1
 
 

@@ -49,7 +49,10 @@ def test_max_steps_keeps_the_shape_of_the_schedule() -> None:
 
 
 def test_the_learning_rate_warms_up_and_follows_half_a_cosine() -> None:
-    at = {s: learning_rate(s, peak=2.0, floor=0.2, warmup=10, total=110) for s in (0, 5, 10, 60, 85, 110, 200)}
+    at = {
+        s: learning_rate(s, peak_lr=2.0, min_lr=0.2, warmup_steps=10, total_steps=110)
+        for s in (0, 5, 10, 60, 85, 110, 200)
+    }
     assert at[0] == 0 and at[5] == 1.0 and at[10] == 2.0
     assert at[60] == pytest.approx(1.1)
     assert at[85] == pytest.approx(0.2 + 1.8 * 0.5 * (1 + math.cos(math.pi * 0.75)))

@@ -145,7 +145,12 @@ def test_every_parameter_is_in_one_layer_and_learns_at_its_rate() -> None:
 def test_the_rate_falls_to_a_tenth_at_each_milestone() -> None:
     rates = [
         learning_rate(
-            step, peak=1.0, floor=0.0, warmup=250, total=90_000, milestones=(60_000 / 90_000, 86_666 / 90_000)
+            step,
+            peak_lr=1.0,
+            min_lr=0.0,
+            warmup_steps=250,
+            total_steps=90_000,
+            milestones=(60_000 / 90_000, 86_666 / 90_000),
         )
         for step in (0, 125, 250, 59_999, 60_000, 86_665, 86_666, 89_999)
     ]

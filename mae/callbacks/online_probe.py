@@ -8,8 +8,9 @@ import lightning.pytorch as pl
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from mae.callbacks.throughput import Meter
-from mae.distributed.ranks import gathered
+from mae.callbacks.step_callback import StepCallback
+from mae.callbacks.throughput import Throughput
+from mae.distributed.ranks import gather_to_rank_zero
 from mae.probes.features import Features, describe, merged, rankme
 from mae.probes.knn import knn_accuracy
 from mae.train.pretraining import Pretraining
@@ -28,7 +29,7 @@ class OnlineProbeConfig(BaseModel):
     k: int = Field(20, ge=1)
 
 
-class OnlineProbe(pl.Callback):
+class OnlineProbe(StepCallback):
     """Logs every `every` steps to all loggers, of the mean patch tokens of whole images:
 
     knn/top1          share of test images whose k nearest training images vote for their class
@@ -49,11 +50,8 @@ class OnlineProbe(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.since = time.perf_counter()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        step_done = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if not step_done or trainer.global_step % self.every:
+    def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.global_step % self.every:
             return
         begun = time.perf_counter()
         # A loader draws the seed of its workers from torch's own generator.
@@ -62,7 +60,7 @@ class OnlineProbe(pl.Callback):
         seconds = time.perf_counter() - begun
         self.seconds += seconds
         for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
-            if isinstance(callback, Meter):
+            if isinstance(callback, Throughput):
                 callback.pause(seconds)
         found["perf/probe_share"] = self.seconds / (time.perf_counter() - self.since)
         for logger in trainer.loggers:
@@ -88,5 +86,5 @@ class OnlineProbe(pl.Callback):
             with trainer.precision_plugin.forward_context():
                 latent = module.model.encode(images)
             values = describe(latent, module.model.config.class_token, "patches").cpu()
-            parts += gathered(Features(batch["positions"], batch["labels"], values))
+            parts += gather_to_rank_zero(Features(batch["positions"], batch["labels"], values))
         return merged(parts) if trainer.is_global_zero else None

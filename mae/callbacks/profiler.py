@@ -1,15 +1,16 @@
 """Where the time of a step goes, for `profile=true`."""
 
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 from torch.profiler import profile, schedule
 
+from mae.callbacks.step_callback import StepCallback
+
 WARMUP, STEPS = 5, 10
 
 
-class Trace(pl.Callback):
+class StepProfiler(StepCallback):
     """runs/NAME/trace.json of ten steps after five that warm up, to be opened in ui.perfetto.dev. Rank 0 only."""
 
     def __init__(self, run: Path) -> None:
@@ -27,10 +28,8 @@ class Trace(pl.Callback):
         finished.export_chrome_trace(str(self.file))
         print(f"{self.file}: {STEPS} steps, for ui.perfetto.dev", flush=True)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self.profile is not None and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+    def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self.profile is not None:
             self.profile.step()
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

@@ -1,21 +1,21 @@
 """Shows the run: a bar on a terminal, a line now and then in a log file."""
 
 from datetime import timedelta
-from typing import Any
 
 import lightning.pytorch as pl
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mae.callbacks.throughput import Meter
+from mae.callbacks.step_callback import StepCallback
+from mae.callbacks.throughput import Throughput
 from mae.train.training import Training
 
 
-class ShowProgress(pl.Callback):
+class ShowProgress(StepCallback):
     """The whole run as one bar with loss, images per second, share of waiting for data, and time left. Rank 0 only."""
 
-    def __init__(self, meter: Meter) -> None:
-        self.meter = meter
+    def __init__(self, throughput: Throughput) -> None:
+        self.throughput = throughput
         self.bar: Progress | None = None
         self.shown = ""
 
@@ -37,13 +37,11 @@ class ShowProgress(pl.Callback):
             self.task = self.bar.add_task("", total=trainer.max_steps, completed=trainer.global_step, numbers="")
             self.bar.start()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         step = trainer.global_step
-        if not trainer.is_global_zero or (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if not trainer.is_global_zero:
             return
-        logged = step % self.meter.log_every == 0 or step == trainer.max_steps
+        logged = step % self.throughput.log_every == 0 or step == trainer.max_steps
         if self.bar is not None:
             if logged:
                 self.shown = self._numbers()
@@ -51,11 +49,11 @@ class ShowProgress(pl.Callback):
         elif logged:
             assert isinstance(module, Training)
             images_left = (trainer.max_steps - step) * module.schedule.global_batch
-            left = timedelta(seconds=round(images_left / self.meter.latest["perf/images_per_s"]))
+            left = timedelta(seconds=round(images_left / self.throughput.latest["perf/images_per_s"]))
             print(f"step {step}/{trainer.max_steps}  {self._numbers()}  left {left}", flush=True)
 
     def _numbers(self) -> str:
-        latest = self.meter.latest
+        latest = self.throughput.latest
         text = (
             f"loss {latest['train/loss']:.4f}  {latest['perf/images_per_s']:,.0f} images/s"
             f"  data wait {latest['perf/data_wait']:.0%}"

@@ -1,18 +1,18 @@
 """Paints the same few images every so many steps."""
 
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
+from mae.callbacks.step_callback import StepCallback
 from mae.pictures import picture_of, reconstruction_columns, reconstruction_grid, tiles
 from mae.train.pretraining import VALIDATION, Pretraining
 
 
-class Reconstructions(pl.Callback):
+class Reconstructions(StepCallback):
     """runs/NAME/reconstructions/step-00000500.png every `every` steps and at the end; in W&B, if it is there, a table.
 
     Painted by every rank, since each may hold a part of the weights, and written by rank 0.
@@ -26,11 +26,8 @@ class Reconstructions(pl.Callback):
         self.every = every
         self.painted = -1  # the step
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        step_done = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if step_done and trainer.global_step % self.every == 0:
+    def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.global_step % self.every == 0:
             self.paint(trainer, module)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

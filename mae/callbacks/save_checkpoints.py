@@ -1,12 +1,12 @@
 """Saves the run every so many steps and keeps the newest few."""
 
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from mae.callbacks.step_callback import StepCallback
 from mae.errors import CheckpointError, RunEnded
 from mae.run.artifacts import Artifacts, log_checkpoint
 from mae.run.checkpoint_files import checkpoint_path, checkpoints
@@ -22,7 +22,7 @@ class CheckpointConfig(BaseModel):
     artifacts: Artifacts = "none"
 
 
-class Checkpoints(pl.Callback):
+class SaveCheckpoints(StepCallback):
     """runs/NAME/checkpoints/step-00000500.ckpt every `every_steps` steps and at the end.
 
     A step that is also validated is saved after its validation: a run that dies in between repeats both.
@@ -87,11 +87,8 @@ class Checkpoints(pl.Callback):
         """Whether a validation follows the step just made."""
         return self.val_every is not None and trainer.global_step % self.val_every == 0
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        step_done = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if step_done and self._due(trainer) and not self.validated_next(trainer):
+    def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self._due(trainer) and not self.validated_next(trainer):
             self.save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

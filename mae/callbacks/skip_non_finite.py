@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from mae.callbacks.step_callback import StepCallback
 from mae.callbacks.stop_on_signal import StopOnSignal
 from mae.distributed.rank_zero import say
 from mae.errors import RunEnded
@@ -17,7 +18,7 @@ from mae.run.checkpoint_files import checkpoints
 LIMIT = 10  # skipped steps in a row
 
 
-class Guard(pl.Callback):
+class SkipNonFinite(StepCallback):
     """A step whose loss or gradient norm is not finite on any rank changes no parameter and no optimiser state on any.
 
     It counts as a step: position, schedule and order move on. LIMIT of them in a row end the run.
@@ -36,6 +37,10 @@ class Guard(pl.Callback):
     def skipped(self) -> int:
         """Steps skipped since the beginning of the run. Waits for the device."""
         return int(self.counts[0])
+
+    @property
+    def state_key(self) -> str:
+        return "Guard"  # the name in checkpoints, which was that of the class
 
     def state_dict(self) -> dict[str, Any]:
         return {"counts": self.counts.tolist()}
@@ -73,10 +78,8 @@ class Guard(pl.Callback):
         self.counts = torch.stack([skipped + bad, (in_a_row + 1) * bad])
         self.reports.append(Report(torch.stack([self.counts[1], signum])))
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches or len(self.reports) <= self.delay:
+    def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if len(self.reports) <= self.delay:
             return
         in_a_row, self.signals.agreed = self.reports.popleft().read()
         step = trainer.global_step - self.delay

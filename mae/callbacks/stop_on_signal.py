@@ -3,11 +3,11 @@
 import os
 import signal
 from types import FrameType
-from typing import Any
 
 import lightning.pytorch as pl
 
-from mae.callbacks.save_checkpoints import Checkpoints
+from mae.callbacks.save_checkpoints import SaveCheckpoints
+from mae.callbacks.step_callback import StepCallback
 from mae.distributed.rank_zero import say
 from mae.distributed.slurm import submitit_signal
 from mae.errors import RunEnded
@@ -24,7 +24,7 @@ class Stopped(RunEnded):
         self.exit_code = 130 if signum == signal.SIGINT else 143
 
 
-class StopOnSignal(pl.Callback):
+class StopOnSignal(StepCallback):
     """SIGINT, SIGTERM and SIGUSR1 set a flag; Guard makes the ranks agree on it, and all of them save and stop,
     after the validation where one is due.
 
@@ -32,7 +32,7 @@ class StopOnSignal(pl.Callback):
     all and end with exit code 0. A second Ctrl-C ends the process at once.
     """
 
-    def __init__(self, checkpoints: Checkpoints) -> None:
+    def __init__(self, checkpoints: SaveCheckpoints) -> None:
         self.checkpoints = checkpoints
         self.received = 0  # by this rank
         self.agreed = 0  # by all ranks, after a step
@@ -51,11 +51,8 @@ class StopOnSignal(pl.Callback):
         self.received = signum
         say(f"\n{signal.Signals(signum).name}: saving at the next step, then stopping")
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        step_done = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if step_done and not self.checkpoints.validated_next(trainer):
+    def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if not self.checkpoints.validated_next(trainer):
             self._stop_if_agreed(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

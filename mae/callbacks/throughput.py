@@ -7,7 +7,8 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.profilers import Profiler
 
-from mae.callbacks.skip_non_finite import Guard
+from mae.callbacks.skip_non_finite import SkipNonFinite
+from mae.callbacks.step_callback import StepCallback
 from mae.plan.devices import measured_flops, peak_flops, peak_memory
 from mae.train.training import Training
 
@@ -29,7 +30,7 @@ class FetchTimer(Profiler):
             self.seconds += time.perf_counter() - self._since
 
 
-class Meter(pl.Callback):
+class Throughput(StepCallback):
     """Logs every `log_every` steps to all loggers, under the number of steps made.
 
     train/loss         mean over the global batch of exactly this step, so that a repeated step repeats its value
@@ -42,7 +43,7 @@ class Meter(pl.Callback):
     guard/skipped      steps without an update since the beginning of the run
     """
 
-    def __init__(self, log_every: int, timer: FetchTimer, guard: Guard, precision: str) -> None:
+    def __init__(self, log_every: int, timer: FetchTimer, guard: SkipNonFinite, precision: str) -> None:
         self.log_every = log_every
         self.timer = timer
         self.guard = guard
@@ -52,7 +53,7 @@ class Meter(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, Training)
         peak = peak_flops(module.device, self.precision) or measured_flops(module.device, self.precision)
-        self.least = module.flops / (peak * trainer.world_size)  # seconds for an image
+        self.seconds_at_peak = module.flops / (peak * trainer.world_size)  # for an image
         self.loss = torch.zeros((), device=module.device)
         self._start_window()
 
@@ -78,11 +79,12 @@ class Meter(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(module, Training)
         self.loss += outputs["value"]
         self.images += len(batch["images"])
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return
+        super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
+
+    def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, Training)
         step = trainer.global_step
         if step % self.log_every == 0 or step == trainer.max_steps:
             loss = trainer.strategy.reduce(self.loss / trainer.accumulate_grad_batches, reduce_op="mean")
@@ -93,7 +95,7 @@ class Meter(pl.Callback):
                 "train/lr": module.lr(step - 1),
                 "perf/images_per_s": images_per_s,
                 "perf/data_wait": (self.timer.seconds - self.waited) / seconds,
-                "perf/mfu": images_per_s * self.least,
+                "perf/mfu": images_per_s * self.seconds_at_peak,
                 "perf/memory_gb": peak_memory(module.device) / 1e9,
                 "guard/skipped": self.guard.skipped,
             }

@@ -1,4 +1,4 @@
-"""One process speaks for all ranks of a run."""
+"""Output of rank 0 only: one process speaks for all ranks of a run."""
 
 import os
 import warnings
@@ -6,17 +6,17 @@ from typing import TextIO
 
 
 def is_rank_zero() -> bool:
-    """Whether this process speaks for the run; also where nothing is known yet of the launch but that it is wrong."""
+    """Returns True on rank 0. Reads the environment alone, so that a wrong launch can be reported too."""
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def say(sentence: str, file: TextIO | None = None) -> None:
-    """Rank 0 says it, on stdout unless told otherwise."""
+    """Prints the sentence on rank 0, to stdout unless `file` is given."""
     if is_rank_zero():
         print(sentence, file=file, flush=True)
 
 
 def warn(sentence: str) -> None:
-    """Rank 0 warns of it, as of something where `warn` was called."""
+    """Warns on rank 0; the warning points at the caller's caller."""
     if is_rank_zero():
         warnings.warn(sentence, stacklevel=3)

@@ -1,4 +1,4 @@
-"""Ranks outside of a training loop: how they meet, and how rank 0 gets what each of them has."""
+"""Process group and collectives for small Python objects, outside of a training loop."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,28 +10,28 @@ from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElastic
 
 from mae.distributed.launch import Topology
 
-PATIENCE = timedelta(hours=2)  # a rank may have to read far more than another
+TIMEOUT = timedelta(hours=2)  # a rank may have to read far more than another
 
 
 @contextmanager
-def joined(topology: Topology) -> Iterator[None]:
-    """The ranks of torchrun or SLURM in one group of gloo, whatever their devices: only what is small travels."""
+def join_process_group(topology: Topology) -> Iterator[None]:
+    """Joins the ranks of torchrun or SLURM in one gloo process group, for small objects only."""
     if topology.ranks == 1:
         yield
         return
     environment = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else SLURMEnvironment()
-    meeting = f"tcp://{environment.main_address}:{environment.main_port}"
+    address = f"tcp://{environment.main_address}:{environment.main_port}"
     if TorchElasticEnvironment.detect():
-        meeting = "env://"  # torchrun may hold the store itself
-    dist.init_process_group("gloo", meeting, PATIENCE, world_size=topology.ranks, rank=topology.rank)
+        address = "env://"  # torchrun may hold the store itself
+    dist.init_process_group("gloo", address, TIMEOUT, world_size=topology.ranks, rank=topology.rank)
     try:
         yield
     finally:
         dist.destroy_process_group()
 
 
-def gathered(part: Any) -> list[Any]:
-    """The parts of all ranks in their order at rank 0, an empty list elsewhere; every rank has to call it."""
+def gather_to_rank_zero(part: Any) -> list[Any]:
+    """Returns the parts of all ranks, in their order, on rank 0 and an empty list elsewhere. A collective."""
     if not dist.is_initialized():
         return [part]
     parts: list[Any] = [None] * dist.get_world_size() if dist.get_rank() == 0 else []
@@ -39,8 +39,8 @@ def gathered(part: Any) -> list[Any]:
     return parts
 
 
-def of_rank_zero(value: Any) -> Any:
-    """What rank 0 says, for every rank."""
+def broadcast_from_rank_zero(value: Any) -> Any:
+    """Returns rank 0's value on every rank. A collective."""
     if not dist.is_initialized():
         return value
     values = [value]

@@ -1,4 +1,4 @@
-"""What SLURM tells a job and what a job asks of SLURM: its ranks, and to be started again."""
+"""SLURM: checks of its variables, the id of the job, requeueing."""
 
 import os
 import signal
@@ -9,21 +9,21 @@ from mae.errors import ConfigError
 
 
 def job_id() -> str:
-    """The id that scontrol knows this job by, as a task of an array where it is one."""
+    """Returns the id for scontrol: ARRAY_TASK for a task of a job array, else that of the job."""
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return os.environ["SLURM_JOB_ID"]
 
 
 def submitit_signal() -> signal.Signals | None:
-    """The signal by which SLURM tells submitit of the end; None when this job was not started by submitit."""
+    """Returns the signal by which SLURM warns submitit of the end; None if submitit did not start this job."""
     if "SUBMITIT_EXECUTOR" not in os.environ:
         return None
     return signal.Signals["SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")]
 
 
 def refuse_unlaunched_ranks() -> None:
-    """Raises ConfigError where SLURM has room for several ranks, but this process was not started as one of them."""
+    """Raises ConfigError if SLURM has room for several ranks, but did not start this process as one of them."""
     ranks = os.environ["SLURM_NTASKS"]
     if ranks == "1":
         return
@@ -36,21 +36,24 @@ def refuse_unlaunched_ranks() -> None:
 
 
 def requeue(signum: int, rank: int) -> None:
-    """Has the stopped job started again, asked for once, by rank 0, when all is saved.
+    """Requeues this SLURM job if its warning signal stopped the run. Called on every rank after the save; only rank 0
+    asks SLURM.
 
-    SIGUSR1 comes by `--signal=USR1@120` ahead of the time limit, after which SLURM does not requeue, and ahead of a
-    pre-emption where the cluster sets PreemptParameters=send_user_signal. SIGTERM comes from scancel, when nobody
-    wants the job any more, and ahead of other pre-emptions, after which SLURM itself requeues
-    (PreemptMode=REQUEUE). SIGINT is the user's. Under submitit its own handler is in place again, and requeues.
+    SIGUSR1   the warning: `--signal=USR1@120` sends it ahead of the time limit, after which SLURM does not requeue, and
+              PreemptParameters=send_user_signal ahead of a pre-emption
+    SIGTERM   no requeue here: scancel sends it when nobody wants the job any more, and SLURM ahead of other
+              pre-emptions, after which it requeues by itself (PreemptMode=REQUEUE)
+    SIGINT    the user's: no requeue
+    submitit  sends its own signal; its handler, in place again by now, requeues
     """
     owner = submitit_signal()
     if signum != (owner or signal.SIGUSR1) or "SLURM_JOB_ID" not in os.environ:
         return
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the requeue sends it: half a minute for what is left to be done
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # The requeue sends it and leaves half a minute for the exit.
     if rank != 0:
         return
     if owner is not None:
-        with suppress(SystemExit):  # submitit would leave here; all ranks leave together
+        with suppress(SystemExit):  # submitit's handler exits; all ranks have to exit together.
             signal.raise_signal(owner)
         return
     try:

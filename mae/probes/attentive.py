@@ -121,7 +121,7 @@ class Fitter:
             # A sum: each probe gets the gradient of its own mean.
             (F.cross_entropy(logits.flatten(0, 1), labels.flatten()) * len(settings)).backward()
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, peak=group["peak"], floor=0, warmup=total // 10, total=total)
+                group["lr"] = learning_rate(step, peak_lr=group["peak"], warmup_steps=total // 10, total_steps=total)
             optimizer.step()
         return probes
 

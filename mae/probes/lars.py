@@ -76,7 +76,7 @@ def lars_accuracy(
         peak = config.base_lr * batch / 256
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(
-                step, peak=peak, floor=0, warmup=config.warmup_epochs * steps, total=config.epochs * steps
+                step, peak_lr=peak, warmup_steps=config.warmup_epochs * steps, total_steps=config.epochs * steps
             )
         optimizer.step()
     head.eval()

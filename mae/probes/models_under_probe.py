@@ -8,7 +8,7 @@ from rich.progress import track
 from torch import Tensor
 
 from mae.distributed.rank_zero import is_rank_zero
-from mae.distributed.ranks import gathered, of_rank_zero
+from mae.distributed.ranks import broadcast_from_rank_zero, gather_to_rank_zero
 from mae.models.classifier import Classifier, Pool
 from mae.models.mae import MaskedAutoencoder
 from mae.models.pixels import Pixels
@@ -122,7 +122,7 @@ class Subject:
         passes: dict[tuple[Split, int | None], None] = dict.fromkeys((want.split, want.view) for want in wants)
         for split, view in passes:
             group = [want for want in dict.fromkeys(wants) if (want.split, want.view) == (split, view)]
-            missing: list[tuple[str, Want]] = of_rank_zero(self._missing(group) if is_rank_zero() else None)
+            missing: list[tuple[str, Want]] = broadcast_from_rank_zero(self._missing(group) if is_rank_zero() else None)
             if missing:
                 self._extract(split, view, missing)
 
@@ -160,7 +160,7 @@ class Subject:
         rows: dict[Which, list[Features]] = {which: [] for which in wanted}
         batches = self.images.batches(split, torch.cat(list(wanted.values())).unique(), view)
         for batch in track(batches, f"features of {split} images", transient=True, disable=not is_rank_zero()):
-            for part in gathered(self._of_batch(batch, wanted)):
+            for part in gather_to_rank_zero(self._of_batch(batch, wanted)):
                 for which, features in part.items():
                     rows[which].append(features)
         if not is_rank_zero():

@@ -100,17 +100,25 @@ def split_batch(global_batch: int, micro_batch: int | None, ranks: int) -> tuple
 
 
 def learning_rate(
-    step: int, *, peak: float, floor: float, warmup: int, total: int, milestones: tuple[float, ...] = ()
+    step: int,
+    *,
+    peak_lr: float,
+    min_lr: float = 0.0,
+    warmup_steps: int,
+    total_steps: int,
+    milestones: tuple[float, ...] = (),
 ) -> float:
-    """Linear warm-up from 0, then half a cosine down to `floor` (He et al. 2022, table 8; Loshchilov & Hutter 2017).
+    """Returns the learning rate of an update: linear warm-up from 0, then half a cosine down to `min_lr`.
 
     step        number of updates made before this one
-    milestones  shares of all steps, after each of which the rate is a tenth, in the place of the cosine (Kirillov et
-                al. 2023)
+    milestones  shares of all steps, after each of which the rate is divided by 10, instead of the cosine (Kirillov et
+                al. 2023, section A)
+
+    Source: He et al. 2022, table 8; Loshchilov & Hutter 2017.
     """
-    if step < warmup:
-        return peak * step / warmup
+    if step < warmup_steps:
+        return peak_lr * step / warmup_steps
     if milestones:
-        return peak * 0.1 ** sum(step >= share * total for share in milestones)
-    progress = (step - warmup) / max(1, total - warmup)
-    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return peak_lr * 0.1 ** sum(step >= share * total_steps for share in milestones)
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return min_lr + (peak_lr - min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
