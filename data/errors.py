@@ -1,4 +1,4 @@
-"""The one exception of this package, how its commands end on it, and what image readers raise in its place."""
+"""DataError, the exit codes of the commands, and what image libraries raise on damaged files."""
 
 import struct
 import sys
@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Callable
 from typing import NoReturn
 
-# What readers of image formats raise on damaged files.
 FORMAT_ERRORS = (
     OSError,
     SyntaxError,
@@ -21,16 +20,16 @@ FORMAT_ERRORS = (
 
 
 class DataError(Exception):
-    """What is wrong with a file or with the samples, in one readable sentence that says the way out."""
+    """A file or a sample cannot be used. The message is one sentence that says what is wrong and the way out."""
 
     def __init__(self, sentence: str):
-        # A DataLoader raises a worker's exception again with the worker's traceback as its message:
-        # what a user needs of it is the sentence at its end.
+        # A DataLoader raises a worker's exception again, with the worker's traceback as its message and the sentence at
+        # its end.
         super().__init__(sentence.rsplit("DataError: ", 1)[-1].strip())
 
 
 def command(main: Callable[[], None]) -> NoReturn:
-    """A command line program: what is wrong becomes one line on stderr and exit code 2, Ctrl-C 130."""
+    """Runs a command: errors become one line on stderr and exit code 2, Ctrl-C exit code 130."""
     try:
         main()
     except (DataError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Work on many images in several processes, with one progress bar."""
+"""Process pool for jobs of many images each, with one progress bar over the images."""
 
 import contextlib
 import multiprocessing
@@ -20,13 +20,13 @@ from data.errors import DataError
 ShardJob = TypeVar("ShardJob")
 Result = TypeVar("Result")
 Work = Callable[[ShardJob, Callable[[], None]], Result]
-POLL = 0.2  # seconds between two looks at what the processes have done
+POLL_SECONDS = 0.2  # between two updates of the progress
 
-_done: Any = None  # In a worker: the number of images that all workers have done.
+_done: Any = None  # in a worker: the shared counter of images that all workers have done
 
 
 class Bar:
-    """A progress bar over images, with their rate and the time that remains."""
+    """Progress bar over images, with rate and remaining time."""
 
     def __init__(self, what: str, total: int):
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -51,35 +51,35 @@ def bar(what: str, total: int) -> Iterator[Bar]:
 
 
 def cores() -> int:
-    """Those that this process may use: a scheduler often grants fewer than there are."""
+    """Returns the number of CPU cores that this process may use. Schedulers often grant fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(
     work: Work[ShardJob, Result], tasks: Iterable[ShardJob], jobs: int, advance: Callable[[int], None]
 ) -> Generator[Result, None, None]:
-    """The results of `work(task, tick)` as they come, from this process if jobs is 1.
+    """Yields the results of `work(task, tick)` in the order of completion; works in this process if jobs = 1.
 
-    work     a function of a module; it calls tick() after each image
-    tasks    taken one after the other, so that a generator needs to hold only a few of them
-    advance  is told how many images were done since the last call
+    work     function of a module, which calls tick() after each image
+    tasks    iterated lazily, a few ahead of the results
+    advance  called with the number of images done since its last call
 
-    Whoever stops reading before the end closes the generator (contextlib.closing), and with it the processes.
-    DataError: a process was killed.
+    A caller that stops early has to close the generator (contextlib.closing), which ends the processes.
+    Raises DataError if a process was killed.
     """
     if jobs == 1:
         for task in tasks:
             yield work(task, partial(advance, 1))
         return
-    # Forked from a server without threads that has torch imported once for all.
+    # Workers fork from a server without threads, which imports torch once for all of them.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["data.pack.writer"])
     done = context.Value("q", 0)
-    # Nothing is ever sent: that the other end closes is the sign that the parent is gone or wants no more.
+    # Nothing is ever sent. When the parent's end closes, the parent has died or wants no more results.
     lifeline, held = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(jobs, context, _prepare, (done, lifeline))
     try:
-        yield from _results(pool, work, iter(tasks), 2 * jobs, _count(done, advance))
+        yield from _results(pool, work, iter(tasks), 2 * jobs, done, advance)
     except BrokenProcessPool:
         raise DataError(
             "a worker process was killed, most likely for want of memory. Repeat the command with fewer --jobs."
@@ -90,37 +90,30 @@ def run(
         lifeline.close()
 
 
-def _results(pool: ProcessPoolExecutor, work: Work, tasks: Iterator, most: int, report: Callable[[], None]) -> Iterator:
+def _results(
+    pool: ProcessPoolExecutor, work: Work, tasks: Iterator, most: int, done: Any, advance: Callable[[int], None]
+) -> Iterator:
+    """Yields results, with at most `most` tasks submitted at a time."""
     waiting: set[Future] = set()
+    reported = 0
     while True:
         while len(waiting) < most and (task := next(tasks, None)) is not None:
-            waiting.add(pool.submit(_call, work, task))
+            waiting.add(pool.submit(work, task, _tick))
         if not waiting:
             return
-        finished, waiting = wait(waiting, POLL, FIRST_COMPLETED)
-        report()
+        finished, waiting = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
+        now = done.value
+        advance(now - reported)
+        reported = now
         for future in finished:
             yield future.result()
 
 
-def _count(done: Any, advance: Callable[[int], None]) -> Callable[[], None]:
-    """Tells `advance` of what was done since the last time."""
-    told = 0
-
-    def report() -> None:
-        nonlocal told
-        now = done.value
-        advance(now - told)
-        told = now
-
-    return report
-
-
 def _prepare(done: Any, lifeline: Connection) -> None:
-    """Before a worker's first task."""
+    """Sets up a worker before its first task."""
     global _done
     _done = done
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent handles Ctrl-C.
     threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
 
 
@@ -130,10 +123,7 @@ def _end_with_parent(lifeline: Connection) -> None:
     os._exit(1)
 
 
-def _call(work: Work[ShardJob, Result], task: ShardJob) -> Result:
-    return work(task, _tick)
-
-
 def _tick() -> None:
+    """Counts one image, in a worker."""
     with _done.get_lock():
         _done.value += 1

@@ -1,1 +1,1 @@
-"""Bytes of an image: header, crop, decoding of that region, augmentation; masks."""
+"""Images: bytes → header (decode, jpeg, arrays, pil) → crops → decode → augment; masks beside them."""

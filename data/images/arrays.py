@@ -1,5 +1,4 @@
-"""Images of any number of channels: `.npy` members, and TIFF with more than PIL reads. [H, W, C] or [H, W], uint8 or
-uint16."""
+"""`.npy` and TIFF images with any number of channels: [H, W, C] or [H, W], uint8 or uint16."""
 
 import io
 import math
@@ -11,16 +10,16 @@ from data.errors import FORMAT_ERRORS, DataError
 
 NPY = b"\x93NUMPY"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-MAX_BYTES = 1 << 31
+MAX_VALUES = 1 << 31
 
 
 def is_array(data: bytes, channels: int) -> bool:
-    """Whether these bytes are read here: any `.npy`, and a TIFF where it is not grey or RGB that is wanted."""
+    """Returns whether this module reads the image: any `.npy`, and a TIFF unless 1 or 3 channels are wanted."""
     return data.startswith(NPY) or (data.startswith(TIFF) and channels not in (1, 3))
 
 
 def channels_of(data: bytes) -> int | None:
-    """Channels of an image that only this file reads, from its header; None for other images."""
+    """Returns the channels of an image that only this module reads, from its header; None for other images."""
     if data.startswith(NPY):
         return _layout(data)[0][2]
     if data.startswith(TIFF):
@@ -29,19 +28,14 @@ def channels_of(data: bytes) -> int | None:
     return None
 
 
-def form(data: bytes) -> str:
-    """NPY or TIFF."""
-    return "NPY" if data.startswith(NPY) else "TIFF"
-
-
 def image_size(data: bytes) -> tuple[int, int]:
-    """(height, width) from the header. DataError: damaged, or no image [H, W, C] or [H, W]."""
+    """Returns (height, width) from the header. Raises DataError if it is damaged or not that of an image."""
     shape = _layout(data)[0] if data.startswith(NPY) else _tiff_shape(data)
     return shape[:2]
 
 
 def pixels(data: bytes) -> np.ndarray:
-    """[H, W, C], uint8 or uint16. DataError: damaged, truncated, another type."""
+    """Returns [H, W, C], uint8 or uint16. Raises DataError if the image is damaged, truncated or of another type."""
     if data.startswith(NPY):
         shape, dtype, start = _layout(data)
         if len(data) - start < math.prod(shape) * dtype.itemsize:
@@ -52,11 +46,15 @@ def pixels(data: bytes) -> np.ndarray:
         values = tifffile.imread(io.BytesIO(data), key=0)
     except FORMAT_ERRORS as error:
         raise DataError(f"the TIFF image cannot be decoded ({error})") from None
-    return _checked(values, _tiff_shape(data))
+    shape = _tiff_shape(data)
+    _check_type(values.dtype)
+    if values.ndim == 3 and values.shape != shape:
+        values = values.transpose(1, 2, 0)
+    return np.ascontiguousarray(values.reshape(shape))
 
 
 def with_bits(pixels: np.ndarray, bits: int) -> np.ndarray:
-    """The values in 8 or 16 bits, where 65535 stands for 255."""
+    """Converts pixels to 8 or 16 bits; 65535 corresponds to 255."""
     if pixels.dtype == np.uint16 and bits == 8:
         return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if pixels.dtype == np.uint8 and bits == 16:
@@ -65,7 +63,7 @@ def with_bits(pixels: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _layout(data: bytes) -> tuple[tuple[int, int, int], np.dtype, int]:
-    """Shape, type, and start of the values of a `.npy`."""
+    """Returns the shape, type and first byte of the values of a `.npy`."""
     stream = io.BytesIO(data[: 1 << 16])
     try:
         version = np.lib.format.read_magic(stream)
@@ -75,7 +73,7 @@ def _layout(data: bytes) -> tuple[tuple[int, int, int], np.dtype, int]:
         raise DataError(f"the .npy header is damaged ({error})") from None
     if fortran and len(shape) > 1:
         raise DataError("the .npy array is in Fortran order. Save it with numpy.ascontiguousarray")
-    return _image_shape(shape), _known(dtype), stream.tell()
+    return _image_shape(shape), _check_type(dtype), stream.tell()
 
 
 def _tiff_shape(data: bytes) -> tuple[int, int, int]:
@@ -85,25 +83,18 @@ def _tiff_shape(data: bytes) -> tuple[int, int, int]:
             shape, axes = page.shape, page.axes
     except FORMAT_ERRORS as error:
         raise DataError(f"the TIFF header is damaged ({error})") from None
-    if axes == "SYX":  # the channels one after the other
+    if axes == "SYX":  # planar: one page per channel
         shape = (*shape[1:], shape[0])
     return _image_shape(shape)
 
 
-def _checked(values: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    _known(values.dtype)
-    if values.ndim == 3 and values.shape != shape:
-        values = values.transpose(1, 2, 0)
-    return np.ascontiguousarray(values.reshape(shape))
-
-
 def _image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    if len(shape) not in (2, 3) or min(shape) < 1 or math.prod(shape) > MAX_BYTES:
+    if len(shape) not in (2, 3) or min(shape) < 1 or math.prod(shape) > MAX_VALUES:
         raise DataError(f"the array has the shape {tuple(shape)}; an image is [height, width, channels]")
     return shape[0], shape[1], shape[2] if len(shape) == 3 else 1
 
 
-def _known(dtype: np.dtype) -> np.dtype:
+def _check_type(dtype: np.dtype) -> np.dtype:
     if dtype.kind != "u" or dtype.itemsize > 2:
         raise DataError(f"the array is of {dtype}; uint8 and uint16 are read")
     return dtype

@@ -1,4 +1,4 @@
-"""RandAugment of timm, drawn from the sample's place alone."""
+"""RandAugment (timm), seeded by (seed, epoch, position)."""
 
 import math
 import random
@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 class RandAugment:
-    """Changes of colour and geometry that a policy such as rand-m9-mstd0.5-inc1 chooses from (Cubuk et al. 2020).
+    """Random changes of colour and geometry, by a policy such as rand-m9-mstd0.5-inc1 (Cubuk et al. 2020).
 
-    size  (height, width) of the images, of whose shorter side a translation goes as far as 45 %
-    mean  per channel in units of 1, the colour of what comes into the picture at the edges
+    size  (height, width) of the images; translations reach 45 % of the shorter side
+    mean  per channel, 0 … 1: the colour that fills in at the edges
     """
 
     def __init__(self, policy: str, size: tuple[int, int], mean: tuple[float, ...]):
@@ -24,14 +24,14 @@ class RandAugment:
             {
                 "translate_const": int(0.45 * min(size)),
                 "img_mean": tuple(min(255, round(255 * value)) for value in mean),
-                # At 10 itself timm's posterize keeps 0 bits, which Pillow refuses.
+                # At magnitude 10 timm's posterize keeps 0 bits, which Pillow refuses.
                 "magnitude_max": math.nextafter(10, 0),
                 "interpolation": Image.Resampling.BICUBIC,
             },
         )
 
     def __call__(self, image: Tensor, seed: int) -> Tensor:
-        """uint8 [3, H, W] -> the same. timm draws from Python's and numpy's generators, which are seeded for it."""
+        """Augments an image, uint8 [3, H, W]. Seeds the generators of Python and numpy, from which timm draws."""
         random.seed(seed)
         np.random.seed(seed)
         changed = self.transform(Image.fromarray(rearrange(image, "c h w -> h w c").contiguous().numpy()))

@@ -1,4 +1,4 @@
-"""Where to crop: geometry on given draws, no pixels.
+"""Crop boxes from given uniform numbers: geometry only, no pixels.
 
 A box is (top, left, height, width) in pixels of the upright image.
 """
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 Box = tuple[int, int, int, int]
 
 TRIES = 10
-# Uniform draws an image needs: two per try, two for the place, one for the flip, one that seeds what a library draws.
+# Uniform numbers per image: two per try, two for the position, one for the flip, one to seed RandAugment.
 DRAWS = 2 * TRIES + 4
 
 
@@ -20,7 +20,7 @@ def random_resized_crop(
     scale: tuple[float, float] = (0.2, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Box:
-    """The box of torchvision's RandomResizedCrop: ten tries, then the largest centred box within the ratios.
+    """Draws the box of torchvision's RandomResizedCrop: ten tries, then the largest centred box within the ratios.
 
     u      [≥ 22]  in [0, 1): (area, aspect) of each try, then top and left
     scale          share of the image's area; ratio: width / height, drawn uniformly in its logarithm
@@ -38,19 +38,19 @@ def random_resized_crop(
 
 
 def flipped(u: Sequence[float]) -> bool:
-    """Whether to mirror the image."""
+    """Returns whether to mirror the image."""
     return u[2 * TRIES + 2] < 0.5
 
 
 def library_seed(u: Sequence[float]) -> int:
-    """A seed of 32 bits, from the last of the image's `DRAWS` draws."""
+    """Returns a seed of 32 bits from the last of the `DRAWS` numbers."""
     return int(u[DRAWS - 1] * 2**32)
 
 
 def centre_crop(height: int, width: int, out_size: tuple[int, int], keep: float = 1.0) -> Box:
-    """The centred box with the aspect of `out_size` that keeps this share of the side that limits it.
+    """Returns the centred box with the aspect of `out_size` that takes the share `keep` of the limiting side.
 
-    For a square: `keep` of the shorter side; 0.875 is ImageNet's resize to 256 and crop of 224.
+    keep=0.875 equals ImageNet's resize to 256 and centre crop of 224.
     """
     out_height, out_width = out_size
     factor = keep * min(height / out_height, width / out_width)

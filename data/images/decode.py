@@ -1,9 +1,15 @@
-"""From the bytes of an image to cropped and resized tensors.
+"""Decoding: the bytes of an image → cropped and resized tensors.
 
-JPEGs go through libjpeg-turbo (simplejpeg), which decodes no more of them than the crops need; `.npy` and TIFF of many
-channels through numpy and tifffile; everything else (PNG, WebP, BMP, TIFF, PPM, CMYK and slightly damaged JPEGs)
-through PIL. Whatever the orientation in EXIF says, boxes and results are upright. An alpha channel is dropped, the
-colours below it stay as they are stored.
+1 header   size and EXIF orientation, without decoding pixels         jpeg.py, arrays.py, pil.py
+2 boxes    from the upright image to the stored one                   here
+3 pixels   as stored, not turned:
+           JPEG, only the rows of the boxes, at 1/1 to 1/8 of size    jpeg.py (libjpeg-turbo)
+           `.npy`, TIFF with many channels                            arrays.py (numpy, tifffile)
+           PNG, WebP, BMP, TIFF, PPM, CMYK or damaged JPEG            pil.py
+4 turn     each crop upright, then resize it                          here
+
+Only this module turns by the EXIF orientation (and `pil.picture`, which returns whole images for people to look at).
+Alpha channels are dropped; the colours below stay as stored.
 """
 
 from collections.abc import Sequence
@@ -21,7 +27,7 @@ from data.images.crops import Box
 Filter = Literal["bicubic", "bilinear"]
 
 MAX_PIXELS = 1 << 28
-TURNS = {  # What turns the stored image of an EXIF orientation upright: transpose, then flip rows, flip columns.
+TURNS = {  # EXIF orientation: how to turn the stored image upright: transpose, then flip rows, flip columns
     1: (False, False, False),
     2: (False, False, True),
     3: (False, True, True),
@@ -35,16 +41,16 @@ DCT_SCALES = (8, 4, 2)
 
 
 class Header(NamedTuple):
-    """What is known of an image before its pixels are decoded; height and width are those of the upright image."""
+    """Header of an image; height and width are those of the upright image."""
 
     height: int
     width: int
     orientation: int
-    jpeg: jpeg.JPEG | None
+    jpeg: jpeg.JPEG | None  # if jpeg.py can decode it
 
 
 def read_header(data: bytes, channels: int = 3) -> Header:
-    """DataError: not an image, or larger than MAX_PIXELS."""
+    """Reads the header. Raises DataError if it is not one of an image, or the image is larger than MAX_PIXELS."""
     found = jpeg.parse(data) if channels in (1, 3) else None
     if found:
         height, width, orientation = found.height, found.width, found.orientation
@@ -61,7 +67,7 @@ def read_header(data: bytes, channels: int = 3) -> Header:
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """(height, width) of the upright image, from the header. DataError: not an image, or larger than MAX_PIXELS."""
+    """Returns (height, width) of the upright image, from the header. Raises DataError as `read_header` does."""
     return read_header(data)[:2]
 
 
@@ -76,19 +82,19 @@ def decode(
     bits: int = 8,
     filter: Filter = "bicubic",
 ) -> list[Tensor]:
-    """Boxes of one image, each resized with antialiased interpolation.
+    """Decodes boxes of one image and resizes each, with antialiasing.
 
     boxes    (top, left, height, width) in the upright image
     size     (height, width) of the results
-    exact    False: a JPEG is decoded at 1/2, 1/4 or 1/8 as long as each box keeps twice the size of the result; its
-             edges then move to multiples of 2, 4 or 8 pixels
-    bits     8 or 16 of the results; 16-bit values become 8-bit ones by value / 257, and the other way round
+    exact    False: decodes a JPEG at 1/2, 1/4 or 1/8 if each box then still has twice the size of the result; edges
+             of boxes move to multiples of 2, 4 or 8 pixels
+    bits     8 or 16 per value of the results, converted by a factor of 257
     returns  for each box uint8 or uint16 [channels, height, width]; channels is 1 (luma), 3 (RGB), or as many as the
              file has
 
-    DataError: cannot be decoded.
+    Raises DataError if the image cannot be decoded.
     """
-    stored = [_stored(box, header) for box in boxes]
+    stored = [_to_stored(box, header) for box in boxes]
     scale = 1 if exact or header.jpeg is None else _dct_scale(stored, size, header.orientation)
     stored = [_snapped(box, scale, header) for box in stored]
     bottom = max(top + height for top, _, height, _ in stored)
@@ -97,14 +103,11 @@ def decode(
         pixels[top // scale : (top + height) // scale, left // scale : (left + width) // scale]
         for top, left, height, width in stored
     )
-    return [_resized(_turned(crop, header.orientation), size, filter) for crop in crops]
+    return [_resize(_turn(crop, header.orientation), size, filter) for crop in crops]
 
 
 def verify(data: bytes) -> np.ndarray:
-    """The pixels [height, width, channels] of an image that decodes completely, as stored, uint8.
-
-    DataError: it does not, or is damaged.
-    """
+    """Decodes a whole image, as stored: uint8 [height, width, channels]. Raises DataError if it is damaged."""
     channels = arrays.channels_of(data) or 3
     header = read_header(data, channels)
     if data.startswith(b"\x89PNG"):
@@ -113,29 +116,30 @@ def verify(data: bytes) -> np.ndarray:
 
 
 class Kind(NamedTuple):
-    """What an image is, in words."""
+    """Format and kind of an image, in words."""
 
     form: str  # JPEG, PNG, …
-    mode: str  # of PIL: L is grey, RGB, RGBA, P a palette, CMYK, I;16 …; of arrays the channels and their type
+    mode: str  # PIL's: L (grey), RGB, RGBA, P (palette), CMYK, I;16 …; for arrays the number of channels
     height: int  # of the upright image
     width: int
 
 
 def kind(data: bytes) -> Kind:
-    """Format, kind of pixels and size without decoding. DataError: not an image, or larger than MAX_PIXELS."""
+    """Returns format, mode and size from the header. Raises DataError as `read_header` does."""
     if channels := arrays.channels_of(data):
-        return Kind(arrays.form(data), f"{channels} channels", *read_header(data, channels)[:2])
+        form = "NPY" if data.startswith(arrays.NPY) else "TIFF"
+        return Kind(form, f"{channels} channels", *read_header(data, channels)[:2])
     with pil.opened(data) as image:
         return Kind(image.format or "", image.mode, *image_size(data))
 
 
 def _pixels(data: bytes, header: Header, channels: int, bits: int, scale: int, bottom: int) -> tuple[np.ndarray, int]:
-    """The stored image [height, width, channels] down to the row `bottom` at least, and the scale that it is at."""
+    """Decodes the stored image [height, width, channels] down to row `bottom` at least; returns it and its scale."""
     if header.jpeg:
         try:
             pixels = jpeg.decode(data, header.jpeg, "GRAY" if channels == 1 else "RGB", bottom, scale)
         except ValueError:
-            pass  # Strict about harmless damage too: PIL is the judge of that.
+            pass  # simplejpeg refuses harmless damage too, so let PIL decide.
         else:
             return arrays.with_bits(pixels, bits), scale
     if header.jpeg is None and arrays.is_array(data, channels):
@@ -148,14 +152,14 @@ def _pixels(data: bytes, header: Header, channels: int, bits: int, scale: int, b
 
 
 def _dct_scale(boxes: list[Box], size: tuple[int, int], orientation: int) -> int:
-    """The strongest reduction that leaves twice the wanted size of each box."""
+    """Returns the strongest reduction that leaves each box at twice the size of its result."""
     rows, columns = size[::-1] if TURNS[orientation][0] else size
     room = min(min(height / rows, width / columns) for _, _, height, width in boxes) / 2
     return next((scale for scale in DCT_SCALES if scale <= room), 1)
 
 
 def _snapped(box: Box, scale: int, header: Header) -> Box:
-    """The box with its edges on multiples of `scale`: between them the reduced image has no pixels."""
+    """Moves the edges of a box to multiples of `scale`, where the reduced image has its pixels."""
     if scale == 1:
         return box
     rows, columns = (header.width, header.height) if TURNS[header.orientation][0] else (header.height, header.width)
@@ -165,8 +169,8 @@ def _snapped(box: Box, scale: int, header: Header) -> Box:
     return top * scale, left * scale, height * scale, width * scale
 
 
-def _stored(box: Box, header: Header) -> Box:
-    """The box in the image as it is stored."""
+def _to_stored(box: Box, header: Header) -> Box:
+    """Maps a box of the upright image to the stored image."""
     top, left, height, width = box
     transposed, rows_flipped, columns_flipped = TURNS[header.orientation]
     if rows_flipped:
@@ -176,14 +180,14 @@ def _stored(box: Box, header: Header) -> Box:
     return (left, top, width, height) if transposed else (top, left, height, width)
 
 
-def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
     transposed, rows_flipped, columns_flipped = TURNS[orientation]
     upright = pixels.transpose(1, 0, 2) if transposed else pixels
     return upright[:: -1 if rows_flipped else 1, :: -1 if columns_flipped else 1]
 
 
-def _resized(pixels: np.ndarray, size: tuple[int, int], filter: Filter) -> Tensor:
-    """[height, width, channels] of any size to [channels, *size], by the fixed-point arithmetic of PIL for 8 bits."""
+def _resize(pixels: np.ndarray, size: tuple[int, int], filter: Filter) -> Tensor:
+    """Resizes [height, width, channels] to [channels, *size], at 8 bits by the fixed-point arithmetic of PIL."""
     if pixels.shape[:2] == size:
         return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
     image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]

@@ -1,4 +1,4 @@
-"""What a JPEG file says of itself before its pixels, and how to decode only as much of it as a crop needs."""
+"""JPEG: parses the header, decodes only the rows that a crop needs, at 1/1 to 1/8 of the size; never turns by EXIF."""
 
 import math
 import struct
@@ -13,26 +13,26 @@ from data.errors import FORMAT_ERRORS
 
 ORIENTATION = 0x0112
 SOI, EOI, SOS, APP1 = 0xD8, 0xD9, 0xDA, 0xE1
-BARE = (0x01, *range(0xD0, 0xD8))  # markers without a length: TEM and the restart markers
+BARE = (0x01, *range(0xD0, 0xD8))  # markers without a segment: TEM and the restart markers
 SEQUENTIAL = (0xC0, 0xC1)  # baseline and extended: one pass over the rows from top to bottom
 PROGRESSIVE = 0xC2
 BLOCK = 8
-KEPT = 1 << 27  # bytes for decoded pixels that a process keeps
+BUFFER_BYTES = 1 << 27  # of the largest buffer that a process keeps for decoded pixels
 
 
 class JPEG(NamedTuple):
-    """The header of a Huffman-coded JPEG of 8 bits and one or three components, which simplejpeg decodes."""
+    """Header of a JPEG that simplejpeg decodes: Huffman-coded, 8 bits, one or three components."""
 
     height: int  # as stored, before the EXIF orientation
     width: int
     orientation: int  # EXIF, 1 … 8
-    frame: int  # where the frame header's segment begins: precision, height and width follow at + 4
-    rows: int  # height of a minimal coded unit
-    one_pass: bool  # the rows are coded from top to bottom, once
+    frame: int  # first byte of the frame header; precision, height and width follow at + 4
+    rows: int  # height of a minimum coded unit (MCU)
+    one_pass: bool  # sequential and interleaved: the rows are coded once, from top to bottom
 
 
 def parse(data: bytes) -> JPEG | None:
-    """The header of such a JPEG; None for anything else, and for what is damaged."""
+    """Returns the header of such a JPEG; None for anything else, and for damaged headers."""
     frame, orientation, position = None, 1, 2
     if data[:2] != b"\xff\xd8":
         return None
@@ -60,10 +60,10 @@ def _header(data: bytes, frame: int | None, orientation: int, components: bytes)
     if frame is None or len(components) != 1:
         return None
     precision, height, width, count = struct.unpack_from(">BHHB", data, frame + 4)
-    factors = data[frame + 11 : frame + 10 + 3 * count : 3]  # of each component, horizontal << 4 | vertical
+    factors = data[frame + 11 : frame + 10 + 3 * count : 3]  # sampling factors: horizontal << 4 | vertical
     if precision != BLOCK or count not in (1, 3) or not height or not width or len(factors) != count:
         return None
-    # A single component is never interleaved: its unit is one block, whatever its factor.
+    # A single component is never interleaved: its MCU is one block, whatever its sampling factor.
     rows = BLOCK * (max(factor & 15 for factor in factors) if count == 3 else 1)
     one_pass = data[frame + 1] in SEQUENTIAL and components[0] == count
     return JPEG(height, width, orientation, frame, rows, one_pass)
@@ -77,7 +77,7 @@ def _orientation(segment: bytes) -> int:
             exif.load(segment)
             turn = exif.get(ORIENTATION, 1)
     except FORMAT_ERRORS:
-        return 1  # A broken EXIF block says nothing.
+        return 1
     return turn if turn in range(1, 9) else 1
 
 
@@ -85,10 +85,10 @@ _memory = np.empty(1 << 20, np.uint8)
 
 
 def _scratch(*shape: int) -> np.ndarray:
-    """Memory for one image. Fresh memory for each would cost a small image a sixth of its time, in page faults."""
+    """Returns the buffer for one image. New memory for each costs a small image a sixth of its time, in page faults."""
     global _memory
     size = math.prod(shape)
-    if size > KEPT:
+    if size > BUFFER_BYTES:
         return np.empty(shape, np.uint8)
     if size > len(_memory):
         _memory = np.empty(size, np.uint8)
@@ -96,17 +96,18 @@ def _scratch(*shape: int) -> np.ndarray:
 
 
 def decode(data: bytes, header: JPEG, colours: str, bottom: int, scale: int = 1) -> np.ndarray:
-    """The stored image down to row `bottom` at least, at 1/scale of its size (1, 2, 4, 8: by smaller inverse DCTs).
+    """Decodes the stored image down to row `bottom` at least, at 1/scale of its size by smaller inverse DCTs.
 
-    returns  uint8 [rows, ⌈width / scale⌉, channels], with rows ≥ ⌈bottom / scale⌉, equal to those of the whole image;
+    scale    1, 2, 4 or 8
+    returns  uint8 [rows, ⌈width / scale⌉, channels], rows ≥ ⌈bottom / scale⌉, equal to those of a full decode;
              overwritten by the next call
 
-    ValueError: damaged or truncated (what lies below the rows that are decoded is not looked at).
+    Raises ValueError if these rows are damaged or missing; does not look at what follows them.
     """
-    # One unit more than asked for, since chroma is interpolated between rows.
+    # One MCU more than asked for, since chroma is interpolated between rows.
     height = (-(-bottom // header.rows) + 1) * header.rows
     if header.one_pass and height < header.height:
-        # The decoder is told that the image ends early, and will find the rest of the file in its way.
+        # Tell the decoder that the image ends early. It will complain about the bytes that follow.
         shorter = bytearray(data)
         struct.pack_into(">H", shorter, header.frame + 5, height)
     else:
@@ -116,7 +117,7 @@ def decode(data: bytes, header: JPEG, colours: str, bottom: int, scale: int = 1)
     try:
         simplejpeg.decode_jpeg(shorter, colours, min_height=rows, min_width=columns, buffer=pixels)
     except ValueError as error:
-        # The message is about the first thing that is wrong. When that is what follows the rows, these are in order.
+        # The message names the first fault. If that is the bytes after the rows, the rows are intact.
         if "extraneous bytes before marker 0xd" not in str(error):
             raise
     return pixels

@@ -1,7 +1,7 @@
-"""Instance masks as SA-1B keeps them: the record beside each image, and masks of it brought to a frame.
+"""Instance masks in SA-1B's format: the record beside each image, run-length codes, and masks in the model's frame.
 
 A record is JSON: {"image": {...}, "annotations": [{"segmentation": {"size": [height, width], "counts": RLE}, ...}]}.
-Masks are those of the upright image, as viewers and labelling tools show it.
+Masks belong to the upright image, as viewers and labelling tools show it.
 """
 
 import json
@@ -17,7 +17,7 @@ RLE = dict[str, Any]
 
 
 def require_pycocotools() -> None:
-    """DataError: it is not installed."""
+    """Raises DataError if pycocotools is not installed."""
     if find_spec("pycocotools") is None:
         raise DataError(
             "instance masks need the package pycocotools, which is not installed. "
@@ -26,11 +26,11 @@ def require_pycocotools() -> None:
 
 
 def read_record(data: bytes, size: tuple[int, int]) -> tuple[list[RLE], tuple[int, int]]:
-    """The run-length codes of all masks of a record, and their (height, width).
+    """Returns the run-length codes of all masks of a record, and their (height, width).
 
-    size  (height, width) of the upright image; it may be a smaller copy of the one that the masks are of
+    size  (height, width) of the upright image, which may be a smaller copy of the annotated one
 
-    DataError: no record, no mask in it, or masks of another shape.
+    Raises DataError if it is not a record, has no mask, or its masks have another shape.
     """
     try:
         codes = [annotation["segmentation"] for annotation in json.loads(data)["annotations"]]
@@ -53,13 +53,13 @@ def read_record(data: bytes, size: tuple[int, int]) -> tuple[list[RLE], tuple[in
 
 
 def _same_shape(masks: tuple[int, int], image: tuple[int, int]) -> bool:
-    """Whether the image is the one that the masks are of, or a smaller copy, its sides rounded to pixels."""
+    """Returns whether the image is the annotated one, or a smaller copy with sides rounded to pixels."""
     scale = [one / other for one, other in zip(masks, image, strict=True)]
     return masks == image or (min(scale) > 1 and abs(masks[0] - image[0] * scale[1]) <= max(scale))
 
 
 def encode(mask: np.ndarray) -> RLE:
-    """The run-length code of a mask [height, width], ready for JSON."""
+    """Returns the run-length code of a mask [height, width], ready for JSON."""
     from pycocotools import mask as coco
 
     code: Any = coco.encode(np.asfortranarray(mask, np.uint8))
@@ -67,9 +67,9 @@ def encode(mask: np.ndarray) -> RLE:
 
 
 def decode(code: RLE) -> np.ndarray:
-    """The mask [height, width] of a run-length code, bool; the counts are a string, or a list as in COCO's crowds.
+    """Returns the mask, bool [height, width], of a run-length code. COCO's crowds have their counts as a list.
 
-    DataError: the counts are no run lengths, or do not fill the mask.
+    Raises DataError if the counts are not run lengths, or do not fill the mask.
     """
     from pycocotools import mask
 
@@ -83,12 +83,12 @@ def decode(code: RLE) -> np.ndarray:
 
 
 def nearest(length: int, inside: int, stride: int, mirrored: bool = False) -> np.ndarray:
-    """For each cell of the mask frame along one side, the pixel of the photograph below its centre, int64.
+    """Returns, along one side, the pixel of the photograph below the centre of each cell of the mask frame, int64.
 
     length    of the photograph, which takes the first `inside` pixels of the image frame
-    stride    pixels of the image frame that make a cell of the mask frame
+    stride    pixels of the image frame per cell of the mask frame
     """
-    cells = int(np.ceil(inside / stride - 0.5))  # those whose centre lies on the photograph
+    cells = int(np.ceil(inside / stride - 0.5))  # whose centres lie on the photograph
     pixels = ((np.arange(cells) + 0.5) * stride * length / inside).astype(np.int64)
     return length - 1 - pixels if mirrored else pixels
 
@@ -96,10 +96,11 @@ def nearest(length: int, inside: int, stride: int, mirrored: bool = False) -> np
 def in_frame(
     codes: Sequence[RLE], at_most: int, least: int, side: int, rows: np.ndarray, columns: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The first `at_most` masks of `least` cells or more, bool [N, side, side], and their numbers [N]; where there is
-    none, the first ones of which something is left.
+    """Returns the first `at_most` masks of `least` cells or more, bool [N, side, side], and their numbers [N].
 
-    rows, columns  of the photograph, as `nearest` gives them
+    rows, columns  of the photograph, as `nearest` returns them
+
+    If none is that large, returns the first ones with any cell.
     """
     kept: list[tuple[np.ndarray, int]] = []
     smaller: list[tuple[np.ndarray, int]] = []

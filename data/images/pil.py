@@ -1,6 +1,6 @@
-"""What PIL reads: PNG, WebP, BMP, TIFF, PPM, and the JPEGs that libjpeg-turbo does not take as they are.
+"""PIL: reads PNG, WebP, BMP, TIFF, PPM, and the JPEGs that jpeg.py does not.
 
-An alpha channel is dropped, the colours below it stay as they are stored.
+`pixels` returns images as stored, for decode.py to turn; `picture` turns them upright itself.
 """
 
 import contextlib
@@ -16,15 +16,15 @@ from data.images.arrays import with_bits
 from data.images.jpeg import ORIENTATION
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
-# PIL would warn from inside Image.open: decode.MAX_PIXELS is checked for all formats alike.
+# decode.MAX_PIXELS is the limit for all formats; PIL would warn of its own inside Image.open.
 Image.MAX_IMAGE_PIXELS = None
 
 
 @contextlib.contextmanager
 def opened(data: bytes) -> Iterator[Image.Image]:
-    """The image, closed at the end. What PIL only warns of, such as a broken EXIF block, does not matter.
+    """Opens an image within the block; ignores what PIL only warns of, such as a broken EXIF block.
 
-    DataError: no image, or damaged; also where PIL notices that only within the block.
+    Raises DataError if it is not an image or is damaged, even if PIL notices that only within the block.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -41,7 +41,7 @@ def opened(data: bytes) -> Iterator[Image.Image]:
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF orientation 1 … 8; 1 where there is none or it makes no sense."""
+    """Returns the EXIF orientation 1 … 8; 1 if there is none or it is invalid."""
     try:
         turn = image.getexif().get(ORIENTATION, 1)
     except FORMAT_ERRORS:
@@ -50,9 +50,9 @@ def orientation(image: Image.Image) -> int:
 
 
 def pixels(data: bytes, channels: int) -> np.ndarray:
-    """The image as it is stored, [height, width, channels]: uint16 for 16-bit grey, else uint8.
+    """Decodes the image as stored, [height, width, channels]: uint16 for 16-bit grey, else uint8.
 
-    channels  1 (luma) or 3 (RGB); any other number leaves the channels that the file has
+    channels  1 (luma) or 3 (RGB); with any other number the channels stay as in the file
     """
     with opened(data) as image:
         image.load()
@@ -64,12 +64,12 @@ def pixels(data: bytes, channels: int) -> np.ndarray:
 
 
 def picture(data: bytes, mode: str | None = None, at_least: tuple[int, int] | None = None) -> Image.Image:
-    """The whole upright image.
+    """Decodes the whole image, upright.
 
-    mode      "L" or "RGB"; None keeps grey images grey and makes all others RGB
-    at_least  (width, height) of the upright image that suffice: a large JPEG is then decoded at 1/2, 1/4 or 1/8
+    mode      "L" or "RGB"; None keeps grey images grey and converts all others to RGB
+    at_least  (width, height) that suffice: a large JPEG is then decoded at 1/2, 1/4 or 1/8
 
-    DataError: cannot be decoded.
+    Raises DataError if it cannot be decoded.
     """
     with opened(data) as image:
         turn = orientation(image)
@@ -88,7 +88,7 @@ def picture(data: bytes, mode: str | None = None, at_least: tuple[int, int] | No
 
 
 def check_png(data: bytes) -> None:
-    """DataError: a checksum of a PNG is wrong, at which decoding does not look."""
+    """Raises DataError if a checksum of a PNG is wrong, which decoding ignores."""
     with opened(data) as image:
         image.verify()
 

@@ -1,4 +1,4 @@
-"""Indexes tars that others wrote, so that their samples can be read by position.
+"""Indexes tars that other programs wrote, so that their samples can be read by position.
 
 python -m data.index SHARDS…                    local tars, or tars behind a URL
 python -m data.index --unpack OUT SHARDS…       unpack .tar.gz first
@@ -14,12 +14,11 @@ from pathlib import Path
 from data.atomic import replace_file
 from data.errors import DataError, command
 from data.index.index import ShardIndex, build_indexes, with_progress
-from data.index.index_file import IndexFile
 from data.index.splits import COMPRESSED, list_shards
 
 
 def unpack(packed: str, out: str | Path) -> str:
-    """The path of the tar in folder `out` with the contents of a .tar.gz."""
+    """Unpacks a .tar.gz into the folder `out`; returns the path of the tar."""
     name = os.path.basename(packed)
     tar = Path(out) / (name.removesuffix(".gz") if name.endswith(".tar.gz") else f"{name.removesuffix('.tgz')}.tar")
     try:
@@ -31,7 +30,7 @@ def unpack(packed: str, out: str | Path) -> str:
 
 
 def _compressed(paths: list[str]) -> list[str]:
-    """The .tar.gz among the paths and in the folders among them."""
+    """Returns the .tar.gz among the paths and in the folders among them."""
     folders = [sorted(map(str, Path(path).iterdir())) if os.path.isdir(path) else [path] for path in paths]
     return [path for folder in folders for path in folder if path.endswith(COMPRESSED)]
 
@@ -48,10 +47,7 @@ def main(words: list[str] | None = None) -> None:
             raise DataError(f"there is no .tar.gz or .tgz in {', '.join(shards)}. Leave out --unpack.")
         os.makedirs(arguments.unpack, exist_ok=True)
         shards = [unpack(path, arguments.unpack) for path in with_progress(packed, "unpacking", len(packed))]
-    tars = list_shards(shards)
-    files: dict[str, IndexFile | None] = {}
-    build_indexes(tars, files)
-    index = ShardIndex([file for file in files.values() if file])
+    index = ShardIndex(list(build_indexes(list_shards(shards)).values()))
     print(f"{len(index.shards)} shards, {len(index)} samples, fingerprint {index.fingerprint[:16]}")
     print(f"indexes in {', '.join(sorted({os.path.dirname(text) for text in index.texts}))}")
 

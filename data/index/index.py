@@ -1,4 +1,4 @@
-"""ShardIndex: all samples of a list of shards as numbers 0 … n - 1, and where each of them lies."""
+"""ShardIndex: numbers all samples of a list of shards from 0 to n - 1, and locates each in its shard."""
 
 import bisect
 import copy
@@ -29,13 +29,13 @@ CONNECTIONS = 16
 
 
 class ShardIndex:
-    """Where each sample lies in a list of shards.
+    """Index of a list of shards. Holds paths and sizes; maps the records of a shard into memory on use, LRU.
 
-    shards  [S] paths and URLs; sizes [S] int64, samples in each; samples are numbered through the shards in this order
-    bytes   [S] lengths of the shards
-    cache   where copies of remote shards lie
-
-    Holds paths and sizes alone; the records of a shard are mapped when one is asked for, a bounded number at a time.
+    shards       [S] paths and URLs
+    sizes        [S] int64, samples in each; sample numbers run through the shards in this order
+    bytes        [S] int64, lengths of the shards
+    cache        of copies of remote shards
+    fingerprint  of the data, the same wherever the shards lie
     """
 
     def __init__(self, files: list[IndexFile], cache: ShardCache = DEFAULT):
@@ -44,49 +44,49 @@ class ShardIndex:
         self.texts = [file.text for file in files]
         self.sizes = np.array([file.samples for file in files], np.int64)
         self.bytes = np.array([file.tar_bytes for file in files], np.int64)
-        # A list, since each sample is searched for: numpy takes ten times as long.
+        # A list, because bisect takes a tenth of the time of numpy's search for one sample.
         self.ends: list[int] = np.cumsum(self.sizes).tolist()
         digest = hashlib.sha256()
         for file in files:
             name = os.fsencode(split_path(file.tar)[1])
             digest.update(b"%s %d %d %s\n" % (name, file.samples, file.tar_bytes, file.probe.hex().encode()))
-        self.fingerprint = digest.hexdigest()  # The same wherever the shards lie.
+        self.fingerprint = digest.hexdigest()
         self._maps: LRU[str, mmap.mmap] = LRU(_map, mmap.mmap.close, limit=64)
 
     def __len__(self) -> int:
         return self.ends[-1]
 
     def locate(self, sample: int) -> tuple[int, int, int]:
-        """(number of the shard, offset, size) of the image of a sample."""
+        """Returns (number of the shard, offset, size) of a sample's image."""
         shard, (offset, size, _, _) = self._record(sample)
         return shard, offset, size
 
     def shard_of(self, sample: int) -> int:
-        """The number of the shard that holds a sample."""
+        """Returns the number of the shard that holds a sample."""
         return bisect.bisect_right(self.ends, sample)
 
     def shard_range(self, sample: int) -> tuple[int, int]:
-        """(number of the first sample, samples) of the shard that holds a sample."""
+        """Returns (first sample, number of samples) of the shard that holds a sample."""
         shard = self.shard_of(sample)
         return self.ends[shard] - int(self.sizes[shard]), int(self.sizes[shard])
 
     def label(self, sample: int) -> int:
-        """The class that the sample's .cls member names, -1 if there is none."""
+        """Returns the class in the sample's .cls member, -1 if there is none."""
         return self._record(sample)[1][3]
 
     @property
     def labels(self) -> np.ndarray:
-        """[samples] int64: the classes of all samples, -1 where unknown."""
+        """Classes of all samples, [samples] int64, -1 if unknown."""
         return np.concatenate([self.table(shard)[:, 3] for shard in range(len(self.shards))])
 
     def key(self, sample: int) -> str:
-        """The name that the members of a sample have in common, with its folder."""
+        """Returns the name that the members of a sample have in common, with its folder."""
         shard, (offset, _, line, _) = self._record(sample)
         key = index_file.key_in(read_line(self.texts[shard], line), offset)
         return key if key is not None else index_file.split_name(self.members(sample)[0].name)[0]
 
     def members(self, sample: int) -> list[Member]:
-        """The files of a sample in the order of the tar, its image among them."""
+        """Returns the members of a sample, its image included, in the order of the tar."""
         shard, (offset, _, line, _) = self._record(sample)
         members = list(index_file.listed(read_line(self.texts[shard], line)))
         if all(member.offset != offset for member in members):
@@ -97,11 +97,11 @@ class ShardIndex:
         return members
 
     def table(self, shard: int) -> np.ndarray:
-        """[samples of the shard, 4] int64: offset and size of the image, start of its line in X.idx, label or -1."""
+        """Returns the records of a shard, [samples, 4] int64: offset, size, start of the line in X.idx, label or -1."""
         return np.frombuffer(self._maps[f"{self.texts[shard]}.bin"], "<i8", offset=HEADER.size).reshape(-1, 4).copy()
 
     def sparing(self) -> "ShardIndex":
-        """The same index for reading a few images: without downloading the whole shards that they are in."""
+        """Returns the same index for reading a few images, without downloading whole shards."""
         index = copy.copy(self)
         index.cache = replace(self.cache, fill=False)
         return index
@@ -114,25 +114,26 @@ class ShardIndex:
 
 
 def open_shards(paths: Paths, split: str | None = None, cache: ShardCache = DEFAULT) -> ShardIndex:
-    """The index of the shards that a path means (see `splits.find_shards`); shards without one are indexed first.
+    """Opens the shards that `splits.find_shards` finds, and indexes those without an index.
 
-    DataError: no such shards, two splits mixed, a shard that is truncated, compressed, not a tar or without an image.
+    Raises DataError if there are none, splits are mixed, or a shard is damaged, compressed, not a tar or has no image.
     """
     return index_tars(find_shards(paths, split), cache)
 
 
 def index_tars(tars: list[str], cache: ShardCache = DEFAULT) -> ShardIndex:
-    """As `open_shards`, of exactly these tars."""
+    """Does what `open_shards` does, for exactly these tars."""
     files = dict(zip(tars, _each(lambda tar: index_file.load(tar, cache), tars), strict=True))
-    build_indexes([tar for tar, file in files.items() if file is None], files, cache)
+    files |= build_indexes([tar for tar, file in files.items() if file is None], cache)
     for tar, file in files.items():
         if file and is_remote(tar):
             cache.forget_other_states(tar, file.stamp)
     return ShardIndex([file for file in files.values() if file], cache)
 
 
-def build_indexes(shards: list[str], files: dict[str, IndexFile | None], cache: ShardCache = DEFAULT) -> None:
-    # Every rank may come here at once: each writes the same files and renames them into place.
+def build_indexes(shards: list[str], cache: ShardCache = DEFAULT) -> dict[str, IndexFile]:
+    """Indexes shards; returns the index of each. All ranks may do so at once, since files are replaced atomically."""
+
     def build(shard: str) -> IndexFile:
         try:
             return index_file.build(shard, cache)
@@ -143,11 +144,11 @@ def build_indexes(shards: list[str], files: dict[str, IndexFile | None], cache: 
             ) from None
 
     built = with_progress(_each(build, shards), "indexing", len(shards))
-    files.update(zip(shards, built, strict=True))
+    return dict(zip(shards, built, strict=True))
 
 
 def _each(function: Callable[[str], Result], shards: list[str]) -> Iterator[Result]:
-    """The function of each shard; of remote shards several at a time, as it spends its time waiting for a server."""
+    """Applies a function to each shard; to several remote ones at a time, since it mostly waits for the server."""
     if not any(map(is_remote, shards)):
         yield from map(function, shards)
         return

@@ -1,11 +1,11 @@
-"""The index of one tar, in two files beside it.
+"""Index of one tar, in two files beside it.
 
 X.idx       NVIDIA DALI's `wds2idx` text, v1.2: a line `v1.2 SAMPLES`, then for each sample one line of
-            `EXTENSION OFFSET SIZE NAME` for each of its members. For exchange, and for the keys.
-X.idx.bin   for mapping into memory: a header, then for each sample that has an image a record of
-            (offset and size of the image in the tar, start of the sample's line in X.idx, label or -1)
+            `EXTENSION OFFSET SIZE NAME` for each of its members. For other programs, and for the keys.
+X.idx.bin   to be mapped into memory: a header, then a record for each sample that has an image: offset and size of
+            the image in the tar, start of the sample's line in X.idx, label or -1
 
-Where the tar's folder cannot be written, or is remote, they lie in a cache folder: $MAE_CACHE or ~/.cache/mae-index.
+If the tar's folder is remote or not writable, both lie in a cache folder: $MAE_CACHE or ~/.cache/mae-index.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from data.atomic import replace_file
 from data.errors import DataError
 from data.index.tar import BLOCK, Member, TarBytes, open_local, open_remote, size_and_stamp, walk
 from data.storage import remote
-from data.storage.cache import DEFAULT, ShardCache, root
+from data.storage.cache import DEFAULT, ShardCache, cache_root
 from data.storage.protocols import Missing, is_remote, split_path
 
 Content = TypeVar("Content")
@@ -31,29 +31,29 @@ IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm", "pgm", "npy
 HEADER = struct.Struct("<8sQqQ8s")  # magic, bytes of the tar, its stamp (see data/index/tar.py), records, probe
 RECORD = struct.Struct("<QQQq")
 MAGIC = b"maeidx01"
-PROBES = 8
+PROBES = 8  # tar headers that tell a tar from another one of the same length
 
 
 class IndexFile(NamedTuple):
-    """What the header says about one tar."""
+    """Header of X.idx.bin, and where it lies."""
 
     tar: str
     text: str  # path of X.idx; X.idx.bin lies beside it
     samples: int
     tar_bytes: int
     stamp: int  # of the state of the tar, see data/index/tar.py
-    probe: bytes  # a hash over some headers of the tar: tells it from another tar of the same length
+    probe: bytes  # hash of PROBES headers of the tar
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """(key, extension) by webdataset's rule: the key ends before the first dot of the base name."""
+    """Splits a name into (key, extension) by webdataset's rule: the key ends before the first dot of the base name."""
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return folder + slash + stem, extension
 
 
 def load(tar: str, cache: ShardCache = DEFAULT) -> IndexFile | None:
-    """The header of a tar's index; None when there is none, or when it belongs to another state of the tar."""
+    """Returns a tar's index; None if there is none, or only that of another state of the tar."""
     size, stamp = size_and_stamp(tar, cache)
     for text in _places(tar):
         try:
@@ -65,7 +65,7 @@ def load(tar: str, cache: ShardCache = DEFAULT) -> IndexFile | None:
             if not _whole(header, length, size):
                 continue
             _, _, indexed, samples, probe = HEADER.unpack(header)
-            # A local copy of both files has another time stamp, another tar has other headers.
+            # A copy of tar and index has another time stamp, but still the same headers.
             if indexed != stamp and (is_remote(tar) or probe != _probe_of(tar, os.pread(file, length, 0))):
                 continue
             return IndexFile(tar, text, samples, size, stamp, probe)
@@ -75,16 +75,16 @@ def load(tar: str, cache: ShardCache = DEFAULT) -> IndexFile | None:
 
 
 def build(tar: str, cache: ShardCache = DEFAULT) -> IndexFile:
-    """Reads the headers of a tar and writes its index. DataError: damaged, truncated, no tar, or without an image.
+    """Reads the headers of a tar and writes its index. Raises DataError if it is damaged, not a tar, or has no image.
 
-    The index that lies beside a remote tar is taken as it is; without one only the headers are downloaded, from a
-    server that sends no parts the whole tar into the cache.
+    Of a remote tar the first of these that is possible: copies the index beside it; downloads its headers by range
+    requests; downloads it into the cache.
     """
     if not is_remote(tar):
         with open_local(tar) as opened:
             return _build(opened)
-    if taken := _take(tar, cache):
-        return taken
+    if copied := _copy_remote_index(tar, cache):
+        return copied
     try:
         return _build(open_remote(tar, cache))
     except remote.NoRanges:
@@ -118,8 +118,8 @@ def _build(tar: TarBytes) -> IndexFile:
     return IndexFile(tar.path, path, len(records), tar.size, tar.stamp, probe)
 
 
-def _take(tar: str, cache: ShardCache) -> IndexFile | None:
-    """The index that lies beside a remote tar, with the tar's present stamp; None without one for a tar this long."""
+def _copy_remote_index(tar: str, cache: ShardCache) -> IndexFile | None:
+    """Copies the index that lies beside a remote tar; returns None if there is none, or its tar has another length."""
     folder, name = split_path(tar)
     beside = f"{folder}/{name.removesuffix('.tar')}.idx"
     try:
@@ -135,7 +135,7 @@ def _take(tar: str, cache: ShardCache) -> IndexFile | None:
 
 
 def _whole(header: bytes, length: int, tar_bytes: int) -> bool:
-    """Whether X.idx.bin of this length is complete and belongs to a tar of that length."""
+    """Returns whether X.idx.bin, of this length, is complete and belongs to a tar of `tar_bytes`."""
     if len(header) < HEADER.size:
         return False
     magic, described, _, samples, _ = HEADER.unpack_from(header)
@@ -143,9 +143,9 @@ def _whole(header: bytes, length: int, tar_bytes: int) -> bool:
 
 
 def key_in(line: str, offset: int) -> str | None:
-    """The key of the sample on a line of X.idx with a member at this offset; None where it takes `listed` to tell.
+    """Returns the key of the sample on a line of X.idx, by its member at `offset`; None if only `listed` can tell.
 
-    For every sample of every batch: a tenth of the time of `listed`.
+    Called for every sample of every batch; takes a tenth of the time of `listed`.
     """
     before, _, after = line.partition(f" {offset} ")
     end = f".{before.rpartition(' ')[2]}"
@@ -154,16 +154,16 @@ def key_in(line: str, offset: int) -> str | None:
 
 
 def listed(line: str) -> Iterator[Member]:
-    """The members of the sample on a line of X.idx.
+    """Yields the members of the sample on a line of X.idx.
 
-    Names may hold spaces; that the extension is the end of the name tells where a name ends.
+    Names may contain spaces; a name ends where it ends in its extension.
     """
     for found in re.finditer(r"(\S.*?) (\d+) (\d+) ((?:\S.*?/)?[^./]+\.\1)(?= |$)", line):
         yield Member(found[4], int(found[2]), int(found[3]))
 
 
 def _named(tar: TarBytes) -> Iterable[tuple[Member, int]]:
-    """Members that belong to a sample, and the label in each: hidden files and files without an extension do not."""
+    """Yields the members that belong to samples, with label or -1; skips hidden files and those without extension."""
     for member in walk(tar.pread, tar.size, tar.path):
         key, extension = split_name(member.name)
         if "\n" in member.name:
@@ -189,25 +189,25 @@ def _extensions(tar: str, sample: list[Member]) -> dict[str, Member]:
 
 
 def image_of(extensions: Mapping[str, Content]) -> Content | None:
-    """The image of a sample: the member called .jpg, .png, …, or else the first that ends so, such as .large.jpg."""
+    """Returns the image of a sample: the member called .jpg, .png, …, else the first ending so, such as .large.jpg."""
     exact = [content for extension, content in extensions.items() if extension in IMAGES]
     ending = [content for extension, content in extensions.items() if extension.rpartition(".")[2] in IMAGES]
     return next(iter(exact + ending), None)
 
 
 def label_in(text: bytes) -> int:
-    """The number that a .cls member holds, -1 if it is something else."""
+    """Returns the number in a .cls member, -1 if it is something else."""
     return int(text) if re.fullmatch(rb"\s*\d{1,18}\s*", text) else -1
 
 
 def _probe_of(tar: str, binary: bytes) -> bytes:
-    """The probe of a local tar at the offsets that X.idx.bin names."""
+    """Returns the probe of a local tar, at the offsets in X.idx.bin."""
     with open_local(tar) as opened:
         return _probe(opened, np.frombuffer(binary, "<u8", offset=HEADER.size)[:: RECORD.size // 8])
 
 
 def _probe(tar: TarBytes, offsets: np.ndarray) -> bytes:
-    """A hash over the tar's own headers of a few images."""
+    """Hashes the tar headers of PROBES images, evenly spaced."""
     digest = hashlib.blake2b(digest_size=8)
     for i in np.linspace(0, len(offsets) - 1, PROBES).astype(int):
         digest.update(tar.pread(BLOCK, int(offsets[i]) - BLOCK))
@@ -215,25 +215,25 @@ def _probe(tar: TarBytes, offsets: np.ndarray) -> bytes:
 
 
 def _places(tar: str) -> list[str]:
-    """Where X.idx may lie: beside a local tar, else in the cache folder under a hash of the tar's folder."""
+    """Returns the possible paths of X.idx: beside a local tar; in the cache folder, by a hash of the tar's folder."""
     folder, base = split_path(tar if is_remote(tar) else os.path.abspath(tar))
     name = base.removesuffix(".tar") + ".idx"
-    cached = os.path.join(root(), hashlib.sha256(folder.encode()).hexdigest()[:16], name)
+    cached = os.path.join(cache_root(), hashlib.sha256(folder.encode()).hexdigest()[:16], name)
     return [cached] if is_remote(tar) else [os.path.join(folder, name), cached]
 
 
 def _write(tar: str, text: bytes, binary: bytes) -> str:
-    """Both files, whole or not at all; the path of the text."""
+    """Writes both files and returns the path of X.idx."""
     path, *elsewhere = _places(tar)
     if elsewhere and not _writable(Path(path).parent):
         path = elsewhere[0]
     os.makedirs(os.path.dirname(path), exist_ok=True)
     for target, contents in ((path, text), (f"{path}.bin", binary)):
-        with replace_file(target) as file:  # Ranks on several hosts may write it at the same time.
+        with replace_file(target) as file:
             file.write(contents)
     return path
 
 
 def _writable(folder: Path) -> bool:
-    # The superuser may write anywhere, but a folder without any write permission is meant to stay as it is.
+    # The superuser may write anywhere, but a folder without any write permission should stay as it is.
     return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)

@@ -1,4 +1,4 @@
-"""Which tars a path or URL means, and which of them are for training, validation and test."""
+"""Shards and splits: the tars that a path or URL means, and which are for training, validation and test."""
 
 import glob
 import json
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from braceexpand import braceexpand
 
 from data.errors import DataError
-from data.storage.listing import Folder, LocalFolder, RemoteFolder, matches
+from data.storage.listing import Folder, LocalFolder, RemoteFolder, expand_glob
 from data.storage.protocols import file_system, is_remote, split_path
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -23,13 +23,13 @@ COMPRESSED = (".tar.gz", ".tgz")
 
 
 def find_shards(paths: Paths, split: str | None = None) -> list[str]:
-    """The tars of one split that a path or a list of paths means.
+    """Returns the tars of one split.
 
     paths  a folder, a tar, a glob, a name with {000000..000009}, any of these behind a URL, or a list of these
-    split  "train", "val", "test"; of a folder that has such parts only this part is taken, a folder without
-           parts is taken whole; None is the whole of whatever is given
+    split  "train", "val" or "test" of folders that are divided into splits; other folders count as a whole.
+           None: all that is given
 
-    DataError: nothing there, no such part, or the tars of two splits together.
+    Raises DataError if there are none, the split is missing, or the tars belong to two splits.
     """
     shards = list_shards(paths, split)
     for shard, times in Counter(shards).items():
@@ -49,17 +49,17 @@ def find_shards(paths: Paths, split: str | None = None) -> list[str]:
 
 
 def list_shards(paths: Paths, split: str | None = None) -> list[str]:
-    """As `find_shards`, but whatever the splits of the tars are."""
+    """Does what `find_shards` does, without checking for mixed splits."""
     return [shard for path in listed(paths) for shard in _expand(path, split)]
 
 
 def has_split(paths: Paths, split: str) -> bool:
-    """Whether a folder among the paths has a part of this name."""
-    return any(split in parts(folder) for path in listed(paths) if (folder := _folder(path)))
+    """Returns whether a folder among the paths has this split."""
+    return any(split in find_splits(folder) for path in listed(paths) if (folder := _folder(path)))
 
 
 def _folder(path: str) -> Folder | None:
-    """The folder that a path or URL means, None if it means tars."""
+    """Returns the folder that a path or URL means, None if it means tars."""
     if not is_remote(path):
         return LocalFolder(path) if os.path.isdir(path) else None
     pattern = "{" in path or _is_glob(path)
@@ -67,12 +67,12 @@ def _folder(path: str) -> Folder | None:
 
 
 def _is_glob(path: str) -> bool:
-    # A question mark begins the query of a web address.
+    # In a web address a question mark begins the query.
     return "*" in path or "[" in path if is_remote(path) else glob.has_magic(path)
 
 
-def parts(folder: Folder) -> dict[str, list[str]]:
-    """The tars of each split of a folder, by its sub-folders, its manifest or the names of its tars; {} without any."""
+def find_splits(folder: Folder) -> dict[str, list[str]]:
+    """Returns the tars of each split of a folder, by sub-folders, else manifest, else names; {} without splits."""
     inside: dict[str, list[str]] = {}
     for child in folder.folders(NAMES):
         if tars := _tars(folder.folder(child)):
@@ -82,7 +82,7 @@ def parts(folder: Folder) -> dict[str, list[str]]:
             f"{folder.path} has both the sub-folder {next(iter(inside))} and shards of its own ({loose[0]}), so that "
             "it is unclear where the latter belong. Move them into a sub-folder, or list the shards that you mean."
         )
-    return inside or _manifest_parts(folder) or _named_parts(folder)
+    return inside or _splits_by_manifest(folder) or _splits_by_name(folder)
 
 
 def listed(paths: Paths) -> list[str]:
@@ -95,38 +95,29 @@ def _shown(paths: Paths) -> str:
 
 
 def _expand(path: str, split: str | None) -> list[str]:
+    """Returns the tars that a path or URL means; leaves it to indexing to find that one behind a URL is missing."""
     if path.startswith("pipe:"):
         raise DataError(
             f"{path} cannot be indexed: the output of a command has no byte positions. Stream it with data.mode=stream."
         )
-    if is_remote(path):
-        return _expand_url(path, split)
-    if os.path.isdir(path):
-        return _from_folder(LocalFolder(path), split)
-    if os.path.exists(path):
+    remote = is_remote(path)
+    if remote:
+        file_system(path).invalidate_cache()  # An earlier listing may be out of date.
+    if folder := _folder(path):
+        return _from_folder(folder, split)
+    if not remote and os.path.exists(path):
         return [_plain(path)]
     names = list(braceexpand(path)) if "{" in path else [path]
-    found = [file for name in names for file in (sorted(glob.glob(name)) if glob.has_magic(name) else [name])]
+    expand = expand_glob if remote else glob.glob
+    found = [file for name in names for file in (sorted(expand(name)) if _is_glob(name) else [name])]
     if not found:
         raise DataError(f"no file matches {path}. Check the pattern; in a shell, put it in quotes.")
     for name in found:
-        if not os.path.exists(name):
+        if not remote and not os.path.exists(name):
             raise DataError(f"{name} does not exist. Check the path, and that the folder it is in is mounted.")
-    if all(os.path.isdir(name) for name in found):
+    if not remote and all(os.path.isdir(name) for name in found):
         return [shard for name in found for shard in _from_folder(LocalFolder(name), split)]
     return _only_shards(path, found)
-
-
-def _expand_url(url: str, split: str | None) -> list[str]:
-    """The tars that a URL means; whether they exist shows when they are indexed."""
-    file_system(url).invalidate_cache()  # What an earlier call has listed may have changed.
-    if folder := _folder(url):
-        return _from_folder(folder, split)
-    names = list(braceexpand(url)) if "{" in url else [url]
-    found = [file for name in names for file in (matches(name) if _is_glob(name) else [name])]
-    if not found:
-        raise DataError(f"no file matches {url}. Check the pattern; in a shell, put it in quotes.")
-    return _only_shards(url, found)
 
 
 def _only_shards(pattern: str, found: list[str]) -> list[str]:
@@ -148,7 +139,7 @@ def _plain(path: str) -> str:
 
 
 def _from_folder(folder: Folder, split: str | None) -> list[str]:
-    found = parts(folder)
+    found = find_splits(folder)
     if found and split is None:
         return [shard for shards in found.values() for shard in shards]
     if found and split not in found:
@@ -174,7 +165,7 @@ def _no_shard(folder: Folder) -> str:
 
 
 def _tars(folder: Folder) -> list[str]:
-    """The tars directly in a folder. DataError: there are compressed ones that are not there unpacked as well."""
+    """Returns the tars directly in a folder. Raises DataError if a compressed one has no unpacked one beside it."""
     names = folder.files((".tar", *COMPRESSED))
     tars = [name for name in names if name.endswith(".tar")]
     known = set(tars)
@@ -191,8 +182,8 @@ def _unpacked(name: str) -> str:
     return re.sub(r"\.(tar\.gz|tgz)$", ".tar", name)
 
 
-def _manifest_parts(folder: Folder) -> dict[str, list[str]]:
-    """The tars by `"splits": {NAME: {"shards": [{"file": …}, …]}}` of manifest.json; a list of names will do too."""
+def _splits_by_manifest(folder: Folder) -> dict[str, list[str]]:
+    """Returns the tars by `"splits": {NAME: {"shards": [{"file": …}, …]}}` of manifest.json, or a list of names."""
     text = folder.manifest()
     try:
         manifest = json.loads(text) if text is not None else {}
@@ -208,7 +199,7 @@ def _manifest_parts(folder: Folder) -> dict[str, list[str]]:
             found.setdefault(NAMES.get(str(name).lower(), str(name)), []).extend(files)
     if not found:
         return {}
-    _tars(folder)  # Says how to unpack compressed shards before they are missed.
+    _tars(folder)  # Raises if shards are compressed, before they would be reported missing.
     for shards in found.values():
         for shard in shards:
             if not folder.exists(shard):
@@ -216,8 +207,8 @@ def _manifest_parts(folder: Folder) -> dict[str, list[str]]:
     return found
 
 
-def _named_parts(folder: Folder) -> dict[str, list[str]]:
-    """The tars by the split in their names. Shards that all name the same split, or none, are no parts."""
+def _splits_by_name(folder: Folder) -> dict[str, list[str]]:
+    """Returns the tars by the split in their names; {} if all name the same split, or none."""
     found: dict[str, list[str]] = {}
     for shard in _tars(folder):
         found.setdefault(_name_of(shard) or "", []).append(shard)
@@ -232,18 +223,18 @@ def _named_parts(folder: Folder) -> dict[str, list[str]]:
 
 
 def _name_of(shard: str) -> str | None:
-    """The split that stands in the base name of a tar, set off by - _ or a dot."""
+    """Returns the split in the base name of a tar, set off by - _ or a dot."""
     words = [word for word in re.split(r"[-_.]", split_path(shard)[1].lower()) if word in NAMES]
     return NAMES[words[-1]] if words else None
 
 
 def _splits_of(shards: list[str]) -> dict[str, str | None]:
-    """The split that each tar belongs to by its manifest, its name, or the folder that it is in."""
+    """Returns the split of each tar by its manifest, else its name, else its folder."""
     found: dict[str, str | None] = {}
     listed: dict[str, str] = {}
     for path in {split_path(shard)[0] for shard in shards}:
         folder = RemoteFolder(path) if is_remote(path) else LocalFolder(path)
-        for name, tars in _manifest_parts(folder).items():
+        for name, tars in _splits_by_manifest(folder).items():
             listed.update(dict.fromkeys(tars, name))
     for shard in shards:
         path = shard if is_remote(shard) else os.path.abspath(shard)

@@ -1,4 +1,4 @@
-"""The members of a tar and where their bytes lie, from the 512-byte headers alone."""
+"""Members of a tar and where their bytes lie, from the 512-byte headers alone."""
 
 import contextlib
 import os
@@ -14,10 +14,10 @@ from data.storage.protocols import is_remote
 
 BLOCK = 512
 FILES = (tarfile.REGTYPE, tarfile.AREGTYPE)
-# What wraps a long name (GNU) or long fields (pax) around the header that follows.
+# Headers whose contents are a long name (GNU) or fields (pax) of the header that follows.
 GNU_NAME, PAX = tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE
 OTHER_WRAPPERS = (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE)
-MAX_WRAPPER = 1 << 20  # Names and pax fields are short: a longer one is damage.
+MAX_WRAPPER = 1 << 20  # bytes; anything longer is damage
 
 
 class Member(NamedTuple):
@@ -27,12 +27,13 @@ class Member(NamedTuple):
 
 
 def walk(pread: Callable[[int, int], bytes], total: int, path: str | Path) -> Iterator[Member]:
-    """The regular files of a tar, in order, by stepping from header to header.
+    """Yields the regular files of a tar, in order, by stepping from header to header.
 
-    pread  the bytes of the tar, given (size, offset); total: its length; path: for the errors
+    pread  (size, offset) → bytes of the tar
+    total  its length
+    path   for error messages
 
-    Stricter than `tarfile`, which takes a damaged header in the middle for the end of the archive.
-    DataError: not a tar, truncated, damaged.
+    Raises DataError if it is not a tar, or truncated or damaged, even where `tarfile` sees the end of the archive.
     """
     if total == 0:
         raise DataError(f"{path} is empty (0 bytes). Copy or download it again.")
@@ -72,7 +73,7 @@ def _header(block: bytes, position: int, path: str | Path) -> tarfile.TarInfo:
 
 
 def _pax_fields(data: bytes, position: int, path: str | Path) -> dict[str, str]:
-    """Records `LENGTH KEY=VALUE\\n` of a pax header, LENGTH counting the whole record (POSIX.1-2001, pax)."""
+    """Parses the records `LENGTH KEY=VALUE\\n` of a pax header; LENGTH counts the whole record (POSIX.1-2001, pax)."""
     fields = {}
     while data.strip(b"\0"):
         length, space, _ = data.partition(b" ")
@@ -85,16 +86,16 @@ def _pax_fields(data: bytes, position: int, path: str | Path) -> dict[str, str]:
 
 
 class TarBytes(NamedTuple):
-    """One tar, open."""
+    """An open tar."""
 
     path: str
     size: int
-    stamp: int  # int64: tells this state of the tar from an earlier one
-    pread: Callable[[int, int], bytes]  # size, offset
+    stamp: int  # int64; differs between states of the tar
+    pread: Callable[[int, int], bytes]  # (size, offset) → bytes
 
 
 def size_and_stamp(tar: str, cache: ShardCache = DEFAULT) -> tuple[int, int]:
-    """(bytes, stamp) of a tar as it is now: a local one's stamp is its mtime in ns."""
+    """Returns (bytes, stamp) of a tar as it is now. The stamp of a local one is its mtime in ns."""
     if is_remote(tar):
         return remote.state(tar, cache.retry)[:2]
     state = os.stat(tar)
@@ -103,7 +104,7 @@ def size_and_stamp(tar: str, cache: ShardCache = DEFAULT) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def open_local(tar: str, path: str | None = None, stamp: int | None = None) -> Iterator[TarBytes]:
-    """A tar on this machine; of a copy at another path with the stamp of the original."""
+    """Opens a tar on this machine, or its copy at `path` with the stamp of the original."""
     file = os.open(path or tar, os.O_RDONLY)
     try:
         state = os.fstat(file)
@@ -114,6 +115,6 @@ def open_local(tar: str, path: str | None = None, stamp: int | None = None) -> I
 
 
 def open_remote(tar: str, cache: ShardCache = DEFAULT) -> TarBytes:
-    """A remote tar, of which only what is asked for is sent. NoRanges: the server sends whole files only."""
+    """Opens a remote tar for range requests. Raises NoRanges if the server sends whole files only."""
     state = remote.state(tar, cache.retry)
     return TarBytes(tar, state.bytes, state.stamp, remote.Ranges(tar, state, cache.retry).pread)

@@ -1,24 +1,25 @@
-"""Random numbers as pure functions: a 64-bit hash of what the draw is for.
+"""Counter-based random numbers (SplitMix64): a pure function of (seed, purpose, epoch, position).
 
-numpy promises no stable stream for its generators from one version to the next; integers it does not change.
+There is no generator state to save. numpy may change its generators from one version to the next, but not the
+arithmetic of integers.
 """
 
 import numpy as np
 
 MASK = (1 << 64) - 1
-GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio: the step of SplitMix64.
-SHARDS, SAMPLES, AUGMENT, PACK, MIX, REPLACE = 1, 2, 3, 4, 5, 6  # What a draw is for; each gives a stream of its own.
+GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio: the increment of SplitMix64
+SHARDS, SAMPLES, AUGMENT, PACK, MIX, REPLACE = 1, 2, 3, 4, 5, 6  # purposes; each has its own stream of numbers
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-    """The output function of SplitMix64 (Steele, Lea, Flood 2014): a bijection of uint64 that scatters its bits."""
+    """Applies the output function of SplitMix64 (Steele, Lea, Flood 2014), a bijection of uint64."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 def key(*words: int) -> np.ndarray:
-    """One uint64 [1] for a sequence of integers, sensitive to their order."""
+    """Hashes a sequence of integers to uint64 [1]."""
     state = np.zeros(1, np.uint64)
     for word in words:
         state = mix(state ^ np.array([(word + GOLDEN) & MASK], np.uint64)) + np.uint64(GOLDEN)
@@ -26,17 +27,17 @@ def key(*words: int) -> np.ndarray:
 
 
 def hashes(stream: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """The numbers at `indices` of the SplitMix64 sequences that start at `stream` (the two broadcast)."""
+    """Returns the numbers at `indices` of the SplitMix64 sequences that start at `stream`; the two broadcast."""
     return mix(stream + (indices.astype(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN))
 
 
 def permutation(stream: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """`indices` in the order of their hashes; an equal pair, one in 2^64, keeps its order."""
+    """Sorts `indices` by their hashes. Equal hashes, for one pair in 2^64, keep their order."""
     return indices[np.argsort(hashes(stream, indices), kind="stable")]
 
 
 def uniforms(seed: int, epoch: int, positions: np.ndarray, n: int) -> np.ndarray:
-    """Draws for the augmentation of the images at these positions of an epoch.
+    """Draws the uniform numbers for the augmentation of the images at these positions of an epoch.
 
     positions  [B]     int64
     returns    [B, n]  float64 in [0, 1); a larger n only appends columns

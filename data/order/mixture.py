@@ -1,4 +1,4 @@
-"""Several data sets in one stream, each with its share of every global batch."""
+"""Mixture of data sets: each has a fixed number of samples in every global batch."""
 
 from collections.abc import Iterator
 
@@ -10,13 +10,13 @@ from data.order.order import Order
 
 
 class Mixture:
-    """Of every global batch each data set provides a constant number of samples, each in an order of its own.
+    """Order of several data sets, of which each fills a constant number of rows of every global batch.
 
-    orders  of the data sets; sample numbers of the mixture run through the data sets in this sequence
-    counts  samples of each in a global batch, see `shares`
+    orders  of the data sets; sample numbers run through the data sets in this sequence
+    counts  samples of each data set in a global batch, see `shares`
 
-    A data set that is through begins its next pass in the middle of an epoch of the mixture; an epoch has as many
-    samples as the data sets together. Where a run stands in each of them follows from the position.
+    An epoch has as many samples as all data sets together. A data set that ends within it starts its next pass. The
+    position in each data set follows from the position in the mixture.
     """
 
     def __init__(self, orders: list[Order], counts: list[int]):
@@ -28,7 +28,7 @@ class Mixture:
         return int(self.bases[-1])
 
     def samples(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        """Sample numbers [stop - start], int64, at the positions start … stop - 1 of an epoch."""
+        """Returns the sample numbers [stop - start], int64, at positions start … stop - 1 of an epoch."""
         assert 0 <= start <= stop <= len(self), f"positions {start}…{stop} of {len(self)}"
         first_batch = epoch * (len(self) // self.batch)
         parts = [np.empty(0, np.int64)]
@@ -40,7 +40,7 @@ class Mixture:
         return np.concatenate(parts)
 
     def windows(self, epoch: int, position: int) -> tuple[list[int], list[int]]:
-        """As `Order.windows`, of all data sets together."""
+        """Returns what `Order.windows` does, for all data sets together."""
         batch = epoch * (len(self) // self.batch) + position // self.batch
         found: tuple[list[int], list[int]] = ([], [])
         before = 0
@@ -51,7 +51,7 @@ class Mixture:
         return found
 
     def _samples(self, batch: int) -> np.ndarray:
-        """The samples of one global batch, counted from the beginning of the run, the data sets mixed."""
+        """Returns the shuffled samples of a global batch, counted from the beginning of the run."""
         if self._batch is None or self._batch[0] != batch:
             parts = [
                 base + order.samples(pass_, first, end)
@@ -64,9 +64,9 @@ class Mixture:
 
 
 def shares(weights: list[float], batch: int) -> list[int]:
-    """The batch divided in proportion to the weights: whole numbers by the largest remainders.
+    """Divides a batch in proportion to the weights, by the largest-remainder method.
 
-    DataError: a weight is so small that its data set would have no sample in a batch.
+    Raises DataError if a data set would have no sample in a batch.
     """
     exact = np.array(weights) / np.sum(weights) * batch
     counts = np.floor(exact).astype(int)
@@ -81,7 +81,7 @@ def shares(weights: list[float], batch: int) -> list[int]:
 
 
 def _runs(start: int, stop: int, length: int) -> Iterator[tuple[int, int, int]]:
-    """The places start … stop - 1 of an endless repetition as runs (pass, first, end)."""
+    """Splits positions start … stop - 1 of an endless repetition into runs (pass, first, end)."""
     while start < stop:
         pass_, first = divmod(start, length)
         end = min(length, first + stop - start)

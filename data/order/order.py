@@ -1,4 +1,10 @@
-"""The order of the samples: a pure function of (samples per shard, seed, epoch)."""
+"""Windowed shuffle: the order of the samples is a pure function of (samples per shard, seed, epoch).
+
+1 permute the shards, and deal them to the lanes
+2 cut each lane into windows of consecutive shards
+3 permute the samples inside each window
+4 fill every batch with a run of samples of each lane
+"""
 
 import itertools
 from collections.abc import Iterator
@@ -8,11 +14,11 @@ import numpy as np
 
 from data.order.hashing import SAMPLES, SHARDS, key, permutation
 
-ORDER_VERSION = 1  # To be raised whenever the same arguments would give another order.
+ORDER_VERSION = 1  # Raise it whenever the same arguments would give another order.
 
 
 def usable(samples: int, global_batch: int) -> int:
-    """Positions visited in an epoch; the order puts other samples behind them in each epoch."""
+    """Returns how many positions an epoch visits. In each epoch other samples are left out."""
     return samples // global_batch * global_batch
 
 
@@ -20,20 +26,17 @@ class Lane(NamedTuple):
     """A sequence of shards, read a window of them at a time."""
 
     shards: np.ndarray
-    bounds: np.ndarray  # places in the lane at which its windows begin, and the last one ends
+    bounds: np.ndarray  # [windows + 1] places in the lane where its windows begin, and where the last one ends
 
 
 class Order:
-    """Shards permuted per epoch, dealt to lanes, cut into windows, samples permuted inside each window.
+    """A permutation of all samples for each epoch. Seeking costs a sort of the shards and of one window.
 
     sizes   [S]  samples in each shard; sample numbers run through the shards in this order
     window       shards that a lane reads at a time: more mixes better and opens more files
-    lanes        sequences of shards that are read side by side: of every `batch` positions each lane provides its own
-                 run. Ranks that take neighbouring positions of a global batch then share few shards. A part of the
-                 order, not of the machine: any number of ranks reads the same batches, only locality differs
-    batch        the positions that the lanes share; of no effect with one lane
-
-    Each epoch is a permutation of all samples. Finding a position costs a sort of the shards and of one window.
+    lanes        sequences of shards that are read side by side, so that ranks, which take neighbouring rows of a
+                 global batch, share few shards. Part of the order: any number of ranks reads the same batches
+    batch        positions that the lanes share, normally the global batch; without effect if lanes = 1
     """
 
     def __init__(self, sizes: np.ndarray, seed: int, window: int = 16, lanes: int = 1, batch: int = 1):
@@ -48,14 +51,13 @@ class Order:
         return int(self.starts[-1])
 
     def samples(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        """Sample numbers [stop - start], int64, at the positions start … stop - 1 of an epoch."""
+        """Returns the sample numbers [stop - start], int64, at positions start … stop - 1 of an epoch."""
         assert 0 <= start <= stop <= len(self), f"positions {start}…{stop} of {len(self)}"
-        parts = [self._of_window(epoch, *run) for run in self._runs(epoch, start, stop)]
+        parts = [self._window_samples(epoch, *run) for run in self._runs(epoch, start, stop)]
         return np.concatenate([np.empty(0, np.int64), *parts])
 
     def windows(self, epoch: int, position: int) -> tuple[list[int], list[int]]:
-        """The shards of the windows that the batch at a position reads, and those read after them, be it in the next
-        epoch."""
+        """Returns the shards that the batch at a position reads from, and those of the windows that follow."""
         start = position // self.batch * self.batch
         now = [(lane, window) for lane, window, _, _ in self._runs(epoch, start, min(start + self.batch, len(self)))]
         after = [shard for lane, window in now for shard in self._shards_of(epoch, lane, window + 1)]
@@ -64,7 +66,7 @@ class Order:
         return [shard for lane, window in now for shard in self._shards_of(epoch, lane, window)], after
 
     def _runs(self, epoch: int, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
-        """These positions as runs (lane, window, first, end) of places within one window."""
+        """Splits positions into runs (lane, window, first, end) of places within one window."""
         lanes = self._lanes(epoch)
         for number, first, end in self._lane_runs(lanes, start, stop):
             bounds = lanes[number].bounds
@@ -75,10 +77,9 @@ class Order:
                 first = until
 
     def _lane_runs(self, lanes: list[Lane], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """These positions as runs (lane, first, end) of places in a lane.
+        """Splits positions into runs (lane, first, end) of places in a lane.
 
-        As long as every lane has samples left, each batch holds a run of each lane; then what is left of the lanes
-        follows, one after the other.
+        While all lanes last, each batch holds a run of each lane. The rests of the lanes follow one after the other.
         """
         lengths = [int(lane.bounds[-1]) for lane in lanes]
         cuts = [lane * self.batch // self.lanes for lane in range(self.lanes + 1)]
@@ -113,8 +114,8 @@ class Order:
     def _shards_of(self, epoch: int, lane: int, window: int) -> list[int]:
         return self._lanes(epoch)[lane].shards[window * self.window : (window + 1) * self.window].tolist()
 
-    def _of_window(self, epoch: int, lane: int, window: int, first: int, end: int) -> np.ndarray:
-        """The samples at places of one window; the last two windows of each lane are kept."""
+    def _window_samples(self, epoch: int, lane: int, window: int, first: int, end: int) -> np.ndarray:
+        """Returns the samples at places first … end - 1 of a window; caches the last two windows of each lane."""
         at = epoch, lane, window
         if at not in self._windows:
             shards = self._shards_of(epoch, lane, window)

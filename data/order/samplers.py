@@ -1,4 +1,4 @@
-"""Which samples a rank reads, batch by batch."""
+"""Samplers: the micro-batches that a rank reads."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -12,22 +12,22 @@ from data.order.order import Order, usable
 
 
 class MicroBatch(NamedTuple):
-    """One micro-batch that is to be read."""
+    """What to read for one micro-batch."""
 
     epoch: int
     positions: np.ndarray  # [B] int64, in the epoch
     samples: np.ndarray  # [B] int64, in the index
-    slot: int | None = None  # where its images go, see data/loader/shared_batches.py
+    slot: int | None = None  # of the shared memory that its images go to, see data/loader/shared_batches.py
 
 
 class MicroBatches(Sampler[MicroBatch]):
-    """The draws of one rank's micro-batches, from the present step to the end of its epoch.
+    """Yields the micro-batches of one rank, from the current step to the end of its epoch.
 
-    The global batch of step s of an epoch is its positions [s·G, (s+1)·G). Of it, rank r of R takes the rows
-    [r·G/R, (r+1)·G/R) in micro-batches of M, so that the union over the ranks is the same for every R and M.
+    Step s of an epoch has the positions [s·G, (s+1)·G). Rank r of R takes the rows [r·G/R, (r+1)·G/R) of these in
+    micro-batches of M, so that the union over the ranks is the same for every R and M.
 
-    step    asked when an iteration starts: nothing has to be saved to carry on
-    views   neighbouring positions that show the same sample; an epoch has samples · views positions
+    step    called when an iteration starts, so that resuming needs no state of the sampler
+    views   repeated augmentation: neighbouring positions of the same sample; an epoch has samples · views positions
     """
 
     def __init__(
@@ -52,38 +52,38 @@ class MicroBatches(Sampler[MicroBatch]):
         return self.steps_per_epoch * self.accumulate
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        # The trainer's current_epoch is one behind at the edge of an epoch, its global_step is right.
+        # At the end of an epoch the trainer's current_epoch is still the old one, but its global_step is right.
         epoch, step = divmod(self.step(), self.steps_per_epoch)
         share = self.global_batch // self.ranks
         for first in range(step * self.global_batch, self.steps_per_epoch * self.global_batch, self.global_batch):
-            mine = first + self.rank * share
-            for start in range(mine, mine + share, self.micro_batch):
+            row = first + self.rank * share
+            for start in range(row, row + share, self.micro_batch):
                 stop = start + self.micro_batch
                 samples = self.order.samples(epoch, start // self.views, stop // self.views)
                 yield MicroBatch(epoch, np.arange(start, stop), np.repeat(samples, self.views))
 
 
 class AllSamples(Sampler[MicroBatch]):
-    """Every one of these samples once, in order, over the ranks together; positions are sample numbers.
+    """Yields each sample once, in order, divided over the ranks; positions are sample numbers.
 
-    Each rank gets the same number of batches, their sizes differ by one at most: a rank without a batch would leave
-    the others waiting where a forward pass is collective.
+    Each rank gets the same number of batches, whose sizes differ by one at most: where a forward pass is collective,
+    ranks would otherwise wait for one that has no batch left.
 
-    epoch  from which random crops are drawn, where there are any
+    epoch  for drawing random crops, if there are any
     """
 
     def __init__(self, samples: np.ndarray, batch: int, rank: int = 0, ranks: int = 1, epoch: int = 0):
-        batches = math.ceil(len(samples) / (batch * ranks)) * ranks
-        self.draws, self.epoch = np.array_split(samples, batches)[rank::ranks], epoch
+        count = math.ceil(len(samples) / (batch * ranks)) * ranks
+        self.batches, self.epoch = np.array_split(samples, count)[rank::ranks], epoch
 
     def __len__(self) -> int:
-        return len(self.draws)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        for samples in self.draws:
+        for samples in self.batches:
             yield MicroBatch(self.epoch, samples, samples)
 
 
 def spread(samples: int, count: int) -> np.ndarray:
-    """At most `count` of the numbers 0 ... samples - 1, evenly spread."""
+    """Returns at most `count` of the numbers 0 … samples - 1, evenly spaced."""
     return np.linspace(0, samples - 1, min(count, samples)).round().astype(np.int64)

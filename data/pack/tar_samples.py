@@ -9,7 +9,7 @@ from pathlib import Path
 from data.errors import DataError
 from data.index.index import ShardIndex, open_shards
 from data.index.index_file import split_name
-from data.index.splits import parts
+from data.index.splits import find_splits
 from data.pack.sample import Sample, Source
 from data.storage.listing import LocalFolder
 from data.storage.read import read
@@ -43,7 +43,7 @@ def find_samples(source: str) -> Source:
 
     DataError: no such tars, two splits together, a tar that is damaged.
     """
-    if os.path.isdir(source) and len(found := parts(LocalFolder(source))) > 1:
+    if os.path.isdir(source) and len(found := find_splits(LocalFolder(source))) > 1:
         name, tars = next(iter(found.items()))
         raise DataError(
             f"{source} holds the parts {' and '.join(found)}. Pack each on its own, with a folder or a glob as the "

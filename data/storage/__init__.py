@@ -1,1 +1,1 @@
-"""Where bytes lie: local files, URLs, the cache of copies, reading by position."""
+"""Storage: local files and URLs, the cache of downloaded shards, reads by position."""

@@ -1,4 +1,13 @@
-"""Copies of remote shards on this machine's disk."""
+"""Cache of remote shards on a disk of this machine, shared by all its processes.
+
+shards/ID.pins              what one trainer is about to read, see in_use.py
+shards/lock                 held while pins are written, and while copies are evicted and room is reserved
+shards/HASH/X.tar           a complete copy; HASH stands for the folder of the URL
+shards/HASH/X.tar.lock      held during the download, for which other processes wait
+shards/HASH/X.tar.part      the download
+shards/HASH/X.tar.room      its reservation: an empty file as long as the shard
+shards/HASH/X.tar.state     the stamp of the remote file that was copied
+"""
 
 import functools
 import hashlib
@@ -10,26 +19,26 @@ from pathlib import Path
 from data.atomic import publish
 from data.errors import DataError
 from data.storage import remote
-from data.storage.in_use import held, locked, pinned
-from data.storage.protocols import Retry, split_path
+from data.storage.in_use import is_locked, locked, read_pins
+from data.storage.protocols import Retry, file_system, split_path
 
-SPARE = 1 << 30  # bytes that are left free on the disk
+SPARE_BYTES = 1 << 30  # left free on the disk
 
 
-def root() -> str:
-    """The folder for what is kept between runs: $MAE_CACHE or ~/.cache/mae-index."""
+def cache_root() -> str:
+    """Returns the folder for what is kept between runs: $MAE_CACHE or ~/.cache/mae-index."""
     return os.environ.get("MAE_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "mae-index")
 
 
 @dataclass(frozen=True)
 class ShardCache:
-    """One copy of each remote shard per machine, downloaded when it is first asked for by any of its processes.
+    """LRU cache with one copy of each remote shard per machine, downloaded on first use.
 
-    folder  where: FOLDER/shards/…; by default `root()`. It has to be a disk of this machine: locks rely on it
-    limit   bytes of all copies together; the longest unused ones go first, pinned ones never. Copies that a reader
+    folder  holds shards/; default `cache_root()`. On a disk of this machine, since flock has to work
+    limit   bytes of all copies; the least recently used are evicted first, pinned ones never. Copies that a reader
             still has open come on top. None: as much as the disk holds
 
-    Holds settings alone, so that it may be pickled and compared; what there is stands on the disk.
+    Holds settings only, so that it can be pickled and compared.
     """
 
     folder: str | None = None
@@ -39,20 +48,20 @@ class ShardCache:
 
     @property
     def shards(self) -> str:
-        return os.path.join(self.folder or root(), "shards")
+        return os.path.join(self.folder or cache_root(), "shards")
 
     def place(self, url: str) -> str:
-        """Where the copy of a shard lies, or will lie."""
+        """Returns the path of a shard's copy, whether or not it exists."""
         folder, name = split_path(url)
         return os.path.join(self.shards, hashlib.sha256(folder.encode()).hexdigest()[:16], name)
 
     def local_path(self, url: str) -> str:
-        """The path of a complete copy; waits for it if need be. DataError: it cannot be downloaded."""
+        """Returns the path of a complete copy, downloaded first if needed. Raises DataError if that fails."""
         path = self.place(url)
         if not _touch(path):
             self.make_folder(os.path.dirname(path))
             with locked(f"{path}.lock"):
-                if not _touch(path):  # Else another process has been first.
+                if not _touch(path):  # Another process may have downloaded it meanwhile.
                     self.retry.persist(url, lambda: self._download(url, path))
         return path
 
@@ -60,14 +69,14 @@ class ShardCache:
         return os.path.exists(self.place(url))
 
     def forget_other_states(self, url: str, stamp: int) -> None:
-        """Removes the copy of a shard if it was made from another state of it."""
+        """Removes the copy of a shard unless it was made from the state with this stamp."""
         path = Path(self.place(url))
         if path.exists() and not (_state_file(path).exists() and _state_file(path).read_text() == str(stamp)):
             with locked(os.path.join(self.shards, "lock")):
                 path.unlink(missing_ok=True)
 
     def make_folder(self, path: str) -> None:
-        """Makes a folder of the cache. DataError: that is not allowed, or impossible."""
+        """Creates a folder of the cache. Raises DataError if that is not possible."""
         try:
             os.makedirs(path, exist_ok=True)
         except OSError as error:
@@ -81,7 +90,7 @@ class ShardCache:
         part, room = f"{path}.part", f"{path}.room"
         self._make_room(state.bytes, room)
         try:
-            remote.download(url, part)
+            file_system(url).get_file(url, part)
             _check(url, part, state.bytes, self.retry)
             _state_file(Path(path)).write_text(str(state.stamp))
             publish(part, path)
@@ -90,27 +99,27 @@ class ShardCache:
             Path(room).unlink(missing_ok=True)
 
     def _make_room(self, needed: int, room: str) -> None:
-        """Evicts until so many bytes fit, and reserves them: others download at the same time."""
+        """Evicts copies until `needed` bytes fit, and reserves these against other downloads."""
         with locked(os.path.join(self.shards, "lock")):
             copies = {str(copy): copy.stat() for copy in Path(self.shards).glob("*/*.tar")}
-            excess = needed + SPARE - shutil.disk_usage(self.shards).free
+            excess = needed + SPARE_BYTES - shutil.disk_usage(self.shards).free
             if self.limit is not None:
                 taken = sum(copy.st_size for copy in copies.values()) + self._reserved()
                 excess = max(excess, needed + taken - self.limit)
-            kept = pinned(self.shards) if excess > 0 else set()
-            for path in sorted(copies.keys() - kept, key=lambda path: copies[path].st_mtime_ns):
+            pinned = read_pins(self.shards) if excess > 0 else set()
+            for path in sorted(copies.keys() - pinned, key=lambda path: copies[path].st_mtime_ns):
                 if excess <= 0:
                     break
                 os.unlink(path)
                 excess -= copies[path].st_size
             Path(room).touch()
-            os.truncate(room, needed)  # an empty file of that length
+            os.truncate(room, needed)
 
     def _reserved(self) -> int:
-        """Bytes of the downloads that are under way; reservations of processes that died are dropped."""
+        """Returns the bytes that running downloads have reserved; removes reservations of processes that died."""
         reserved = 0
         for room in Path(self.shards).glob("*/*.room"):
-            if held(str(room.with_suffix(".lock"))):
+            if is_locked(str(room.with_suffix(".lock"))):
                 reserved += room.stat().st_size
             else:
                 room.unlink()
@@ -121,6 +130,7 @@ DEFAULT = ShardCache()
 
 
 def _touch(path: str) -> bool:
+    """Marks a copy as just used; returns False if there is none."""
     try:
         os.utime(path)
     except FileNotFoundError:
@@ -133,7 +143,7 @@ def _state_file(path: Path) -> Path:
 
 
 def _check(url: str, path: str, size: int, retry: Retry) -> None:
-    """OSError, upon which it is downloaded again, if a copy is not what the server or manifest.json says."""
+    """Raises OSError, which triggers a new download, if length or SHA-256 differ from server or manifest.json."""
     if (found := os.path.getsize(path)) != size:
         raise OSError(f"{found} of {size} bytes arrived")
     folder, name = split_path(url)
@@ -149,7 +159,7 @@ def _check(url: str, path: str, size: int, retry: Retry) -> None:
 
 @functools.lru_cache(maxsize=64)
 def _checksums(folder: str, retry: Retry) -> dict[str, str]:
-    """sha256 by file name, from the manifest.json beside the shards; {} without one."""
+    """Returns the SHA-256 of each file that manifest.json beside the shards lists; {} without one."""
     manifest = remote.manifest(folder, retry)
     lists = [manifest, *(part for part in manifest.get("splits", {}).values() if isinstance(part, dict))]
     shards = [shard for part in lists for shard in part.get("shards", []) if isinstance(shard, dict)]

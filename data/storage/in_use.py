@@ -1,6 +1,8 @@
-"""Which cached shards running trainers are about to read: told between processes by files that die with their owner.
+"""File locks (flock) between the processes of a machine, and pins: cached shards that must not be evicted.
 
-Each owner keeps one file in the folder, with a path a line, and holds a lock on it for as long as it runs.
+Each trainer writes the paths that it is about to read to a file ID.pins and holds a lock on this file while it runs, so
+that the pins end with their owner, even if it is killed. FOLDER/lock is held while a file of pins is created, written
+or read.
 """
 
 import contextlib
@@ -12,16 +14,17 @@ from pathlib import Path
 
 
 class Pins:
-    """The pins of one owner, in a folder that exists."""
+    """Pins of one trainer, in an existing folder."""
 
     def __init__(self, folder: str):
         self.folder = folder
-        with locked(os.path.join(folder, "lock")):  # Or its file would be taken for that of a dead owner.
+        # Without the folder's lock `read_pins` might see the file before it is locked, and take its owner for dead.
+        with locked(os.path.join(folder, "lock")):
             self._file = os.open(os.path.join(folder, f"{uuid.uuid4().hex}.pins"), os.O_RDWR | os.O_CREAT)
             fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def set(self, paths: Iterable[str]) -> None:
-        """Replaces what was pinned."""
+        """Replaces the pinned paths."""
         contents = "\n".join(paths).encode()
         with locked(os.path.join(self.folder, "lock")):
             os.pwrite(self._file, contents, 0)
@@ -29,12 +32,12 @@ class Pins:
 
     def close(self) -> None:
         self.set([])
-        fcntl.flock(self._file, fcntl.LOCK_UN)  # Whoever asks next for what is pinned removes the file.
+        fcntl.flock(self._file, fcntl.LOCK_UN)  # The next `read_pins` removes the file.
         os.close(self._file)
 
 
-def pinned(folder: str) -> set[str]:
-    """What all owners that still run have pinned; to be called with the folder's lock held."""
+def read_pins(folder: str) -> set[str]:
+    """Returns what all running trainers have pinned. The caller holds the folder's lock."""
     paths: set[str] = set()
     for place in Path(folder).glob("*.pins"):
         with open(place) as file:
@@ -49,19 +52,19 @@ def pinned(folder: str) -> set[str]:
 
 @contextlib.contextmanager
 def locked(path: str) -> Iterator[None]:
-    """Waits until no other process or thread of this machine is inside for the same path."""
+    """Holds the lock of a path within the block; waits for other processes and threads of this machine."""
     file = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
     finally:
-        # Closing would not do: a worker forked meanwhile has the descriptor too, and would go on holding the lock.
+        # Closing is not enough: a worker forked meanwhile has the descriptor too and would keep the lock.
         fcntl.flock(file, fcntl.LOCK_UN)
         os.close(file)
 
 
-def held(path: str) -> bool:
-    """Whether someone is inside `locked` for this path."""
+def is_locked(path: str) -> bool:
+    """Returns whether some process or thread is inside `locked(path)`."""
     file = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""What lies in a folder, on this machine or behind a URL."""
+"""Directory listing, on this machine or behind a URL."""
 
 import os
 from collections.abc import Iterable
@@ -8,11 +8,11 @@ from data.storage import remote
 from data.storage.protocols import HTTP, PROTOCOLS, Missing, Retry, file_system
 
 MANIFEST = "manifest.json"
-LISTING = Retry(attempts=5, first=0.5)  # Somebody waits for it.
+LISTING = Retry(attempts=5, first=0.5)  # Fewer attempts than for reading: the user is waiting.
 
 
 class LocalFolder:
-    """A folder on this machine, with what it holds by name."""
+    """A folder on this machine."""
 
     def __init__(self, path: str):
         self.path = path
@@ -24,13 +24,13 @@ class LocalFolder:
         return LocalFolder(self.file(name))
 
     def folders(self, names: Iterable[str]) -> list[str]:
-        """The sub-folders that have one of these names in lower case."""
+        """Returns the sub-folders whose names in lower case are among `names`."""
         wanted = set(names)
         with os.scandir(self.path) as entries:
             return sorted(entry.name for entry in entries if entry.name.lower() in wanted and entry.is_dir())
 
     def files(self, endings: tuple[str, ...]) -> list[str]:
-        """The files that end so."""
+        """Returns the files that end in one of `endings`."""
         with os.scandir(self.path) as entries:
             return sorted(entry.name for entry in entries if entry.name.endswith(endings) and entry.is_file())
 
@@ -46,7 +46,7 @@ class LocalFolder:
 
 
 class RemoteFolder:
-    """A folder behind a URL. A plain web server need not list it: there it holds what its manifest.json lists."""
+    """A folder behind a URL. Web servers do not list theirs: over HTTP it holds what its manifest.json names."""
 
     def __init__(self, url: str):
         self.path = url.rstrip("/")
@@ -77,7 +77,7 @@ class RemoteFolder:
             return None
 
     def exists(self, path: str) -> bool:
-        return True  # A shard that is missing is met when it is indexed; asking for each of thousands takes too long.
+        return True  # Thousands of requests would take too long; indexing reports a shard that is missing.
 
     def _entries(self) -> list[tuple[str, str]]:
         listed = LISTING.persist(self.path, lambda: file_system(self.path).ls(self.path, detail=True))
@@ -87,8 +87,8 @@ class RemoteFolder:
 Folder = LocalFolder | RemoteFolder
 
 
-def matches(pattern: str) -> list[str]:
-    """The URLs that a glob matches. DataError: the server does not list what it has."""
+def expand_glob(pattern: str) -> list[str]:
+    """Returns the URLs that match a glob. Raises DataError if a web server lists none."""
     system, scheme = file_system(pattern), pattern.partition("://")[0]
     found = LISTING.persist(pattern, lambda: system.glob(pattern))
     if not found and PROTOCOLS[scheme] is HTTP:

@@ -1,4 +1,4 @@
-"""A bounded number of open things, the longest unused closed first."""
+"""LRU cache of open files and memory maps."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -9,9 +9,9 @@ Thing = TypeVar("Thing")
 
 
 class LRU(Generic[Key, Thing]):
-    """The `limit` most recently used things, each opened on first use.
+    """Keeps the `limit` most recently used things open; opens each on first use, closes the least recently used.
 
-    Pickles as its rule alone, without what is open: `open` and `close` have to be module functions or methods.
+    Pickles without what is open, so `open` and `close` have to be picklable.
     """
 
     def __init__(self, open: Callable[[Key], Thing], close: Callable[[Thing], None], limit: int):

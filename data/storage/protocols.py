@@ -1,4 +1,4 @@
-"""Which file system reaches a URL, and which of its errors are worth another try."""
+"""File systems for URLs (fsspec), and retries with exponential backoff."""
 
 import errno
 import os
@@ -19,9 +19,9 @@ Result = TypeVar("Result")
 
 
 class Protocol(NamedTuple):
-    package: str  # what fsspec needs
-    install: str
-    errors: tuple[str, ...]  # what the package raises beside OSError
+    package: str  # that fsspec imports
+    install: str  # argument of pip install
+    errors: tuple[str, ...]  # that the package raises besides OSError
 
 
 HTTP = Protocol("aiohttp", "fsspec[http]", ("aiohttp.ClientError",))
@@ -32,27 +32,27 @@ PROTOCOLS = {
     "gs": Protocol(
         "gcsfs", "gcsfs", ("gcsfs.retry.HttpError", "aiohttp.ClientError", "google.auth.exceptions.GoogleAuthError")
     ),
-    # Its versions differ in what they call servers with; what is not installed is left out.
+    # Its versions use different HTTP clients; errors of those that are not installed are skipped.
     "hf": Protocol("huggingface_hub", "huggingface_hub", ("httpx.HTTPError", "httpx2.HTTPError")),
 }
-SILENCE = 60  # seconds without a byte after which a connection counts as dropped
-BUSY = (408, 425, 429)  # The statuses below 500 that ask for another try.
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+SILENCE_SECONDS = 60  # after which a connection without a byte counts as dropped
+RETRY_STATUSES = (408, 425, 429)  # HTTP statuses below 500 that are worth another attempt
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class Retry(NamedTuple):
-    """How often to try, and how long to wait in between: a random part of first, 2·first, 4·first … seconds."""
+    """Exponential backoff with jitter: waits up to first, 2·first, 4·first … seconds between attempts."""
 
     attempts: int = 7
     first: float = 1.0
     longest: float = 30.0
 
     def persist(self, url: str, action: Callable[[], Result]) -> Result:
-        """What the action returns, tried again after what may pass. DataError: it will not pass, or did not."""
+        """Returns what `action` returns; repeats it after transient errors. Raises DataError if it fails for good."""
         started, last = time.monotonic(), ""
         for attempt in range(self.attempts):
             if attempt:
-                # Without the draw all workers would come back to a busy server in the same moment.
+                # Without jitter all workers would come back to a busy server at the same moment.
                 time.sleep(random.uniform(0.5, 1) * min(self.longest, self.first * 2 ** (attempt - 1)))
             try:
                 return action()
@@ -66,7 +66,7 @@ class Retry(NamedTuple):
 
 
 class Missing(DataError):
-    """There is nothing at a URL, or nothing that these credentials may see."""
+    """Nothing exists at a URL, or these credentials may not see it."""
 
 
 def is_remote(path: str) -> bool:
@@ -74,17 +74,17 @@ def is_remote(path: str) -> bool:
 
 
 def split_path(path: str) -> tuple[str, str]:
-    """(folder, name) of a file; a web address without its query, in which a signature may be that changes."""
+    """Returns (folder, name) of a file. Drops the query of a web address: a signature in it may change."""
     if path.startswith(("http://", "https://")):
         path = urlsplit(path)._replace(query="", fragment="").geturl()
     return os.path.split(path)
 
 
 def file_system(url: str) -> Any:
-    """fsspec's file system of a URL. DataError: unknown protocol, or its package is not installed.
+    """Returns fsspec's file system for a URL. Raises DataError if the protocol is unknown or its package is missing.
 
-    fsspec keeps one per process and drops those that a fork has copied, whose event loop lives in the parent alone: it
-    has to be asked for at each use.
+    Call it for each use: fsspec caches one per process, and replaces one copied by a fork, whose event loop runs in the
+    parent only.
     """
     name = url.partition("://")[0]
     if name not in PROTOCOLS:
@@ -97,10 +97,10 @@ def file_system(url: str) -> Any:
         )
     if protocol is not HTTP:
         return fsspec.filesystem(name)
-    import aiohttp  # only where it is needed: importing it takes a while
+    import aiohttp  # here, because importing it takes a while
 
-    # aiohttp would end a download after five minutes; a server that is silent for a minute has gone.
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
+    # By default aiohttp ends any download after five minutes.
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE_SECONDS, sock_read=SILENCE_SECONDS)
     return fsspec.filesystem(name, client_kwargs={"timeout": timeout, "trust_env": True})
 
 
@@ -118,13 +118,13 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status behind an error, where aiohttp, gcsfs, huggingface_hub and botocore keep it."""
+    """Returns the HTTP status behind an error of aiohttp, gcsfs, huggingface_hub or botocore, None if there is none."""
     for cause in _chain(error):
         response = getattr(cause, "response", None)
         told = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
         for holder, name in ((cause, "status"), (response, "status_code")):
             told = told or getattr(holder, name, None)
-        if type(cause).__module__.startswith("gcsfs"):  # aiohttp's cut bodies have a code as well, which is no status.
+        if type(cause).__module__.startswith("gcsfs"):  # In aiohttp's errors `code` may be something else.
             told = told or getattr(cause, "code", None)
         if isinstance(told, int):
             return told
@@ -132,6 +132,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _raise_if_final(url: str, error: BaseException) -> None:
+    """Raises DataError if another attempt would fail in the same way."""
     status = _status(error)
     root = list(_chain(error))[-1]  # fsspec reports any failure of a request for a web file's length as "not found".
     if status in (404, 410) or (status is None and isinstance(root, FileNotFoundError)):
@@ -141,9 +142,9 @@ def _raise_if_final(url: str, error: BaseException) -> None:
             f"{url} may not be read ({_reason(error)}). Check the credentials: docs/data-remote.md says where they "
             "are looked for."
         ) from None
-    if status is not None and status < 500 and status not in BUSY:
+    if status is not None and status < 500 and status not in RETRY_STATUSES:
         raise DataError(f"{url} cannot be read: the server refuses the request ({_reason(error)}).") from None
-    if isinstance(error, OSError) and error.errno in DISK:
+    if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
         raise DataError(
             f"{url} cannot be kept: {error.strerror}. Set data.cache to a folder with more room, or "
             "lower data.cache_gb."

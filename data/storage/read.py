@@ -1,4 +1,4 @@
-"""Bytes of a member of a tar, by position."""
+"""Positional reads (pread) of local files and of the cached copies of remote shards."""
 
 import contextlib
 import os
@@ -20,32 +20,29 @@ def _open(path: str) -> int:
 def _open_copy(place: tuple[str, ShardCache]) -> int:
     url, cache = place
     while True:
-        with contextlib.suppress(FileNotFoundError):  # The copy was evicted in this very moment.
+        with contextlib.suppress(FileNotFoundError):  # The copy was evicted before it could be opened.
             return os.open(cache.local_path(url), os.O_RDONLY | os.O_CLOEXEC)
 
 
-# Positional reads share no file offset, so that a descriptor inherited by forked workers is safe to use there.
+# pread uses no shared file offset, so forked workers can safely use descriptors that they inherit.
 _files: LRU[str, int] = LRU(_open, os.close, limit=64)
-# An evicted copy takes up room for as long as it is open: no more than a usual window of them, reopening is cheap.
+# An evicted copy takes up disk space while it is open, so keep no more open than a usual window has.
 _copies: LRU[tuple[str, ShardCache], int] = LRU(_open_copy, os.close, limit=16)
 
 
-def _file(path: str, cache: ShardCache) -> int:
-    return _copies[path, cache] if is_remote(path) else _files[path]
-
-
 def read(path: str, offset: int, size: int, cache: ShardCache = DEFAULT) -> bytes:
-    """`size` bytes of the file from `offset` on; of a URL from its copy in the cache, downloaded first if need be.
+    """Returns `size` bytes from `offset` on; for a URL those of its cached copy, downloaded first if needed.
 
-    DataError: the file cannot be opened or downloaded, or ends before.
+    Raises DataError if the file cannot be opened or downloaded, or ends too early.
     """
     if is_remote(path) and not cache.fill and not cache.has(path):
         with contextlib.suppress(remote.NoRanges):
-            return remote.part(path, offset, size, cache.retry)
+            return remote.read_range(path, offset, size, cache.retry)
     try:
-        data = os.pread(_file(path, cache), size, offset)
-        while 0 < len(data) < size:  # A network file system may hand over less than was asked for.
-            more = os.pread(_file(path, cache), size - len(data), offset + len(data))
+        file = _copies[path, cache] if is_remote(path) else _files[path]
+        data = os.pread(file, size, offset)
+        while 0 < len(data) < size:  # A network file system may return fewer bytes than requested.
+            more = os.pread(file, size - len(data), offset + len(data))
             if not more:
                 break
             data += more
@@ -60,7 +57,7 @@ def read(path: str, offset: int, size: int, cache: ShardCache = DEFAULT) -> byte
 
 
 def read_line(path: str, offset: int) -> str:
-    """The line of a text file that begins at this byte, without its end."""
+    """Returns the line of a text file that begins at byte `offset`, without its line break."""
     line = b""
     while b"\n" not in line:
         piece = os.pread(_files[path], 512, offset + len(line))

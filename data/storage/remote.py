@@ -1,4 +1,4 @@
-"""A file behind a URL: its state, its bytes by position, a copy of it."""
+"""Remote files: their state, range requests with read-ahead, whole downloads."""
 
 import hashlib
 import json
@@ -9,48 +9,48 @@ from data.storage.protocols import Missing, Retry, file_system
 
 RETRY = Retry()
 STATE_FIELDS = ("ETag", "etag", "md5Hash", "blob_id", "Last-Modified", "LastModified", "last_modified", "updated")
-SHORTEST, LONGEST = 1 << 16, 1 << 22  # bytes per request
-NEAR = 1 << 18  # Reading on over a gap of this length costs less than another request.
+MIN_REQUEST, MAX_REQUEST = 1 << 16, 1 << 22  # bytes
+MAX_GAP = 1 << 18  # bytes; reading over a gap of this length costs less than another request
 
 
 class NoRanges(Exception):
-    """The server sends whole files only."""
+    """Raised if the server sends whole files only."""
 
 
 class State(NamedTuple):
-    """What a file is now."""
+    """State of a remote file: the same stamp means the same contents."""
 
     bytes: int
-    stamp: int  # int64, over the length and what else the server tells: another one means another content
-    ranges: bool  # whether parts may be asked for, as far as the server says
+    stamp: int  # int64 hash of the length and of the ETag, checksum or time that the server gives
+    ranges: bool  # whether the server claims to answer range requests
 
 
 def state(url: str, retry: Retry = RETRY) -> State:
-    """DataError: there is no such file, it may not be read, or its length is unknown."""
+    """Returns the state of a file. Raises DataError if it is missing, not readable, or of unknown length."""
     return retry.persist(url, lambda: state_now(url))
 
 
 def state_now(url: str) -> State:
-    """As `state`, in one attempt: to be called through `Retry.persist`, as it raises what the file system raises."""
+    """Does what `state` does in one attempt, for use inside `Retry.persist`: errors of the file system pass through."""
     info = file_system(url).info(url)
     size = info.get("size")
     if info.get("type") == "directory":
         raise DataError(f"{url} is a folder. Name the shards in it, or end it in a slash to take all of them.")
     if size is None:
         raise DataError(f"the server does not tell the length of {url}, so that a cut would go unnoticed. Copy it.")
-    # One field only: a listing and a question for one file write the same time differently.
+    # One field only, because a listing and a query of one file format the same time differently.
     told = next((info[field] for field in STATE_FIELDS if info.get(field)), "")
     digest = hashlib.blake2b(f"{size} {told}".encode(), digest_size=8).digest()
     return State(size, int.from_bytes(digest, "little", signed=True), info.get("partial", True))
 
 
 def contents(url: str, retry: Retry = RETRY) -> bytes:
-    """A small file as a whole."""
+    """Returns all bytes of a small file."""
     return retry.persist(url, lambda: file_system(url).cat_file(url))
 
 
 def manifest(folder: str, retry: Retry = RETRY) -> dict[str, Any]:
-    """manifest.json in a folder, as `data.pack` writes it; {} where there is none."""
+    """Returns the manifest.json of a folder, as `data.pack` writes it; {} if there is none."""
     url = f"{folder.rstrip('/')}/manifest.json"
     try:
         found = json.loads(contents(url, retry))
@@ -61,16 +61,11 @@ def manifest(folder: str, retry: Retry = RETRY) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def download(url: str, path: str) -> None:
-    """A copy of a file, in one attempt, as `state_now`."""
-    file_system(url).get_file(url, path)
-
-
-def part(url: str, offset: int, size: int, retry: Retry = RETRY) -> bytes:
-    """Some bytes of a file, without the rest. NoRanges: the server would send it as a whole."""
+def read_range(url: str, offset: int, size: int, retry: Retry = RETRY) -> bytes:
+    """Requests `size` bytes from `offset` on. Raises NoRanges if the server would send the whole file."""
 
     def fetch() -> bytes:
-        # With a length given nobody asks the server for it.
+        # With a given length fsspec does not ask the server for it.
         with file_system(url).open(url, "rb", cache_type="none", size=offset + size) as file:
             file.seek(offset)
             data = file.read(size)
@@ -80,29 +75,29 @@ def part(url: str, offset: int, size: int, retry: Retry = RETRY) -> bytes:
 
     try:
         return retry.persist(url, fetch)
-    except ValueError:  # fsspec's word for an answer that begins elsewhere than was asked for
+    except ValueError:  # fsspec raises it if the response is not the range that was requested.
         raise NoRanges(url) from None
 
 
 class Ranges:
-    """Bytes of a file by position, read ahead: after a short step forward by more, after a jump by little.
+    """Positional reads with adaptive read-ahead: doubled after each short step forward, minimal after a jump.
 
-    So the headers of small members come many to a request, and the contents of large members are not read at all.
+    One request then fetches the headers of many small members, and the contents of large members are not read.
     """
 
     def __init__(self, url: str, state: State, retry: Retry = RETRY):
         self.url, self.total, self.retry = url, state.bytes, retry
         if not state.ranges:
             raise NoRanges(url)
-        self.start, self.data, self.ahead = 0, b"", SHORTEST
+        self.start, self.data, self.ahead = 0, b"", MIN_REQUEST
 
     def pread(self, size: int, offset: int) -> bytes:
-        """As `os.pread`, with the arguments in its order. NoRanges: the server would send the whole file."""
+        """Returns the bytes as `os.pread` does. Raises NoRanges if the server would send the whole file."""
         size = max(0, min(size, self.total - offset))
         end = self.start + len(self.data)
         if not self.start <= offset <= offset + size <= end:
             step = offset - end
-            self.ahead = min(2 * self.ahead, LONGEST) if -size <= step <= NEAR else SHORTEST
+            self.ahead = min(2 * self.ahead, MAX_REQUEST) if -size <= step <= MAX_GAP else MIN_REQUEST
             length = min(max(size, self.ahead), self.total - offset)
-            self.start, self.data = offset, part(self.url, offset, length, self.retry)
+            self.start, self.data = offset, read_range(self.url, offset, length, self.retry)
         return self.data[offset - self.start : offset - self.start + size]
