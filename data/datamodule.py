@@ -252,7 +252,7 @@ class ShardDataModule(lightning.LightningDataModule):
 
     def crops(self, index: ShardIndex, samples: np.ndarray) -> Batch:
         """Centre crops of a few samples, without downloading the whole shards that they are in."""
-        return self.stream(index.sparing(), self.cut)[MicroBatch(0, samples, samples)]
+        return self.stream(index.without_downloads(), self.cut)[MicroBatch(0, samples, samples)]
 
     def examples(self, count: int) -> tuple[Tensor, Tensor]:
         """Images and positions of at most `count` centre crops, always the same, of the validation (else training)."""

@@ -384,8 +384,8 @@ def test_sizes_are_numbers_of_samples(folder):
 def test_the_quick_way_to_a_key_agrees_with_the_thorough_one(names):
     members = [(name.rpartition("/")[2].partition(".")[2], 512 + 1024 * i, 12, name) for i, name in enumerate(names)]
     line = " ".join(f"{extension} {offset} {size} {name}" for extension, offset, size, name in members)
-    listed = list(index_file.listed(line))
+    listed = list(index_file.parse_members(line))
     assert [member.name for member in listed] == names
     for member in listed:
-        assert index_file.key_in(line, member.offset) in (None, index_file.split_name(member.name)[0])
-    assert index_file.key_in(line, 7) is None
+        assert index_file.parse_key(line, member.offset) in (None, index_file.split_name(member.name)[0])
+    assert index_file.parse_key(line, 7) is None

@@ -13,7 +13,7 @@ from PIL import Image
 from data.errors import DataError
 from data.images import jpeg
 from data.images.crops import DRAWS, random_resized_crop
-from data.images.decode import DCT_SCALES, _dct_scale, _snapped, decode, read_header
+from data.images.decode import DCT_SCALES, _dct_scale, _snap, decode, read_header
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_fast_boxes_stay_inside_and_near_what_was_asked_for(height, width, seed)
     box = random_resized_crop(height, width, u)
     header = read_header(encoded(Image.new("L", (width, height))))
     scale = _dct_scale([box], (224, 224), 1)
-    top, left, h, w = _snapped(box, scale, header)
+    top, left, h, w = _snap(box, scale, header)
     assert min(h, w) // scale >= 2 * 224 or scale == 1
     assert all(edge % scale == 0 for edge in (top, left, h, w))
     assert 0 <= top <= top + h <= height and 0 <= left <= left + w <= width

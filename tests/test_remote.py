@@ -239,13 +239,13 @@ def test_a_shard_that_changes_is_indexed_and_downloaded_again(folder, tmp_path):
         first, second = (open_shards(tmp_path / "bare" / f"x-train-00000{i}.tar") for i in range(2))
         url = f"{server.url}/x-train-000000.tar"
         assert open_shards(url).locate(7) == first.locate(7) != second.locate(7)
-        path = ShardCache().local_path(url)
+        path = ShardCache().fetch(url)
         for ending in (".tar", ".idx", ".idx.bin"):
             shutil.copy(tmp_path / "bare" / f"x-train-000001{ending}", tmp_path / "bare" / f"x-train-000000{ending}")
         (tmp_path / "bare" / "manifest.json").unlink()
         assert open_shards(url).key(0) == second.key(0)
         assert not os.path.exists(path)
-        assert Path(ShardCache().local_path(url)).read_bytes() == Path(second.shards[0]).read_bytes()
+        assert Path(ShardCache().fetch(url)).read_bytes() == Path(second.shards[0]).read_bytes()
 
 
 # The cache
@@ -253,13 +253,13 @@ def test_a_shard_that_changes_is_indexed_and_downloaded_again(folder, tmp_path):
 
 def fetch_all(urls: list[str]) -> None:
     for url in urls:
-        ShardCache(retry=QUICK).local_path(url)
+        ShardCache(retry=QUICK).fetch(url)
 
 
 def test_a_shard_is_downloaded_once_though_processes_ask_at_the_same_moment(folder):
     with serving(folder / "train", fault=lambda *request: time.sleep(0.02)) as server:
         urls = [f"{server.url}/x-train-{i:06d}.tar" for i in range(8)]
-        ShardCache().local_path(urls[0])  # So that there is an event loop which does not survive the fork.
+        ShardCache().fetch(urls[0])  # So that there is an event loop which does not survive the fork.
         processes = [multiprocessing.get_context("fork").Process(target=fetch_all, args=(urls,)) for _ in range(4)]
         for process in processes:
             process.start()
@@ -284,7 +284,7 @@ def test_a_download_whose_process_was_killed_is_started_again(folder):
         assert slow.wait(10)
         process.kill()
         process.join()
-        assert os.path.getsize(ShardCache().local_path(urls[0])) == (folder / "train/x-train-000000.tar").stat().st_size
+        assert os.path.getsize(ShardCache().fetch(urls[0])) == (folder / "train/x-train-000000.tar").stat().st_size
 
 
 def cached(cache: ShardCache) -> list[str]:
@@ -297,13 +297,13 @@ def test_the_longest_unused_copies_make_room_and_pinned_ones_stay(folder):
         cache = ShardCache(limit=3.5 * size)
         urls = [f"{server.url}/x-train-{i:06d}.tar" for i in range(8)]
         for url in (*urls[:3], urls[0], urls[3]):
-            with open(cache.local_path(url), "rb") as file:
+            with open(cache.fetch(url), "rb") as file:
                 assert file.read(1)
         assert cached(cache) == [f"x-train-00000{i}.tar" for i in (0, 2, 3)]
         pins = Pins(cache.shards)
-        pins.set([cache.place(urls[0]), cache.place(urls[2])])
+        pins.set([cache.copy_path(urls[0]), cache.copy_path(urls[2])])
         for url in urls[4:]:
-            cache.local_path(url)
+            cache.fetch(url)
         assert cached(cache) == [f"x-train-00000{i}.tar" for i in (0, 2, 7)]
         assert not list(Path(cache.shards).glob("*/*.part"))
 
@@ -326,8 +326,8 @@ def test_an_evicted_copy_can_be_read_by_whoever_has_it_open(folder):
     with serving(folder / "train") as server:
         url, cache = f"{server.url}/x-train-00000{number}.tar", ShardCache(limit=1)
         first = read(url, offset, size, cache)
-        cache.local_path(f"{server.url}/x-train-000007.tar")
-        assert not os.path.exists(cache.place(url))
+        cache.fetch(f"{server.url}/x-train-000007.tar")
+        assert not os.path.exists(cache.copy_path(url))
         assert read(url, offset, size, cache) == first
 
 
@@ -345,12 +345,12 @@ def test_corrupt_contents_are_noticed_and_downloaded_again(folder):
         return "corrupt" if method == "GET" and path.endswith(".tar") and number == 1 else None
 
     with serving(folder / "train", fault=fault) as server:
-        path = ShardCache(retry=QUICK).local_path(f"{server.url}/x-train-000000.tar")
+        path = ShardCache(retry=QUICK).fetch(f"{server.url}/x-train-000000.tar")
         assert Path(path).read_bytes() == (folder / "train" / "x-train-000000.tar").read_bytes()
         assert server.downloads() == {"/x-train-000000.tar": 2}
         server.fault = lambda method, path, number: "corrupt" if path.endswith(".tar") else None
         with pytest.raises(DataError, match=r"after 6 attempts.*its checksum is 0*.*manifest\.json says"):
-            ShardCache(retry=QUICK).local_path(f"{server.url}/x-train-000001.tar")
+            ShardCache(retry=QUICK).fetch(f"{server.url}/x-train-000001.tar")
 
 
 def test_the_shards_of_this_and_the_next_window_are_downloaded_ahead(folder):

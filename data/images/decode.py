@@ -8,7 +8,7 @@
            PNG, WebP, BMP, TIFF, PPM, CMYK or damaged JPEG            pil.py
 4 turn     each crop upright, then resize it                          here
 
-Only this module turns by the EXIF orientation (and `pil.picture`, which returns whole images for people to look at).
+Only this module turns by the EXIF orientation (and `pil.picture`, which decodes whole images for packing and pictures).
 Alpha channels are dropped; the colours below stay as stored.
 """
 
@@ -96,7 +96,7 @@ def decode(
     """
     stored = [_to_stored(box, header) for box in boxes]
     scale = 1 if exact or header.jpeg is None else _dct_scale(stored, size, header.orientation)
-    stored = [_snapped(box, scale, header) for box in stored]
+    stored = [_snap(box, scale, header) for box in stored]
     bottom = max(top + height for top, _, height, _ in stored)
     pixels, scale = _pixels(data, header, channels, bits, scale, bottom)
     crops = (
@@ -158,7 +158,7 @@ def _dct_scale(boxes: list[Box], size: tuple[int, int], orientation: int) -> int
     return next((scale for scale in DCT_SCALES if scale <= room), 1)
 
 
-def _snapped(box: Box, scale: int, header: Header) -> Box:
+def _snap(box: Box, scale: int, header: Header) -> Box:
     """Moves the edges of a box to multiples of `scale`, where the reduced image has its pixels."""
     if scale == 1:
         return box

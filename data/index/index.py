@@ -82,13 +82,13 @@ class ShardIndex:
     def key(self, sample: int) -> str:
         """Returns the name that the members of a sample have in common, with its folder."""
         shard, (offset, _, line, _) = self._record(sample)
-        key = index_file.key_in(read_line(self.texts[shard], line), offset)
+        key = index_file.parse_key(read_line(self.texts[shard], line), offset)
         return key if key is not None else index_file.split_name(self.members(sample)[0].name)[0]
 
     def members(self, sample: int) -> list[Member]:
         """Returns the members of a sample, its image included, in the order of the tar."""
         shard, (offset, _, line, _) = self._record(sample)
-        members = list(index_file.listed(read_line(self.texts[shard], line)))
+        members = list(index_file.parse_members(read_line(self.texts[shard], line)))
         if all(member.offset != offset for member in members):
             raise DataError(
                 f"{self.texts[shard]} was changed after {self.shards[shard]} was indexed. "
@@ -100,7 +100,7 @@ class ShardIndex:
         """Returns the records of a shard, [samples, 4] int64: offset, size, start of the line in X.idx, label or -1."""
         return np.frombuffer(self._maps[f"{self.texts[shard]}.bin"], "<i8", offset=HEADER.size).reshape(-1, 4).copy()
 
-    def sparing(self) -> "ShardIndex":
+    def without_downloads(self) -> "ShardIndex":
         """Returns the same index for reading a few images, without downloading whole shards."""
         index = copy.copy(self)
         index.cache = replace(self.cache, fill=False)

@@ -55,14 +55,14 @@ def split_name(name: str) -> tuple[str, str]:
 def load(tar: str, cache: ShardCache = DEFAULT) -> IndexFile | None:
     """Returns a tar's index; None if there is none, or only that of another state of the tar."""
     size, stamp = size_and_stamp(tar, cache)
-    for text in _places(tar):
+    for text in _index_paths(tar):
         try:
             file = os.open(f"{text}.bin", os.O_RDONLY)
         except OSError:
             continue
         try:
             header, length = os.read(file, HEADER.size), os.fstat(file).st_size
-            if not _whole(header, length, size):
+            if not _is_complete(header, length, size):
                 continue
             _, _, indexed, samples, probe = HEADER.unpack(header)
             # A copy of tar and index has another time stamp, but still the same headers.
@@ -90,18 +90,18 @@ def build(tar: str, cache: ShardCache = DEFAULT) -> IndexFile:
     except remote.NoRanges:
         _, stamp = size_and_stamp(tar, cache)
         cache.forget_other_states(tar, stamp)
-        with open_local(tar, cache.local_path(tar), stamp) as opened:
+        with open_local(tar, cache.fetch(tar), stamp) as opened:
             return _build(opened)
 
 
 def _build(tar: TarBytes) -> IndexFile:
     lines, records = [], []
-    samples = [list(group) for _, group in itertools.groupby(_named(tar), key=lambda m: split_name(m[0].name)[0])]
+    samples = [list(group) for _, group in itertools.groupby(_labelled(tar), key=lambda m: split_name(m[0].name)[0])]
     position = len(f"v1.2 {len(samples)}\n")
     for sample in samples:
         lines.append(" ".join(f"{split_name(m.name)[1]} {m.offset} {m.size} {m.name}" for m, _ in sample) + "\n")
-        extensions = _extensions(tar.path, [member for member, _ in sample])
-        if image := image_of(extensions):
+        extensions = _by_extension(tar.path, [member for member, _ in sample])
+        if image := find_image(extensions):
             label = next((label for member, label in sample if member is extensions.get("cls")), -1)
             records.append((image.offset, image.size, position, label))
         position += len(lines[-1].encode("utf-8", "surrogateescape"))
@@ -127,14 +127,14 @@ def _copy_remote_index(tar: str, cache: ShardCache) -> IndexFile | None:
     except Missing:
         return None
     size, stamp = size_and_stamp(tar, cache)
-    if not _whole(binary, len(binary), size):
+    if not _is_complete(binary, len(binary), size):
         return None
     magic, _, _, samples, probe = HEADER.unpack_from(binary)
     path = _write(tar, text, HEADER.pack(magic, size, stamp, samples, probe) + binary[HEADER.size :])
     return IndexFile(tar, path, samples, size, stamp, probe)
 
 
-def _whole(header: bytes, length: int, tar_bytes: int) -> bool:
+def _is_complete(header: bytes, length: int, tar_bytes: int) -> bool:
     """Returns whether X.idx.bin, of this length, is complete and belongs to a tar of `tar_bytes`."""
     if len(header) < HEADER.size:
         return False
@@ -142,10 +142,10 @@ def _whole(header: bytes, length: int, tar_bytes: int) -> bool:
     return (magic, described, length) == (MAGIC, tar_bytes, HEADER.size + samples * RECORD.size)
 
 
-def key_in(line: str, offset: int) -> str | None:
-    """Returns the key of the sample on a line of X.idx, by its member at `offset`; None if only `listed` can tell.
+def parse_key(line: str, offset: int) -> str | None:
+    """Returns the key of the sample on a line of X.idx, by its member at `offset`; None if that takes `parse_members`.
 
-    Called for every sample of every batch; takes a tenth of the time of `listed`.
+    Called for every sample of every batch; takes a tenth of the time of `parse_members`.
     """
     before, _, after = line.partition(f" {offset} ")
     end = f".{before.rpartition(' ')[2]}"
@@ -153,7 +153,7 @@ def key_in(line: str, offset: int) -> str | None:
     return name.partition(end)[0] if name.count(end) == 1 and (name.endswith(end) or f"{end} " in name) else None
 
 
-def listed(line: str) -> Iterator[Member]:
+def parse_members(line: str) -> Iterator[Member]:
     """Yields the members of the sample on a line of X.idx.
 
     Names may contain spaces; a name ends where it ends in its extension.
@@ -162,7 +162,7 @@ def listed(line: str) -> Iterator[Member]:
         yield Member(found[4], int(found[2]), int(found[3]))
 
 
-def _named(tar: TarBytes) -> Iterable[tuple[Member, int]]:
+def _labelled(tar: TarBytes) -> Iterable[tuple[Member, int]]:
     """Yields the members that belong to samples, with label or -1; skips hidden files and those without extension."""
     for member in walk(tar.pread, tar.size, tar.path):
         key, extension = split_name(member.name)
@@ -172,10 +172,10 @@ def _named(tar: TarBytes) -> Iterable[tuple[Member, int]]:
             )
         if extension and key and not key.endswith("/"):
             is_label = extension.lower() == "cls"
-            yield member, label_in(tar.pread(min(member.size, 20), member.offset)) if is_label else -1
+            yield member, parse_label(tar.pread(min(member.size, 20), member.offset)) if is_label else -1
 
 
-def _extensions(tar: str, sample: list[Member]) -> dict[str, Member]:
+def _by_extension(tar: str, sample: list[Member]) -> dict[str, Member]:
     found: dict[str, Member] = {}
     for member in sample:
         extension = split_name(member.name)[1].lower()
@@ -188,14 +188,14 @@ def _extensions(tar: str, sample: list[Member]) -> dict[str, Member]:
     return found
 
 
-def image_of(extensions: Mapping[str, Content]) -> Content | None:
+def find_image(extensions: Mapping[str, Content]) -> Content | None:
     """Returns the image of a sample: the member called .jpg, .png, …, else the first ending so, such as .large.jpg."""
     exact = [content for extension, content in extensions.items() if extension in IMAGES]
     ending = [content for extension, content in extensions.items() if extension.rpartition(".")[2] in IMAGES]
     return next(iter(exact + ending), None)
 
 
-def label_in(text: bytes) -> int:
+def parse_label(text: bytes) -> int:
     """Returns the number in a .cls member, -1 if it is something else."""
     return int(text) if re.fullmatch(rb"\s*\d{1,18}\s*", text) else -1
 
@@ -214,7 +214,7 @@ def _probe(tar: TarBytes, offsets: np.ndarray) -> bytes:
     return digest.digest()
 
 
-def _places(tar: str) -> list[str]:
+def _index_paths(tar: str) -> list[str]:
     """Returns the possible paths of X.idx: beside a local tar; in the cache folder, by a hash of the tar's folder."""
     folder, base = split_path(tar if is_remote(tar) else os.path.abspath(tar))
     name = base.removesuffix(".tar") + ".idx"
@@ -224,7 +224,7 @@ def _places(tar: str) -> list[str]:
 
 def _write(tar: str, text: bytes, binary: bytes) -> str:
     """Writes both files and returns the path of X.idx."""
-    path, *elsewhere = _places(tar)
+    path, *elsewhere = _index_paths(tar)
     if elsewhere and not _writable(Path(path).parent):
         path = elsewhere[0]
     os.makedirs(os.path.dirname(path), exist_ok=True)

@@ -42,7 +42,7 @@ def find_shards(paths: Paths, split: str | None = None) -> list[str]:
     if len(named) > 1:
         (first, one), (second, other) = list(named.items())[:2]
         raise DataError(
-            f"{_shown(paths)} mixes the splits {first} and {second} ({one}, {other}). "
+            f"{_describe(paths)} mixes the splits {first} and {second} ({one}, {other}). "
             "Give the folder that holds both (each use takes its own part), or a glob that matches only one of them."
         )
     return shards
@@ -50,15 +50,15 @@ def find_shards(paths: Paths, split: str | None = None) -> list[str]:
 
 def list_shards(paths: Paths, split: str | None = None) -> list[str]:
     """Does what `find_shards` does, without checking for mixed splits."""
-    return [shard for path in listed(paths) for shard in _expand(path, split)]
+    return [shard for path in to_list(paths) for shard in _expand(path, split)]
 
 
 def has_split(paths: Paths, split: str) -> bool:
     """Returns whether a folder among the paths has this split."""
-    return any(split in find_splits(folder) for path in listed(paths) if (folder := _folder(path)))
+    return any(split in find_splits(folder) for path in to_list(paths) if (folder := _as_folder(path)))
 
 
-def _folder(path: str) -> Folder | None:
+def _as_folder(path: str) -> Folder | None:
     """Returns the folder that a path or URL means, None if it means tars."""
     if not is_remote(path):
         return LocalFolder(path) if os.path.isdir(path) else None
@@ -85,12 +85,12 @@ def find_splits(folder: Folder) -> dict[str, list[str]]:
     return inside or _splits_by_manifest(folder) or _splits_by_name(folder)
 
 
-def listed(paths: Paths) -> list[str]:
+def to_list(paths: Paths) -> list[str]:
     return [os.fspath(paths)] if isinstance(paths, str | os.PathLike) else [os.fspath(path) for path in paths]
 
 
-def _shown(paths: Paths) -> str:
-    names = listed(paths)
+def _describe(paths: Paths) -> str:
+    names = to_list(paths)
     return names[0] if len(names) == 1 else f"the list of {len(names)} paths from {names[0]} on"
 
 
@@ -103,10 +103,10 @@ def _expand(path: str, split: str | None) -> list[str]:
     remote = is_remote(path)
     if remote:
         file_system(path).invalidate_cache()  # An earlier listing may be out of date.
-    if folder := _folder(path):
-        return _from_folder(folder, split)
+    if folder := _as_folder(path):
+        return _folder_shards(folder, split)
     if not remote and os.path.exists(path):
-        return [_plain(path)]
+        return [_require_unpacked(path)]
     names = list(braceexpand(path)) if "{" in path else [path]
     expand = expand_glob if remote else glob.glob
     found = [file for name in names for file in (sorted(expand(name)) if _is_glob(name) else [name])]
@@ -116,19 +116,19 @@ def _expand(path: str, split: str | None) -> list[str]:
         if not remote and not os.path.exists(name):
             raise DataError(f"{name} does not exist. Check the path, and that the folder it is in is mounted.")
     if not remote and all(os.path.isdir(name) for name in found):
-        return [shard for name in found for shard in _from_folder(LocalFolder(name), split)]
-    return _only_shards(path, found)
+        return [shard for name in found for shard in _folder_shards(LocalFolder(name), split)]
+    return _keep_shards(path, found)
 
 
-def _only_shards(pattern: str, found: list[str]) -> list[str]:
+def _keep_shards(pattern: str, found: list[str]) -> list[str]:
     # A glob such as NAME* matches indexes and manifests as well.
     shards = [name for name in found if name.endswith((".tar", *COMPRESSED))] if _is_glob(pattern) else found
     if not shards:
         raise DataError(f"none of the {len(found)} files that match {pattern} is a shard (*.tar). Check the pattern.")
-    return [_plain(name) for name in shards if not (name.endswith(COMPRESSED) and _unpacked(name) in shards)]
+    return [_require_unpacked(name) for name in shards if not (name.endswith(COMPRESSED) and _unpacked(name) in shards)]
 
 
-def _plain(path: str) -> str:
+def _require_unpacked(path: str) -> str:
     if split_path(path)[1].endswith(COMPRESSED):
         unpacked = f"Unpack it once with `python -m data.index --unpack OUT {path}` and use the folder OUT."
         raise DataError(
@@ -138,7 +138,7 @@ def _plain(path: str) -> str:
     return path
 
 
-def _from_folder(folder: Folder, split: str | None) -> list[str]:
+def _folder_shards(folder: Folder, split: str | None) -> list[str]:
     found = find_splits(folder)
     if found and split is None:
         return [shard for shards in found.values() for shard in shards]
@@ -211,7 +211,7 @@ def _splits_by_name(folder: Folder) -> dict[str, list[str]]:
     """Returns the tars by the split in their names; {} if all name the same split, or none."""
     found: dict[str, list[str]] = {}
     for shard in _tars(folder):
-        found.setdefault(_name_of(shard) or "", []).append(shard)
+        found.setdefault(_split_in_name(shard) or "", []).append(shard)
     if len(found) < 2:
         return {}
     if "" in found:
@@ -222,7 +222,7 @@ def _splits_by_name(folder: Folder) -> dict[str, list[str]]:
     return found
 
 
-def _name_of(shard: str) -> str | None:
+def _split_in_name(shard: str) -> str | None:
     """Returns the split in the base name of a tar, set off by - _ or a dot."""
     words = [word for word in re.split(r"[-_.]", split_path(shard)[1].lower()) if word in NAMES]
     return NAMES[words[-1]] if words else None
@@ -239,5 +239,5 @@ def _splits_of(shards: list[str]) -> dict[str, str | None]:
     for shard in shards:
         path = shard if is_remote(shard) else os.path.abspath(shard)
         parent = os.path.basename(split_path(path)[0]).lower()
-        found[shard] = listed.get(shard) or _name_of(shard) or NAMES.get(parent)
+        found[shard] = listed.get(shard) or _split_in_name(shard) or NAMES.get(parent)
     return found

@@ -38,7 +38,7 @@ class Prefetcher:
 
     def want(self, urls: Sequence[str]) -> None:
         """The shards to have from now on, most urgent first; earlier wishes that are not among them are dropped."""
-        self._pins.set(self.cache.place(url) for url in urls)
+        self._pins.set(self.cache.copy_path(url) for url in urls)
         with self._change:
             self._wanted = list(urls)
             self._change.notify_all()
@@ -57,7 +57,7 @@ class Prefetcher:
                     return
                 url = self._wanted.pop(0)
             with contextlib.suppress(DataError):
-                self.cache.local_path(url)
+                self.cache.fetch(url)
 
 
 class Ahead(Sampler[MicroBatch]):

@@ -21,8 +21,8 @@ from webdataset.shardlists import split_by_worker
 from data.errors import DataError
 from data.images.crops import DRAWS
 from data.index.index import ShardIndex
-from data.index.index_file import image_of, label_in
-from data.index.splits import Paths, find_shards, listed
+from data.index.index_file import find_image, parse_label
+from data.index.splits import Paths, find_shards, to_list
 from data.loader.dataset import Batch, ShardDataset
 from data.loader.loader import quiet_worker
 from data.order.hashing import uniforms
@@ -40,8 +40,8 @@ class StreamShards(ShardIndex):
     """Stands in for the index of shards that have none: their names, and how many samples an epoch shall have."""
 
     def __init__(self, paths: Paths, samples: int):
-        commands = [path for path in listed(paths) if path.startswith("pipe:")]
-        files = [path for path in listed(paths) if not path.startswith("pipe:")]
+        commands = [path for path in to_list(paths) if path.startswith("pipe:")]
+        files = [path for path in to_list(paths) if not path.startswith("pipe:")]
         self.shards = [command for path in commands for command in braceexpand(path)]
         self.shards += find_shards(files, "train") if files else []
         self.sizes = np.array([samples])
@@ -50,7 +50,7 @@ class StreamShards(ShardIndex):
         if os.environ.get("RANK", "0") == "0":
             print(PROMISE, file=sys.stderr)
 
-    def sparing(self) -> ShardIndex:
+    def without_downloads(self) -> ShardIndex:
         return self
 
     def _record(self, sample: int) -> NoReturn:
@@ -118,7 +118,7 @@ def _samples(shards: list[str], *, resampled: bool = False, shuffled: bool = Tru
     )
     if shuffled:
         samples = samples.shuffle(MIXED)
-    return (sample for sample in samples.repeat() if image_of(sample) is not None)
+    return (sample for sample in samples.repeat() if find_image(sample) is not None)
 
 
 def _open(url: str, *_):
@@ -144,7 +144,7 @@ def _batch(stream: ShardDataset, samples: list[dict[str, Any]], epoch: int, star
     draws = [None] * len(samples) if stream.seed is None else uniforms(stream.seed, epoch, positions, DRAWS).tolist()
     images, boxes = stream.empty(len(samples)), []
     for row, (sample, u) in enumerate(zip(samples, draws, strict=True)):
-        data = image_of(sample)
+        data = find_image(sample)
         assert data is not None
         try:
             boxes += stream.fill(images[row : row + 1], data, u and [u])
@@ -153,7 +153,7 @@ def _batch(stream: ShardDataset, samples: list[dict[str, Any]], epoch: int, star
             raise DataError(f"{where}: {error}. Pack the images again.") from None
     return {
         "images": images,
-        "labels": torch.tensor([label_in(sample.get("cls", b"")) for sample in samples]),
+        "labels": torch.tensor([parse_label(sample.get("cls", b"")) for sample in samples]),
         "positions": torch.from_numpy(positions),
         "samples": torch.full((len(samples),), -1),  # They have no numbers.
         "boxes": torch.tensor(boxes, dtype=torch.int32),

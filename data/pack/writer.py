@@ -139,7 +139,7 @@ def read_back(index: index_file.IndexFile, written: list[Written]) -> None:
     with open(index.tar, "rb", buffering=0) as tar, open(index.text, "rb") as text:
         next(text)
         for line in text:
-            members = list(index_file.listed(line.decode("utf-8", "surrogateescape").rstrip("\n")))
+            members = list(index_file.parse_members(line.decode("utf-8", "surrogateescape").rstrip("\n")))
             firsts.append(members[0].offset)
             for member in members:
                 data = os.pread(tar.fileno(), member.size, member.offset)

@@ -44,20 +44,20 @@ class ShardCache:
     folder: str | None = None
     limit: float | None = None
     retry: Retry = remote.RETRY
-    fill: bool = True  # False: `data.read` asks the server for single images of shards that have no copy
+    fill: bool = True  # False: `read` requests single images of shards without a copy from the server
 
     @property
     def shards(self) -> str:
         return os.path.join(self.folder or cache_root(), "shards")
 
-    def place(self, url: str) -> str:
+    def copy_path(self, url: str) -> str:
         """Returns the path of a shard's copy, whether or not it exists."""
         folder, name = split_path(url)
         return os.path.join(self.shards, hashlib.sha256(folder.encode()).hexdigest()[:16], name)
 
-    def local_path(self, url: str) -> str:
+    def fetch(self, url: str) -> str:
         """Returns the path of a complete copy, downloaded first if needed. Raises DataError if that fails."""
-        path = self.place(url)
+        path = self.copy_path(url)
         if not _touch(path):
             self.make_folder(os.path.dirname(path))
             with locked(f"{path}.lock"):
@@ -66,11 +66,11 @@ class ShardCache:
         return path
 
     def has(self, url: str) -> bool:
-        return os.path.exists(self.place(url))
+        return os.path.exists(self.copy_path(url))
 
     def forget_other_states(self, url: str, stamp: int) -> None:
         """Removes the copy of a shard unless it was made from the state with this stamp."""
-        path = Path(self.place(url))
+        path = Path(self.copy_path(url))
         if path.exists() and not (_state_file(path).exists() and _state_file(path).read_text() == str(stamp)):
             with locked(os.path.join(self.shards, "lock")):
                 path.unlink(missing_ok=True)

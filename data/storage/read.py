@@ -21,7 +21,7 @@ def _open_copy(place: tuple[str, ShardCache]) -> int:
     url, cache = place
     while True:
         with contextlib.suppress(FileNotFoundError):  # The copy was evicted before it could be opened.
-            return os.open(cache.local_path(url), os.O_RDONLY | os.O_CLOEXEC)
+            return os.open(cache.fetch(url), os.O_RDONLY | os.O_CLOEXEC)
 
 
 # pread uses no shared file offset, so forked workers can safely use descriptors that they inherit.
