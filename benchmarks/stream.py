@@ -129,18 +129,18 @@ def first_batches(out: Path, rounds: int) -> list[float]:
 def overhead(out: Path) -> float:
     """Share of a sample's time that goes into order, index and reading: everything but decoding and cutting."""
     loader = ours(out, 0)
-    stream, draws = loader.dataset, list(loader.sampler)
-    assert isinstance(stream, ShardDataset)
-    images = stream.empty(BATCH)
-    stream.empty = lambda count: images[:count]  # type: ignore[method-assign]  # as workers have it from the ring
+    dataset, micro_batches = loader.dataset, list(loader.sampler)
+    assert isinstance(dataset, ShardDataset)
+    images = dataset.empty_images(BATCH)
+    dataset.empty_images = lambda count: images[:count]  # type: ignore[method-assign]  # as workers have it from the ring
     started = time.process_time()
-    for draw in draws:
-        stream[draw]
+    for micro_batch in micro_batches:
+        dataset[micro_batch]
     whole = time.process_time() - started
-    stream.fill = lambda images, data, draws: [(0, 0, 1, 1)] * len(images)  # type: ignore[method-assign]
+    dataset.decode_views = lambda rows, data, uniforms: [(0, 0, 1, 1)] * len(rows)  # type: ignore[method-assign]
     started = time.process_time()
-    for draw in loader.sampler:
-        stream[draw]
+    for micro_batch in loader.sampler:
+        dataset[micro_batch]
     return (time.process_time() - started) / whole
 
 

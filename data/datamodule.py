@@ -1,4 +1,11 @@
-"""Batches for training and validation: what the Lightning trainer asks for."""
+"""Lightning data module: the settings of the data → the training and validation batches of one rank.
+
+1 open    path or built-in images → index of the training and of the validation shards    data/index, data/pack
+2 order   (seed, epoch, position) → sample, by windows of shards or a weighted mixture     data/order
+3 rows    step → the micro-batches of this rank                                            data/order/samplers.py
+4 load    micro-batch → batch of integers, in worker processes                             data/loader
+5 move    batch → device, without waiting for the copy                                     here
+"""
 
 from collections import deque
 from collections.abc import Callable
@@ -15,10 +22,10 @@ from data.errors import DataError
 from data.images.augment import RandAugment
 from data.index.index import ShardIndex, open_shards
 from data.index.splits import find_shards, has_split
-from data.loader.dataset import Batch, Cut, ShardDataset
+from data.loader.dataset import Batch, CropSpec, ShardDataset
 from data.loader.faults import Faults
-from data.loader.loader import AHEAD, ShardLoader
-from data.loader.prefetch import ahead
+from data.loader.loader import PREFETCH_FACTOR, ShardLoader
+from data.loader.prefetch import prefetch_remote
 from data.loader.streaming import StreamLoader, StreamShards, first_samples
 from data.order.mixture import Mixture, shares
 from data.order.order import ORDER_VERSION, Order
@@ -26,13 +33,14 @@ from data.order.samplers import AllSamples, MicroBatch, MicroBatches, spread
 from data.pack import builtin
 from data.storage.cache import ShardCache
 
-# Policies of timm whose operations grow with the magnitude; of the others some leave nothing of an image at low ones.
+# Policies of timm whose operations grow with the magnitude: some of the others erase an image at low magnitudes.
 POLICY = r"^rand(-(m|n)\d+|-(p|mstd)\d+(\.\d+)?)*-inc1$"
 
 
 class DataConfig(BaseModel, frozen=True, extra="forbid"):
-    """Which images, and how they are cut. `path` wins over `source`; without `val_path` the val or test part of
-    `path` is used, if it has one.
+    """Which images are read, and how they are cropped.
+
+    `path` takes precedence over `source`; without `val_path` the val or test part of `path` is used, if it has one.
     """
 
     source: Literal["digits", "photos"] | None = None  # built-in images, packed into `root` on first use
@@ -41,21 +49,19 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     val_path: str | list[str] | None = None
     mode: Literal["index", "stream"] = "index"  # stream: for what cannot be indexed, see data/loader/streaming.py
     samples: int | None = Field(default=None, ge=1)  # in an epoch, for mode stream only
-    cache: str | None = (
-        None  # folder for copies of remote shards, on a disk of the machine; None: see data/storage/cache.py
-    )
+    cache: str | None = None  # folder on a local disk for copies of remote shards; None: see data/storage/cache.py
     cache_gb: float | None = Field(default=None, gt=0)  # 10^9 bytes of copies; None: as much as the disk holds
     workers: int = Field(default=2, ge=0)
-    weights: list[float] | None = None  # of the entries of `path`: each gets this share of every global batch
+    weights: list[float] | None = None  # share of every global batch that each entry of `path` gets
     window: int = Field(default=16, ge=1)  # shards that are mixed at a time
     lanes: int = Field(default=1, ge=1)  # sequences of shards side by side, best one per node: see data/order/order.py
     scale: tuple[float, float] = (0.2, 1.0)  # share of the image's area that a random crop keeps
     flip: bool = True
-    rand_augment: str | None = Field(default=None, pattern=POLICY)  # of timm: rand-m9-mstd0.5-inc1
-    views_per_image: int = Field(default=1, ge=1)  # random crops from one decoded image: another recipe, see docs
+    rand_augment: str | None = Field(default=None, pattern=POLICY)  # timm's notation: rand-m9-mstd0.5-inc1
+    views_per_image: int = Field(default=1, ge=1)  # repeated augmentation: random crops of one decoded image
     decode: Literal["fast", "exact"] = "fast"  # fast: large JPEGs at 1/2, 1/4, 1/8 where the crop is far larger
     bits: Literal[8, 16] = 8  # of the values that reach the device
-    max_bad_fraction: float = Field(default=1e-3, ge=0, le=1)  # samples that may be unreadable before the run stops
+    max_bad_fraction: float = Field(default=1e-3, ge=0, le=1)  # share of bad samples above which the run stops
     val_crop: float = Field(default=1.0, gt=0, le=1)  # share of the shorter side that the centre crop keeps
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -67,7 +73,9 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
         if self.mode == "stream" and not self.path:
             raise ValueError("mode=stream has no path. Set data.path to commands (pipe:…) or URLs")
         if self.mode == "stream" and (self.weights or self.views_per_image > 1):
-            raise ValueError("mode=stream knows neither weights nor views_per_image. Leave them out, or use mode=index")
+            raise ValueError(
+                "weights and views_per_image are not available for mode=stream. Leave them out, or set mode=index"
+            )
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale={list(self.scale)} has to be two rising shares of the area, 0 < low <= high <= 1")
         if len(self.mean) != len(self.std):
@@ -91,7 +99,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def named(self) -> bool:
-        """Whether the settings say which images."""
+        """Whether the settings say which images to read."""
         return bool(self.path or self.source)
 
     @property
@@ -103,15 +111,15 @@ class ShardDataModule(lightning.LightningDataModule):
     """The training and validation batches of one data set.
 
     Batches are dicts of images uint8 or uint16 [B, C, H, W], labels int64 [B] (-1 unknown), positions int64 [B] in the
-    epoch, samples int64 [B] in the index, boxes int32 [B, 4] of the crops, keys list[str] [B]. The images of a training
-    batch lie in a ring that is written again when nobody holds them any more.
+    epoch, samples int64 [B] in the index, boxes int32 [B, 4] of the crops, keys list[str] [B]. The images lie in a
+    ring whose slots are written again when nobody holds them any more.
 
     train_index, val_index   the shards; val_index is None where there is nothing to validate on
     steps_per_epoch          whole global batches in which every sample is shown `views_per_image` times
     identity                 what the order of the samples depends on beside the seed: kept in checkpoints and compared
-    bad_samples              a file for what could not be read, or None
+    bad_samples              a file for the records of bad samples, or None
 
-    DataError: bad shards (see `open_shards`), or fewer samples than one global batch.
+    Raises DataError if the shards are bad (see `open_shards`) or hold fewer samples than one global batch.
     """
 
     def __init__(
@@ -140,9 +148,8 @@ class ShardDataModule(lightning.LightningDataModule):
                 "share a micro-batch. Change either."
             )
         self.config, self.seed = config, seed
-        self.stream: type[ShardDataset] = ShardDataset
         self.global_batch, self.micro_batch = global_batch, micro_batch
-        self.cut: Any = Cut(
+        self.crop = CropSpec(
             image_size,
             channels,
             config.scale,
@@ -159,7 +166,7 @@ class ShardDataModule(lightning.LightningDataModule):
             self.train_index: ShardIndex = StreamShards(path, config.samples)
         else:
             self.train_index = open_shards(path, "train", config.shard_cache)
-        self.val_index = validation_shards(path, config)
+        self.val_index = _open_validation(path, config)
         self.steps_per_epoch = len(self.train_index) // (global_batch // views)
         if self.steps_per_epoch == 0:
             raise DataError(
@@ -167,20 +174,8 @@ class ShardDataModule(lightning.LightningDataModule):
                 f"an epoch would have no step. Set global_batch to at most {len(self.train_index) * views}, or add "
                 "images."
             )
-        self.order = self._order(global_batch // views)
+        self.order = _order_of(config, self.train_index, seed, global_batch // views)
         self._copies: deque[tuple[torch.cuda.Event, Tensor]] = deque()
-
-    def _order(self, batch: int) -> Order | Mixture:
-        config, sizes = self.config, self.train_index.sizes
-        if config.weights is None or not isinstance(config.path, list):
-            return Order(sizes, self.seed, config.window, config.lanes, batch)
-        ends = np.cumsum([len(find_shards(path, "train")) for path in config.path])
-        counts = shares(config.weights, batch)
-        orders = [
-            Order(part, self.seed, config.window, config.lanes, count)
-            for part, count in zip(np.split(sizes, ends[:-1]), counts, strict=True)
-        ]
-        return Mixture(orders, counts)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -207,21 +202,19 @@ class ShardDataModule(lightning.LightningDataModule):
         return self.evaluation_loader(self.val_index, self.micro_batch, rank, ranks)
 
     def train_loader(self, step: Callable[[], int], rank: int = 0, ranks: int = 1) -> ShardLoader | StreamLoader:
-        """The augmented micro-batches of one rank, from the step that `step()` says when an iteration starts."""
-        draws = MicroBatches(
+        """Loads the augmented micro-batches of one rank, from the step that `step()` says when an iteration starts."""
+        workers, dataset = self.config.workers, self.dataset(self.train_index, self.seed)
+        micro_batches = MicroBatches(
             self.order, step, self.global_batch, self.micro_batch, rank, ranks, self.config.views_per_image
         )
         if isinstance(self.train_index, StreamShards):
-            return StreamLoader(ShardDataset(self.train_index, self.cut, self.seed), draws, self.config.workers)
+            return StreamLoader(dataset, micro_batches, workers)
         return ShardLoader(
-            self.train_index,
-            self.cut,
-            ahead(draws, self.train_index, under_way=self.config.workers * AHEAD),
-            stream=self.stream,
-            batch=self.micro_batch,
-            workers=self.config.workers,
+            dataset,
+            prefetch_remote(micro_batches, self.train_index, under_way=workers * PREFETCH_FACTOR),
+            max_rows=self.micro_batch,
+            workers=workers,
             faults=self.faults,
-            seed=self.seed,
             persistent=True,
         )
 
@@ -234,36 +227,40 @@ class ShardDataModule(lightning.LightningDataModule):
         samples: np.ndarray | None = None,
         view: int | None = None,
     ) -> ShardLoader:
-        """All samples of an index (or these) once, in order, as centre crops.
+        """Loads all samples of an index (or these) once, in order, as centre crops.
 
-        view  instead under random crops and flips, others for each number
+        view  random crops and flips in their place, other ones for each number
         """
         chosen = np.arange(len(index)) if samples is None else samples
         return ShardLoader(
-            index,
-            self.cut,
+            self.dataset(index, None if view is None else self.seed),
             AllSamples(chosen, batch_size, rank, ranks, view or 0),
-            stream=self.stream,
-            batch=batch_size,
+            max_rows=batch_size,
             workers=self.config.workers,
             faults=self.faults,
-            seed=None if view is None else self.seed,
         )
 
+    def dataset(self, index: ShardIndex, seed: int | None = None) -> ShardDataset:
+        """Returns the data set that makes batches of an index: random crops drawn from `seed`, else centre crops."""
+        return ShardDataset(index, self.crop, seed)
+
     def crops(self, index: ShardIndex, samples: np.ndarray) -> Batch:
-        """Centre crops of a few samples, without downloading the whole shards that they are in."""
-        return self.stream(index.without_downloads(), self.cut)[MicroBatch(0, samples, samples)]
+        """Returns centre crops of a few samples, without downloading the whole shards that they are in."""
+        return self.dataset(index.without_downloads())[MicroBatch(0, samples, samples)]
 
     def examples(self, count: int) -> tuple[Tensor, Tensor]:
-        """Images and positions of at most `count` centre crops, always the same, of the validation (else training)."""
+        """Returns images and positions of at most `count` centre crops of the validation (else training) samples.
+
+        They are the same for every run on these shards.
+        """
         index = self.val_index or self.train_index
         if isinstance(index, StreamShards):
-            return first_samples(ShardDataset(index, self.cut), count)["images"], torch.arange(count)
+            return first_samples(self.dataset(index), count)["images"], torch.arange(count)
         samples = spread(len(index), count)
         return self.crops(index, samples)["images"], torch.from_numpy(samples)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """As Lightning does it, without waiting; a batch stays where it is until the device has copied it."""
+        """Copies a batch as Lightning does, and holds its slot of the ring until the device has the copy."""
         moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
         if device.type == "cuda":
             copied = torch.cuda.Event()
@@ -274,8 +271,24 @@ class ShardDataModule(lightning.LightningDataModule):
         return moved
 
 
-def validation_shards(path: str | list[str], config: DataConfig) -> ShardIndex | None:
-    """The val part, else the test part, of `val_path` or of `path`; without parts all of `val_path`, none of `path`."""
-    source = config.val_path or path
-    split = next((split for split in ("val", "test") if has_split(source, split)), None)
-    return open_shards(source, split or "val", config.shard_cache) if split or config.val_path else None
+def _open_validation(path: str | list[str], config: DataConfig) -> ShardIndex | None:
+    """Opens the val part, else the test part, of `val_path` or of `path`.
+
+    Without parts returns all of `val_path`, or None if only `path` is set.
+    """
+    paths = config.val_path or path
+    split = next((split for split in ("val", "test") if has_split(paths, split)), None)
+    return open_shards(paths, split or "val", config.shard_cache) if split or config.val_path else None
+
+
+def _order_of(config: DataConfig, index: ShardIndex, seed: int, batch: int) -> Order | Mixture:
+    """Returns the order of the training samples, of which a global batch takes `batch`."""
+    if config.weights is None or not isinstance(config.path, list):
+        return Order(index.sizes, seed, config.window, config.lanes, batch)
+    ends = np.cumsum([len(find_shards(path, "train")) for path in config.path])
+    counts = shares(config.weights, batch)
+    orders = [
+        Order(sizes, seed, config.window, config.lanes, count)
+        for sizes, count in zip(np.split(index.sizes, ends[:-1]), counts, strict=True)
+    ]
+    return Mixture(orders, counts)

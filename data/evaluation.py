@@ -1,4 +1,4 @@
-"""The images of an evaluation: training and test samples by their numbers, the same on every machine."""
+"""Images of an evaluation: training and test samples by their numbers, the same on every machine."""
 
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -16,9 +16,9 @@ Split = Literal["train", "test"]
 
 
 class EvaluationImages:
-    """One rank's view of the training and the test images of `data`; test are its validation images.
+    """The training images and the test images of `data`, which are its validation images, as one rank reads them.
 
-    batch_size  of a rank
+    batch_size  of one rank
     """
 
     def __init__(self, data: ShardDataModule, batch_size: int, rank: int = 0, ranks: int = 1):
@@ -34,38 +34,38 @@ class EvaluationImages:
         return index
 
     def samples(self, split: Split, at_most: int | None) -> Tensor:
-        """The numbers of all samples, or of at most so many, evenly spread, ascending."""
+        """Returns the numbers of all samples, or of `at_most` evenly spread ones, ascending."""
         index = self.index(split)
         return torch.from_numpy(spread(len(index), at_most or len(index)))
 
     def labels(self, split: Split, samples: Tensor) -> Tensor:
-        """Classes, -1 where there is none; nothing is decoded."""
+        """Returns the classes, -1 where there is none, without decoding."""
         index = self.index(split)
         return torch.tensor([index.label(sample) for sample in samples.tolist()])
 
     def crops(self, split: Split, samples: Tensor) -> Tensor:
-        """Centre crops uint8 or uint16 [B, C, H, W] of a few samples."""
+        """Returns centre crops uint8 or uint16 [B, C, H, W] of a few samples."""
         return self.data.crops(self.index(split), samples.numpy())["images"]
 
     def batches(self, split: Split, samples: Tensor, view: int | None = None) -> Iterable[Batch]:
-        """This rank's share of the samples, as centre crops or under random crops and flips that follow from `view`."""
+        """Loads this rank's share of the samples: centre crops, or random crops and flips that follow from `view`."""
         return self.data.evaluation_loader(
             self.index(split), self.batch_size, self.rank, self.ranks, samples.numpy(), view
         )
 
     def identity(self, split: Split, view: int | None = None) -> dict[str, Any]:
-        """Everything that the pixels of a sample depend on."""
-        config, cut = self.data.config, self.data.cut
+        """Returns everything that the pixels of a sample depend on, as the key of cached features."""
+        config, crop = self.data.config, self.data.crop
         identity = {
             "fingerprint": self.index(split).fingerprint,
-            "size": list(cut.size),
-            "channels": cut.channels,
-            "val_crop": cut.keep,
-            "exact": cut.exact,
-            "bits": cut.bits,
+            "size": list(crop.size),
+            "channels": crop.channels,
+            "val_crop": crop.keep,
+            "exact": crop.exact,
+            "bits": crop.bits,
             "mean": list(config.mean),
             "std": list(config.std),
         }
         if view is None:
             return identity
-        return identity | {"view": view, "seed": self.data.seed, "scale": list(cut.scale), "flip": cut.flip}
+        return identity | {"view": view, "seed": self.data.seed, "scale": list(crop.scale), "flip": crop.flip}

@@ -1,21 +1,21 @@
-"""Batches of whole photographs with instance masks: what a segmentation run asks for."""
+"""Lightning data module of segmentation: batches of whole photographs with instance masks."""
 
 from pathlib import Path
 
 from data.datamodule import DataConfig, ShardDataModule
 from data.errors import DataError
 from data.images.masks import require_pycocotools
+from data.index.index import ShardIndex
 from data.loader.mask_dataset import Frame, MaskDataset
 
 
 class MaskDataModule(ShardDataModule):
-    """As ShardDataModule, of shards with an SA-1B record beside each image; batches are those of MaskDataset.
+    """A ShardDataModule for shards with an SA-1B record beside each image; its batches are those of MaskDataset.
 
     masks_per_image  None: all of them at the resolution of the photograph, one photograph in a batch; for scores
 
-    Of the settings those of random crops (scale, val_crop, decode) are without effect: photographs are shown whole.
-
-    DataError: also without pycocotools, without records in the shards, in mode stream, with several views.
+    Photographs are shown whole: the settings of crops (scale, val_crop, decode) have no effect.
+    Raises DataError also if pycocotools or the records are missing, in mode stream, and with several views or 16 bits.
     """
 
     def __init__(
@@ -33,8 +33,8 @@ class MaskDataModule(ShardDataModule):
         require_pycocotools()
         if config.mode == "stream" or config.views_per_image > 1 or config.bits != 8:
             raise DataError(
-                f"masks are read from indexed shards, one view per image, 8 bits: data.mode={config.mode}, "
-                f"data.views_per_image={config.views_per_image}, data.bits={config.bits} cannot be. Leave them out."
+                f"masks are read from indexed shards, one view per image, 8 bits; got data.mode={config.mode}, "
+                f"data.views_per_image={config.views_per_image}, data.bits={config.bits}. Leave them out."
             )
         super().__init__(
             config,
@@ -51,5 +51,8 @@ class MaskDataModule(ShardDataModule):
                     f"{index.shards[0]} has no .json with masks beside its images. Give shards of SA-1B's format, or "
                     "pack COCO annotations with `python -m data.pack IMAGES OUT --masks instances.json`."
                 )
-        self.cut = Frame(image_size, masks_per_image, flip=config.flip, min_area=min_area)
-        self.stream = MaskDataset
+        self.frame = Frame(image_size, masks_per_image, flip=config.flip, min_area=min_area)
+
+    def dataset(self, index: ShardIndex, seed: int | None = None) -> MaskDataset:
+        """Returns the data set that makes batches of an index: masks and mirroring drawn from `seed`, if given."""
+        return MaskDataset(index, self.frame, seed)

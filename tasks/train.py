@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig, OmegaConf
 
-from data.loader.loader import explained_deaths
+from data.loader.loader import explain_worker_death
 from mae.callbacks.profiler import StepProfiler
 from mae.callbacks.progress import ShowProgress
 from mae.callbacks.save_checkpoints import SaveCheckpoints
@@ -112,7 +112,7 @@ def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.
     trainer.callbacks = [*extra_callbacks, *trainer.callbacks]  # pyright: ignore[reportAttributeAccessIssue]
     code = 1
     try:
-        with explained_deaths():
+        with explain_worker_death():
             trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
         if data.val_index is not None and (config.val_every is None or schedule.total_steps % config.val_every):
             trainer.validate(module, datamodule=data, verbose=False)

@@ -17,7 +17,7 @@ from data.images.crops import DRAWS, random_resized_crop
 from data.images.decode import decode, read_header, verify
 from data.index.index_file import build
 from data.loader.faults import Faults
-from data.loader.loader import explained_deaths
+from data.loader.loader import explain_worker_death
 from data.pack.image_folder import find_images
 from data.pack.pack import pack
 
@@ -132,7 +132,7 @@ def test_a_worker_that_is_killed_is_reported_with_the_sample_it_was_on(shards):
     batches = iter(loader)
     next(batches)
     says = r"worker died \((killed by signal: Killed|exited unexpectedly)\) while it read .*x-00000\d.tar, sample"
-    with pytest.raises(DataError, match=says), explained_deaths():  # torch raises wherever the trainer is just then
+    with pytest.raises(DataError, match=says), explain_worker_death():  # torch raises wherever the trainer is just then
         os.kill(loader._iterator._workers[0].pid, signal.SIGKILL)  # type: ignore[union-attr]
         for _ in range(20):
             next(batches)

@@ -175,11 +175,11 @@ def test_the_public_photographs_give_the_masks_that_pycocotools_decodes(real_ima
     config = DataConfig(path=str(real_images / "coco_sa1b"), workers=0)
     data = MaskDataModule(config, image_size=256, masks_per_image=None, seed=0, global_batch=1, micro_batch=1)
     assert data.val_index is not None and (len(data.train_index), len(data.val_index)) == (137, 69)
-    stream, total = MaskDataset(data.val_index, data.cut), 0
+    dataset, total = data.dataset(data.val_index), 0
     for sample in range(69):
-        total += len(stream[MicroBatch(0, np.array([sample]), np.array([sample]))]["masks"])
+        total += len(dataset[MicroBatch(0, np.array([sample]), np.array([sample]))]["masks"])
     assert total == 566
-    batch = stream[MicroBatch(0, np.array([3]), np.array([3]))]
+    batch = dataset[MicroBatch(0, np.array([3]), np.array([3]))]
     member = next(m for m in data.val_index.members(3) if m.name.endswith(".json"))
     with open(data.val_index.shards[0], "rb") as file:
         file.seek(member.offset)
@@ -251,9 +251,9 @@ def test_coco_annotations_are_packed_as_records_and_read_back(tmp_path: Path, co
     printed = capsys.readouterr()
     assert "3 samples" in printed.out and "1 images without objects" in printed.err
     index = open_shards(str(tmp_path / "out" / "train"))
-    stream = MaskDataset(index, Frame(128, None))
+    dataset = MaskDataset(index, Frame(128, None))
     for sample in range(3):
-        batch = stream[MicroBatch(0, np.array([sample]), np.array([sample]))]
+        batch = dataset[MicroBatch(0, np.array([sample]), np.array([sample]))]
         number = int(batch["keys"][0])
         expected = shapes(number)[1]
         assert len(batch["masks"]) == len(expected) + (number == 0)

@@ -430,7 +430,7 @@ def test_a_background_error_is_left_to_the_reader(folder):
 def test_the_output_of_a_command_gives_batches_of_the_same_kind(folder, workers, capfd):
     path = f"pipe:cat {folder}/train/x-train-{{000000..000007}}.tar"
     data = module(path, mode="stream", samples=64, val_path=str(folder / "val"), workers=workers)
-    assert capfd.readouterr().err.count("a resume goes on with other images") == 1
+    assert capfd.readouterr().err.count("a resumed run sees other images") == 1
     index = open_shards(folder / "train")
     labels = {index.key(sample): index.label(sample) for sample in range(64)}
     found = batches(data)

@@ -1,4 +1,4 @@
-"""Samples that cannot be read: counted, written down, and too many of them end the run."""
+"""Bad samples: counts them, records them in a file, and ends the run if they are too many."""
 
 import json
 from pathlib import Path
@@ -6,17 +6,17 @@ from typing import Any
 
 from data.errors import DataError
 
-JUDGED_AFTER = 1000
-LISTED = 5
+MIN_SEEN = 1000  # samples before the fraction of bad ones is judged
+LAST_SHOWN = 5  # bad samples in the message
 
 
 class Faults:
-    """Counts what one rank meets.
+    """Counts the bad samples of one rank.
 
-    path      a line of JSON is appended to it for each bad sample: shard, key, reason, epoch, position; or None
-    fraction  of the samples that may be bad, judged after the first 1,000
+    path      a file that gets a line of JSON for each: shard, key, reason, epoch, position; None: no file
+    fraction  of the samples that may be bad
 
-    After a resume the samples since the checkpoint are met, and written down, again.
+    After a resume the bad samples since the checkpoint are recorded again.
     """
 
     def __init__(self, path: Path | None, fraction: float):
@@ -25,17 +25,17 @@ class Faults:
         self.last: dict[tuple[str, str], str] = {}  # reason by shard and key
 
     def note(self, seen: int, bad: list[dict[str, Any]]) -> None:
-        """DataError: more than the fraction of all samples seen so far are bad; lists the last of them."""
+        """Counts and records bad samples. Raises DataError if they exceed `fraction` of all samples seen so far."""
         self.seen += seen
         self.bad += len(bad)
         if not bad:
             return
         found = self.last | {(record["shard"], record["key"]): record["reason"] for record in bad}
-        self.last = dict(list(found.items())[-LISTED:])
+        self.last = dict(list(found.items())[-LAST_SHOWN:])
         if self.path is not None:
             with open(self.path, "a") as file:  # one write, so that the lines of several ranks do not mix
                 file.write("".join(json.dumps(record) + "\n" for record in bad))
-        if self.seen >= JUDGED_AFTER and self.bad > self.fraction * self.seen:
+        if self.seen >= MIN_SEEN and self.bad > self.fraction * self.seen:
             listed = "; ".join(f"{shard}, {key}: {reason}" for (shard, key), reason in self.last.items())
             raise DataError(
                 f"{self.bad} of {self.seen} samples cannot be read, more than data.max_bad_fraction={self.fraction:g}. "

@@ -1,4 +1,4 @@
-"""torch's DataLoader around a stream: workers, shared memory, and what happens when something dies."""
+"""torch's DataLoader over a ShardDataset: forked workers, shared memory, and an error if a worker dies."""
 
 import multiprocessing
 import os
@@ -16,106 +16,102 @@ import torch
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from data.errors import DataError
-from data.index.index import ShardIndex
 from data.loader.dataset import Batch, ShardDataset
 from data.loader.faults import Faults
 from data.loader.shared_batches import Ring
 from data.order.samplers import MicroBatch
 
-AHEAD = 2  # batches that each worker has under way
-KEPT = 3  # batches that whoever takes them may hold at a time before fresh memory is used
-SETTLING = 0.2  # seconds before workers are forked beside other ranks
+PREFETCH_FACTOR = 2  # batches that each worker has under way
+EXTRA_SLOTS = 3  # batches that the trainer may hold at a time before new memory is used
+SETTLE_SECONDS = 0.2  # before workers are forked beside other ranks
+
+_datasets: weakref.WeakSet[ShardDataset] = weakref.WeakSet()  # those that loaders read from
 
 
-class ShardLoader(DataLoader):
-    """The batches of some draws; what it yields does not depend on the number of workers.
+class ShardLoader(DataLoader[Batch]):
+    """The batches of these micro-batches; what it yields does not depend on the number of workers.
 
-    stream      what makes batches of the draws, and cut, how it makes images
-    batch       rows at most
-    faults      told of the samples that could not be read
-    persistent  workers outlive an iteration
+    dataset     reads for this loader alone
+    max_rows    most images of a batch
+    faults      counts the samples that could not be read
+    persistent  keeps the workers from one iteration to the next
 
-    Workers hand their images over in a ring of shared batches, so that only one iteration at a time makes sense.
+    Workers write their images into a ring of shared batches, so only one iteration at a time makes sense.
     """
 
     def __init__(
         self,
-        index: ShardIndex,
-        cut: Any,
-        draws: Sampler[MicroBatch],
+        dataset: ShardDataset,
+        micro_batches: Sampler[MicroBatch],
         *,
-        stream: type[ShardDataset] = ShardDataset,
-        batch: int,
+        max_rows: int,
         workers: int,
         faults: Faults,
-        seed: int | None = None,
         persistent: bool = False,
     ):
         fork = workers > 0 and "fork" in multiprocessing.get_all_start_methods()
-        self.ring = None
+        self.faults, self.ring = faults, None
         if fork:
-            self.ring = Ring(workers * AHEAD + KEPT, (batch, *cut.shape), cut.dtype)
-        self.index, self.faults = index, faults
-        self.reading = torch.zeros(max(1, workers), 2, dtype=torch.int64).share_memory_().numpy()
-        _loaders.add(self)
+            slots = workers * PREFETCH_FACTOR + EXTRA_SLOTS
+            self.ring = Ring(slots, (max_rows, *dataset.spec.shape), dataset.spec.dtype)
+        dataset.ring = self.ring
+        dataset.reading = torch.zeros(max(1, workers), 2, dtype=torch.int64).share_memory_().numpy()
+        _datasets.add(dataset)
         super().__init__(
-            stream(index, cut, seed, self.ring, self.reading),
+            dataset,
             batch_size=None,
-            collate_fn=_as_it_is,
-            sampler=Lent(draws, self.ring) if self.ring else draws,
+            collate_fn=_unchanged,
+            sampler=SlotSampler(micro_batches, self.ring) if self.ring else micro_batches,
             num_workers=workers,
-            prefetch_factor=AHEAD if workers else None,
+            prefetch_factor=PREFETCH_FACTOR if workers else None,
             persistent_workers=persistent and workers > 0,
-            worker_init_fn=_init_worker,
+            worker_init_fn=_init_shard_worker,
             pin_memory=torch.cuda.is_available() and not self.ring,
             multiprocessing_context="fork" if fork else None,
         )
 
     def __iter__(self) -> Iterator[Batch]:
         if self.num_workers and torch.distributed.is_available() and torch.distributed.is_initialized():
-            # Threads of gloo let go of the last collective's tensors. A worker that is forked while one of them
-            # enters or leaves Python waits for it for ever (CPython before 3.12).
-            time.sleep(SETTLING)
-        with explained_deaths():
+            # gloo's threads may still release tensors of the last collective. Forking while one of them holds
+            # CPython's thread-state lock deadlocks the worker (before 3.12), so let them finish.
+            time.sleep(SETTLE_SECONDS)
+        with explain_worker_death():
             for batch in super().__iter__():
                 count = len(batch["positions"])
                 self.faults.note(count, batch.pop("bad"))
-                if self.ring and self.persistent_workers:  # Others are forked again for every iteration.
+                if self.ring and self.persistent_workers:  # Workers that are not kept are forked again later.
                     self.ring.pin()
                 if self.ring and "slot" in batch:
                     batch["images"] = self.ring.hand_out(batch.pop("slot"), count)
                 yield {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in batch.items()}
 
 
-class Lent(Sampler[MicroBatch]):
-    """Draws, each with a slot of the ring."""
+class SlotSampler(Sampler[MicroBatch]):
+    """Lends each micro-batch a slot of the ring."""
 
-    def __init__(self, draws: Sampler[MicroBatch], ring: Ring):
-        self.draws, self.ring = draws, ring
+    def __init__(self, micro_batches: Sampler[MicroBatch], ring: Ring):
+        self.micro_batches, self.ring = micro_batches, ring
 
     def __len__(self) -> int:
-        return len(self.draws)  # pyright: ignore[reportArgumentType]
+        return len(self.micro_batches)  # pyright: ignore[reportArgumentType]
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        # The loader asks for the first draw when its workers are through with those of an iteration broken off.
+        # torch asks for the first micro-batch only when its workers are through with an iteration that was broken off.
         self.ring.take_back()
-        for draw in self.draws:
-            yield draw._replace(slot=self.ring.lend())
+        for micro_batch in self.micro_batches:
+            yield micro_batch._replace(slot=self.ring.lend())
 
 
-def _as_it_is(batch: Any) -> Batch:
-    """torch would make tensors of the arrays in the worker, and pass each on by a file descriptor of its own."""
+def _unchanged(batch: Any) -> Batch:
+    """Keeps torch from making tensors of the arrays in the worker and passing each on by a file descriptor."""
     return batch
 
 
-_loaders: weakref.WeakSet[ShardLoader] = weakref.WeakSet()
-
-
 @contextmanager
-def explained_deaths() -> Iterator[None]:
-    """A worker that was killed becomes a DataError that names the sample it was at.
+def explain_worker_death() -> Iterator[None]:
+    """Raises DataError if a worker is killed, and names the sample that it was reading.
 
-    torch raises in the trainer's process the moment it happens, wherever that is.
+    torch raises RuntimeError in the trainer's process the moment it happens, whatever runs there.
     """
     try:
         yield
@@ -127,9 +123,9 @@ def explained_deaths() -> Iterator[None]:
         died = {int(pid) for pid in pids[1].split(",")} if pids else set()
         cause = re.search(r"killed by signal: ([^.]*)|exit(?:ed)? (?:code \d+|unexpectedly)", message)
         at = [
-            f"{loader.index.shards[loader.index.locate(sample)[0]]}, sample {loader.index.key(sample)}"
-            for loader in _loaders
-            for pid, sample in loader.reading.tolist()
+            f"{dataset.index.shards[dataset.index.shard_of(sample)]}, sample {dataset.index.key(sample)}"
+            for dataset in _datasets
+            for pid, sample in dataset.reading.tolist()
             if pid in died
         ]
         raise DataError(
@@ -139,13 +135,13 @@ def explained_deaths() -> Iterator[None]:
 
 
 def _cause(error: Exception) -> str:
-    """The message of torch's handler of SIGCHLD, which knows the signal, where another was the first to notice.
+    """Returns the message of torch's SIGCHLD handler, which knows the signal, even if another part noticed first.
 
-    The handler would raise as well, in whatever happened to run then.
+    Waits for it up to a second: otherwise the handler would raise later, in whatever runs then.
     """
     until = time.monotonic() + 1
-    noticed_first = not isinstance(error, RuntimeError) or "unexpectedly" in str(error)
-    while noticed_first and time.monotonic() < until:
+    noticed_by_another = not isinstance(error, RuntimeError) or "unexpectedly" in str(error)
+    while noticed_by_another and time.monotonic() < until:
         try:
             torch._C._error_if_any_worker_fails()
         except RuntimeError as cause:
@@ -154,16 +150,16 @@ def _cause(error: Exception) -> str:
     return str(error)
 
 
-def _init_worker(worker: int) -> None:
+def _init_shard_worker(worker: int) -> None:
     info = get_worker_info()
     assert info is not None and isinstance(info.dataset, ShardDataset)
     info.dataset.worker = worker
     info.dataset.reading[worker, 0] = os.getpid()
-    quiet_worker(worker)
+    init_worker(worker)
 
 
-def quiet_worker(worker: int) -> None:
-    """What every worker of a loader begins with."""
+def init_worker(worker: int) -> None:
+    """Initialises a worker: one thread, and none of the signals by which a run is stopped."""
     torch.set_num_threads(1)
     # Ctrl-C, torchrun and SLURM signal every process of a run; the trainer alone decides when to stop, and still needs
     # its batches then.
@@ -172,10 +168,10 @@ def quiet_worker(worker: int) -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_the_trainer_says_so, daemon=True).start()
+        threading.Thread(target=_exit_on_sigterm_of_trainer, daemon=True).start()
 
 
-def _end_when_the_trainer_says_so() -> None:
+def _exit_on_sigterm_of_trainer() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)

@@ -1,16 +1,23 @@
-"""From draws to batches of whole photographs with instance masks, for segmentation."""
+"""Map-style dataset: the samples of one micro-batch → a batch of whole photographs with instance masks.
+
+Samples are located, read and replaced as in data/loader/dataset.py. In the place of crop and augmentation:
+
+1 record  SA-1B record beside the image → run-length codes of its masks    data/images/masks.py
+2 choose  some masks, drawn from (seed, epoch, position) or evenly spread
+3 frame   photograph and masks scaled, and mirrored, into a square
+"""
 
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from data.errors import DataError
 from data.images import decode, masks
 from data.index.index import ShardIndex
-from data.loader.dataset import Batch, Cut, ShardDataset
-from data.loader.shared_batches import Ring
-from data.order.hashing import key, permutation, uniforms
-from data.order.samplers import MicroBatch, spread
+from data.loader.dataset import Batch, CropSpec, ShardDataset, Uniforms
+from data.order.hashing import key, permutation
+from data.order.samplers import spread
 from data.storage.read import read
 
 
@@ -20,9 +27,9 @@ class Frame(NamedTuple):
     side             of the square in pixels
     masks_per_image  at most, drawn for training, evenly spread otherwise; None: all of them, at the resolution of the
                      photograph, and one photograph in a batch
-    stride           pixels per cell of the masks: 4 is the resolution that SAM's mask decoder answers in
+    stride           pixels per cell of the masks: 4 is the resolution of SAM's mask decoder
     flip             mirror half of the training images
-    min_area         share of the frame that an object of a training image covers, unless all of its are smaller
+    min_area         share of the frame that a training mask has to cover, unless all masks of its image are smaller
     """
 
     side: int
@@ -30,14 +37,6 @@ class Frame(NamedTuple):
     stride: int = 4
     flip: bool = True
     min_area: float = 0.0
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return 3, self.side, self.side
-
-    @property
-    def dtype(self) -> type[np.unsignedinteger]:
-        return np.uint8
 
 
 class Annotated(NamedTuple):
@@ -50,13 +49,13 @@ class Annotated(NamedTuple):
 
 
 def fit(height: int, width: int, side: int) -> tuple[int, int]:
-    """(height, width) of a photograph whose longer side is brought to `side`, rounded as segment-anything does."""
+    """Returns (height, width) of a photograph whose longer side becomes `side`, rounded as segment-anything does."""
     scale = side / max(height, width)
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
 class MaskDataset(ShardDataset):
-    """A map from draws to batches of photographs with masks.
+    """Map-style dataset over indexed shards with SA-1B records: micro-batch → batch.
 
     returns  images Tensor uint8 [B, 3, S, S], zero outside the photographs; arrays inside, originals int64 [B, 2]
              (height, width in the frame and of the masks), masks bool [N, S/4, S/4] of all images one after the other,
@@ -66,85 +65,70 @@ class MaskDataset(ShardDataset):
     A sample without a usable mask is replaced like one that cannot be read.
     """
 
-    def __init__(
-        self,
-        index: ShardIndex,
-        cut: Frame,
-        seed: int | None = None,
-        ring: Ring | None = None,
-        reading: np.ndarray | None = None,
-    ):
-        super().__init__(index, Cut((cut.side, cut.side), flip=cut.flip), seed, ring, reading)
-        self.frame = cut
+    def __init__(self, index: ShardIndex, frame: Frame, seed: int | None = None):
+        super().__init__(index, CropSpec((frame.side, frame.side)), seed)
+        self.frame = frame
 
-    def __getitem__(self, draw: MicroBatch) -> Batch:
-        count = len(draw.samples)
-        images = self.empty(count) if draw.slot is None or not self.ring else self.ring.slot(draw.slot, count)
-        draws = None if self.seed is None else uniforms(self.seed, draw.epoch, draw.positions, 2).tolist()
-        samples, found, bad = draw.samples.copy(), [], []
-        for row in range(count):
-            samples[row], annotated = self._fill(images[row], draw, row, draws and draws[row], bad)
-            found.append(annotated)
-        return {
-            "images" if draw.slot is None else "slot": images if draw.slot is None else draw.slot,
-            "inside": np.array([annotated.inside for annotated in found], np.int64).reshape(-1, 2),
-            "originals": np.array([annotated.original for annotated in found], np.int64).reshape(-1, 2),
-            "masks": np.concatenate([annotated.masks for annotated in found]) if found else np.zeros((0, 0, 0), bool),
-            "rows": np.repeat(np.arange(count), np.array([len(annotated.masks) for annotated in found], np.int64)),
-            "numbers": np.concatenate([np.zeros(0, np.int64), *(annotated.numbers for annotated in found)]),
-            "positions": draw.positions,
-            "samples": samples,
-            "keys": [self.index.key(sample) for sample in samples],
-            "bad": bad,
-        }
-
-    def _read(self, images: Any, sample: int, draws: Any) -> Any:
-        """Writes one photograph into `images` [3, S, S] and returns its masks; draws: (mirror, choice of masks)."""
+    def _load(self, rows: Tensor, sample: int, uniforms: Uniforms) -> Annotated:
+        """Writes one photograph into `rows` [1, 3, S, S] and returns its masks."""
         shard, offset, size = self.index.locate(sample)
         tar = self.index.shards[shard]
         data = read(tar, offset, size, self.index.cache)
         header = decode.read_header(data)
-        codes, original = masks.read_record(self._record_of(sample, tar), header[:2])
+        codes, original = masks.read_record(self._read_record(sample, tar), header[:2])
         inside = fit(header.height, header.width, self.frame.side)
-        mirrored = draws is not None and self.frame.flip and draws[0] < 0.5
+        mirrored = uniforms is not None and self.frame.flip and uniforms[0][0] < 0.5
         if self.frame.masks_per_image is None:
-            kept = np.stack([masks.decode(code) for code in codes])
-            annotated = Annotated(inside, original, kept, np.arange(len(codes)))
+            whole = np.stack([masks.decode(code) for code in codes])
+            annotated = Annotated(inside, original, whole, np.arange(len(codes)))
         else:
-            annotated = self._chosen(codes, self.frame.masks_per_image, original, inside, mirrored, draws)
-        whole = (0, 0, header.height, header.width)
-        (image,) = decode.decode(data, header, [whole], inside, exact=True, filter="bilinear")
-        images.zero_()
-        images[:, : inside[0], : inside[1]] = image.flip(-1) if mirrored else image
+            choice = None if uniforms is None else uniforms[0][1]
+            annotated = self._choose_masks(codes, self.frame.masks_per_image, original, inside, mirrored, choice)
+        box = (0, 0, header.height, header.width)
+        (image,) = decode.decode(data, header, [box], inside, exact=True, filter="bilinear")
+        rows.zero_()
+        rows[0, :, : inside[0], : inside[1]] = image.flip(-1) if mirrored else image
         return annotated
 
-    def _record_of(self, sample: int, tar: str) -> bytes:
+    def _read_record(self, sample: int, tar: str) -> bytes:
         member = next((m for m in self.index.members(sample) if m.name.lower().endswith(".json")), None)
         if member is None:
             raise DataError("it has no .json with masks beside it")
         return read(tar, member.offset, member.size, self.index.cache)
 
-    def _chosen(
+    def _choose_masks(
         self,
         codes: list[masks.RLE],
         at_most: int,
         original: tuple[int, int],
         inside: tuple[int, int],
         mirrored: bool,
-        draws: Any,
+        choice: float | None,
     ) -> Annotated:
+        """Brings `at_most` masks to the frame: drawn by `choice` in [0, 1), evenly spread without it."""
         stride, side = self.frame.stride, self.frame.side // self.frame.stride
         order = np.arange(len(codes))
         # Unused ones follow the chosen, in case some of these vanish in the frame.
-        if draws is None:
+        if choice is None:
             first = spread(len(codes), at_most)
             order = np.concatenate([first, np.setdiff1d(order, first)])
         else:
-            order = permutation(key(int(draws[1] * 2**53)), order)
+            order = permutation(key(int(choice * 2**53)), order)
         rows = masks.nearest(original[0], inside[0], stride)
         columns = masks.nearest(original[1], inside[1], stride, mirrored)
-        least = 1 if draws is None else int(np.ceil(self.frame.min_area * side**2))
-        kept, numbers = masks.in_frame([codes[number] for number in order], at_most, least, side, rows, columns)
-        if not len(kept):
+        min_cells = 1 if choice is None else int(np.ceil(self.frame.min_area * side**2))
+        chosen, numbers = masks.in_frame([codes[number] for number in order], at_most, min_cells, side, rows, columns)
+        if not len(chosen):
             raise DataError(f"none of its {len(codes)} masks covers a cell of the {side}x{side} mask frame")
-        return Annotated(inside, original, kept, order[numbers])
+        return Annotated(inside, original, chosen, order[numbers])
+
+    def _collate(self, samples: np.ndarray, loaded: list[Any]) -> Batch:
+        """Returns the masks of a batch one after the other, `loaded` being the Annotated of each sample."""
+        found: list[np.ndarray] = [annotated.masks for annotated in loaded]
+        return {
+            "inside": np.array([annotated.inside for annotated in loaded], np.int64).reshape(-1, 2),
+            "originals": np.array([annotated.original for annotated in loaded], np.int64).reshape(-1, 2),
+            "masks": np.concatenate(found) if found else np.zeros((0, 0, 0), bool),
+            "rows": np.repeat(np.arange(len(found)), np.array([len(masks) for masks in found], np.int64)),
+            "numbers": np.concatenate([np.zeros(0, np.int64), *(annotated.numbers for annotated in loaded)]),
+        }

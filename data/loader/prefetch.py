@@ -1,4 +1,4 @@
-"""Downloads ahead of the reader: the shards of the present window and of the next one."""
+"""Prefetching: downloads the shards of this window and of the next one before they are read."""
 
 import contextlib
 import itertools
@@ -19,10 +19,54 @@ from data.storage.in_use import Pins
 from data.storage.protocols import is_remote
 
 
-class Prefetcher:
-    """Fills a cache in the background, a few shards at a time, and keeps what it was told of from being evicted.
+def prefetch_remote(micro_batches: MicroBatches, index: ShardIndex, under_way: int) -> Sampler[MicroBatch]:
+    """Returns the same micro-batches; if any shard is remote, iterating over them downloads ahead."""
+    return PrefetchingSampler(micro_batches, index, under_way) if any(map(is_remote, index.shards)) else micro_batches
 
-    An error ends nothing here: who reads the shard meets it again, and raises it.
+
+class PrefetchingSampler(Sampler[MicroBatch]):
+    """Yields micro-batches unchanged and has their shards downloaded ahead.
+
+    under_way  micro-batches before the newest one that workers may still be reading: their shards are not evicted
+    """
+
+    def __init__(self, micro_batches: MicroBatches, index: ShardIndex, under_way: int):
+        self.micro_batches, self.index, self.under_way = micro_batches, index, under_way
+        self._prefetcher: Prefetcher | None = None
+
+    def __len__(self) -> int:
+        return len(self.micro_batches)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        if self._prefetcher is None:
+            self._prefetcher = Prefetcher(self.index.cache)
+            weakref.finalize(self, self._prefetcher.close)  # A sweep has many runs in one process.
+        order, views = self.micro_batches.order, self.micro_batches.views
+        now: list[int] = []
+        before: deque[list[int]] = deque(maxlen=self.under_way)
+        for micro_batch in self.micro_batches:
+            if self.index.shard_of(int(micro_batch.samples[0])) not in now:
+                now, after = order.windows(micro_batch.epoch, int(micro_batch.positions[0]) // views)
+                self._prefetcher.want(self._within_limit([*itertools.chain(*before), *now], after))
+            before.append(now)
+            yield micro_batch
+
+    def _within_limit(self, now: list[int], after: list[int]) -> list[str]:
+        """Returns the URLs of the shards read now, and of those read next as far as the cache has room for them."""
+        limit = self.index.cache.limit
+        shards, needed = list(dict.fromkeys([*now, *after])), len(set(now))
+        if limit is not None:
+            total = np.cumsum(self.index.bytes[shards])
+            if total[needed - 1] > limit and self.micro_batches.rank == 0:
+                _warn_once(needed, int(total[needed - 1]), limit)
+            shards = shards[: max(needed, int(np.searchsorted(total, limit, side="right")))]
+        return [url for shard in shards if is_remote(url := self.index.shards[shard])]
+
+
+class Prefetcher:
+    """Fills a cache in the background, a few shards at a time, and keeps the wanted ones from being evicted.
+
+    Errors are left to whoever reads the shard, who meets the same one.
     """
 
     def __init__(self, cache: ShardCache, threads: int = 4):
@@ -37,7 +81,7 @@ class Prefetcher:
             threading.Thread(target=self._work, name="prefetch", daemon=True).start()
 
     def want(self, urls: Sequence[str]) -> None:
-        """The shards to have from now on, most urgent first; earlier wishes that are not among them are dropped."""
+        """Replaces the list of shards to download and to keep, most urgent first."""
         self._pins.set(self.cache.copy_path(url) for url in urls)
         with self._change:
             self._wanted = list(urls)
@@ -58,49 +102,6 @@ class Prefetcher:
                 url = self._wanted.pop(0)
             with contextlib.suppress(DataError):
                 self.cache.fetch(url)
-
-
-class Ahead(Sampler[MicroBatch]):
-    """The draws of micro-batches, unchanged, whose shards are downloaded ahead while they are drawn.
-
-    under_way  draws before the newest one that workers may still be reading: their shards must not be evicted
-    """
-
-    def __init__(self, draws: MicroBatches, index: ShardIndex, under_way: int):
-        self.draws, self.index, self.under_way = draws, index, under_way
-        self._prefetcher: Prefetcher | None = None
-
-    def __len__(self) -> int:
-        return len(self.draws)
-
-    def __iter__(self) -> Iterator[MicroBatch]:
-        if self._prefetcher is None:
-            self._prefetcher = Prefetcher(self.index.cache)
-            weakref.finalize(self, self._prefetcher.close)  # A sweep has many runs in one process.
-        now: list[int] = []
-        before: deque[list[int]] = deque(maxlen=self.under_way)
-        for draw in self.draws:
-            if self.index.shard_of(int(draw.samples[0])) not in now:
-                now, after = self.draws.order.windows(draw.epoch, int(draw.positions[0]) // self.draws.views)
-                self._prefetcher.want(self._within_limit([*itertools.chain(*before), *now], after))
-            before.append(now)
-            yield draw
-
-    def _within_limit(self, now: list[int], after: list[int]) -> list[str]:
-        """URLs of the shards that are read now, and of those read after them as far as the cache has room."""
-        limit = self.index.cache.limit
-        shards, needed = list(dict.fromkeys([*now, *after])), len(set(now))
-        if limit is not None:
-            total = np.cumsum(self.index.bytes[shards])
-            if total[needed - 1] > limit and self.draws.rank == 0:
-                _warn_once(needed, int(total[needed - 1]), limit)
-            shards = shards[: max(needed, int(np.searchsorted(total, limit, side="right")))]
-        return [url for shard in shards if is_remote(url := self.index.shards[shard])]
-
-
-def ahead(draws: MicroBatches, index: ShardIndex, under_way: int) -> Sampler[MicroBatch]:
-    """The draws; if any shard is remote, its download runs ahead of them. `under_way`: see `Ahead`."""
-    return Ahead(draws, index, under_way) if any(map(is_remote, index.shards)) else draws
 
 
 _warned: set[float] = set()

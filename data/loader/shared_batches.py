@@ -1,4 +1,4 @@
-"""Batches in memory that the trainer shares with its forked workers."""
+"""Ring buffer of batches in memory that the trainer shares with its forked workers."""
 
 import mmap
 import weakref
@@ -13,12 +13,13 @@ from torch import Tensor
 class Ring:
     """A fixed number of batches, allocated once: workers write into them, the trainer reads what they wrote.
 
-    A slot is lent to a worker, handed out when its batch arrives, and free again when nobody holds a tensor of it. The
-    alternative, torch's own transport, maps fresh memory for every batch and copies it once more to pin it.
+    A slot is lent to a worker, handed out when its batch arrives, and free again when nobody holds a tensor of it.
+    torch's own transport would map new memory for every batch and copy it once more to pin it.
 
-    slots, shape, dtype   of the batches, `shape` without the number of slots
+    slots         number of batches
+    shape, dtype  of one batch
 
-    The memory is anonymous: not bounded by the size of /dev/shm, which containers keep small.
+    The memory is anonymous: the size of /dev/shm, which is small in containers, does not limit it.
     """
 
     def __init__(self, slots: int, shape: tuple[int, ...], dtype: type[np.generic]):
@@ -30,7 +31,7 @@ class Ring:
         self.pinned = False
 
     def lend(self) -> int | None:
-        """A free slot for the next batch; None when whoever takes the batches keeps too many of them."""
+        """Returns a free slot for the next batch; None if all are lent or still held by the trainer."""
         if not self.free:
             return None
         slot = self.free.popleft()
@@ -38,11 +39,11 @@ class Ring:
         return slot
 
     def slot(self, slot: int, count: int) -> Tensor:
-        """The first `count` rows of a slot, to be written by a worker."""
+        """Returns the first `count` rows of a slot, to be written by a worker."""
         return torch.from_numpy(self.batches[slot, :count])
 
     def hand_out(self, slot: int, count: int) -> Tensor:
-        """The first `count` rows of a slot that a worker has filled; the slot is free once they are garbage."""
+        """Returns the first `count` rows of a slot that a worker has filled. Frees the slot when they are garbage."""
         self.lent.discard(slot)
         rows = self.batches[slot, :count]
         tensor = torch.from_numpy(rows)
@@ -51,13 +52,13 @@ class Ring:
         return tensor
 
     def take_back(self) -> None:
-        """Slots lent for batches that nobody will ask for any more, since an iteration was broken off."""
+        """Frees the slots lent in an iteration that was broken off: nobody will ask for their batches."""
         self.free.extend(self.lent)
         self.lent.clear()
 
     def pin(self) -> None:
-        """Lets a GPU copy from the slots while the trainer goes on; to be called when all workers have been forked,
-        since what a fork makes of pinned memory is the driver's affair."""
+        """Pins the memory, so that a GPU copies from it while the trainer runs. Call it after all workers were forked:
+        what a fork makes of pinned memory is up to the driver."""
         if self.pinned or not torch.cuda.is_initialized():
             return
         runtime: Any = torch.cuda.cudart()

@@ -1,6 +1,6 @@
-"""Training images from what cannot be indexed, such as the output of a command: webdataset's own stream.
+"""data.mode=stream: training images that cannot be indexed, such as the output of a command, through webdataset.
 
-For `data.mode=stream`. The batches look like those of data/loader/dataset.py; their order promises less, see `PROMISE`.
+The batches look like those of data/loader/dataset.py; what their order does not promise is said by `CAVEAT`.
 """
 
 import hashlib
@@ -24,20 +24,20 @@ from data.index.index import ShardIndex
 from data.index.index_file import find_image, parse_label
 from data.index.splits import Paths, find_shards, to_list
 from data.loader.dataset import Batch, ShardDataset
-from data.loader.loader import quiet_worker
+from data.loader.loader import init_worker
 from data.order.hashing import uniforms
 from data.order.samplers import MicroBatches
 from data.storage.protocols import HTTP, PROTOCOLS, file_system
 
-PROMISE = (
-    "data.mode=stream: a resume goes on with other images, an epoch may repeat some and leave out others, and the "
-    "order depends on the number of ranks and workers."
+CAVEAT = (
+    "data.mode=stream: a resumed run sees other images, an epoch may repeat some and leave out others, and the order "
+    "depends on the number of ranks and workers."
 )
-MIXED = 1000  # samples from which the next one is drawn
+SHUFFLE_BUFFER = 1000  # samples from which the next one is drawn
 
 
 class StreamShards(ShardIndex):
-    """Stands in for the index of shards that have none: their names, and how many samples an epoch shall have."""
+    """Stands in for the index of shards that have none: their names, and the samples of an epoch as set."""
 
     def __init__(self, paths: Paths, samples: int):
         commands = [path for path in to_list(paths) if path.startswith("pipe:")]
@@ -48,7 +48,7 @@ class StreamShards(ShardIndex):
         self.ends = [samples]
         self.fingerprint = hashlib.sha256("\n".join(["stream", *self.shards]).encode()).hexdigest()
         if os.environ.get("RANK", "0") == "0":
-            print(PROMISE, file=sys.stderr)
+            print(CAVEAT, file=sys.stderr)
 
     def without_downloads(self) -> ShardIndex:
         return self
@@ -60,37 +60,16 @@ class StreamShards(ShardIndex):
         )
 
 
-class StreamBatches(IterableDataset[Batch]):
-    """The micro-batches of one rank, from step `step` to the end of its epoch."""
-
-    def __init__(self, stream: ShardDataset, draws: MicroBatches):
-        self.stream, self.micro_batch, self.rank, self.ranks = stream, draws.micro_batch, draws.rank, draws.ranks
-        self.steps_per_epoch, self.accumulate = draws.steps_per_epoch, draws.accumulate
-        self.step = 0
-
-    def __iter__(self) -> Iterator[Batch]:
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        epoch, step = divmod(self.step, self.steps_per_epoch)
-        shards = self.stream.index.shards
-        few = len(shards) < self.ranks * workers
-        samples = _samples(shards if few else shards[self.rank :: self.ranks], resampled=few)
-        # The loader takes a batch from each worker in turn.
-        for number in range(step * self.accumulate + worker, self.steps_per_epoch * self.accumulate, workers):
-            start = (number * self.ranks + self.rank) * self.micro_batch
-            yield _batch(self.stream, list(islice(samples, self.micro_batch)), epoch, start)
-
-
 class StreamLoader(DataLoader[Batch]):
-    """torch's loader, which tells its data set the present step whenever an iteration starts."""
+    """torch's DataLoader over StreamBatches, which it tells the present step whenever an iteration starts."""
 
-    def __init__(self, stream: ShardDataset, draws: MicroBatches, workers: int):
-        self.present_step = draws.step
+    def __init__(self, dataset: ShardDataset, micro_batches: MicroBatches, workers: int):
+        self.present_step = micro_batches.step
         super().__init__(
-            StreamBatches(stream, draws),
+            StreamBatches(dataset, micro_batches),
             batch_size=None,
             num_workers=workers,
-            worker_init_fn=quiet_worker,
+            worker_init_fn=init_worker,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -100,24 +79,45 @@ class StreamLoader(DataLoader[Batch]):
         return super().__iter__()
 
 
-def first_samples(stream: ShardDataset, count: int) -> Batch:
-    """The first samples of the shards: always the same ones."""
-    return _batch(stream, list(islice(_samples(stream.index.shards, shuffled=False), count)), 0, 0)
+class StreamBatches(IterableDataset[Batch]):
+    """The micro-batches of one rank, from step `step` to the end of its epoch."""
+
+    def __init__(self, dataset: ShardDataset, micro_batches: MicroBatches):
+        self.dataset, self.rank, self.ranks = dataset, micro_batches.rank, micro_batches.ranks
+        self.steps_per_epoch, self.accumulate = micro_batches.steps_per_epoch, micro_batches.accumulate
+        self.micro_batch, self.step = micro_batches.micro_batch, 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        epoch, step = divmod(self.step, self.steps_per_epoch)
+        shards = self.dataset.index.shards
+        few = len(shards) < self.ranks * workers
+        samples = _samples(shards if few else shards[self.rank :: self.ranks], resampled=few)
+        # The loader takes a batch from each worker in turn.
+        for number in range(step * self.accumulate + worker, self.steps_per_epoch * self.accumulate, workers):
+            start = (number * self.ranks + self.rank) * self.micro_batch
+            yield _batch(self.dataset, list(islice(samples, self.micro_batch)), epoch, start)
+
+
+def first_samples(dataset: ShardDataset, count: int) -> Batch:
+    """Returns the first samples of the shards: always the same ones."""
+    return _batch(dataset, list(islice(_samples(dataset.index.shards, shuffled=False), count)), 0, 0)
 
 
 def _samples(shards: list[str], *, resampled: bool = False, shuffled: bool = True) -> Iterator[dict[str, Any]]:
-    """webdataset's samples, without end. resampled: each worker draws from all shards, too few to be shared out."""
+    """Yields webdataset's samples without end. resampled: each worker draws from all shards, too few to be split."""
     gopen_schemes.update(dict.fromkeys(PROTOCOLS, _open))  # webdataset would call programs that need not be installed.
     samples: Any = WebDataset(
         shards,
         resampled=resampled,
         shardshuffle=100 if shuffled and not resampled else False,
-        nodesplitter=None,  # The caller did, by the trainer's ranks.
+        nodesplitter=None,  # The caller has split them by rank.
         workersplitter=None if resampled else split_by_worker,
         handler=_refuse,
     )
     if shuffled:
-        samples = samples.shuffle(MIXED)
+        samples = samples.shuffle(SHUFFLE_BUFFER)
     return (sample for sample in samples.repeat() if find_image(sample) is not None)
 
 
@@ -129,25 +129,26 @@ def _open(url: str, *_):
 
 
 def _refuse(error: Exception) -> NoReturn:
-    """webdataset's handler of errors: what happened where, in one sentence."""
+    """Handles webdataset's errors: raises DataError that says what happened where."""
     where = error.args[-1] if error.args else None
     if not isinstance(where, str) or len(error.args) < 3:
-        raise error  # On its way out webdataset appends the stream and its name to the arguments, and asks again.
+        raise error  # webdataset then appends the open file and its name to the arguments, and calls this again.
     if isinstance(error, DataError):
         raise DataError(error.args[0]) from None
     reason = str(error.args[0]).partition(" @ <")[0]
     raise DataError(f"{where} cannot be streamed: {reason}. Check the command or URL, and what it sends.") from None
 
 
-def _batch(stream: ShardDataset, samples: list[dict[str, Any]], epoch: int, start: int) -> Batch:
+def _batch(dataset: ShardDataset, samples: list[dict[str, Any]], epoch: int, start: int) -> Batch:
+    """Decodes the samples that stand at the positions from `start` on."""
     positions = np.arange(start, start + len(samples))
-    draws = [None] * len(samples) if stream.seed is None else uniforms(stream.seed, epoch, positions, DRAWS).tolist()
-    images, boxes = stream.empty(len(samples)), []
-    for row, (sample, u) in enumerate(zip(samples, draws, strict=True)):
+    drawn = [None] * len(samples) if dataset.seed is None else uniforms(dataset.seed, epoch, positions, DRAWS).tolist()
+    images, boxes = dataset.empty_images(len(samples)), []
+    for row, (sample, u) in enumerate(zip(samples, drawn, strict=True)):
         data = find_image(sample)
         assert data is not None
         try:
-            boxes += stream.fill(images[row : row + 1], data, u and [u])
+            boxes += dataset.decode_views(images[row : row + 1], data, u and [u])
         except DataError as error:
             where = f"{sample['__url__']}, sample {sample['__key__']}"
             raise DataError(f"{where}: {error}. Pack the images again.") from None
