@@ -1,7 +1,7 @@
-"""COCO annotations become the records that SA-1B keeps beside each image."""
+"""COCO annotations → the records that SA-1B keeps beside each image."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,14 @@ from data.pack.sample import Read, Sample, Samples, Source
 Entry = dict[str, Any]
 
 
-class WithRecords:
-    """Those samples of which the annotations speak, each with its record as a side file."""
+class WithRecords(Samples):
+    """The samples that have annotations, each with its record as a side file."""
 
     def __init__(self, samples: Samples, numbers: list[int], images: list[Entry], annotations: dict[int, list[Entry]]):
         self.samples, self.numbers, self.images, self.annotations = samples, numbers, images, annotations
 
     def __len__(self) -> int:
         return len(self.numbers)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, number: int) -> Sample:
         sample, image = self.samples[self.numbers[number]], self.images[number]
@@ -35,11 +32,10 @@ class WithRecords:
 
 
 def with_masks(source: Source, file: Path) -> Source:
-    """The images of a source that COCO's instances.json has objects of, with a record each; crowds do not count.
+    """Returns the images that have objects (crowds do not count) in COCO's instances.json, each with a record.
 
-    An image is found by its path below the source, or by its file name alone.
-
-    DataError: no such file, other JSON, or none of its images in the source; pycocotools is missing.
+    An image is found by its path below the source, or by its file name alone. Raises DataError if the file cannot be
+    read as COCO instances, if none of its images is in the source, or if pycocotools is missing.
     """
     require_pycocotools()
     try:
@@ -76,9 +72,9 @@ def with_masks(source: Source, file: Path) -> Source:
 
 
 def record(image: Entry, annotations: Sequence[Entry], read: Read) -> bytes:
-    """The SA-1B record of one image as JSON; `predicted_iou` and `stability_score` are 1: people drew the masks.
+    """Returns the SA-1B record of one image. `predicted_iou` and `stability_score` are 1: people drew the masks.
 
-    DataError: the image has another size, upright, than its entry says.
+    Raises DataError if the upright image has another size than its entry says.
     """
     height, width = image_size(read())
     if (height, width) != (image.get("height", height), image.get("width", width)):

@@ -1,4 +1,4 @@
-"""The images that a CSV file lists, ready to be packed."""
+"""Images that a CSV file lists, to be packed."""
 
 import csv
 import os
@@ -14,12 +14,11 @@ from data.pack.sample import Sample, Source
 
 
 def find_listed(source: Path) -> Source:
-    """The images of a CSV with the header `path` or `path,label`, paths relative to the CSV.
+    """Returns the images of a CSV with the header `path` or `path,label`, paths relative to the CSV.
 
-    Labels that are all numbers stay as they are; names are numbered in alphabetical order. Whether the files are there
-    shows when they are packed.
-
-    DataError: another header, an empty list, a path that is no image, a line without its label.
+    Labels that are all numbers stay as they are; names are numbered in alphabetical order. Files are opened only when
+    they are packed. Raises DataError if the header is another one, the list is empty, a path is no image, or a label
+    is missing.
     """
     try:
         with open(source, newline="", encoding="utf-8-sig") as file:
@@ -49,7 +48,7 @@ def find_listed(source: Path) -> Source:
 
 
 def _rows(reader: csv.DictReader, source: Path) -> Iterator[tuple[str, str | None]]:
-    """(path, label) of each line; the label is None where the list has no such column."""
+    """Yields (path, label) of each line; the label is None where the list has no such column."""
     header = list(reader.fieldnames or ())
     if header not in (["path"], ["path", "label"]):
         raise DataError(

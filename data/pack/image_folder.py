@@ -1,21 +1,21 @@
-"""The images of a folder, their classes and their side files, ready to be packed."""
+"""Images of a folder with their classes and side files, to be packed."""
 
 import os
 import re
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from data.errors import DataError
 from data.index.index_file import IMAGES
 from data.index.splits import NAMES
-from data.pack.sample import Sample, Source
+from data.pack.sample import Sample, Samples, Source
 
 
-class FolderSamples:
-    """Samples of image files below a folder, made when asked for: a million paths fit in memory, their samples barely.
+class FolderSamples(Samples):
+    """Samples of the image files below a folder. Holds their paths, which take much less memory than the samples.
 
-    images  paths below the folder; sides: by the number of an image, the (extension, path) of the files beside it
+    images  paths below the folder
+    sides   (extension, path) of the side files, by the number of their image
     """
 
     def __init__(self, folder: Path, images: list[str], sides: dict[int, list[tuple[str, str]]], classes: list[str]):
@@ -24,9 +24,6 @@ class FolderSamples:
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, number: int) -> Sample:
         path = self.images[number]
@@ -40,12 +37,11 @@ class FolderSamples:
 
 
 def find_images(source: Path) -> Source:
-    """The images below a folder with the files that belong to them, and the names of its classes.
+    """Returns the images below a folder with their side files, and the names of its classes.
 
     The classes are the sub-folders in alphabetical order; a flat folder has none. A file a.EXTENSION beside a.jpg is
-    kept as a side file of that image.
-
-    DataError: no folder, no images, sub-folders that are splits, images beside classes, two labels for one image.
+    kept as a side file of that image. Raises DataError if there is no folder or image, if sub-folders are splits or
+    have images beside them, or if an image has two labels.
     """
     if not source.is_dir():
         raise DataError(f"{source} is not a folder. Give a folder of images, flat or with one sub-folder per class.")
@@ -66,7 +62,7 @@ def find_images(source: Path) -> Source:
             f"{source} holds both class folders ({folders[0]}) and images beside them ({loose}). "
             "Move those into a class folder, or pack them apart."
         )
-    sides, ignored = _beside(images, rest)
+    sides, ignored = _match_side_files(images, rest)
     if folders and (
         label := next((path for side in sides.values() for name, path in side if name.lower() == "cls"), None)
     ):
@@ -74,12 +70,12 @@ def find_images(source: Path) -> Source:
             f"{source / label} would give its image a second label beside that of the sub-folder. "
             "Remove the .cls files, or put the images into one flat folder."
         )
-    note = f"{ignored} files in {source} are no images, nor named after one, and are left out" if ignored else ""
+    note = f"{ignored} files in {source} are neither images nor named after one, and are left out" if ignored else ""
     return Source(FolderSamples(source, images, sides, folders), folders, note)
 
 
 def key_of_path(path: str) -> str:
-    """The path without its extension, dots and spaces in it replaced by `_`.
+    """Returns the path without its extension, dots and spaces in it replaced by `_`.
 
     webdataset ends a key at its first dot, and the text index separates its fields by spaces.
     """
@@ -92,7 +88,7 @@ def read_file(path: str) -> bytes:
 
 
 def _walk(source: Path) -> tuple[list[str], list[str]]:
-    """Paths of the images and of the other files, relative to the folder, sorted; hidden ones do not count."""
+    """Returns the paths of the images and of the other files below the folder, sorted, without hidden ones."""
     images, rest = [], []
     for folder, children, names in os.walk(source, followlinks=True):
         children[:] = [child for child in children if not child.startswith(".")]
@@ -104,8 +100,8 @@ def _walk(source: Path) -> tuple[list[str], list[str]]:
     return sorted(images, key=lambda path: path.split("/")), sorted(rest)
 
 
-def _beside(images: list[str], rest: list[str]) -> tuple[dict[int, list[tuple[str, str]]], int]:
-    """The side files of each image, and the number of files that belong to none."""
+def _match_side_files(images: list[str], rest: list[str]) -> tuple[dict[int, list[tuple[str, str]]], int]:
+    """Returns the side files of each image, and the number of files that belong to none."""
     numbers = {os.path.splitext(path)[0]: number for number, path in enumerate(images)} if rest else {}
     sides: dict[int, list[tuple[str, str]]] = {}
     ignored = 0

@@ -1,4 +1,4 @@
-"""What a path to be packed is: a folder of images, tars, or a CSV list."""
+"""Opens the path to be packed: a folder of images, tars, or a CSV list."""
 
 import glob
 import os
@@ -17,7 +17,7 @@ ENDINGS = tuple(f".{extension}" for extension in IMAGES)
 
 
 def open_source(path: str) -> Source:
-    """The samples of a path. DataError: it is none of the sources, or one that cannot be packed."""
+    """Returns the samples of a path. Raises DataError if it is none of the sources, or one that cannot be packed."""
     if path.endswith(TARS) or (not os.path.exists(path) and ("{" in path or glob.has_magic(path))):
         return find_samples(path)
     if not os.path.exists(path):
@@ -39,7 +39,7 @@ def open_source(path: str) -> Source:
 
 
 def _first(folder: Path, endings: tuple[str, ...]) -> str | None:
-    """A file with such an ending in a folder or in one of its sub-folders, which may be classes or splits."""
+    """Returns a file with such an ending in a folder or in one of its sub-folders, which may be classes or splits."""
     inside = []
     with os.scandir(folder) as entries:
         for entry in entries:

@@ -1,8 +1,7 @@
-"""The samples of tars that exist already, ready to be packed anew."""
+"""Samples of existing tars, to be packed anew."""
 
 import json
 import os
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -10,22 +9,19 @@ from data.errors import DataError
 from data.index.index import ShardIndex, open_shards
 from data.index.index_file import split_name
 from data.index.splits import find_splits
-from data.pack.sample import Sample, Source
+from data.pack.sample import Sample, Samples, Source
 from data.storage.listing import LocalFolder
 from data.storage.read import read
 
 
-class TarSamples:
-    """The samples of an index, made when asked for: their images, and all other members as side files."""
+class TarSamples(Samples):
+    """The samples of an index: their images, and all other members as side files."""
 
     def __init__(self, index: ShardIndex):
         self.index = index
 
     def __len__(self) -> int:
         return len(self.index)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, number: int) -> Sample:
         shard, offset, size = self.index.locate(number)
@@ -39,9 +35,10 @@ class TarSamples:
 
 
 def find_samples(source: str) -> Source:
-    """The samples of the tars that a path means (see `splits.find_shards`), and their classes if a manifest names them.
+    """Returns the samples of the tars that a path means (see `splits.find_shards`).
 
-    DataError: no such tars, two splits together, a tar that is damaged.
+    The classes are those of the manifest, if there is one. Raises DataError if there are no such tars, one is damaged,
+    or they are of two splits.
     """
     if os.path.isdir(source) and len(found := find_splits(LocalFolder(source))) > 1:
         name, tars = next(iter(found.items()))
@@ -54,7 +51,7 @@ def find_samples(source: str) -> Source:
 
 
 def _classes(folders: set[str]) -> list[str]:
-    """The names of the classes by the manifest of the one folder that the tars are in."""
+    """Returns the names of the classes from the manifest, if all tars are in one folder that has one."""
     try:
         manifest = json.loads(Path(*folders, "manifest.json").read_text()) if len(folders) == 1 else {}
     except (FileNotFoundError, ValueError):
