@@ -244,9 +244,9 @@ class ShardDataModule(lightning.LightningDataModule):
         """Returns the data set that makes batches of an index: random crops drawn from `seed`, else centre crops."""
         return ShardDataset(index, self.crop, seed)
 
-    def crops(self, index: ShardIndex, samples: np.ndarray) -> Batch:
+    def crops(self, index: ShardIndex, samples: np.ndarray) -> Tensor:
         """Returns centre crops of a few samples, without downloading the whole shards that they are in."""
-        return self.dataset(index.without_downloads())[MicroBatch(0, samples, samples)]
+        return self.dataset(index.without_downloads())[MicroBatch(0, samples, samples)]["images"]
 
     def examples(self, count: int) -> tuple[Tensor, Tensor]:
         """Returns images and positions of at most `count` centre crops of the validation (else training) samples.
@@ -257,7 +257,7 @@ class ShardDataModule(lightning.LightningDataModule):
         if isinstance(index, StreamShards):
             return first_samples(self.dataset(index), count)["images"], torch.arange(count)
         samples = spread(len(index), count)
-        return self.crops(index, samples)["images"], torch.from_numpy(samples)
+        return self.crops(index, samples), torch.from_numpy(samples)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Copies a batch as Lightning does, and holds its slot of the ring until the device has the copy."""

@@ -45,7 +45,7 @@ class EvaluationImages:
 
     def crops(self, split: Split, samples: Tensor) -> Tensor:
         """Returns centre crops uint8 or uint16 [B, C, H, W] of a few samples."""
-        return self.data.crops(self.index(split), samples.numpy())["images"]
+        return self.data.crops(self.index(split), samples.numpy())
 
     def batches(self, split: Split, samples: Tensor, view: int | None = None) -> Iterable[Batch]:
         """Loads this rank's share of the samples: centre crops, or random crops and flips that follow from `view`."""

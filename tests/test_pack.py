@@ -303,7 +303,7 @@ def test_ctrl_c_ends_before_it_is_through_and_the_pack_goes_on_later(many, packe
     wait_for(".pack/*-000000.json", tmp_path / "out.partial", process)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
-    assert process.returncode == 130 and "Traceback" not in said and "the same command goes on" in said
+    assert process.returncode == 130 and "Traceback" not in said and "repeat the command to resume" in said
     assert not out.exists()
     assert pack(many, out, "--shard-size", 10).returncode == 0 and digests(out) == packed
 
@@ -406,7 +406,7 @@ def test_all_orientations_come_out_upright(real_images, tmp_path):
 
 
 def test_quality_without_a_size_is_refused(classes, tmp_path):
-    refused(pack(classes, tmp_path / "out", "--quality", 80), "--quality 80 has no meaning without --shorter-side")
+    refused(pack(classes, tmp_path / "out", "--quality", 80), "--quality 80 has no effect without --shorter-side")
 
 
 # Other sources

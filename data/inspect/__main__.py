@@ -1,9 +1,9 @@
-"""What is in shards: counts, formats, sizes, colours, faults, duplicates, a contact sheet.
+"""Statistics of shards: counts, formats, sizes, colours, faults, duplicates, a contact sheet.
 
     python -m data.inspect SHARDS…
 
-Quick by default: the headers of at most 5,000 samples, evenly spread, and the pixels of at most 500 of them. --deep
-reads and decodes every sample. Unreadable and duplicate images are looked for among the samples that are read.
+Reads at most 5,000 evenly spread samples, and decodes at most 500 of them; --deep reads and decodes every sample.
+Corrupt and duplicate images are found only among the samples that are read.
 """
 
 import argparse
@@ -24,71 +24,8 @@ from data.inspect.contact_sheet import SAMPLES, draw_sheet
 from data.inspect.inspect import inspect
 from data.parallel import cores
 
-SHOWN = 5  # faults and duplicates in the table; --json has all of them
-
-
+ROWS_SHOWN = 5  # corrupt images and duplicates in the table; --json has all of them
 BAR = 24  # characters of the longest bar
-
-
-def _print(found: dict[str, Any]) -> None:
-    """The findings as a table of two columns, readable at 80 characters."""
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_row("shards", f"{found['shards']:,}, {found['bytes'] / 1e6:,.1f} MB")
-    mean_size = found["image_bytes"] / found["samples"] / 1e3
-    table.add_row("samples", f"{found['samples']:,}, {mean_size:,.1f} kB an image on average")
-    table.add_row("classes", _classes(found))
-    looked = "every sample" if found["read"] == found["samples"] else f"{found['read']:,} samples, evenly spread"
-    pixels = "all" if found["decoded"] + len(found["corrupt"]) >= found["samples"] else f"{found['decoded']:,}"
-    table.add_row("", "")
-    table.add_row("read", f"{looked}; decoded: {pixels}" + ("" if found["deep"] else " (--deep: all)"))
-    table.add_row("formats", _shares(found["formats"]))
-    table.add_row("pixels", _shares(found["modes"]))
-    if found["smallest"]:
-        (h, w), (height, width) = found["smallest"], found["largest"]
-        table.add_row(
-            "height, width", f"{h}x{w} … {height}x{width}, median shorter side {found['median_shorter_side']}"
-        )
-        most = max(found["shorter_sides"].values())
-        for number, (name, count) in enumerate(found["shorter_sides"].items()):
-            drawn = "█" * -(-count * BAR // most)
-            table.add_row("" if number else "shorter side", f"{name:>12} {drawn:<{BAR}} {count:,}")
-    for name in ("mean", "std"):
-        if found[name]:
-            table.add_row(f"data.{name}", f"[{', '.join(f'{value:.4f}' for value in found[name])}]  of values in 0 … 1")
-    table.add_row("", "")
-    corrupt, groups = found["corrupt"], found["duplicates"]
-    lines = [f"{len(corrupt):,}", *(f"{_said(place)}: {place['reason']}" for place in corrupt[:SHOWN])]
-    table.add_row("corrupt", escape(_lines(lines, len(corrupt))))
-    copies = sum(len(group) - 1 for group in groups)
-    lines = [
-        f"{copies:,} copies of {len(groups):,} images" if groups else "0",
-        *(" = ".join(map(_said, group[:3])) for group in groups[:SHOWN]),
-    ]
-    table.add_row("duplicates", escape(_lines(lines, len(groups))))
-    console = Console(width=min(100, Console().width), highlight=False)
-    console.print(table)
-
-
-def _classes(found: dict[str, Any]) -> str:
-    counts = found["labels"].values()
-    if not counts:
-        return "no labels"
-    rest = f"; {found['unlabelled']:,} samples without a label" if found["unlabelled"] else ""
-    return f"{len(counts):,} with {min(counts):,} … {max(counts):,} samples{rest}"
-
-
-def _shares(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none"
-
-
-def _said(place: dict[str, str]) -> str:
-    return f"{os.path.basename(place['shard'])}:{place['key']}"
-
-
-def _lines(lines: list[str], number: int) -> str:
-    return "\n".join(lines + ([f"… {number - SHOWN:,} more in --json"] if number > SHOWN else []))
 
 
 def main(words: list[str] | None = None) -> None:
@@ -116,6 +53,67 @@ def main(words: list[str] | None = None) -> None:
         draw_sheet(index, arguments.sheet)
     if arguments.strict and found["corrupt"]:
         sys.exit(1)
+
+
+def _print(found: dict[str, Any]) -> None:
+    """Prints the statistics as a table of two columns, readable at 80 characters."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("shards", f"{found['shards']:,}, {found['bytes'] / 1e6:,.1f} MB")
+    mean_size = found["image_bytes"] / found["samples"] / 1e3
+    table.add_row("samples", f"{found['samples']:,}, {mean_size:,.1f} kB an image on average")
+    table.add_row("classes", _classes(found))
+    looked = "every sample" if found["read"] == found["samples"] else f"{found['read']:,} samples, evenly spread"
+    pixels = "all" if found["decoded"] + len(found["corrupt"]) >= found["samples"] else f"{found['decoded']:,}"
+    table.add_row("", "")
+    table.add_row("read", f"{looked}; decoded: {pixels}" + ("" if found["deep"] else " (--deep: all)"))
+    table.add_row("formats", _shares(found["formats"]))
+    table.add_row("pixels", _shares(found["modes"]))
+    if found["smallest"]:
+        (h, w), (height, width) = found["smallest"], found["largest"]
+        table.add_row(
+            "height, width", f"{h}x{w} … {height}x{width}, median shorter side {found['median_shorter_side']}"
+        )
+        most = max(found["shorter_sides"].values())
+        for number, (name, count) in enumerate(found["shorter_sides"].items()):
+            bar = "█" * -(-count * BAR // most)
+            table.add_row("" if number else "shorter side", f"{name:>12} {bar:<{BAR}} {count:,}")
+    for name in ("mean", "std"):
+        if found[name]:
+            table.add_row(f"data.{name}", f"[{', '.join(f'{value:.4f}' for value in found[name])}]  of values in 0 … 1")
+    table.add_row("", "")
+    corrupt, groups = found["corrupt"], found["duplicates"]
+    lines = [f"{len(corrupt):,}", *(f"{_name(place)}: {place['reason']}" for place in corrupt[:ROWS_SHOWN])]
+    table.add_row("corrupt", escape(_lines(lines, len(corrupt))))
+    copies = sum(len(group) - 1 for group in groups)
+    lines = [
+        f"{copies:,} copies of {len(groups):,} images" if groups else "0",
+        *(" = ".join(map(_name, group[:3])) for group in groups[:ROWS_SHOWN]),
+    ]
+    table.add_row("duplicates", escape(_lines(lines, len(groups))))
+    console = Console(width=min(100, Console().width), highlight=False)
+    console.print(table)
+
+
+def _classes(found: dict[str, Any]) -> str:
+    counts = found["labels"].values()
+    if not counts:
+        return "no labels"
+    rest = f"; {found['unlabelled']:,} samples without a label" if found["unlabelled"] else ""
+    return f"{len(counts):,} with {min(counts):,} … {max(counts):,} samples{rest}"
+
+
+def _shares(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none"
+
+
+def _name(place: dict[str, str]) -> str:
+    return f"{os.path.basename(place['shard'])}:{place['key']}"
+
+
+def _lines(lines: list[str], number: int) -> str:
+    return "\n".join(lines + ([f"… {number - ROWS_SHOWN:,} more in --json"] if number > ROWS_SHOWN else []))
 
 
 if __name__ == "__main__":

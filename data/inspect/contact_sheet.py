@@ -1,4 +1,4 @@
-"""A picture of some samples with their keys, to see at a glance what a data set holds."""
+"""Contact sheet: a picture of some samples with their keys."""
 
 import textwrap
 from pathlib import Path
@@ -12,12 +12,12 @@ from data.order.samplers import spread
 from data.storage.read import read
 
 COLUMNS, SAMPLES = 8, 48
-SIDE, TEXT, GAP = 160, 30, 8  # pixels of an image, of the lines below it, and between
-LETTERS = 26  # in a line
+SIDE, TEXT, GAP = 160, 30, 8  # pixels of an image, of the lines below it, and between images
+LETTERS = 26  # per line
 
 
 def draw_sheet(index: ShardIndex, path: Path, samples: int = SAMPLES) -> None:
-    """Writes a PNG with evenly spread samples, row by row; one that cannot be decoded is a grey field."""
+    """Writes a PNG of evenly spread samples, row by row; a corrupt one is a grey square."""
     chosen = spread(len(index), samples).tolist()
     columns = min(COLUMNS, len(chosen))
     rows = -(-len(chosen) // columns)

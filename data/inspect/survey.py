@@ -1,11 +1,11 @@
-"""What the images in shards are: formats, sizes, colours, faults, duplicates."""
+"""Examines images in several processes and sums up formats, sizes, colours, faults and duplicates."""
 
 import hashlib
 import math
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,12 +14,12 @@ from data.images.decode import Kind, kind, verify
 from data.index.index import ShardIndex
 from data.storage.read import read
 
-CHUNK = 64  # samples that a process looks at between two answers
-MAX_PIXELS = 1 << 20  # of an image that enter mean and deviation: a regular grid of a larger one
+CHUNK = 64  # samples that a process examines between two answers
+MAX_PIXELS = 1 << 20  # pixels of an image that enter mean and deviation, on a regular grid
 
 
-class Look(NamedTuple):
-    """One sample to be looked at."""
+class Target(NamedTuple):
+    """One sample to be examined."""
 
     sample: int
     tar: str
@@ -28,32 +28,31 @@ class Look(NamedTuple):
     decode: bool
 
 
-class Seen(NamedTuple):
-    """What one sample is. Without a header or, when it was to be decoded, without moments it is unreadable."""
+class Finding(NamedTuple):
+    """What one sample is. The image is corrupt if it has a fault."""
 
     sample: int
-    hash: int
+    hash: int  # of the encoded image, 0 if it could not be read
     header: Kind | None
     moments: np.ndarray | None  # [2, C] means of the values and of their squares by channel, in 0 … 1
     fault: str
 
 
-def looks(index: ShardIndex, samples: np.ndarray, decoded: np.ndarray) -> Iterator[list[Look]]:
-    """The samples in tasks for `look`."""
+def chunks(index: ShardIndex, samples: np.ndarray, decoded: np.ndarray) -> Iterator[list[Target]]:
+    """Yields the samples in portions for `examine`."""
     for start in range(0, len(samples), CHUNK):
         chunk = samples[start : start + CHUNK]
-        decode = np.isin(chunk, decoded)
-        task = []
-        for sample, wanted in zip(chunk.tolist(), decode.tolist(), strict=True):
+        targets = []
+        for sample, decode in zip(chunk.tolist(), np.isin(chunk, decoded).tolist(), strict=True):
             shard, offset, size = index.locate(sample)
-            task.append(Look(sample, index.shards[shard], offset, size, wanted))
-        yield task
+            targets.append(Target(sample, index.shards[shard], offset, size, decode))
+        yield targets
 
 
-def look(task: list[Look], tick: Callable[[], None]) -> list[Seen]:
-    """What each sample is, in the order of the task."""
-    seen = []
-    for sample, tar, offset, size, decode in task:
+def examine(targets: list[Target], advance: Callable[[], None]) -> list[Finding]:
+    """Reads the samples, decodes those that are to be decoded, and returns what each is. Calls `advance` after each."""
+    findings = []
+    for sample, tar, offset, size, decode in targets:
         hashed, header, moments, fault = 0, None, None, ""
         try:
             data = read(tar, offset, size)
@@ -62,9 +61,9 @@ def look(task: list[Look], tick: Callable[[], None]) -> list[Seen]:
             moments = _moments(verify(data)) if decode else None
         except DataError as error:
             fault = str(error)
-        seen.append(Seen(sample, hashed, header, moments, fault))
-        tick()
-    return seen
+        findings.append(Finding(sample, hashed, header, moments, fault))
+        advance()
+    return findings
 
 
 def _moments(pixels: np.ndarray) -> np.ndarray:
@@ -74,54 +73,55 @@ def _moments(pixels: np.ndarray) -> np.ndarray:
 
 
 class Survey:
-    """Sums over what was seen: a few bytes for each image, so that millions are no matter."""
+    """Sums over the findings: a few bytes for each image, so that millions fit in memory."""
 
     def __init__(self) -> None:
         self.forms: Counter[str] = Counter()
         self.modes: Counter[str] = Counter()
-        self.sides: Counter[int] = Counter()  # shorter sides
-        self.least: Kind | None = None
-        self.most: Kind | None = None
+        self.sides: Counter[int] = Counter()  # shorter sides in pixels
+        self.smallest: Kind | None = None
+        self.largest: Kind | None = None
         self.faults: list[tuple[int, str]] = []
         self.read = self.decoded = 0
-        self.sums: dict[int, np.ndarray] = {}  # moments of all images of so many channels
-        self.images: Counter[int] = Counter()  # of so many channels
+        self.moments: dict[int, np.ndarray] = {}  # sums over all images, by their number of channels
+        self.images: Counter[int] = Counter()  # by their number of channels
         self._hashes, self._samples = array("Q"), array("Q")
 
-    def add(self, seen: Seen) -> None:
+    def add(self, finding: Finding) -> None:
         self.read += 1
-        if seen.fault:
-            self.faults.append((seen.sample, seen.fault))
-        if seen.hash:
-            self._hashes.append(seen.hash)
-            self._samples.append(seen.sample)
-        if header := seen.header:
+        if finding.fault:
+            self.faults.append((finding.sample, finding.fault))
+        if finding.hash:
+            self._hashes.append(finding.hash)
+            self._samples.append(finding.sample)
+        if header := finding.header:
             self.forms[header.form] += 1
             self.modes[header.mode] += 1
             self.sides[min(header.height, header.width)] += 1
-            self.least = min(self.least or header, header, key=_area)
-            self.most = max(self.most or header, header, key=_area)
-        if seen.moments is not None:
+            self.smallest = min(self.smallest or header, header, key=_area)
+            self.largest = max(self.largest or header, header, key=_area)
+        if finding.moments is not None:
             self.decoded += 1
-            channels = seen.moments.shape[1]
+            channels = finding.moments.shape[1]
             self.images[channels] += 1
-            self.sums[channels] = self.sums.get(channels, 0) + seen.moments
+            self.moments[channels] = self.moments.get(channels, 0) + finding.moments
 
     def colours(self) -> tuple[list[float], list[float]] | None:
-        """Mean and deviation by channel in 0 … 1, each image weighing the same; one channel if all are grey.
+        """Returns mean and standard deviation by channel in 0 … 1, every image with the same weight.
 
-        Of images with different numbers of channels the most frequent ones count.
+        If the images differ in the number of channels, the most frequent number counts. Grey images count as one
+        channel if there are no others.
         """
         if not self.decoded:
             return None
         (channels, images), *_ = self.images.most_common()
-        mean, square = self.sums[channels] / images
+        mean, square = self.moments[channels] / images
         std = np.sqrt(np.maximum(square - mean**2, 0))
         shown = 1 if set(self.modes) <= {"1", "L", "LA", "I", "I;16"} else channels
         return mean[:shown].tolist(), std[:shown].tolist()
 
     def duplicates(self) -> list[list[int]]:
-        """Groups of samples whose images are the same, byte for byte."""
+        """Returns groups of samples whose images are equal byte for byte."""
         hashes, samples = np.frombuffer(self._hashes, np.uint64), np.frombuffer(self._samples, np.uint64)
         values, counts = np.unique(hashes, return_counts=True)
         groups = [samples[hashes == value].astype(np.int64).tolist() for value in values[counts > 1]]
@@ -134,15 +134,3 @@ class Survey:
 
 def _area(header: Kind) -> int:
     return header.height * header.width
-
-
-def classes_of(index: ShardIndex) -> dict[str, Any]:
-    """How many samples each label has, and how many bytes the images."""
-    labels: Counter[int] = Counter()
-    size = 0
-    for shard in range(len(index.shards)):
-        table = index.table(shard)
-        labels.update(dict(zip(*(part.tolist() for part in np.unique(table[:, 3], return_counts=True)), strict=True)))
-        size += int(table[:, 1].sum())
-    unlabelled = labels.pop(-1, 0)
-    return {"labels": dict(sorted(labels.items())), "unlabelled": unlabelled, "image_bytes": size}

@@ -79,16 +79,15 @@ class MaskDataset(ShardDataset):
         inside = fit(header.height, header.width, self.frame.side)
         mirrored = uniforms is not None and self.frame.flip and uniforms[0][0] < 0.5
         if self.frame.masks_per_image is None:
-            whole = np.stack([masks.decode(code) for code in codes])
-            annotated = Annotated(inside, original, whole, np.arange(len(codes)))
+            chosen, numbers = np.stack([masks.decode(code) for code in codes]), np.arange(len(codes))
         else:
             choice = None if uniforms is None else uniforms[0][1]
-            annotated = self._choose_masks(codes, self.frame.masks_per_image, original, inside, mirrored, choice)
+            chosen, numbers = self._frame_masks(codes, self.frame.masks_per_image, original, inside, mirrored, choice)
         box = (0, 0, header.height, header.width)
         (image,) = decode.decode(data, header, [box], inside, exact=True, filter="bilinear")
         rows.zero_()
         rows[0, :, : inside[0], : inside[1]] = image.flip(-1) if mirrored else image
-        return annotated
+        return Annotated(inside, original, chosen, numbers)
 
     def _read_record(self, sample: int, tar: str) -> bytes:
         member = next((m for m in self.index.members(sample) if m.name.lower().endswith(".json")), None)
@@ -96,7 +95,7 @@ class MaskDataset(ShardDataset):
             raise DataError("it has no .json with masks beside it")
         return read(tar, member.offset, member.size, self.index.cache)
 
-    def _choose_masks(
+    def _frame_masks(
         self,
         codes: list[masks.RLE],
         at_most: int,
@@ -104,8 +103,8 @@ class MaskDataset(ShardDataset):
         inside: tuple[int, int],
         mirrored: bool,
         choice: float | None,
-    ) -> Annotated:
-        """Brings `at_most` masks to the frame: drawn by `choice` in [0, 1), evenly spread without it."""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns masks in the frame and their numbers, drawn by `choice` in [0, 1), evenly spread if it is None."""
         stride, side = self.frame.stride, self.frame.side // self.frame.stride
         order = np.arange(len(codes))
         # Unused ones follow the chosen, in case some of these vanish in the frame.
@@ -120,7 +119,7 @@ class MaskDataset(ShardDataset):
         chosen, numbers = masks.in_frame([codes[number] for number in order], at_most, min_cells, side, rows, columns)
         if not len(chosen):
             raise DataError(f"none of its {len(codes)} masks covers a cell of the {side}x{side} mask frame")
-        return Annotated(inside, original, chosen, order[numbers])
+        return chosen, order[numbers]
 
     def _collate(self, samples: np.ndarray, loaded: list[Any]) -> Batch:
         """Returns the masks of a batch one after the other, `loaded` being the Annotated of each sample."""
@@ -129,6 +128,6 @@ class MaskDataset(ShardDataset):
             "inside": np.array([annotated.inside for annotated in loaded], np.int64).reshape(-1, 2),
             "originals": np.array([annotated.original for annotated in loaded], np.int64).reshape(-1, 2),
             "masks": np.concatenate(found) if found else np.zeros((0, 0, 0), bool),
-            "rows": np.repeat(np.arange(len(found)), np.array([len(masks) for masks in found], np.int64)),
+            "rows": np.repeat(np.arange(len(found)), np.array([len(each) for each in found], np.int64)),
             "numbers": np.concatenate([np.zeros(0, np.int64), *(annotated.numbers for annotated in loaded)]),
         }

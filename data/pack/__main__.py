@@ -1,14 +1,14 @@
-"""Images become shuffled shards with an index and a manifest.
+"""Packs images into shuffled shards with an index and a manifest.
 
     python -m data.pack SOURCE OUT
 
-SOURCE is a folder of images (flat, or with one sub-folder per class), tars that exist already (a tar, a folder of
-tars, a glob in quotes), or a CSV list with the header path[,label]. Files that belong to an image are kept with it;
-with --masks instances.json each image gets the record of its objects that SA-1B's format has.
+SOURCE is a folder of images (flat, or with one sub-folder per class), existing tars (a tar, a folder of tars, a glob
+in quotes), or a CSV list with the header path[,label]. Files named after an image are kept with it; with --masks
+instances.json each image gets a record of its objects in SA-1B's format.
 The bytes of the images are kept as they are, unless --shorter-side asks for smaller ones.
 
-An interrupted pack goes on when the same command is given again. Several machines share the work with --part 1/8 …
---part 8/8, any order, and the same command with --merge at the end:
+Repeat the command to resume an interrupted pack. Several machines share the work with --part 1/8 … --part 8/8, in any
+order, and the same command with --merge at the end:
 
     python -m data.pack SOURCE OUT --part $SLURM_ARRAY_TASK_ID/8      (sbatch --array=1-8)
     python -m data.pack SOURCE OUT --merge
@@ -31,7 +31,7 @@ from data.parallel import cores
 
 
 def default_name(out: Path) -> str:
-    """The folder's name, with its parent's where it is only a split: imagenet/train gives imagenet-train."""
+    """Returns the folder's name, after its parent's if it names a split: imagenet-train for imagenet/train."""
     out = out.absolute()
     return f"{out.parent.name}-{out.name}" if out.name.lower() in NAMES and out.parent.name else out.name
 
@@ -41,13 +41,14 @@ def main(words: list[str] | None = None) -> None:
     out, part, limit = arguments.out, arguments.part, {"max_bad": arguments.max_bad}
     name = arguments.name or default_name(out)
     if "/" in name:
-        raise DataError(f"--name {name} contains a slash. It is the beginning of file names in OUT, not a path.")
+        raise DataError(f"--name {name} contains a slash, and file names in OUT begin with it. Leave out the slash.")
     if arguments.quality and not arguments.shorter_side:
         raise DataError(
-            f"--quality {arguments.quality} has no meaning without --shorter-side: images are kept as they are."
+            f"--quality {arguments.quality} has no effect without --shorter-side: images are kept as they are. "
+            "Leave it out, or add --shorter-side."
         )
     if arguments.masks and arguments.shorter_side:
-        raise DataError("--masks belong to images as they are: leave out --shorter-side, or shrink both before.")
+        raise DataError("--masks fit images as they are, not resized: leave out --shorter-side, or resize both before.")
     quality = (arguments.quality or QUALITY) if arguments.shorter_side else None
     settings = {"name": name, "seed": arguments.seed, "shard_size": arguments.shard_size}
     settings |= {"shorter_side": arguments.shorter_side, "quality": quality}
@@ -72,7 +73,7 @@ def main(words: list[str] | None = None) -> None:
 
 
 def _plan_to_merge(out: Path, settings: dict[str, Any]) -> PackPlan:
-    """The plan that the parts have followed. DataError: there is none, or it was made with other settings."""
+    """Returns the plan of the parts. Raises DataError if there is none, or if it has other settings."""
     folder = folder_of(out)
     plan = load(folder)
     if plan is None:
@@ -85,14 +86,14 @@ def _plan_to_merge(out: Path, settings: dict[str, Any]) -> PackPlan:
 
 
 def _report(out: Path, manifest: dict[str, Any]) -> None:
-    said = [f"{out}: {manifest['samples']} samples in {len(manifest['shards'])} shards"]
+    facts = [f"{out}: {manifest['samples']} samples in {len(manifest['shards'])} shards"]
     if manifest["classes"]:
-        said.append(f"{len(manifest['classes'])} classes")
+        facts.append(f"{len(manifest['classes'])} classes")
     if manifest["shorter_side"]:
-        said.append(f"{manifest['reencoded']} encoded anew with a shorter side of {manifest['shorter_side']}")
+        facts.append(f"{manifest['reencoded']} encoded anew with a shorter side of {manifest['shorter_side']}")
     if manifest["bad"]:
-        said.append(f"{len(manifest['bad'])} unreadable left out (bad_files.txt)")
-    print(", ".join(said))
+        facts.append(f"{len(manifest['bad'])} unreadable left out (bad_files.txt)")
+    print(", ".join(facts))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""All shards of a plan become a data set: checked, described in a manifest, and renamed."""
+"""Turns the shards of a plan into a data set: checks them, writes the manifest, renames the folder."""
 
 import contextlib
 import hashlib
@@ -18,11 +18,11 @@ from data.index.index import ShardIndex
 from data.pack.plan import PackPlan, folder_of, work
 from data.pack.writer import Record, find_record
 
-SHOWN = 5  # names in a sentence about missing shards
+MAX_NAMED = 5  # missing shards in an error
 
 
 def check_out(out: Path, overwrite: bool) -> None:
-    """DataError: there is something at OUT that may not be replaced."""
+    """Raises DataError if something lies at OUT that may not be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite:
@@ -32,21 +32,21 @@ def check_out(out: Path, overwrite: bool) -> None:
 
 
 def check_bad(bad: list[dict[str, str]], max_bad: int) -> None:
-    """DataError: more images could not be decoded than may be skipped."""
+    """Raises DataError if more images could not be decoded than may be skipped."""
     if len(bad) > max_bad:
         raise DataError(
             f"{len(bad)} images cannot be decoded, more than --max-bad {max_bad}; the last is {bad[-1]['file']}: "
-            f"{bad[-1]['reason']}. Repeat the command with a higher --max-bad to go on; or repair them, remove the "
+            f"{bad[-1]['reason']}. Repeat the command with a higher --max-bad to resume; or repair them, remove the "
             "unfinished .partial folder, and pack again."
         )
 
 
 def assemble(plan: PackPlan, out: Path, *, max_bad: int, verify: bool = False, jobs: int = 1) -> dict[str, Any]:
-    """The manifest of OUT, which OUT.partial becomes.
+    """Renames OUT.partial to OUT with a manifest, which it returns.
 
-    verify  read all shards and compare them with the sha256 on record: they may be of other machines
+    verify  read all shards, which other machines may have written, and compare them with their recorded SHA-256
 
-    DataError: a shard is missing or damaged, too many images do not decode, none does.
+    Raises DataError if a shard is missing or damaged, or if too many images, or all, do not decode.
     """
     folder = folder_of(out)
     records = _records(plan, folder)
@@ -66,7 +66,7 @@ def assemble(plan: PackPlan, out: Path, *, max_bad: int, verify: bool = False, j
     manifest = _manifest(plan, folder, records, shards, bad)
     with replace_file(folder / "manifest.json", "w", errors="surrogateescape") as file:
         file.write(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    for leftover in folder.glob("*.tmp"):  # Of writers that were killed.
+    for leftover in folder.glob("*.tmp"):  # Writers that were killed leave them.
         leftover.unlink()
     _rename(folder, out)
     shutil.rmtree(work(out))
@@ -74,14 +74,14 @@ def assemble(plan: PackPlan, out: Path, *, max_bad: int, verify: bool = False, j
 
 
 def _records(plan: PackPlan, folder: Path) -> list[Record]:
-    """Those of all shards. DataError: some are missing."""
+    """Returns the records of all shards. Raises DataError if some are missing."""
     records, missing = [], []
     for number in range(plan.shards):
         record = find_record(folder, plan.shard(number), plan.digest)
         records.append(record) if record else missing.append(number)
     if not missing:
         return records
-    names = ", ".join(plan.shard(number) for number in missing[:SHOWN]) + (" …" if len(missing) > SHOWN else "")
+    names = ", ".join(plan.shard(number) for number in missing[:MAX_NAMED]) + (" …" if len(missing) > MAX_NAMED else "")
     counts = {int(record.part.partition("/")[2]) for record in records if record.part}
     of = ""
     if len(counts) == 1:
@@ -99,7 +99,7 @@ def _verify(folder: Path, shards: list[Record], jobs: int) -> None:
         with open(folder / record.tar, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    with ThreadPoolExecutor(jobs) as pool:  # Hashing lets go of Python's lock.
+    with ThreadPoolExecutor(jobs) as pool:  # Hashing releases the GIL.
         found = track(pool.map(sha256, shards), "verifying", len(shards), console=Console(stderr=True))
         for record, digest in zip(shards, found, strict=True):
             if digest != record.sha256:
@@ -133,7 +133,7 @@ def _manifest(
 
 
 def _rename(partial: Path, out: Path) -> None:
-    """The complete folder under its final name; what had that name goes only then."""
+    """Gives the complete folder its final name, and only then removes the folder that had it."""
     old = out.with_name(f"{out.name}.replaced")
     if old.exists() and not out.exists():
         publish(old, out)  # A replacement was interrupted between its two renames.

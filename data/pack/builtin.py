@@ -1,8 +1,8 @@
-"""Real images that come with installed packages, packed on first use.
+"""Built-in data sets: real images from installed packages, packed on first use.
 
 digits  scikit-learn's 1,797 handwritten digits, 8×8 drawn at 32×32, grey, ten classes
-photos  photographs in the wheels of scikit-image and scikit-learn, as overlapping crops of 160×160; the class is the
-        photograph; test crops come from the right edge of each, which no training crop touches
+photos  photographs of scikit-image and scikit-learn, as overlapping crops of 160×160; each photograph is a class; test
+        crops come from its right edge, which no training crop touches
 """
 
 import importlib.util
@@ -31,14 +31,15 @@ PHOTOS = {
     "sklearn": "china.jpg flower.jpg",
 }
 FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
-CROP = 160
-TEST_SHARE = 0.2
+CROP = 160  # pixels
+MIN_STEP = 16  # pixels between crops
+TEST_SHARE = 0.2  # of the samples of a digit, of the width of a photograph
 
 
 def ensure(source: str, root: str | Path) -> str:
-    """The folder of a built-in data set with its parts train/ and test/, packed if it is not there yet.
+    """Returns the folder of a built-in data set with its parts train/ and test/, and packs it if it is not there yet.
 
-    Several processes may ask at once: each packs into a folder of its own, the first to finish gives it its name.
+    Several processes may do so at once: each packs into a folder of its own, and the first to finish renames it.
     """
     folder = Path(root) / source
     if folder.exists():
@@ -63,7 +64,7 @@ def ensure(source: str, root: str | Path) -> str:
 
 
 def _digits() -> tuple[list[str], dict[str, list[Sample]]]:
-    from sklearn.datasets import load_digits  # Half a second, needed once.
+    from sklearn.datasets import load_digits  # This import takes half a second, and only packing needs it.
 
     values, labels = map(np.asarray, load_digits(return_X_y=True))
     parts: dict[str, list[Sample]] = {"train": [], "test": []}
@@ -77,7 +78,7 @@ def _digits() -> tuple[list[str], dict[str, list[Sample]]]:
 
 
 def _draw_digit(values: np.ndarray) -> bytes:
-    """A PNG of 32×32 from the 64 values 0 … 16, enlarged smoothly."""
+    """Returns a PNG of 32×32, enlarged (bicubic) from 8×8 values 0 … 16."""
     small = Image.fromarray(np.round(values.reshape(8, 8) * (255 / 16)).astype(np.uint8))
     return _encoded(small.resize((32, 32), Image.Resampling.BICUBIC), "PNG", optimize=True)
 
@@ -110,9 +111,9 @@ def _photo_files() -> Iterator[Path]:
 
 
 def _places(start: int, stop: int, most: int) -> list[int]:
-    """Where crops begin on a side: at least 16 pixels apart, spread evenly."""
+    """Returns where at most `most` crops begin on a side: evenly spread, at least MIN_STEP apart."""
     room = stop - start - CROP
-    return [start + round(place) for place in np.linspace(0, room, min(most, room // 16 + 1))]
+    return [start + round(place) for place in np.linspace(0, room, min(most, room // MIN_STEP + 1))]
 
 
 def _encoded(image: Image.Image, form: str, **options) -> bytes:

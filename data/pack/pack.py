@@ -1,4 +1,4 @@
-"""Packs images into shuffled shards with an index and a manifest: the steps that python -m data.pack takes."""
+"""Packs samples into shuffled shards with an index and a manifest."""
 
 import contextlib
 import sys
@@ -33,13 +33,14 @@ def pack(
     max_bad: int = MAX_BAD,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """The manifest of a new folder of shards NAME-000000.tar … with the samples in an order drawn from the seed.
+    """Packs the samples, in an order drawn from the seed, into OUT/NAME-000000.tar … and returns the manifest.
 
-    Written as OUT.partial, where an interrupted call with the same arguments goes on, and renamed when complete. Equal
-    samples, seed and settings give equal bytes whatever the number of processes. Images that do not decode are left
-    out and listed, in the manifest and in bad_files.txt.
+    Written as OUT.partial, from which a call with the same arguments resumes, and renamed when complete. Equal samples,
+    seed and settings give equal bytes whatever the number of processes. Images that do not decode are left out and
+    listed, in the manifest and in bad_files.txt.
 
-    DataError: OUT exists, OUT.partial holds another pack, more than max_bad images do not decode, none does.
+    Raises DataError if OUT exists, if OUT.partial holds another pack, or if more than max_bad images, or all, do not
+    decode.
     """
     check_out(out, overwrite)
     kept = quality if shorter_side else None
@@ -51,40 +52,41 @@ def pack(
 def write_shards(
     plan: PackPlan, samples: Samples, out: Path, part: Part | None, jobs: int, max_bad: int, overwrite: bool
 ) -> None:
-    """Writes those shards of the plan, or of one part of it, that are not finished yet."""
+    """Writes the shards of the plan, or of one part of it, that are not finished yet."""
     folder = begin(plan, out, shared=part is not None, overwrite=overwrite)
     mine = range(part[0] - 1, plan.shards, part[1]) if part else range(plan.shards)
     records = {number: find_record(folder, plan.shard(number), plan.digest) for number in mine}
     left = [number for number, record in records.items() if record is None]
     if len(left) < len(mine):
-        print(f"going on in {folder}: {len(mine) - len(left)} of {len(mine)} shards are finished", file=sys.stderr)
+        print(f"resuming in {folder}: {len(mine) - len(left)} of {len(mine)} shards are finished", file=sys.stderr)
     bad = [entry for record in records.values() if record for entry in record.bad]
     check_bad(bad, max_bad)
     total = sum(min(plan.shard_size, plan.samples - number * plan.shard_size) for number in left)
-    tasks = _tasks(plan, samples, folder, part, left)
+    todo = _shard_jobs(plan, samples, folder, part, left)
     try:
         with (
             bar("packing", total) as shown,
-            contextlib.closing(run(write_shard, tasks, max(1, min(jobs, len(left))), shown.advance)) as written,
+            contextlib.closing(run(write_shard, todo, max(1, min(jobs, len(left))), shown.advance)) as written,
         ):
             for record in written:
                 for entry in record.bad:
                     shown.say(f"unreadable: {entry['file']}: {entry['reason']}")
                 bad += record.bad
                 check_bad(bad, max_bad)
-    except OSError as error:  # Of writing: what cannot be read is among the bad.
+    except OSError as error:  # It comes from writing: images that cannot be read are among the bad ones.
         raise DataError(
             f"{folder} cannot be written ({error.strerror or error}). Check the free space and the permissions, then "
-            "repeat the command: it goes on with the shards that are missing."
+            "repeat the command to resume."
         ) from None
     except KeyboardInterrupt:
-        print(f"interrupted; the same command goes on in {folder}", file=sys.stderr)
+        print(f"interrupted; repeat the command to resume in {folder}", file=sys.stderr)
         raise
 
 
-def _tasks(plan: PackPlan, samples: Samples, folder: Path, part: Part | None, numbers: list[int]) -> Iterator[ShardJob]:
-    order = plan.order()
-    said = f"{part[0]}/{part[1]}" if part else ""
+def _shard_jobs(
+    plan: PackPlan, samples: Samples, folder: Path, part: Part | None, numbers: list[int]
+) -> Iterator[ShardJob]:
+    order, part_name = plan.order(), f"{part[0]}/{part[1]}" if part else ""
     for number in numbers:
         chosen = [samples[int(i)] for i in order[number * plan.shard_size : (number + 1) * plan.shard_size]]
-        yield ShardJob(folder, plan.shard(number), chosen, plan.shorter_side, plan.quality, plan.digest, said)
+        yield ShardJob(folder, plan.shard(number), chosen, plan.shorter_side, plan.quality, plan.digest, part_name)

@@ -1,8 +1,8 @@
-"""What decides the bytes of a pack, and the folder in which an unfinished one waits to go on.
+"""Plan of a pack: everything that decides its bytes, and the folder from which an unfinished one is resumed.
 
-OUT.partial/NAME-000000.tar …   with an index beside each
-OUT.partial/.pack/plan.json     the plan
-OUT.partial/.pack/NAME-000000.json  a record of each finished shard: it alone says that a shard is finished
+OUT.partial/NAME-000000.tar …       with an index beside each
+OUT.partial/.pack/plan.json         the plan
+OUT.partial/.pack/NAME-000000.json  a record of each finished shard: without it the shard is not finished
 """
 
 import dataclasses
@@ -21,30 +21,24 @@ from data.errors import DataError
 from data.order.hashing import PACK, key, permutation
 from data.pack.sample import Sample, Samples
 
-FLAGS = {
-    "name": "--name",
-    "seed": "--seed",
-    "shard_size": "--shard-size",
-    "shorter_side": "--shorter-side",
-    "quality": "--quality",
-}
+SETTINGS = ("name", "seed", "shard_size", "shorter_side", "quality")  # set by options, such as --shard-size
 
 
 @dataclasses.dataclass(frozen=True)
 class PackPlan:
-    """Shard k holds the samples k·S … of a seeded permutation, less those that do not decode.
+    """Shard k holds the samples k·S … (k+1)·S - 1 of a seeded permutation, except those that do not decode.
 
-    So each shard can be written by itself, by any process on any machine, and comes out the same.
+    So any process on any machine can write a shard by itself, with the same bytes.
     """
 
     name: str
     seed: int
     shard_size: int  # S
-    shorter_side: int | None  # images with a larger one are encoded anew
-    quality: int | None  # of JPEG, for those
+    shorter_side: int | None  # pixels; images with a larger one are encoded anew
+    quality: int | None  # of the JPEGs encoded anew
     samples: int
     classes: list[str]
-    keys: str  # a hash of what is to be packed: keys, extensions, labels, side files
+    keys: str  # hash of the samples: keys, extensions, labels, side files
 
     @property
     def shards(self) -> int:
@@ -54,7 +48,7 @@ class PackPlan:
         return f"{self.name}-{number:06d}.tar"
 
     def order(self) -> np.ndarray:
-        """The numbers of the samples in the order in which they are packed."""
+        """Returns the numbers of the samples in the order in which they are packed."""
         return permutation(key(self.seed, PACK), np.arange(self.samples))
 
     @property
@@ -63,19 +57,19 @@ class PackPlan:
 
 
 def folder_of(out: Path) -> Path:
-    """Where a pack is kept until it is complete."""
+    """Returns the folder of a pack that is not complete."""
     return out.with_name(f"{out.name}.partial")
 
 
 def work(folder: Path) -> Path:
-    """The hidden folder of the plan and the records."""
+    """Returns the hidden folder of the plan and the records."""
     return folder / ".pack"
 
 
 def hash_keys(samples: Samples) -> str:
-    """A hash of all keys, extensions, labels and side files. DataError: two samples with one key."""
+    """Returns a hash of all keys, extensions, labels and side files. Raises DataError if two samples have one key."""
     digest = hashlib.sha256()
-    short = array("Q")  # 8 bytes for a key: a set of the keys of SA-1B would take a gigabyte.
+    short = array("Q")  # Takes 8 bytes a key; a set of the keys of SA-1B would take a gigabyte.
     quick = len(samples) < 100_000
     for sample in track(samples, "reading keys", len(samples), console=Console(stderr=True), disable=quick):
         fields = (sample.key, sample.extension, str(sample.label), *(extension for extension, _ in sample.others))
@@ -101,14 +95,14 @@ def _short(sample: Sample) -> int:
 
 
 def begin(plan: PackPlan, out: Path, *, shared: bool, overwrite: bool) -> Path:
-    """The folder of this plan: a new one, or that in which an earlier call with the same plan has begun.
+    """Creates the folder of this plan, or returns the one in which an earlier call with the same plan has begun.
 
     shared  other calls may be at work in the same folder, which is therefore never removed
 
-    DataError: the folder holds something else.
+    Raises DataError if the folder holds something else.
     """
     folder = folder_of(out)
-    # In this order: another part that starts now writes its plan before anything else.
+    # Look for files before the plan: another part that starts now writes its plan before anything else.
     occupied = folder.exists() and any(path != work(folder) for path in folder.iterdir())
     found = load(folder)
     if found is None and occupied:
@@ -119,7 +113,7 @@ def begin(plan: PackPlan, out: Path, *, shared: bool, overwrite: bool) -> Path:
         if shared or not overwrite:
             way = f"remove {folder} before the parts are started" if shared else "start over with --overwrite"
             raise DataError(
-                f"{folder} holds an unfinished pack with {reason}. To go on with it, repeat its command; else {way}."
+                f"{folder} holds an unfinished pack with {reason}. Repeat its command to resume it; else {way}."
             )
         shutil.rmtree(folder)
     work(folder).mkdir(parents=True, exist_ok=True)
@@ -129,7 +123,7 @@ def begin(plan: PackPlan, out: Path, *, shared: bool, overwrite: bool) -> Path:
 
 
 def load(folder: Path) -> PackPlan | None:
-    """The plan of an unfinished pack, None if there is none."""
+    """Returns the plan of an unfinished pack, None if there is none."""
     try:
         return PackPlan(**json.loads((work(folder) / "plan.json").read_text()))
     except FileNotFoundError:
@@ -141,15 +135,12 @@ def load(folder: Path) -> PackPlan | None:
 
 
 def difference(found: PackPlan, wanted: PackPlan) -> str:
-    """The first respect in which an unfinished pack differs from what is wanted, "" if in none."""
-    for field, flag in FLAGS.items():
-        begun, asked = getattr(found, field), getattr(wanted, field)
+    """Returns the first setting in which an unfinished pack differs from the wanted one, "" if they are equal."""
+    for setting in SETTINGS:
+        begun, asked = getattr(found, setting), getattr(wanted, setting)
+        option = f"--{setting.replace('_', '-')}"
         if begun != asked:
-            return (
-                f"{flag} {begun}, where now it is {asked}"
-                if begun is not None
-                else f"no {flag}, where now it is {asked}"
-            )
+            return f"{f'no {option}' if begun is None else f'{option} {begun}'}, where now it is {asked}"
     if found.samples != wanted.samples:
         return f"{found.samples} samples, where the source now has {wanted.samples}"
     return "" if found == wanted else "samples of other names than the source now has"

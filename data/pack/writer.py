@@ -1,4 +1,4 @@
-"""One shard of a pack: written, indexed, read back, and put on record."""
+"""Writes one shard of a pack: tar, index, read back, final names, record."""
 
 import dataclasses
 import hashlib
@@ -21,44 +21,46 @@ from data.index.index import ShardIndex
 from data.pack.plan import work
 from data.pack.sample import Sample
 
-# Nothing of the machine, the user or the hour may get into the headers.
-SAME = {"mtime": 0, "user": "", "group": "", "mode": 0o644, "format": "GNU_FORMAT", "encoder": False, "keep_meta": True}
+# Headers without machine, user and time, so that equal samples give equal bytes.
+TAR = {"mtime": 0, "user": "", "group": "", "mode": 0o644, "format": "GNU_FORMAT", "encoder": False, "keep_meta": True}
 
 
 class ShardJob(NamedTuple):
-    """A shard to be written, with all that a process needs to know for it."""
+    """One shard to be written: everything that its process needs."""
 
     folder: Path
     tar: str
     samples: list[Sample]
     shorter_side: int | None
     quality: int | None
-    plan: str  # its digest
-    part: str  # i/n, "" for the whole
+    plan: str  # the digest of the PackPlan
+    part: str  # "1/8", "" without parts
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What a finished shard holds."""
+    """A finished shard, as recorded in .pack."""
 
     tar: str
     samples: int
     bytes: int
     sha256: str
     reencoded: int
-    bad: list[dict[str, str]]  # file and reason of what does not decode
+    bad: list[dict[str, str]]  # file and reason of each image that does not decode
     plan: str
     part: str
 
 
 class Written(NamedTuple):
+    """One member of a tar as it was written, or as it was read back."""
+
     name: str
     size: int
     hash: bytes
 
 
 def find_record(folder: Path, tar: str, plan: str) -> Record | None:
-    """The record of a shard that is finished, None if it has yet to be written."""
+    """Returns the record of a finished shard, None if it has yet to be written."""
     try:
         record = Record(**json.loads(_record_path(folder, tar).read_text()))
         size = os.path.getsize(folder / tar) if record.samples else 0
@@ -67,29 +69,29 @@ def find_record(folder: Path, tar: str, plan: str) -> Record | None:
     return record if (record.plan, record.bytes) == (plan, size) else None
 
 
-def write_shard(task: ShardJob, advance: Callable[[], None]) -> Record:
+def write_shard(job: ShardJob, advance: Callable[[], None]) -> Record:
     """Writes a shard as .tar.tmp, reads it back through its index, and only then gives it its name and a record.
 
-    A shard without any image that decodes has a record alone. `advance` is called after each sample.
-    DataError: what is read back is not what was written.
+    A shard of which no image decodes has a record alone. `advance` is called after each sample.
+    Raises DataError if what is read back is not what was written.
     """
-    temporary = task.folder / f"{task.tar}.tmp"
-    with open(temporary, "wb") as file, TarWriter(file, **SAME) as writer:
-        written, reencoded, bad = _write(writer, task, advance)
+    temporary = job.folder / f"{job.tar}.tmp"
+    with open(temporary, "wb") as file, TarWriter(file, **TAR) as writer:
+        written, reencoded, bad = _write(writer, job, advance)
     size, sha256 = 0, ""
     if written:
         index = index_file.build(str(temporary))
         read_back(index, written)
         with open(temporary, "rb") as file:
             size, sha256 = index.tar_bytes, hashlib.file_digest(file, "sha256").hexdigest()
-        final = str(task.folder / task.tar.removesuffix(".tar"))
+        final = str(job.folder / job.tar.removesuffix(".tar"))
         for source, ending in ((temporary, ".tar"), (index.text, ".idx"), (f"{index.text}.bin", ".idx.bin")):
             publish(source, final + ending)
     else:
         temporary.unlink()
-    samples = len(task.samples) - len(bad)
-    record = Record(task.tar, samples, size, sha256, reencoded, bad, task.plan, task.part)
-    with replace_file(_record_path(task.folder, task.tar), "w") as file:
+    samples = len(job.samples) - len(bad)
+    record = Record(job.tar, samples, size, sha256, reencoded, bad, job.plan, job.part)
+    with replace_file(_record_path(job.folder, job.tar), "w") as file:
         json.dump(dataclasses.asdict(record), file)
     return record
 
@@ -99,13 +101,13 @@ def _record_path(folder: Path, tar: str) -> Path:
 
 
 def _write(
-    writer: TarWriter, task: ShardJob, advance: Callable[[], None]
+    writer: TarWriter, job: ShardJob, advance: Callable[[], None]
 ) -> tuple[list[Written], int, list[dict[str, str]]]:
-    """What was written, the number of images that were encoded anew, and what could not be read."""
+    """Writes the members. Returns them, the number of images that were encoded anew, and those that do not decode."""
     written, reencoded, bad = [], 0, []
-    for sample in task.samples:
+    for sample in job.samples:
         try:
-            members, anew = _members(sample, task.shorter_side, task.quality)
+            members, anew = _members(sample, job.shorter_side, job.quality)
         except (DataError, OSError) as error:
             bad.append({"file": sample.origin, "reason": str(error)})
         else:
@@ -119,9 +121,9 @@ def _write(
 
 
 def _members(sample: Sample, shorter_side: int | None, quality: int | None) -> tuple[list[tuple[str, bytes]], bool]:
-    """(extension, contents) of the files of a sample, and whether its image was encoded anew."""
+    """Returns (extension, contents) of the files of a sample, and whether its image was encoded anew."""
     data, extension = sample.read(), sample.extension
-    smaller = shrunk(data, shorter_side, quality) if shorter_side and quality else None
+    smaller = shrink(data, shorter_side, quality) if shorter_side and quality else None
     if smaller is None:
         verify(data)
     elif extension.rpartition(".")[2].lower() not in ("jpg", "jpeg"):
@@ -134,7 +136,7 @@ def _members(sample: Sample, shorter_side: int | None, quality: int | None) -> t
 
 
 def read_back(index: index_file.IndexFile, written: list[Written]) -> None:
-    """DataError unless the index leads to all that was written, and to nothing else."""
+    """Reads a tar through its index. Raises DataError if that is not exactly what was written."""
     listed, firsts = [], []
     with open(index.tar, "rb", buffering=0) as tar, open(index.text, "rb") as text:
         next(text)
@@ -158,16 +160,16 @@ def digest_of(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
-# Shrinking inside the JPEG decoder, by halves, saves up to two thirds of the time. From 1.5 times the wanted size on it
-# differs less from the full decode (40 dB at worst over eight photographs) than JPEG of quality 90 does (34 to 40 dB).
+# Shrinking by halves inside the JPEG decoder saves up to two thirds of the time. With 1.5 times the wanted size left,
+# the result is closer to the full decode (40 dB at worst, eight photographs) than JPEG of quality 90 is (34 to 40 dB).
 HEADROOM = 1.5
 
 
-def shrunk(data: bytes, shorter_side: int, quality: int) -> bytes | None:
-    """A JPEG of the upright image with this shorter side, antialiased (Lanczos); None if it is no larger than that.
+def shrink(data: bytes, shorter_side: int, quality: int) -> bytes | None:
+    """Returns a JPEG of the upright image with this shorter side (Lanczos), None if it is no larger than that.
 
     Grey stays grey, an alpha channel is dropped, a colour profile is kept.
-    DataError: cannot be decoded.
+    Raises DataError if the image cannot be decoded.
     """
     height, width = image_size(data)
     if min(height, width) <= shorter_side:
