@@ -174,7 +174,7 @@ class ShardDataModule(lightning.LightningDataModule):
                 f"an epoch would have no step. Set global_batch to at most {len(self.train_index) * views}, or add "
                 "images."
             )
-        self.order = _order_of(config, self.train_index, seed, global_batch // views)
+        self.order = _build_order(config, self.train_index, seed, global_batch // views)
         self._copies: deque[tuple[torch.cuda.Event, Tensor]] = deque()
 
     @property
@@ -281,8 +281,8 @@ def _open_validation(path: str | list[str], config: DataConfig) -> ShardIndex | 
     return open_shards(paths, split or "val", config.shard_cache) if split or config.val_path else None
 
 
-def _order_of(config: DataConfig, index: ShardIndex, seed: int, batch: int) -> Order | Mixture:
-    """Returns the order of the training samples, of which a global batch takes `batch`."""
+def _build_order(config: DataConfig, index: ShardIndex, seed: int, batch: int) -> Order | Mixture:
+    """Builds the order of the training samples; `batch` of them make a global batch."""
     if config.weights is None or not isinstance(config.path, list):
         return Order(index.sizes, seed, config.window, config.lanes, batch)
     ends = np.cumsum([len(find_shards(path, "train")) for path in config.path])

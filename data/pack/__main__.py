@@ -25,21 +25,40 @@ from data.index.splits import NAMES
 from data.pack.assemble import assemble, check_out
 from data.pack.coco import with_masks
 from data.pack.pack import MAX_BAD, QUALITY, SHARD_SIZE, Part, write_shards
-from data.pack.plan import PackPlan, difference, folder_of, hash_keys, load
+from data.pack.plan import SETTINGS, PackPlan, difference, folder_of, hash_keys, load
 from data.pack.sources import open_source
 from data.parallel import cores
 
 
-def default_name(out: Path) -> str:
-    """Returns the folder's name, after its parent's if it names a split: imagenet-train for imagenet/train."""
-    out = out.absolute()
-    return f"{out.parent.name}-{out.name}" if out.name.lower() in NAMES and out.parent.name else out.name
-
-
 def main(words: list[str] | None = None) -> None:
     arguments = _parser().parse_args(words)
-    out, part, limit = arguments.out, arguments.part, {"max_bad": arguments.max_bad}
-    name = arguments.name or default_name(out)
+    out, part, max_bad = arguments.out, arguments.part, arguments.max_bad
+    settings = _settings(arguments)
+    check_out(out, arguments.overwrite)
+    if arguments.merge:
+        plan = _plan_to_merge(out, settings)
+        _report(out, assemble(plan, out, max_bad=max_bad, verify=True, jobs=arguments.jobs))
+        return
+    source = open_source(arguments.source)
+    samples, classes, note = with_masks(source, arguments.masks) if arguments.masks else source
+    if note:
+        print(note, file=sys.stderr)
+    plan = PackPlan(samples=len(samples), classes=classes, keys=hash_keys(samples), **settings)
+    write_shards(plan, samples, out, part, arguments.jobs, max_bad, arguments.overwrite)
+    if part:
+        print(
+            f"{folder_of(out)}: part {part[0]}/{part[1]} of {plan.shards} shards is finished. When all parts are, "
+            "repeat the command with --merge in place of --part."
+        )
+    else:
+        _report(out, assemble(plan, out, max_bad=max_bad))
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the fields of the PackPlan that options set. Raises DataError if options contradict each other."""
+    out = arguments.out.absolute()
+    is_split = out.name.lower() in NAMES and out.parent.name  # imagenet/train gives imagenet-train
+    name = arguments.name or (f"{out.parent.name}-{out.name}" if is_split else out.name)
     if "/" in name:
         raise DataError(f"--name {name} contains a slash, and file names in OUT begin with it. Leave out the slash.")
     if arguments.quality and not arguments.shorter_side:
@@ -50,26 +69,7 @@ def main(words: list[str] | None = None) -> None:
     if arguments.masks and arguments.shorter_side:
         raise DataError("--masks fit images as they are, not resized: leave out --shorter-side, or resize both before.")
     quality = (arguments.quality or QUALITY) if arguments.shorter_side else None
-    settings = {"name": name, "seed": arguments.seed, "shard_size": arguments.shard_size}
-    settings |= {"shorter_side": arguments.shorter_side, "quality": quality}
-    check_out(out, arguments.overwrite)
-    if arguments.merge:
-        plan = _plan_to_merge(out, settings)
-        _report(out, assemble(plan, out, verify=True, jobs=arguments.jobs, **limit))
-        return
-    source = open_source(arguments.source)
-    samples, classes, note = with_masks(source, arguments.masks) if arguments.masks else source
-    if note:
-        print(note, file=sys.stderr)
-    plan = PackPlan(samples=len(samples), classes=classes, keys=hash_keys(samples), **settings)
-    write_shards(plan, samples, out, part, arguments.jobs, overwrite=arguments.overwrite, **limit)
-    if part:
-        print(
-            f"{folder_of(out)}: part {part[0]}/{part[1]} of {plan.shards} shards is finished. When all parts are, "
-            "repeat the command with --merge in place of --part."
-        )
-    else:
-        _report(out, assemble(plan, out, **limit))
+    return {field: getattr(arguments, field) for field in SETTINGS} | {"name": name, "quality": quality}
 
 
 def _plan_to_merge(out: Path, settings: dict[str, Any]) -> PackPlan:

@@ -27,8 +27,7 @@ class FolderSamples(Samples):
 
     def __getitem__(self, number: int) -> Sample:
         path = self.images[number]
-        sides = self.sides.get(number, ())
-        others = tuple((extension, self._read(side)) for extension, side in sides) if sides else ()
+        others = tuple((extension, self._read(side)) for extension, side in self.sides.get(number, ()))
         label = self.labels.get(path.partition("/")[0])
         return Sample(key_of_path(path), path.rpartition(".")[2].lower(), label, path, self._read(path), others)
 
