@@ -1,4 +1,4 @@
-"""How the programs meet the person who starts them: Hydra's refusals as one sentence, quiet libraries."""
+"""Runs a Hydra program: refused settings become one sentence, hints of libraries are silenced. Loads no torch."""
 
 import logging
 import os
@@ -9,32 +9,34 @@ from collections.abc import Callable
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from mae.distributed.rank_zero import say
+
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
 QUIET = (
     ".*your dataloader is not resumable.*",  # it is: see MicroBatches
     ".*does not have many workers.*",  # data.workers is the user's to set
     ".*LeafSpec.*",  # Lightning's own use of torch
     ".*``noload``.*",  # MLflow's own use of SQLAlchemy
+    "The `srun` command is available on your system but is not used.*",  # it is on every login node
 )
 
 
 def quieten() -> None:
+    """Silences hints of libraries that a user can do nothing about."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
 
 
 def run_program(program: Callable[[], None]) -> None:
-    """Runs a Hydra program; settings that cannot be put together are one sentence and exit code 2."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them and exiting with 1
+    """Runs a Hydra program. Settings that cannot be composed end it with one sentence and exit code 2."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them and exiting with 1
     quieten()
     try:
         program()
     except (HydraException, OmegaConfBaseException) as error:
         if FULL_ERROR:
             raise
-        # Hydra lists its search path after the reason. Each rank has read the same settings: one of them says it.
-        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
-            reason = str(error).split("Config search path")[0]
-            print(f"error: {' '.join(reason.split())}", file=sys.stderr, flush=True)
+        reason = str(error).split("Config search path")[0]  # which Hydra lists after the reason
+        say(f"error: {' '.join(reason.split())}", sys.stderr)
         sys.exit(2)

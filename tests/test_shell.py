@@ -5,14 +5,17 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import hydra
+import lightning.pytorch as pl
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from tasks.errors import readable_errors
 from tests.conftest import ROOT
+from tests.processes import command, run
 
 GROUPS = {
     "train": ("experiment", "task", "model", "data", "optim", "trainer", "logger", "launcher"),
@@ -95,3 +98,15 @@ def test_too_little_memory_on_a_gpu_is_one_sentence_with_the_ways_out(capsys: py
     said = capsys.readouterr().err
     assert ended.value.code == 2
     assert said.startswith("error: CUDA out of memory. Tried to allocate 2.00 GiB. In training lower micro_batch")
+
+
+def test_lightnings_hint_about_an_unused_srun_is_not_shown(
+    tmp_path: Path, built_in: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "srun").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    said = run(command(tmp_path / "runs", built_in, "max_steps=1", "val_every=null", "data.workers=0", "name=login"))
+    assert "step 1/1" in said and "srun" not in said
+    pl.Trainer(accelerator="cpu", logger=False, max_steps=1)  # in tests too, where warnings are errors
