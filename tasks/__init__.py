@@ -1,1 +1,1 @@
-"""What train.py and eval.py do, where `data/` and `mae/` meet: a file for each kind of training."""
+"""How a task is assembled from `data/` and `mae/`, a file for each kind of training; `mae/train` is how it learns."""

@@ -1,31 +1,52 @@
-"""The settings of a training run."""
+"""The settings of a training run; conf/ holds their values."""
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from data.datamodule import DataConfig
-from mae.callbacks.online_probe import OnlineProbeConfig
 from mae.callbacks.save_checkpoints import CheckpointConfig
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
-from mae.plan.forecast import PlanConfig
-from mae.sam.config import SegmentConfig
-from mae.train.finetuning import FinetuneConfig
 from mae.train.optim import OptimConfig
-from mae.train.pretraining import PretrainConfig
+
+TaskSettings = TypeVar("TaskSettings", bound=BaseModel)
 
 
-class TrainConfig(BaseModel):
-    """All settings of a training run; conf/ holds their values."""
+class OnlineProbeConfig(BaseModel):
+    """Evaluation of the features while the run is under way: every how many steps, and on at most how many images."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every: int | None = Field(None, ge=1)
+    train_images: int = Field(2000, ge=1)
+    test_images: int = Field(1000, ge=2)
+    k: int = Field(20, ge=1)
+
+
+class PlanConfig(BaseModel):
+    """Whether the forecast is wanted instead of the run, and for which machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    show: bool = False
+    gpus: int | None = Field(None, ge=1)
+    gpu: str | None = None
+    mfu: float = Field(0.4, gt=0, le=1)
+    samples: int | None = Field(None, ge=1)
+    file: str | None = Field(None, alias="json")
+
+
+class TrainConfig(BaseModel, Generic[TaskSettings]):
+    """All settings of a training run, those of its task by the task's own model (see `tasks.task.read_settings`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=r"^[\w.+=,@-]+$")
     runs: str = "runs"
-    trial: str | None = None  # of a multirun: what differs
+    trial: str | None = None  # what differs among the runs of a multirun
     seed: int = Field(0, ge=0, lt=2**31)
     epochs: float = Field(800, gt=0)
     max_steps: int | None = Field(None, ge=1)
@@ -39,7 +60,7 @@ class TrainConfig(BaseModel):
     log_every: int = Field(50, ge=1)
     pictures_every: int = Field(1000, ge=1)
     profile: bool = False
-    task: PretrainConfig | FinetuneConfig | SegmentConfig = Field(discriminator="name")
+    task: TaskSettings
     model: MAEConfig
     blocks: BlocksConfig
     data: DataConfig

@@ -1,4 +1,4 @@
-"""How a program ends: wrong input as one sentence, and what the shell sees."""
+"""Exit codes and closing sentences: 2 for wrong input, a full disk or too little memory, 143 and 130 for a stop."""
 
 import errno
 import sys
@@ -16,19 +16,22 @@ from mae.distributed.rank_zero import say
 from mae.errors import CheckpointError, ConfigError, RunEnded, first_sentence
 from tasks.cli import FULL_ERROR
 
-LESS_MEMORY = (
-    "In training lower micro_batch (more steps are accumulated, the result stays), or set blocks.recompute=all; "
-    "plan=true reckons what fits. In an evaluation lower batch_size"
+WAYS_TO_LESS_MEMORY = (
+    "In training lower micro_batch (accumulation follows, the result stays), or set blocks.recompute=all; "
+    "plan=true says what fits. In an evaluation lower batch_size"
 )
 
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """Wrong input: one sentence, exit code 2; a stopped run: 143 or 130. HYDRA_FULL_ERROR=1 shows tracebacks."""
+    """Ends the process on an error that a user can mend: one sentence and an exit code.
+
+    HYDRA_FULL_ERROR=1 shows the traceback instead.
+    """
     try:
         yield
     except Stopped as stop:
-        say(f"{stop}; the same command goes on from there")
+        say(f"{stop}, checkpoint saved; run the same command to resume")
         leave_together(stop.exit_code)
     except RunEnded as end:
         say(f"error: {end}", sys.stderr)
@@ -42,12 +45,12 @@ def readable_errors() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         if FULL_ERROR:
             raise
-        wanted = ". ".join(str(error).split(". ")[:2])
-        print(f"error: {wanted}. {LESS_MEMORY}", file=sys.stderr, flush=True)
+        reason = ". ".join(str(error).split(". ")[:2])
+        print(f"error: {reason}. {WAYS_TO_LESS_MEMORY}", file=sys.stderr, flush=True)
         sys.exit(2)
     except OSError as error:
         if FULL_ERROR or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        # Whichever rank it was: it is the only one that knows.
-        print(f"error: {error.strerror}. Make room and start the same command again", file=sys.stderr, flush=True)
+        # Printed by whichever rank it was: no other rank knows.
+        print(f"error: {error.strerror}. Make room and run the same command to resume", file=sys.stderr, flush=True)
         sys.exit(2)

@@ -4,9 +4,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
-from torch import nn
 
 from data.index.index import ShardIndex
 from mae.errors import ConfigError, first_sentence
@@ -14,32 +12,26 @@ from mae.formats.load import load
 from mae.models.classifier import Classifier, classifier_of
 from mae.models.config import MAEConfig
 from mae.models.execution import prepare_blocks
-from mae.models.pixels import Pixels
 from mae.models.resample import at_image_size
 from mae.models.vit import Encoder
-from mae.plan.training_cost import Workload, classification_workload
-from mae.report.loss_curve import draw_loss_curve
-from mae.report.summary import say_closing, summarise
 from mae.train.finetuning import FinetuneConfig, Finetuning
-from mae.train.schedule import Schedule, split_batch
-from mae.train.training import Training
 from tasks.task import Task
 
 
-class Finetune(Task):
+class Finetune(Task[FinetuneConfig]):
     """A classifier on labelled images; its encoder that of `init_from`, or one of `model` from scratch."""
 
-    @property
-    def settings(self) -> FinetuneConfig:
-        assert isinstance(self.config.task, FinetuneConfig)
-        return self.config.task
+    settings_type = FinetuneConfig
+    training = Finetuning
+    loss = "cross-entropy"
+    probe = "classify"
 
     @cached_property
     def encoder(self) -> Encoder | None:
-        """The pre-trained encoder for the wanted size of images."""
+        """The encoder in `init_from`, its positions resized to `task.image_size`; None without `init_from`."""
         if self.config.init_from is None:
             return None
-        found = load(self.config.init_from, decoder_num_heads=1)  # of a decoder that is dropped: any number will do
+        found = load(self.config.init_from, decoder_num_heads=1)  # the decoder is dropped: any number will do
         if isinstance(found, Classifier):
             raise ConfigError(
                 f"init_from={self.config.init_from} holds a fine-tuned classifier: start from the pre-trained weights "
@@ -59,7 +51,7 @@ class Finetune(Task):
 
     @cached_property
     def classes(self) -> int:
-        """As given, else one more than the highest label; raises ConfigError for labels that do not fit."""
+        """`task.classes`, else one more than the highest label. Raises ConfigError if the labels do not fit."""
         given = self.settings.classes
         if not self.config.data.named or self.config.data.mode == "stream":
             if given is None:
@@ -72,10 +64,10 @@ class Finetune(Task):
         return classes
 
     def recipe(self, precision: str) -> dict[str, Any]:
-        task = self.settings.model_dump(mode="json", exclude={"image_size"})  # which stands in the architecture
+        task = self.settings.model_dump(mode="json", exclude={"image_size"})  # "model" has it
         return super().recipe(precision) | {"task": task | {"classes": self.classes}}
 
-    def model(self, start: Path | None) -> Classifier:
+    def model(self, checkpoint: Path | None) -> Classifier:
         config, task = self.config, self.settings
         self.refuse_settings()
         if self.encoder is not None:
@@ -86,9 +78,9 @@ class Finetune(Task):
         return model
 
     def refuse_settings(self) -> None:
-        """Raises ConfigError for settings that do not go together."""
+        """Raises ConfigError if settings do not go together."""
         config, task = self.config, self.settings
-        micro_batch, _ = split_batch(config.global_batch, config.micro_batch, self.topology.ranks)
+        micro_batch, _ = self.split
         if task.mixes and micro_batch % 2:
             raise ConfigError(
                 f"micro_batch={micro_batch} is odd, and task.mixup and task.cutmix mix images in pairs: set an even "
@@ -102,25 +94,14 @@ class Finetune(Task):
         if task.pool == "class_token" and not self.architecture.class_token:
             raise ConfigError("task.pool=class_token, but the encoder has no class token: use task.pool=patches")
 
-    def module(self, model: nn.Module, schedule: Schedule, recipe: dict[str, Any]) -> Finetuning:
-        config, task = self.config, self.settings
-        assert isinstance(model, Classifier)
+    def module_arguments(self, model: Classifier, recipe: dict[str, Any]) -> dict[str, Any]:
         average = None
-        if task.ema is not None:
+        if self.settings.ema is not None:
             average = Classifier(model.config, model.classes, model.pool)
             average.load_state_dict(model.state_dict())
-        return Finetuning(
-            model,
-            config.optim,
-            schedule,
-            seed=config.seed,
-            pixels=Pixels(config.data.mean, config.data.std),
-            recipe=recipe,
-            task=task,
-            average=average,
-        )
+        return {"task": self.settings, "average": average}
 
-    def describe(self, model: nn.Module) -> list[tuple[str, str]]:
+    def describe(self, model: Classifier) -> list[tuple[str, str]]:
         config, task = self.architecture, self.settings
         parameters = sum(parameter.numel() for parameter in model.parameters())
         rows, columns = config.grid
@@ -139,19 +120,13 @@ class Finetune(Task):
             ),
         ]
 
-    def workload(self, precision: str, device: torch.device) -> Workload:
-        return classification_workload(self.architecture, self.classes, self.settings.drop_path, precision, device)
-
-    def finish(self, module: Training, schedule: Schedule) -> None:
-        run = self.config.run
-        summary = summarise(run, schedule, {"loss_curve": str(draw_loss_curve(run, {}, "cross-entropy"))})
+    def closing(self, summary: dict[str, Any]) -> str:
         accuracies = {name: summary[f"val/{name}"] for name in ("top1", "top5") if f"val/{name}" in summary}
-        results = "".join(f", {name} {accuracy:.2%}" for name, accuracy in accuracies.items())
-        say_closing(run, summary, results, f"python eval.py checkpoint={run} probe=classify")
+        return "".join(f", {name} {accuracy:.2%}" for name, accuracy in accuracies.items())
 
 
 def refuse_labels(index: ShardIndex, part: str, classes: int) -> None:
-    """Raises ConfigError when images have no label, or one that is none of the classes."""
+    """Raises ConfigError if an image has no label, or one that is not below `classes`."""
     labels = index.labels
     if missing := int((labels < 0).sum()):
         raise ConfigError(

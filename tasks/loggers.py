@@ -1,18 +1,27 @@
-"""The loggers that the settings name, beside metrics.csv."""
+"""The trackers that `logger` names, beside metrics.csv: checked before anything is written, then opened."""
 
 import json
+import os
 from functools import partial
 from typing import Any
 
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 
-from mae.run.tracker_identity import open_trackers
+from mae.run.tracker_identity import open_trackers, wandb_id
 from tasks.config import TrainConfig
 
 
+def check_trackers(config: TrainConfig) -> None:
+    """Raises ConfigError if the run folder belongs to another W&B run. Groups the runs of a multirun in W&B."""
+    if "wandb" in config.logger and not config.overwrite:
+        wandb_id(config.run)
+    if config.trial is not None:
+        os.environ.setdefault("WANDB_RUN_GROUP", config.name)
+
+
 def open_loggers(config: TrainConfig, start_step: int) -> list[Logger]:
-    """Each goes on where it stood, and is told the settings and what followed from them."""
+    """Opens each tracker where it stopped, and logs the settings and what was derived from them."""
     makers = {
         name: partial(instantiate, settings, **_place(config, settings)) for name, settings in config.logger.items()
     }
@@ -22,7 +31,7 @@ def open_loggers(config: TrainConfig, start_step: int) -> list[Logger]:
 
 
 def _place(config: TrainConfig, settings: dict[str, Any]) -> dict[str, str]:
-    """The run folder, for loggers that write there; the settings cannot name that of a trial of a multirun."""
+    """Returns the run folder for loggers that write there; conf/logger cannot name that of a trial of a multirun."""
     place = {}
     if config.trial is not None and "save_dir" in settings:
         place["save_dir"] = str(config.run)

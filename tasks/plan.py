@@ -1,26 +1,33 @@
-"""What follows from the settings of a run before it begins."""
+"""plan=true: what the run of these settings would take, printed instead of started."""
 
 from pathlib import Path
 
 import torch
 
+from mae.distributed.launch import Topology, resolve_devices
 from mae.plan.devices import hardware, planned_precision
 from mae.plan.forecast import forecast
 from mae.plan.tables import show_forecast
+from mae.plan.training_cost import Workload, classification_workload, pretraining_workload, sam_workload
 from mae.run.folder import write_json
-from mae.train.schedule import Schedule, derive_schedule, split_batch
+from mae.sam.convert import sam_config
 from tasks.config import TrainConfig
-from tasks.task import Task
+from tasks.finetune import Finetune
+from tasks.segment import Segment
+from tasks.task import Task, task_class
 
 
-def plan_only(task: Task) -> None:
-    """Prints what the run would take, without starting it; of the data it needs the index alone, or plan.samples."""
-    config, ranks = task.config, task.topology.ranks
-    wanted = config.plan
+def plan_only(config: TrainConfig) -> None:
+    """Prints the forecast on rank 0. Of the data it reads the index alone, or nothing if plan.samples is set."""
+    topology, wanted = Topology.from_environment(), config.plan
+    if topology is not None and topology.rank != 0:
+        return
+    ranks = wanted.gpus or (topology.ranks if topology else resolve_devices(config.trainer["devices"]))
+    task = task_class(config.task.name)(config, Topology(ranks=ranks, devices=ranks))
+    micro_batch, accumulate = task.split
     precision = planned_precision(config.precision, wanted.gpu)
     device = hardware(wanted.gpu, precision)
-    micro_batch, accumulate = split_batch(config.global_batch, config.micro_batch, ranks)
-    work = task.workload(precision, torch.device(device.kind))
+    work = workload(task, precision, torch.device(device.kind))
     samples, shards = wanted.samples, None
     if samples is None and config.data.named:
         index = task.data.train_index
@@ -28,7 +35,7 @@ def plan_only(task: Task) -> None:
         samples, shards = len(index), (len(index.shards), size)
     images = None
     if samples is not None:
-        images = schedule_of(config, samples, ranks).total_steps * config.global_batch
+        images = task.schedule_over(samples).total_steps * config.global_batch
     plan = forecast(
         work,
         device,
@@ -46,15 +53,11 @@ def plan_only(task: Task) -> None:
         write_json(Path(wanted.file), plan.plain())
 
 
-def schedule_of(config: TrainConfig, samples: int, ranks: int) -> Schedule:
-    """What follows from the recipe for so many training images and ranks."""
-    return derive_schedule(
-        config.optim,
-        samples=samples,
-        global_batch=config.global_batch,
-        micro_batch=config.micro_batch,
-        ranks=ranks,
-        epochs=config.epochs,
-        max_steps=config.max_steps,
-        views=config.data.views_per_image,
-    )
+def workload(task: Task, precision: str, device: torch.device) -> Workload:
+    """Counts what one image costs in a task."""
+    model = task.architecture
+    if isinstance(task, Finetune):
+        return classification_workload(model, task.classes, task.settings.drop_path, precision, device)
+    if isinstance(task, Segment):
+        return sam_workload(sam_config(model, task.settings.sam_fields), precision)
+    return pretraining_workload(model, precision, device)

@@ -28,7 +28,7 @@ from mae.sam.loss import intersection_over_union
 from mae.sam.mask_pictures import COLOURS, column, draw_scores, table
 from mae.sam.scores import Found, by_box, by_clicks, photograph_of, score
 from mae.sam.segmenter import Segmenter
-from tasks.segment import start_of
+from tasks.segment import initial_segmenter
 
 
 class SegmentProbe(BaseModel):
@@ -89,7 +89,7 @@ def before(trained: Segmenter, settings: dict[str, Any] | None, seed: int) -> Se
         return Segmenter(type(trained.encoder)(trained.encoder.config))
     torch.manual_seed(settings["seed"])
     model, task = MAEConfig.model_validate(settings["model"]), SegmentConfig.model_validate(settings["task"])
-    return start_of(model, task, BlocksConfig(), settings["init_from"])
+    return initial_segmenter(model, task, BlocksConfig(), settings["init_from"])
 
 
 @torch.inference_mode()

@@ -1,49 +1,101 @@
-"""What one kind of training says of itself; tasks/train.py does what all kinds have in common."""
+"""Task: the parts of a run that depend on the kind of training; tasks/train.py puts them together.
+
+A new task is a file here with a subclass of Task and a line in TASKS, and conf/task/NAME.yaml with its values.
+"""
 
 from abc import ABC, abstractmethod
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic
 
 import lightning.pytorch as pl
-import torch
+from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel
 from torch import nn
 
 from data.datamodule import ShardDataModule
 from mae.distributed.launch import Topology
+from mae.errors import ConfigError
 from mae.models.config import MAEConfig
-from mae.plan.training_cost import Workload
-from mae.train.schedule import Schedule
+from mae.models.pixels import Pixels
+from mae.report.loss_curve import draw_loss_curve
+from mae.report.summary import say_closing, summarise
+from mae.train.schedule import Schedule, derive_schedule, split_batch
 from mae.train.training import Training
-from tasks.config import TrainConfig
+from tasks.config import TaskSettings, TrainConfig
 
-# The settings of the data that change what is seen.
-PIXELS = {"scale", "flip", "rand_augment", "decode", "bits", "mean", "std"}
+TASKS = {"pretrain": "Pretrain", "finetune": "Finetune", "segment": "Segment"}  # tasks/NAME.py and the class in it
+PIXELS = {"scale", "flip", "rand_augment", "decode", "bits", "mean", "std"}  # settings of `data` that a recipe holds
 
 
-class Task(ABC):
-    """One run's data, model and Lightning module, made when they are asked for."""
+class Task(ABC, Generic[TaskSettings]):
+    """One run's data, schedule, model and Lightning module, made when they are asked for.
 
-    def __init__(self, config: TrainConfig, topology: Topology) -> None:
+    settings_type  the model of its settings
+    training       its Lightning module
+    loss           what the loss curve shows
+    probe          of eval.py, that a finished run is told to go on to
+    """
+
+    settings_type: ClassVar[type[BaseModel]]
+    training: ClassVar[type[Training]]
+    loss: ClassVar[str]
+    probe: ClassVar[str]
+
+    def __init__(self, config: TrainConfig[TaskSettings], topology: Topology) -> None:
         self.config = config
+        self.settings = config.task
         self.topology = topology
 
     @property
     def architecture(self) -> MAEConfig:
-        """That of the encoder, and the size of its images."""
+        """The architecture of the encoder, and the size of its images."""
         return self.config.model
 
     @cached_property
+    def split(self) -> tuple[int, int]:
+        """(micro_batch, accumulate). Raises ConfigError if the global batch cannot be split over the ranks."""
+        return split_batch(self.config.global_batch, self.config.micro_batch, self.topology.ranks)
+
+    @property
+    def batches(self) -> dict[str, Any]:
+        """The arguments that data modules have in common."""
+        config, (micro_batch, _) = self.config, self.split
+        bad_samples = config.run / "bad_samples.jsonl"
+        return {
+            "seed": config.seed,
+            "global_batch": config.global_batch,
+            "micro_batch": micro_batch,
+            "bad_samples": bad_samples,
+        }
+
+    @cached_property
     def data(self) -> ShardDataModule:
-        config = self.config
+        shape = self.architecture
         return ShardDataModule(
-            config.data,
-            image_size=self.architecture.image_size,
-            channels=self.architecture.in_channels,
-            seed=config.seed,
+            self.config.data, image_size=shape.image_size, channels=shape.in_channels, **self.batches
+        )
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """Steps, accumulation and learning rate over the training images of `data`."""
+        schedule = self.schedule_over(len(self.data.train_index))
+        assert schedule.steps_per_pass == self.data.steps_per_epoch
+        return schedule
+
+    def schedule_over(self, samples: int) -> Schedule:
+        """Derives the schedule for so many training images. Raises ConfigError if there is none."""
+        config = self.config
+        return derive_schedule(
+            config.optim,
+            samples=samples,
             global_batch=config.global_batch,
-            micro_batch=config.micro_batch or max(1, config.global_batch // self.topology.ranks),
-            bad_samples=config.run / "bad_samples.jsonl",
+            micro_batch=config.micro_batch,
+            ranks=self.topology.ranks,
+            epochs=config.epochs,
+            max_steps=config.max_steps,
+            views=config.data.views_per_image,
         )
 
     def recipe(self, precision: str) -> dict[str, Any]:
@@ -60,24 +112,61 @@ class Task(ABC):
         }
 
     @abstractmethod
-    def model(self, start: Path | None) -> nn.Module:
-        """The model, its weights from `config.init_from` where the run begins anew (`start` is None)."""
+    def model(self, checkpoint: Path | None) -> nn.Module:
+        """Builds the model, with the weights of `config.init_from` on a fresh start (`checkpoint` is None)."""
+
+    def module(self, model: nn.Module, recipe: dict[str, Any]) -> Training:
+        """Builds the Lightning module."""
+        config = self.config
+        return self.training(
+            model,
+            config.optim,
+            self.schedule,
+            seed=config.seed,
+            pixels=Pixels(config.data.mean, config.data.std),
+            recipe=recipe,
+            **self.module_arguments(model, recipe),
+        )
+
+    def module_arguments(self, model: Any, recipe: dict[str, Any]) -> dict[str, Any]:
+        """Further arguments of this task's Lightning module."""
+        return {}
 
     @abstractmethod
-    def module(self, model: nn.Module, schedule: Schedule, recipe: dict[str, Any]) -> Training: ...
-
-    @abstractmethod
-    def describe(self, model: nn.Module) -> list[tuple[str, str]]:
-        """Rows of the start-up table about the model."""
-
-    @abstractmethod
-    def workload(self, precision: str, device: torch.device) -> Workload:
-        """What `plan=true` reckons with."""
+    def describe(self, model: Any) -> list[tuple[str, str]]:
+        """Rows of the start table about the model."""
 
     def callbacks(self) -> list[pl.Callback]:
-        """What this task has done beside measuring and saving, before a step is saved."""
+        """Builds this task's own callbacks, which run after a step is measured and before it is saved."""
         return []
 
+    def finish(self, module: Training) -> None:
+        """Draws the loss curve, writes summary.json and prints the closing lines. Called on rank 0 after all steps."""
+        run, results = self.config.run, self.results(module)
+        curve = draw_loss_curve(run, results.get("floors", {}), self.loss)
+        summary = summarise(run, self.schedule, {**results, "loss_curve": str(curve)})
+        say_closing(run, summary, self.closing(summary), f"python eval.py checkpoint={run} probe={self.probe}")
+
+    def results(self, module: Any) -> dict[str, Any]:
+        """Computes further entries of summary.json; "floors" are drawn into the loss curve."""
+        return {}
+
     @abstractmethod
-    def finish(self, module: Training, schedule: Schedule) -> None:
-        """The end of a run that has made all its steps, on rank 0: pictures and summary.json."""
+    def closing(self, summary: dict[str, Any]) -> str:
+        """What the closing lines say beside the losses."""
+
+
+def task_class(name: str | None) -> type[Task]:
+    """Returns the class of a task. Imports its file only now: pre-training loads nothing of fine-tuning and SAM.
+
+    Raises ConfigError for an unknown name.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"task.name={name} is none of {', '.join(TASKS)}: leave it to task=, as in task=pretrain")
+    return getattr(import_module(f"tasks.{name}"), TASKS[name])
+
+
+def read_settings(raw: DictConfig) -> TrainConfig:
+    """Validates the settings of a training run. Raises ConfigError or ValidationError."""
+    settings = OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
+    return TrainConfig[task_class(OmegaConf.select(raw, "task.name")).settings_type].model_validate(settings)

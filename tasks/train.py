@@ -1,4 +1,14 @@
-"""One run of train.py, from its settings to summary.json."""
+"""One training run: from the settings of train.py to summary.json.
+
+1 launch     validate TrainConfig; find the ranks, or relaunch under torchrun
+2 derive     index of the data → accumulation, steps, learning rate
+3 resume     choose the checkpoint; refuse it if its recipe differs
+4 model      build it; load init_from on a fresh start
+5 record     rank 0: run folder, config.yaml, derived.json, start table. The run folder is untouched until here
+6 trainer    Lightning module, callbacks in their order, loggers
+7 fit        train, validate the last step; after a signal requeue the SLURM job
+8 finish     rank 0: pictures, summary.json, closing lines
+"""
 
 import os
 import sys
@@ -14,6 +24,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from data.loader.loader import explain_worker_death
 from mae.callbacks.profiler import StepProfiler
@@ -31,141 +42,143 @@ from mae.run.checkpoint_files import read_own, refuse_other_run
 from mae.run.checkpoint_writer import AtomicCheckpointIO
 from mae.run.folder import create, record_start, starting_point, write_json
 from mae.run.metrics import MetricsCSV
-from mae.run.tracker_identity import finish_wandb, wandb_id
 from mae.train.optim import OptimConfig
 from mae.train.precision import resolve_precision
-from mae.train.schedule import Schedule
 from mae.train.strategies import choose_strategy
+from mae.train.training import Training
 from tasks.cli import FULL_ERROR, quieten
 from tasks.config import TrainConfig
 from tasks.errors import readable_errors
-from tasks.finetune import Finetune
-from tasks.loggers import open_loggers
-from tasks.plan import plan_only, schedule_of
-from tasks.pretrain import Pretrain
-from tasks.segment import Segment
-from tasks.task import Task
-
-TASKS: dict[str, type[Task]] = {"pretrain": Pretrain, "finetune": Finetune, "segment": Segment}
+from tasks.task import Task, read_settings, task_class
 
 
 @readable_errors()
 def launch(raw: DictConfig) -> None:
-    """Validates the settings and finds the ranks: those of torchrun or SLURM, or as many as trainer.devices says."""
+    """Validates the settings, finds the ranks and calls `train`; with plan=true prints the forecast instead."""
     quieten()  # a job of submitit begins here
-    config = TrainConfig.model_validate(OmegaConf.to_container(raw, resolve=True, throw_on_missing=True))
-    topology = Topology.from_environment()
+    config = read_settings(raw)
     if config.plan.show:
-        ranks = topology.ranks if topology else resolve_devices(config.trainer["devices"])
-        if topology is None or topology.rank == 0:
-            ranks = config.plan.gpus or ranks
-            plan_only(TASKS[config.task.name](config, Topology(ranks=ranks, devices=ranks)))
-        return
-    if topology is None:
-        devices = resolve_devices(config.trainer["devices"])
-        if devices > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+        from tasks.plan import plan_only
+
+        plan_only(config)
+    else:
+        train(config, detect_topology(config.trainer["devices"]))
+
+
+def detect_topology(devices: int | str) -> Topology:
+    """Returns this process's rank and the number of ranks. Replaces the process by torchrun to start several.
+
+    Raises ConfigError if a run of a multirun asks for several.
+    """
+    if (topology := Topology.from_environment()) is not None:
+        return topology
+    devices = resolve_devices(devices)
+    if devices > 1:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise ConfigError(f"trainer.devices={devices} in a multirun (-m): add launcher=slurm, or start run by run")
-        if devices > 1:
-            if not FULL_ERROR:
-                del os.environ["HYDRA_FULL_ERROR"]  # ours, see run_program: the ranks shall start as this process did
-            relaunch_under_torchrun(devices)
-        topology = Topology()
-    train(config, topology)
+        if not FULL_ERROR:
+            del os.environ["HYDRA_FULL_ERROR"]  # run_program set it: the ranks shall start as this process did
+        relaunch_under_torchrun(devices)
+    return Topology()
 
 
 def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.Callback] = ()) -> None:
-    """One run from the settings to summary.json; everything is checked before anything is written."""
-    task = TASKS[config.task.name](config, topology)
-    data = task.data
-    schedule = schedule_of(config, len(data.train_index), topology.ranks)
-    start = starting_point(config.run, config.resume, config.overwrite)
-    recipe, start_step = settle_recipe(task, start)
-    if start_step >= schedule.total_steps and (config.run / "summary.json").is_file():
-        say(f"{config.run} is finished: step {start_step} of {schedule.total_steps}, {start}. Nothing to do.")
+    """Runs steps 2 to 8. Raises ConfigError, CheckpointError or DataError before step 5 if the input cannot work."""
+    # 2 derive
+    task = task_class(config.task.name)(config, topology)
+    total_steps = task.schedule.total_steps
+
+    # 3 resume
+    checkpoint = starting_point(config.run, config.resume, config.overwrite)
+    recipe, start_step = match_recipe(task, checkpoint)
+    if start_step >= total_steps and (config.run / "summary.json").is_file():
+        say(f"{config.run} is finished: step {start_step} of {total_steps}, {checkpoint}. Nothing to do.")
         return
-    if "wandb" in config.logger and not config.overwrite:
-        wandb_id(config.run)  # refuses that of another run
-    if config.trial is not None:
-        os.environ.setdefault("WANDB_RUN_GROUP", config.name)
+    if config.logger:
+        from tasks.loggers import check_trackers
+
+        check_trackers(config)
     strategy = choose_strategy(config.trainer["strategy"], topology.ranks, recipe["precision"])
+
+    # 4 model
     torch.manual_seed(config.seed)
-    model = task.model(start)
+    model = task.model(checkpoint)
 
+    # 5 record
     if topology.rank == 0:
-        create(config.run, config.overwrite)
-        OmegaConf.save(OmegaConf.create(config.model_dump(mode="json", exclude={"plan"})), config.run / "config.yaml")
-        record_start(config.run, start_step, topology.ranks)
-        about = {"precision": recipe["precision"], "data": recipe["order"], "model": dict(task.describe(model))}
-        write_json(config.run / "derived.json", {**asdict(schedule), "epochs": schedule.epochs, **about})
-        show_start(
-            config.run,
-            schedule,
-            task.describe(model),
-            shards=len(data.train_index.shards),
-            validation=len(data.val_index) if data.val_index is not None else 0,
-            base_lr=config.optim.base_lr,
-            precision=recipe["precision"],
-            source=str(start or config.init_from or "random weights"),
-        )
-    module = task.module(model, schedule, recipe)
-    trainer = build_trainer(task, schedule, recipe["precision"], start_step, strategy)
-    trainer.callbacks = [*extra_callbacks, *trainer.callbacks]  # pyright: ignore[reportAttributeAccessIssue]
-    code = 1
-    try:
-        with explain_worker_death():
-            trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
-        if data.val_index is not None and (config.val_every is None or schedule.total_steps % config.val_every):
-            trainer.validate(module, datamodule=data, verbose=False)
-        code = 0
-    except Stopped as stop:
-        requeue(stop.signum, topology.rank)  # before W&B, which may take long
-        raise
-    finally:
-        if error := sys.exception():
-            error.add_note(f"The same command goes on from the newest checkpoint in {config.run / 'checkpoints'}.")
-        finish_wandb(code)
+        record_run(task, model, recipe, start_step, source=str(checkpoint or config.init_from or "random weights"))
+
+    # 6 trainer
+    module = task.module(model, recipe)
+    trainer = build_trainer(task, recipe["precision"], start_step, strategy, extra_callbacks)
+
+    # 7 fit
+    fit(trainer, module, task, checkpoint)
+
+    # 8 finish
     if topology.rank == 0:
-        task.finish(module, schedule)
+        task.finish(module)
 
 
-def settle_recipe(task: Task, start: Path | None) -> tuple[dict[str, Any], int]:
-    """The settings that decide the result, as stored in every checkpoint, and the step to start from.
-
-    Raises ConfigError when the checkpoint to go on from was made with other ones.
-    """
-    stored = read_own(start)["mae"] if start is not None else None
+def match_recipe(task: Task, checkpoint: Path | None) -> tuple[dict[str, Any], int]:
+    """Returns the recipe and the step to start at. Raises ConfigError if the checkpoint has a different recipe."""
+    stored = read_own(checkpoint)["mae"] if checkpoint is not None else None
     precision = resolve_precision(task.config.precision)
     if stored is not None and task.config.precision == "auto":
         precision = stored["recipe"]["precision"]
     recipe = task.recipe(precision)
-    if stored is None or start is None:
+    if stored is None or checkpoint is None:
         return recipe, 0
-    # Settings that the checkpoint's version did not have are at their defaults in it.
+    # A checkpoint that is older than a setting was trained with its default.
     known = stored["recipe"] | {"optim": OptimConfig.model_validate(stored["recipe"].get("optim", {})).model_dump()}
-    refuse_other_run(known, recipe, start)
+    refuse_other_run(known, recipe, checkpoint)
     return recipe, stored["step"]
 
 
+def record_run(task: Task, model: nn.Module, recipe: dict[str, Any], start_step: int, source: str) -> None:
+    """Creates the run folder, writes config.yaml and derived.json, prints the start table."""
+    config, data, schedule, run = task.config, task.data, task.schedule, task.config.run
+    create(run, config.overwrite)
+    OmegaConf.save(OmegaConf.create(config.model_dump(mode="json", exclude={"plan"})), run / "config.yaml")
+    record_start(run, start_step, task.topology.ranks)
+    about = {"precision": recipe["precision"], "data": recipe["order"], "model": dict(task.describe(model))}
+    write_json(run / "derived.json", {**asdict(schedule), "epochs": schedule.epochs, **about})
+    show_start(
+        run,
+        schedule,
+        task.describe(model),
+        shards=len(data.train_index.shards),
+        validation=len(data.val_index) if data.val_index is not None else 0,
+        base_lr=config.optim.base_lr,
+        precision=recipe["precision"],
+        source=source,
+    )
+
+
 def build_trainer(
-    task: Task, schedule: Schedule, precision: str, start_step: int, strategy: str | Strategy
+    task: Task, precision: str, start_step: int, strategy: str | Strategy, extra_callbacks: Sequence[pl.Callback]
 ) -> pl.Trainer:
-    """Lightning's trainer for this topology, counting in optimiser steps."""
-    config, data, topology = task.config, task.data, task.topology
+    """Builds Lightning's trainer for this topology, counting in optimiser steps."""
+    config, data, topology, schedule = task.config, task.data, task.topology, task.schedule
     val_every = config.val_every if data.val_index is not None else None
     checkpoints = SaveCheckpoints(config.run, config.checkpoint, val_every)
     signals = StopOnSignal(checkpoints)
     guard = SkipNonFinite(config.run, signals)
     throughput = Throughput(config.log_every, FetchTimer(), guard, precision)
-    # The order matters: a step is measured, painted and saved before the run may stop at it.
-    callbacks = [throughput, ShowProgress(throughput), *task.callbacks(), checkpoints, guard, signals]
+    callbacks = [*extra_callbacks]
     if config.profile:
-        callbacks.insert(0, StepProfiler(config.run))
+        callbacks.append(StepProfiler(config.run))
+    # The order matters: a step is measured, shown and saved before the run may stop at it.
+    callbacks += [throughput, ShowProgress(throughput), *task.callbacks(), checkpoints, guard, signals]
     loggers = [MetricsCSV(config.run / "metrics.csv", start_step)]
-    if topology.rank == 0:
+    if config.logger and topology.rank == 0:
+        from tasks.loggers import open_loggers
+
         loggers += open_loggers(config, start_step)
-    settings = config.trainer | {"devices": topology.devices, "num_nodes": topology.nodes}
     return instantiate(
-        settings,
+        config.trainer,
+        devices=topology.devices,
+        num_nodes=topology.nodes,
         strategy=strategy,
         precision=precision,
         max_steps=schedule.total_steps,
@@ -187,3 +200,26 @@ def build_trainer(
         callbacks=callbacks,
         default_root_dir=config.run,
     )
+
+
+def fit(trainer: pl.Trainer, module: Training, task: Task, checkpoint: Path | None) -> None:
+    """Trains to the last step and validates it. Requeues the SLURM job and re-raises if a signal stopped the run."""
+    config, data = task.config, task.data
+    code = 1
+    try:
+        with explain_worker_death():
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        validated = config.val_every is not None and task.schedule.total_steps % config.val_every == 0
+        if data.val_index is not None and not validated:
+            trainer.validate(module, datamodule=data, verbose=False)
+        code = 0
+    except Stopped as stop:
+        requeue(stop.signum, task.topology.rank)  # before W&B is closed, which may take long
+        raise
+    finally:
+        if error := sys.exception():
+            error.add_note(f"Run the same command to resume from the newest checkpoint in {config.run / 'checkpoints'}")
+        if config.logger:
+            from mae.run.tracker_identity import finish_wandb
+
+            finish_wandb(code)

@@ -7,11 +7,10 @@ import sys
 
 import lightning.pytorch as pl
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from mae.distributed.launch import Topology
-from tasks.config import TrainConfig
 from tasks.errors import readable_errors
+from tasks.task import read_settings
 from tasks.train import train
 from tests.conftest import ROOT
 
@@ -37,8 +36,7 @@ def train_with(callbacks: list[pl.Callback], overrides: list[str]) -> None:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         raw = compose("train", overrides=overrides)
     with readable_errors():
-        config = TrainConfig.model_validate(OmegaConf.to_container(raw, resolve=True, throw_on_missing=True))
-        train(config, Topology.from_environment() or Topology(), callbacks)
+        train(read_settings(raw), Topology.from_environment() or Topology(), callbacks)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch.distributed.run import get_args_parser as torchrun_parser
 
-from tasks.config import TrainConfig
 from tasks.evaluate import EvalConfig
 from tasks.search.config import SweepConfig
+from tasks.task import read_settings
 from tests.conftest import ROOT
 from tests.documentation import PAGES, Command, commands
 from tests.forked import run
@@ -31,7 +32,11 @@ from tests.masked_photos import shards_of_shapes, write_coco
 from tests.test_experiments import SEGMENT
 
 ALL = [command for page in PAGES for command in commands(page)]
-PROGRAMS: dict[str, Any] = {"train.py": TrainConfig, "eval.py": EvalConfig, "sweep.py": SweepConfig}
+PROGRAMS: dict[str, Callable[[Any], Any]] = {
+    "train.py": read_settings,
+    "eval.py": lambda raw: EvalConfig.model_validate(OmegaConf.to_container(raw, resolve=True)),
+    "sweep.py": lambda raw: SweepConfig.model_validate(OmegaConf.to_container(raw, resolve=True)),
+}
 PYTHON = ("python", ".venv/bin/python")
 
 # What makes a command of any size one of seconds.
@@ -92,7 +97,7 @@ def check_program(program: str, words: list[str]) -> list[Any]:
         for overrides in itertools.product(*choices):
             composed = hydra.compose(name, overrides=list(overrides), return_hydra_config=True)
             settings = composed.sweep if name == "sweep" else OmegaConf.masked_copy(composed, set(composed) - {"hydra"})  # pyright: ignore
-            found.append(PROGRAMS[program].model_validate(OmegaConf.to_container(settings, resolve=True)))
+            found.append(PROGRAMS[program](settings))
     return found
 
 

@@ -11,6 +11,7 @@ import mae
 from mae.distributed.launch import Topology
 from mae.report.summary import read_metrics
 from tasks.config import TrainConfig
+from tasks.task import read_settings
 from tasks.train import train
 from tests.conftest import ROOT
 from tests.masked_photos import shards_of_shapes
@@ -45,9 +46,7 @@ SEGMENT = [
 
 def compose(*overrides: str) -> TrainConfig:
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return TrainConfig.model_validate(
-            OmegaConf.to_container(hydra.compose("train", overrides=list(overrides)), resolve=True)
-        )
+        return read_settings(hydra.compose("train", overrides=list(overrides)))
 
 
 def test_all_the_recipes_are_there() -> None:

@@ -27,7 +27,7 @@ from mae.run.checkpoint_writer import AtomicCheckpointIO
 from tasks.config import TrainConfig
 from tasks.evaluate import EvalConfig, evaluate
 from tasks.pretrain import Pretrain
-from tasks.train import settle_recipe, train
+from tasks.train import match_recipe, train
 from tests.processes import SMALL, equal, losses, state
 from tests.test_experiments import compose
 
@@ -103,7 +103,7 @@ def test_a_checkpoint_from_before_a_setting_had_its_default(tmp_path: Path, buil
     recipe = task.recipe("32-true")
     del recipe["optim"]["layer_decay"], recipe["data"]["rand_augment"]
     AtomicCheckpointIO().save_checkpoint({"mae": {"step": 7, "recipe": recipe}}, tmp_path / "old.ckpt")
-    assert settle_recipe(task, tmp_path / "old.ckpt") == (task.recipe("32-true"), 7)
+    assert match_recipe(task, tmp_path / "old.ckpt") == (task.recipe("32-true"), 7)
 
 
 def test_from_two_steps_of_pre_training_to_an_export(tmp_path: Path, built_in: Path, pretrained: Path, capsys) -> None:

@@ -1,12 +1,15 @@
 """The arrows between rooms point one way."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.processes import SMALL
 
 # Each room and the rooms of its package that it may import; errors.py and atomic.py are open to all of them. A file
 # beside the rooms counts as a room of its own name.
@@ -42,6 +45,30 @@ MAE = {
 }
 OPEN = {"errors", "atomic"}
 
+# Imports of these packages inside functions: each is a door behind which a room is loaded only if it is asked for.
+DOORS = {
+    "train.py": "--help and the shell's completion load no torch",
+    "eval.py": "--help and the shell's completion load no torch",
+    "sweep.py": "--help and the shell's completion load no torch",
+    "tasks/task.py": "each task by its name",
+    "tasks/train.py": "plan=true; logger=",
+    "tasks/pretrain.py": "init_from=; online_probe.every=",
+    "mae/__init__.py": "names of the API when they are first used",
+    "mae/demo/__main__.py": "--help",
+}
+
+# The rooms and files that two steps of pre-training load, no others.
+PRETRAINING = {
+    "data": {"datamodule", "images", "index", "loader", "order", "pack", "parallel", "storage", *OPEN},
+    "mae": {"callbacks", "distributed", "models", "pictures", "plan", "probes", "report", "run", "train", *OPEN},
+    "tasks": {"cli", "config", "errors", "pretrain", "task", "train"},
+}
+PARTS = {  # of rooms that others ask for
+    "mae.plan": {"devices"},  # the peak rate that a utilisation is a share of
+    "mae.probes": {"trivial_losses"},  # of the summary
+    "mae.report": {"loss_curve", "start", "summary"},
+}
+
 
 def imports(file: Path) -> Iterator[str]:
     """The modules that a file imports, those inside functions included."""
@@ -52,6 +79,19 @@ def imports(file: Path) -> Iterator[str]:
             # `from package import module` names a module too.
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imports_in_functions(file: Path) -> Iterator[str]:
+    """The modules of data, mae and tasks that functions of a file import; "…" where a variable names them."""
+    for function in ast.walk(ast.parse(file.read_text())):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            for node in ast.walk(function):
+                if isinstance(node, ast.Import):
+                    yield from (name.name for name in node.names if name.name.split(".")[0] in PRETRAINING)
+                elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PRETRAINING:
+                    yield str(node.module)
+                elif isinstance(node, ast.Name) and node.id in ("import_module", "__import__"):
+                    yield "…"
 
 
 def files(package: str) -> list[Path]:
@@ -101,3 +141,25 @@ def test_data_and_mae_never_meet_and_neither_knows_hydra() -> None:
 def test_models_know_no_lightning() -> None:
     for file in (ROOT / "mae" / "models").glob("*.py"):
         assert "lightning" not in {name.split(".")[0] for name in imports(file)}, file
+
+
+def test_functions_import_rooms_only_at_the_doors() -> None:
+    programs = [ROOT / name for name in ("train.py", "eval.py", "sweep.py")]
+    for file in [*programs, *files("data"), *files("mae"), *files("tasks")]:
+        found = sorted(set(imports_in_functions(file)))
+        assert bool(found) == (str(file.relative_to(ROOT)) in DOORS), f"{file} imports {found} inside functions"
+
+
+def test_pretraining_loads_its_own_rooms_alone(tmp_path: Path, built_in: Path) -> None:
+    script = "import runpy, sys; runpy.run_path('train.py', run_name='__main__'); print('loaded', *sys.modules)"
+    words = [*SMALL, f"runs={tmp_path}", f"data.root={built_in}", "max_steps=2", "data.workers=0"]
+    done = subprocess.run([sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = [name.split(".") for name in done.stdout.splitlines()[-1].split() if name.split(".")[0] in PRETRAINING]
+    for package, rooms in PRETRAINING.items():
+        assert {parts[1] for parts in loaded if parts[0] == package and len(parts) > 1} == rooms
+    for room, modules in PARTS.items():
+        assert {parts[2] for parts in loaded if ".".join(parts[:2]) == room and len(parts) > 2} == modules
+    found = [ROOT.joinpath(*parts) for parts in loaded]
+    sources = [path / "__init__.py" if path.is_dir() else path.with_suffix(".py") for path in found]
+    assert sum(len(source.read_text().splitlines()) for source in [ROOT / "train.py", *sources]) <= 9000

@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from mae.callbacks.step_callback import StepCallback
 from mae.callbacks.throughput import Throughput
@@ -16,17 +15,6 @@ from mae.probes.knn import knn_accuracy
 from mae.train.pretraining import Pretraining
 
 Loader = Iterable[dict[str, Any]]
-
-
-class OnlineProbeConfig(BaseModel):
-    """Every how many steps the features are probed, and on how many images: these bound what it costs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    every: int | None = Field(None, ge=1)
-    train_images: int = Field(2000, ge=1)
-    test_images: int = Field(1000, ge=2)
-    k: int = Field(20, ge=1)
 
 
 class OnlineProbe(StepCallback):
@@ -41,9 +29,8 @@ class OnlineProbe(StepCallback):
     Reads the weights and nothing else: no parameter, no random state and no counter of the run is touched.
     """
 
-    def __init__(self, config: OnlineProbeConfig, train: Loader | None, test: Loader) -> None:
-        assert config.every is not None
-        self.every, self.k = config.every, config.k
+    def __init__(self, every: int, k: int, train: Loader | None, test: Loader) -> None:
+        self.every, self.k = every, k
         self.train, self.test = train, test
         self.seconds = 0.0
 

@@ -3,26 +3,11 @@
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from mae.plan.devices import Hardware
 from mae.plan.training_cost import Workload
 
 # Of a device's memory, for what no count of tensors knows: the CUDA context, libraries, gaps between allocations.
 RESERVE = 0.1
-
-
-class PlanConfig(BaseModel):
-    """Whether the plan is wanted instead of the run, and for which machine."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    show: bool = False
-    gpus: int | None = Field(None, ge=1)
-    gpu: str | None = None
-    mfu: float = Field(0.4, gt=0, le=1)
-    samples: int | None = Field(None, ge=1)
-    file: str | None = Field(None, alias="json")
 
 
 class Layout(NamedTuple):

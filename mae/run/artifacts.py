@@ -8,8 +8,6 @@ from typing import Any, Literal
 import yaml
 from lightning.pytorch.loggers import Logger, WandbLogger
 
-from mae.run.tracker_identity import reopened_wandb
-
 Artifacts = Literal["none", "reference", "upload"]
 
 
@@ -40,8 +38,8 @@ def _refer(artifact: Any, path: Path) -> None:
     artifact.add_reference(path.resolve().as_uri(), name="model.ckpt", checksum=False)
 
 
-def log_export(run: Path, out: Path, card: Path) -> None:
-    """An export as an artifact of the W&B run of a finished training, with what its card says as metadata.
+def log_export(wandb_run: Any, run: Path, out: Path, card: Path) -> None:
+    """Logs an export as an artifact of the W&B run of a finished training, with what its card says as metadata.
 
     It refers to the checkpoint that it was made from, which becomes an artifact of the run as well unless the training
     has made it one.
@@ -50,13 +48,12 @@ def log_export(run: Path, out: Path, card: Path) -> None:
 
     about = json.loads(card.read_text())
     checkpoint, step = Path(about["source"]), about["step"]
-    with reopened_wandb(run) as wandb_run:
-        if yaml.safe_load((run / "config.yaml").read_text())["checkpoint"].get("artifacts", "none") == "none":
-            _log_checkpoint(wandb_run, checkpoint, step, "reference")
-        metadata = {"made_from": f"model-{wandb_run.id}:step-{step}", **about}
-        artifact = wandb.Artifact(f"{about['format']}-{wandb_run.id}", type="export", metadata=metadata)
-        for file in [*(out.parent / name for name in about["sha256"]), card]:
-            artifact.add_file(str(file), name=str(file.relative_to(out.parent)))
-        _refer(artifact, checkpoint)
-        wandb_run.log_artifact(artifact, aliases=["latest", f"step-{step}"])
-        print(f"{out}: artifact {artifact.name} of the W&B run {wandb_run.id}, made from {metadata['made_from']}")
+    if yaml.safe_load((run / "config.yaml").read_text())["checkpoint"].get("artifacts", "none") == "none":
+        _log_checkpoint(wandb_run, checkpoint, step, "reference")
+    metadata = {"made_from": f"model-{wandb_run.id}:step-{step}", **about}
+    artifact = wandb.Artifact(f"{about['format']}-{wandb_run.id}", type="export", metadata=metadata)
+    for file in [*(out.parent / name for name in about["sha256"]), card]:
+        artifact.add_file(str(file), name=str(file.relative_to(out.parent)))
+    _refer(artifact, checkpoint)
+    wandb_run.log_artifact(artifact, aliases=["latest", f"step-{step}"])
+    print(f"{out}: artifact {artifact.name} of the W&B run {wandb_run.id}, made from {metadata['made_from']}")
