@@ -1,11 +1,11 @@
-"""Images per second of the stream beside other loaders, interleaved: python -m benchmarks.stream [--rounds 5]
+"""Images per second of ShardLoader beside other loaders, interleaved: python -m benchmarks.stream [--rounds 5]
 
 Photographs are cut from real ones (--photos, default MAE_DATASETS/large_photos) at 500×375 and 2250×1500, and written
 as a folder of JPEGs and as shards. Every loader gives batches of 224×224 random-resized and flipped crops:
 
 folder    torchvision's ImageFolder, PIL, RandomResizedCrop, ToTensor, Normalize: the pipeline of facebookresearch/mae
 wds       webdataset, simplejpeg, crops of uint8 resized by torch's antialiased bicubic: the fastest of webdataset
-ours      the stream, exact and fast
+ours      ShardLoader, decoding exact and fast
 """
 
 import argparse

@@ -38,7 +38,7 @@ POLICY = r"^rand(-(m|n)\d+|-(p|mstd)\d+(\.\d+)?)*-inc1$"
 
 
 class DataConfig(BaseModel, frozen=True, extra="forbid"):
-    """Which images are read, and how they are cropped.
+    """Settings of the data: which images are read, and how they are cropped.
 
     `path` takes precedence over `source`; without `val_path` the val or test part of `path` is used, if it has one.
     """
@@ -99,7 +99,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def named(self) -> bool:
-        """Whether the settings say which images to read."""
+        """True if the settings say which images to read."""
         return bool(self.path or self.source)
 
     @property
@@ -241,7 +241,7 @@ class ShardDataModule(lightning.LightningDataModule):
         )
 
     def dataset(self, index: ShardIndex, seed: int | None = None) -> ShardDataset:
-        """Returns the data set that makes batches of an index: random crops drawn from `seed`, else centre crops."""
+        """Returns the data set that loads batches from an index: random crops drawn from `seed`, else centre crops."""
         return ShardDataset(index, self.crop, seed)
 
     def crops(self, index: ShardIndex, samples: np.ndarray) -> Tensor:

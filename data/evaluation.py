@@ -16,7 +16,7 @@ Split = Literal["train", "test"]
 
 
 class EvaluationImages:
-    """The training images and the test images of `data`, which are its validation images, as one rank reads them.
+    """Training and test images of `data`, as one rank reads them; the test images are its validation images.
 
     batch_size  of one rank
     """

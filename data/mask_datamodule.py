@@ -54,5 +54,5 @@ class MaskDataModule(ShardDataModule):
         self.frame = Frame(image_size, masks_per_image, flip=config.flip, min_area=min_area)
 
     def dataset(self, index: ShardIndex, seed: int | None = None) -> MaskDataset:
-        """Returns the data set that makes batches of an index: masks and mirroring drawn from `seed`, if given."""
+        """Returns the data set that loads batches from an index: masks and mirroring drawn from `seed`, if given."""
         return MaskDataset(index, self.frame, seed)

@@ -15,7 +15,6 @@ from data.datamodule import DataConfig
 from data.images.pil import picture
 from data.mask_datamodule import MaskDataModule
 from data.order.samplers import spread
-from data.storage.read import read
 from mae.errors import ConfigError
 from mae.formats.detect import is_segmentation
 from mae.formats.load_segmenter import load_segmenter
@@ -106,8 +105,7 @@ def paint(
         photograph = photograph_of(batch, normalise, device)
         areas = batch["masks"].float().mean((1, 2))
         truth = batch["masks"][int(torch.where(areas < 0.5, areas, 0).argmax())][None].to(device)
-        shard, offset, size = index.locate(int(batch["samples"][0]))
-        image = picture(read(index.shards[shard], offset, size, index.cache), "RGB")
+        image = picture(index.read(int(batch["samples"][0])), "RGB")
         height, width = photograph.original
         pixels = np.asarray(image.resize((width, height)))
         row = [(column(pixels, truth[0].cpu().numpy(), COLOURS["truth"]), batch["keys"][0])]

@@ -22,7 +22,7 @@ from data.index.tar import Member
 from data.storage.cache import DEFAULT, ShardCache
 from data.storage.lru import LRU
 from data.storage.protocols import is_remote, split_path
-from data.storage.read import read_line
+from data.storage.read import read, read_line
 
 Result = TypeVar("Result")
 CONNECTIONS = 16
@@ -60,6 +60,11 @@ class ShardIndex:
         """Returns (number of the shard, offset, size) of a sample's image."""
         shard, (offset, size, _, _) = self._record(sample)
         return shard, offset, size
+
+    def read(self, sample: int) -> bytes:
+        """Reads the encoded image of a sample. Raises DataError if it cannot be read."""
+        shard, offset, size = self.locate(sample)
+        return read(self.shards[shard], offset, size, self.cache)
 
     def shard_of(self, sample: int) -> int:
         """Returns the number of the shard that holds a sample."""

@@ -9,7 +9,6 @@ from data.errors import DataError
 from data.images.pil import picture
 from data.index.index import ShardIndex
 from data.order.samplers import spread
-from data.storage.read import read
 
 COLUMNS, SAMPLES = 8, 48
 SIDE, TEXT, GAP = 160, 30, 8  # pixels of an image, of the lines below it, and between images
@@ -38,9 +37,8 @@ def draw_sheet(index: ShardIndex, path: Path, samples: int = SAMPLES) -> None:
 
 
 def _thumbnail(index: ShardIndex, sample: int) -> Image.Image:
-    shard, offset, size = index.locate(sample)
     try:
-        image = picture(read(index.shards[shard], offset, size), "RGB", at_least=(2 * SIDE, 2 * SIDE))
+        image = picture(index.read(sample), "RGB", at_least=(2 * SIDE, 2 * SIDE))
     except DataError:
         return Image.new("RGB", (SIDE, SIDE), "grey")
     image.thumbnail((SIDE, SIDE))

@@ -29,7 +29,7 @@ class Target(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What one sample is. The image is corrupt if it has a fault."""
+    """Findings about one sample; it is corrupt if it has a fault."""
 
     sample: int
     hash: int  # of the encoded image, 0 if it could not be read
@@ -50,7 +50,7 @@ def chunks(index: ShardIndex, samples: np.ndarray, decoded: np.ndarray) -> Itera
 
 
 def examine(targets: list[Target], advance: Callable[[], None]) -> list[Finding]:
-    """Reads the samples, decodes those that are to be decoded, and returns what each is. Calls `advance` after each."""
+    """Reads the samples, decodes some of them, and returns what was found. Calls `advance` after each sample."""
     findings = []
     for sample, tar, offset, size, decode in targets:
         hashed, header, moments, fault = 0, None, None, ""

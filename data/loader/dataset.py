@@ -28,7 +28,6 @@ from data.index.index import ShardIndex
 from data.loader.shared_batches import Ring
 from data.order import hashing
 from data.order.samplers import MicroBatch
-from data.storage.read import read
 
 Batch = dict[str, Any]
 Uniforms = list[list[float]] | None  # for each view its numbers in [0, 1); None where nothing is drawn
@@ -147,8 +146,7 @@ class ShardDataset(Dataset[Batch]):
 
     def _load(self, rows: Tensor, sample: int, uniforms: Uniforms) -> Any:
         """Reads one sample and writes its views into `rows`. Returns its part of what `_collate` makes."""
-        shard, offset, size = self.index.locate(sample)
-        return self.decode_views(rows, read(self.index.shards[shard], offset, size, self.index.cache), uniforms)
+        return self.decode_views(rows, self.index.read(sample), uniforms)
 
     def _choose_box(self, height: int, width: int, u: list[float] | None) -> Box:
         spec = self.spec

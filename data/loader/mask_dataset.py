@@ -22,7 +22,7 @@ from data.storage.read import read
 
 
 class Frame(NamedTuple):
-    """The square that a photograph is laid into, top left, its longer side filling it.
+    """Square that a photograph is laid into, top left, its longer side filling it.
 
     side             of the square in pixels
     masks_per_image  at most, drawn for training, evenly spread otherwise; None: all of them, at the resolution of the
@@ -40,7 +40,7 @@ class Frame(NamedTuple):
 
 
 class Annotated(NamedTuple):
-    """What goes with one image of a batch."""
+    """Annotations of one image of a batch."""
 
     inside: tuple[int, int]  # height, width of the photograph in the frame
     original: tuple[int, int]  # height, width of the photograph that the masks are of
@@ -71,11 +71,9 @@ class MaskDataset(ShardDataset):
 
     def _load(self, rows: Tensor, sample: int, uniforms: Uniforms) -> Annotated:
         """Writes one photograph into `rows` [1, 3, S, S] and returns its masks."""
-        shard, offset, size = self.index.locate(sample)
-        tar = self.index.shards[shard]
-        data = read(tar, offset, size, self.index.cache)
+        data = self.index.read(sample)
         header = decode.read_header(data)
-        codes, original = masks.read_record(self._read_record(sample, tar), header[:2])
+        codes, original = masks.read_record(self._read_record(sample), header[:2])
         inside = fit(header.height, header.width, self.frame.side)
         mirrored = uniforms is not None and self.frame.flip and uniforms[0][0] < 0.5
         if self.frame.masks_per_image is None:
@@ -89,11 +87,12 @@ class MaskDataset(ShardDataset):
         rows[0, :, : inside[0], : inside[1]] = image.flip(-1) if mirrored else image
         return Annotated(inside, original, chosen, numbers)
 
-    def _read_record(self, sample: int, tar: str) -> bytes:
+    def _read_record(self, sample: int) -> bytes:
         member = next((m for m in self.index.members(sample) if m.name.lower().endswith(".json")), None)
         if member is None:
             raise DataError("it has no .json with masks beside it")
-        return read(tar, member.offset, member.size, self.index.cache)
+        shard = self.index.shards[self.index.shard_of(sample)]
+        return read(shard, member.offset, member.size, self.index.cache)
 
     def _frame_masks(
         self,

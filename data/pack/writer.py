@@ -85,8 +85,8 @@ def write_shard(job: ShardJob, advance: Callable[[], None]) -> Record:
         with open(temporary, "rb") as file:
             size, sha256 = index.tar_bytes, hashlib.file_digest(file, "sha256").hexdigest()
         final = str(job.folder / job.tar.removesuffix(".tar"))
-        for source, ending in ((temporary, ".tar"), (index.text, ".idx"), (f"{index.text}.bin", ".idx.bin")):
-            publish(source, final + ending)
+        for path, ending in ((temporary, ".tar"), (index.text, ".idx"), (f"{index.text}.bin", ".idx.bin")):
+            publish(path, final + ending)
     else:
         temporary.unlink()
     samples = len(job.samples) - len(bad)
