@@ -16,8 +16,8 @@ from data.images.pil import picture
 from data.mask_datamodule import MaskDataModule
 from data.order.samplers import spread
 from mae.errors import ConfigError
-from mae.formats.detect import is_segmentation
 from mae.formats.load_segmenter import load_segmenter
+from mae.formats.opened import open_weights
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.models.pixels import Pixels
@@ -55,10 +55,11 @@ def evaluate_segmentation(
 
     Raises ConfigError when there are no validation photographs.
     """
-    trained = load_segmenter(checkpoint)
+    opened = open_weights(checkpoint)
+    trained = load_segmenter(opened)
     run = run_of(checkpoint)
     settings: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml")) if run else {"data": {}}
-    start = before(trained, settings if run and is_segmentation(checkpoint) else None, seed)
+    start = before(trained, settings if run and opened.kind == "segmentation" else None, seed)
     changed = {name: value for name, value in given.items() if value is not None}
     config = DataConfig.model_validate(settings["data"] | changed | {"weights": None})
     side = trained.encoder.config.image_size[0]

@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 import mae
 from mae.export.write import export
 from mae.formats.available import FORMATS
-from mae.formats.facebook import of_decoder
+from mae.formats.facebook import in_decoder
 from mae.models.resample import at_image_size
 from mae.models.vit import LayerNorm
 from tests.exports import own_checkpoint, photograph
@@ -228,7 +228,7 @@ def test_onnxruntime_with_batches_of_any_size(tmp_path: Path, fields) -> None:
 def test_onnx_weights_above_the_limit_lie_in_a_file_of_their_own(tmp_path: Path, monkeypatch) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     model, source = own_checkpoint(tmp_path)
-    monkeypatch.setattr("mae.formats.onnx.LARGEST", 1000)
+    monkeypatch.setattr("mae.formats.onnx.MAX_BYTES_INSIDE", 1000)
     card = json.loads(export(source, "onnx", tmp_path / "out" / "encoder.onnx").read_text())
     assert set(card["sha256"]) == {"encoder.onnx", "encoder.onnx.data"}
     (tmp_path / "out").rename(tmp_path / "moved")
@@ -254,7 +254,7 @@ def test_another_image_size_resizes_the_positions(tmp_path: Path, to: str) -> No
     assert card["config"]["image_size"] == [48, 48] and card["verification"]["difference"] <= 1e-5
     if FORMATS[to].read_back:
         theirs = VisionTransformer(32, 8, embed_dim=192, depth=2, num_heads=3, num_classes=0, norm_layer=LayerNorm)
-        theirs.load_state_dict({key: value for key, value in model.state_dict().items() if not of_decoder(key)})
+        theirs.load_state_dict({key: value for key, value in model.state_dict().items() if not in_decoder(key)})
         theirs.set_input_size(48)  # timm's own resize
         images = photograph(at_image_size(model, 48).config)
         close(theirs.eval().forward_features(images), mae.load(out).encode(images))

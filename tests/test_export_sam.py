@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import mae
-from mae.export.source import open_source
+from mae.export.open import open_export
 from mae.export.write import export
 from mae.formats.available import FORMATS
 from tests.exports import own_checkpoint, photograph
@@ -77,8 +77,8 @@ def test_the_size_is_1024_unless_told_and_the_fresh_neck_is_always_the_same(tmp_
     states = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        opened, step = open_source(source, FORMATS["segment-anything"], None, None)
-        assert (opened.sam.config.image_size, step) == ((1024, 1024), 500)
+        opened = open_export(source, FORMATS["segment-anything"], None, None)
+        assert (opened.sam.config.image_size, opened.step) == ((1024, 1024), 500)
         states.append(opened.sam.state_dict())
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 

@@ -12,9 +12,8 @@ from torch.nn import functional as F
 import mae
 from mae.export.verify import verify
 from mae.formats import segment_anything as segment_anything_format
-from mae.formats.format import Export
+from mae.formats.format import Export, Scale
 from mae.formats.hf_sam import our_name, their_name
-from mae.formats.pixel_scale import Scale
 from mae.models.resample import at_image_size, resize_projection
 from mae.models.vit import LayerNorm
 from mae.sam.convert import to_sam
@@ -35,7 +34,7 @@ def small_sam(**fields) -> mae.SamEncoder:
     return encoder.eval()
 
 
-def source(encoder: mae.SamEncoder, merge_into: Path | None = None) -> Export:
+def as_export(encoder: mae.SamEncoder, merge_into: Path | None = None) -> Export:
     return Export(encoder, Scale((0.5,) * 3, (0.5,) * 3, known=True), merge_into)
 
 
@@ -125,7 +124,7 @@ def test_a_plain_encoder_for_another_size_is_timms_of_that_size(size) -> None:
 @torch.no_grad()
 def test_segment_anything_loads_what_we_write_and_we_load_it_back(tmp_path: Path, form: str) -> None:
     encoder, out = small_sam(), tmp_path / "sam.pth"
-    written = source(encoder)
+    written = as_export(encoder)
     segment_anything_format.write(written, out)
     assert verify(segment_anything_format.FORMAT, written, out)["difference"] <= 1e-5
     if form == "bare":
@@ -150,7 +149,7 @@ def test_merged_into_a_whole_sam_the_encoder_is_ours_and_the_rest_is_theirs(tmp_
     sam, encoder = whole_sam(), small_sam()
     torch.save(sam.state_dict(), tmp_path / "whole.pth")
     before = {key: value.clone() for key, value in sam.state_dict().items()}
-    segment_anything_format.write(source(encoder, tmp_path / "whole.pth"), tmp_path / "merged.pth")
+    segment_anything_format.write(as_export(encoder, tmp_path / "whole.pth"), tmp_path / "merged.pth")
     sam.load_state_dict(torch.load(tmp_path / "merged.pth", weights_only=True), strict=True)
     for key, value in sam.state_dict().items():
         if key.startswith("image_encoder."):
@@ -163,7 +162,7 @@ def test_merged_into_a_whole_sam_the_encoder_is_ours_and_the_rest_is_theirs(tmp_
 def test_an_encoder_of_another_size_is_not_merged(tmp_path: Path) -> None:
     torch.save(whole_sam().state_dict(), tmp_path / "whole.pth")
     with pytest.raises(mae.CheckpointError, match=r"another architecture: .*pos_embed"):
-        other = source(small_sam(image_size=(320, 320)), tmp_path / "whole.pth")
+        other = as_export(small_sam(image_size=(320, 320)), tmp_path / "whole.pth")
         segment_anything_format.write(other, tmp_path / "other.pth")
     assert not (tmp_path / "other.pth").exists()
 

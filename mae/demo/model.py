@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from mae.errors import ConfigError
-from mae.export.source import checkpoint_of
 from mae.formats.load import load
-from mae.formats.pixel_scale import scale_of
+from mae.formats.opened import open_weights, scale_of
 from mae.models.attention_maps import attention_weights, rollout
 from mae.models.config import MAEConfig, visible_patches
 from mae.models.mae import MaskedAutoencoder
@@ -20,7 +19,6 @@ from mae.models.patches import patchify, unpatchify
 from mae.models.pixels import Pixels
 from mae.models.vit import Encoder, choose_attention
 from mae.probes.features import Kind, describe
-from mae.run.checkpoint_files import read_own
 from mae.train.precision import choose_float32_products
 
 
@@ -100,23 +98,22 @@ def open_model(path: Path) -> DemoModel:
 
     Raises CheckpointError when there is none, ConfigError when it takes no photographs.
     """
-    checkpoint = checkpoint_of(path)
-    encoder = load(checkpoint)
+    opened = open_weights(path)
+    encoder = load(opened)
     channels = encoder.config.in_channels
     if channels not in (1, 3):
         raise ConfigError(
             f"{path} takes images of {channels} channels, and a photograph has one or three: it cannot be shown here. "
             f"python eval.py checkpoint={path} probe=reconstruct shows its own images"
         )
-    own = read_own(checkpoint)["mae"] if checkpoint.suffix == ".ckpt" else None
-    scale = scale_of(checkpoint, own and own["recipe"], channels)
+    scale = scale_of(opened, channels)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     choose_float32_products(device)
     choose_attention(encoder.blocks, device=device)
     if isinstance(encoder, MaskedAutoencoder):
         choose_attention(encoder.decoder_blocks, device=device)
     pixels = Pixels(scale.mean, scale.std).to(device)
-    return DemoModel(path, own and own["step"], encoder.to(device), pixels, assumed=not scale.known)
+    return DemoModel(path, opened.run and opened.run["step"], encoder.to(device), pixels, assumed=not scale.known)
 
 
 def most_hidden(config: MAEConfig) -> int:

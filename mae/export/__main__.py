@@ -15,14 +15,14 @@ from mae.run.tracker_identity import reopened_wandb, tracked_run
 
 
 class ListFormats(argparse.Action):
-    """--list: prints the formats and stops, as --help does."""
+    """--list: prints the formats and exits, as --help does."""
 
     def __call__(self, *_: object) -> None:
         table = Table(box=None)
         for column in ("--to", "what it is", "compared with"):
             table.add_column(column)
         for name, fmt in FORMATS.items():
-            table.add_row(name, fmt.sentence, fmt.peer if fmt.answers else "names and shapes only")
+            table.add_row(name, fmt.sentence, fmt.peer if fmt.compare else "names and shapes only")
         Console().print(table)
         sys.exit(0)
 

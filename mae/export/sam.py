@@ -1,4 +1,4 @@
-"""Old place of `mae.to_sam`; imports from here go on working."""
+"""Keeps old imports of `to_sam` from here working."""
 
 from mae.sam.convert import to_sam
 

@@ -1,4 +1,4 @@
-"""Whether what was written is the same function as what it was written from."""
+"""Step 4 of an export: compares what the other library computes from it with what the model computes."""
 
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -10,28 +10,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mae.errors import CheckpointError
-from mae.formats.format import Export, Format
-from mae.formats.pixel_scale import Scale
+from mae.formats.format import Export, Format, Scale
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4  # largest difference, relative to the largest value
 
 
 @torch.inference_mode()
-def verify(fmt: Format, source: Export, path: Path) -> dict[str, Any]:
-    """Runs a photograph through the source and, where the peer is installed, through what the peer loads.
+def verify(fmt: Format, export: Export, path: Path) -> dict[str, Any]:
+    """Runs a photograph through the model and, if the peer is installed, through what the peer loads from `path`.
 
     returns  what the card says of it: `compared_with` and the largest `difference`, relative to the largest value; or
              `compared_with` null and why
 
-    Raises CheckpointError when the peer answers differently.
+    Raises CheckpointError if the outputs differ.
     """
-    if fmt.answers is None or find_spec(fmt.peer) is None:
-        why = f"{fmt.peer} is not installed" if fmt.answers else f"{fmt.peer} is not run here"
+    if fmt.compare is None or find_spec(fmt.peer) is None:
+        why = f"{fmt.peer} is not installed" if fmt.compare else f"{fmt.peer} is not run here"
         return {"compared_with": None, "why": why, "checked": "names and shapes"}
-    images = photograph(source.model.config.image_size, source.scale)
+    images = photograph(export.model.config.image_size, export.scale)
     difference = max(
-        float((answer.theirs - answer.ours).abs().max() / answer.ours.abs().max())
-        for answer in fmt.answers(source, path, images)
+        float((theirs - ours).abs().max() / ours.abs().max()) for theirs, ours in fmt.compare(export, path, images)
     )
     if not difference <= TOLERANCE:
         raise CheckpointError(
@@ -47,7 +45,7 @@ def verify(fmt: Format, source: Export, path: Path) -> dict[str, Any]:
 
 
 def photograph(image_size: tuple[int, int], scale: Scale) -> Tensor:
-    """A portrait (NASA, public domain, from scikit-image) as a model sees it: float32 [1, C, H, W].
+    """Returns a portrait (NASA, public domain, from scikit-image), normalised: float32 [1, C, H, W].
 
     Channels beyond the third repeat the colours.
     """

@@ -1,4 +1,4 @@
-"""An export, whole and verified or not at all, and the card that says where it came from."""
+"""Writes an export whole and verified, or not at all, with a card that says where it came from."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mae.errors import CheckpointError, ConfigError
-from mae.export.source import checkpoint_of, open_source
+from mae.export.open import open_export
 from mae.export.verify import verify
 from mae.formats.available import FORMATS
 from mae.formats.format import Export, Format
@@ -31,41 +31,40 @@ def export(
     merge_into: Path | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Writes the model in `path` to `out` and a card: `out`.json beside a file, card.json inside a folder.
+    """Exports the model in `path` to `out`, with a card: `out`.json beside a file, card.json inside a folder.
 
     image_size  (height, width) that the export is for; positions are resized
     merge_into  a whole SAM of the format, whose encoder is replaced
     returns     the card
 
-    Raises ConfigError when something is in the way or the format has no place for the model, CheckpointError when the
+    Raises ConfigError if something is in the way or the format has no place for the model, CheckpointError if the
     source is bad or the export is not the same function. Nothing is left behind then.
     """
     fmt = FORMATS[to]
     refuse_early(fmt, to, out, merge_into, overwrite)
-    path = checkpoint_of(path)
-    source, step = open_source(path, fmt, image_size, merge_into)
+    exported = open_export(path, fmt, image_size, merge_into)
     with staged(out) as file:
-        details = fmt.write(source, file)
+        how_to_load = fmt.write(exported, file)
         if fmt.read_back:
-            refuse_other_weights(source, file)
-        verification = verify(fmt, source, file)
+            read_back(exported, file)
+        verification = verify(fmt, exported, file)
         card = {
             "format": to,
-            "source": str(path),
-            "step": step,
-            "config": source.model.config.model_dump(mode="json"),
-            "pixels": source.scale._asdict(),
-            "load": details,
+            "source": str(exported.path),
+            "step": exported.step,
+            "config": exported.model.config.model_dump(mode="json"),
+            "pixels": exported.scale._asdict(),
+            "load": how_to_load,
             "verification": verification,
-            "sha256": {str(part.relative_to(file.parent)): digest(part) for part in files_under(file.parent)},
+            "sha256": {str(part.relative_to(file.parent)): sha256(part) for part in files_under(file.parent)},
         }
-        write_json(card_of(file, fmt), card)
+        write_json(card_path(file, fmt), card)
     print(f"{out}: {summary(verification)}")
-    return card_of(out, fmt)
+    return card_path(out, fmt)
 
 
 def refuse_early(fmt: Format, to: str, out: Path, merge_into: Path | None, overwrite: bool) -> None:
-    """Raises ConfigError for what can be known before anything is loaded."""
+    """Raises ConfigError for what can be told before anything is loaded."""
     if fmt.suffix and out.suffix != fmt.suffix:
         raise ConfigError(f"--out {out}: the format {to} is a file whose name ends in {fmt.suffix}")
     if lacking := [module for module in fmt.needs if find_spec(module) is None]:
@@ -73,7 +72,7 @@ def refuse_early(fmt: Format, to: str, out: Path, merge_into: Path | None, overw
     if merge_into is not None and not (fmt.merges and (merge_into.is_file() if fmt.suffix else merge_into.is_dir())):
         what = "takes a whole SAM in its own format" if fmt.merges else "cannot be merged into anything"
         raise ConfigError(f"--merge-into {merge_into}: the format {to} {what}")
-    card = card_of(out, fmt)
+    card = card_path(out, fmt)
     for path in (out, card):
         if path.exists() and not overwrite:
             raise ConfigError(f"{path} exists. Choose another --out, or replace it with --overwrite")
@@ -83,13 +82,13 @@ def refuse_early(fmt: Format, to: str, out: Path, merge_into: Path | None, overw
         )
 
 
-def card_of(out: Path, fmt: Format) -> Path:
+def card_path(out: Path, fmt: Format) -> Path:
     return out.with_name(f"{out.name}.json") if fmt.suffix else out / "card.json"
 
 
 @contextmanager
 def staged(out: Path) -> Iterator[Path]:
-    """A path called like `out` in a temporary folder; all that lies there in the end is moved to beside `out`.
+    """Yields a path called like `out` in a temporary folder, whose files are moved to beside `out` in the end.
 
     The main file comes last, so that it is there only when everything is.
     """
@@ -100,7 +99,7 @@ def staged(out: Path) -> Iterator[Path]:
         yield stage / out.name
         parts = sorted(stage.iterdir(), key=lambda part: part.name == out.name)
         for file in files_under(stage):
-            file.chmod(stage.stat().st_mode & 0o666)  # some writers leave it to the owner alone
+            file.chmod(stage.stat().st_mode & 0o666)  # some writers let only the owner read
         for part in parts:
             final = out.parent / part.name
             if final.is_dir():
@@ -110,15 +109,15 @@ def staged(out: Path) -> Iterator[Path]:
         shutil.rmtree(stage)
 
 
-def refuse_other_weights(source: Export, file: Path) -> None:
-    """Raises CheckpointError naming every parameter that `mae.load` does not read back bit for bit."""
-    config = source.model.config
+def read_back(export: Export, file: Path) -> None:
+    """Loads the file again. Raises CheckpointError naming every parameter that differs in a single bit."""
+    config = export.model.config
     if isinstance(config, SamConfig):
         model = load_sam(file, global_blocks=config.global_blocks, window=config.window)
     else:
         unseen = ("num_heads", "decoder_num_heads", "image_size")
         model = load(file, **{name: getattr(config, name) for name in unseen})
-    back, state = model.state_dict(), source.model.state_dict()
+    back, state = model.state_dict(), export.model.state_dict()
     differing = [key for key in sorted(state.keys() | back.keys()) if not _same(state.get(key), back.get(key))]
     if differing:
         raise CheckpointError(f"the export does not hold the source's weights: {', '.join(differing[:8])} differ")
@@ -132,13 +131,13 @@ def files_under(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def digest(file: Path) -> str:
+def sha256(file: Path) -> str:
     with file.open("rb") as contents:
         return hashlib.file_digest(contents, "sha256").hexdigest()
 
 
 def summary(verification: dict[str, Any]) -> str:
-    """The outcome of the verification as a sentence."""
+    """Returns the outcome of the verification as a sentence."""
     if verification["compared_with"] is None:
         return f"written; {verification['why']}, so only {verification['checked']} were checked"
     return (

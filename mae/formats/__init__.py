@@ -1,1 +1,1 @@
-"""Weights in the formats of other libraries, one file each, and reading any of them."""
+"""Weights in the formats of other libraries, one file each, and the loaders that read any of them."""

@@ -1,4 +1,4 @@
-"""The backbone of detectron2's ViTDet: `ViT` inside `SimpleFeaturePyramid`, as its checkpointer reads it."""
+"""detectron2's ViTDet `.pth` files: the backbone, `ViT` inside `SimpleFeaturePyramid`, for its checkpointer."""
 
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from mae.models.config import MAEConfig
 PREFIX = "backbone.net."
 
 
-def documented(config: MAEConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the parameters of detectron2's `ViT`, without relative positions, which start from zero."""
+def parameter_shapes(config: MAEConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the parameters of detectron2's `ViT` by name, without relative positions, which start from zero."""
     width, hidden = config.width, int(config.width * config.mlp_ratio)
     shapes: dict[str, tuple[int, ...]] = {
         "pos_embed": (1, config.patches + config.class_token, width),
@@ -30,15 +30,17 @@ def documented(config: MAEConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def write(source: Export, file: Path) -> dict[str, Any]:
-    """The encoder without what ViTDet leaves out, the class token and the final norm. The class token's row of the
-    positions stays: the backbone drops it by `pretrain_use_cls_token`, and resizes the rest to the image.
+def write(export: Export, file: Path) -> dict[str, Any]:
+    """Writes the encoder without class token and final norm, which ViTDet has not.
+
+    The class token's row of the positions stays: the backbone drops it by `pretrain_use_cls_token`, and resizes the
+    rest to the image.
     """
-    config = source.encoder.config
+    config = export.encoder.config
     require(config, "detectron2's ViT", "square images")
     left_out = ["norm.weight", "norm.bias"] + ["cls_token"] * config.class_token
-    state = {key: value for key, value in source.encoder.state_dict().items() if key not in left_out}
-    wanted = documented(config)
+    state = {key: value for key, value in export.encoder.state_dict().items() if key not in left_out}
+    wanted = parameter_shapes(config)
     refuse_other_keys("detectron2", wanted.keys() - state.keys(), state.keys() - wanted.keys())
     if differing := [key for key, shape in wanted.items() if state[key].shape != shape]:
         raise CheckpointError(f"detectron2 has other shapes for {', '.join(differing[:8])}")
@@ -67,6 +69,6 @@ FORMAT = Format(
     peer="detectron2",
     compared="nothing",
     write=write,
-    answers=None,
+    compare=None,
     read_back=False,
 )

@@ -21,14 +21,14 @@ DECODER_HEADS = {512: 16}
 
 
 def has_decoder(state: dict[str, Tensor]) -> bool:
-    """Whether the weights hold the whole autoencoder; the published fine-tuning files hold the encoder only."""
+    """Returns whether the weights hold a whole autoencoder; published files for fine-tuning hold the encoder only."""
     return "decoder_pred.weight" in state
 
 
 def infer_config(state: dict[str, Tensor], given: dict[str, Any]) -> MAEConfig:
-    """The architecture that a state dict shows; what it cannot show comes from `given` or from the paper.
+    """Returns the architecture that a state dict shows; what it cannot show comes from `given` or from the paper.
 
-    Raises CheckpointError for weights that are no MAE, and when heads or the image size cannot be told.
+    Raises CheckpointError if the weights are no MAE's, or heads or the image size cannot be told.
     """
     projection = state.get("patch_embed.proj.weight")
     if projection is None or "pos_embed" not in state:
@@ -80,24 +80,24 @@ def _image_size(patches: int, patch_size: int) -> int:
     return side * patch_size
 
 
-def write(source: Export, file: Path) -> dict[str, Any]:
-    config = source.encoder.config
+def write(export: Export, file: Path) -> dict[str, Any]:
+    config = export.encoder.config
     require(config, "facebookresearch/mae", "a class token", "square images", "three channels")
-    state = source.encoder.state_dict()
+    state = export.encoder.state_dict()
     if has_decoder(state):
         require(config, "facebookresearch/mae", "a decoder of self-attention")
     torch.save({"model": dict(state)}, file)
     return {"class": "models_mae.MaskedAutoencoderViT" if has_decoder(state) else "models_vit.VisionTransformer"}
 
 
-def answers(source: Export, file: Path, images: Tensor) -> Iterator[Comparison]:
-    """The published code is no package; its encoder is timm's VisionTransformer."""
+def compare(export: Export, file: Path, images: Tensor) -> Iterator[Comparison]:
+    """Compares the encoder with timm's VisionTransformer, which it is: the published code is no package."""
     state = read(file)["model"]
-    yield from features(source.encoder, {key: value for key, value in state.items() if not of_decoder(key)}, images)
+    yield from features(export.encoder, {key: value for key, value in state.items() if not in_decoder(key)}, images)
 
 
-def of_decoder(key: str) -> bool:
-    """Whether a parameter is the decoder's."""
+def in_decoder(key: str) -> bool:
+    """Returns whether a parameter belongs to the decoder."""
     return key.startswith("decoder_") or key == "mask_token"
 
 
@@ -107,7 +107,7 @@ FORMAT = Format(
     peer="timm",
     compared="the encoder's features of all tokens",
     write=write,
-    answers=answers,
+    compare=compare,
     holds="either",
     heads=True,
 )

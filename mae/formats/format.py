@@ -1,4 +1,4 @@
-"""What the exporter knows of a foreign format, and what a format is given to write."""
+"""The interface of a foreign format: what it is given to write, and how its library is asked for a comparison."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from mae.errors import CheckpointError, ConfigError
-from mae.formats.pixel_scale import Scale
 from mae.models.config import MAEConfig
 from mae.models.vit import Encoder
 from mae.sam.encoder import SamConfig, SamEncoder
@@ -17,20 +16,31 @@ from mae.sam.segmenter import Segmenter
 Need = Literal["a class token", "square images", "three channels", "a decoder of self-attention"]
 
 
+class Scale(NamedTuple):
+    """Mean and deviation per channel in units of 1, and whether the source says so or the paper's are assumed."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    known: bool
+
+
 @dataclass(frozen=True)
 class Export:
-    """What is exported.
+    """A model to be exported.
 
     model       in evaluation mode, on the CPU
     scale       the mean and deviation that the model's images are normalised with
     merge_into  a whole SAM whose encoder is replaced
     segmenter   the whole SAM that `model` is the encoder of
+    path, step  the file or folder that it comes from, and the step of an own checkpoint
     """
 
     model: Encoder | SamEncoder
     scale: Scale
     merge_into: Path | None = None
     segmenter: Segmenter | None = None
+    path: Path | None = None
+    step: int | None = None
 
     @property
     def encoder(self) -> Encoder:
@@ -43,12 +53,12 @@ class Export:
         return self.model
 
     def features(self, images: Tensor) -> Tensor:
-        """All tokens of a plain encoder, the image embedding of a SAM-style one."""
+        """Returns all tokens of a plain encoder, the image embedding of a SAM-style one."""
         return self.sam(images) if isinstance(self.model, SamEncoder) else self.encoder.encode(images)
 
 
 class Comparison(NamedTuple):
-    """The same question put to the peer and to the source."""
+    """Outputs of the peer and of the exported model for the same input."""
 
     theirs: Tensor
     ours: Tensor
@@ -56,14 +66,14 @@ class Comparison(NamedTuple):
 
 @dataclass(frozen=True)
 class Format:
-    """A foreign format: how to write it, and how the peer's own library answers from it.
+    """A foreign format: how to write it, and how to compare it with the library that reads it, its peer.
 
     sentence  for the list of formats
     suffix    what --out ends in; empty for a folder
     peer      the module that reads the format
-    compared  what of the model the comparison covers
-    write     (source, path) writes the file or folder, and returns what the card says of how to load it
-    answers   (source, path, images [1, C, H, W]) loads it strictly with the peer and runs it; None for a peer that is
+    compared  the outputs that are compared
+    write     (export, path) writes the file or folder, and returns what the card says of how to load it
+    compare   (export, path, images [1, C, H, W]) loads it strictly with the peer and runs it; None for a peer that is
               never at hand
     holds     what it has a place for: whole autoencoders, encoders, either, or SAM-style encoders
     read_back `mae.load` or `mae.load_sam` understands it
@@ -77,7 +87,7 @@ class Format:
     peer: str
     compared: str
     write: Callable[[Export, Path], dict[str, Any]]
-    answers: Callable[[Export, Path, Tensor], Iterable[Comparison]] | None
+    compare: Callable[[Export, Path, Tensor], Iterable[Comparison]] | None
     holds: Literal["autoencoder", "encoder", "either", "sam"] = "encoder"
     read_back: bool = True
     heads: bool = False
@@ -86,7 +96,7 @@ class Format:
 
 
 def require(config: MAEConfig | SamConfig, library: str, *needs: Need) -> None:
-    """Raises ConfigError when `library` has no place for such a model."""
+    """Raises ConfigError if `library` has no place for such a model."""
     has = {
         "a class token": isinstance(config, SamConfig) or config.class_token,
         "square images": config.image_size[0] == config.image_size[1],
@@ -102,7 +112,7 @@ def require(config: MAEConfig | SamConfig, library: str, *needs: Need) -> None:
 
 
 def refuse_other_keys(peer: str, missing: Iterable[str], left_over: Iterable[str]) -> None:
-    """Raises CheckpointError naming the keys that are on one side only."""
+    """Raises CheckpointError if keys are on one side only, naming them."""
     sides = {"missing": sorted(missing), "left over": sorted(left_over)}
     complaints = [f"{side}: {', '.join(keys[:8])}" for side, keys in sides.items() if keys]
     if complaints:

@@ -1,4 +1,4 @@
-"""An encoder as a graph of tensor operations that runs without this package: what .pt2 and ONNX files are made of."""
+"""An encoder as an exported graph (torch.export), of which .pt2 and ONNX files are made."""
 
 import torch
 from torch import nn
@@ -23,27 +23,27 @@ class Features(nn.Module):
 
 
 @torch.no_grad()
-def traced(source: Export) -> ExportedProgram:
-    """The encoder as torch.export sees it, for images of its size in batches of any size.
+def trace(export: Export) -> ExportedProgram:
+    """Traces the encoder with torch.export, for images of its size in batches of any size.
 
     Attention stays one operation, which each device does in its own way.
     """
-    config = source.model.config
-    if isinstance(source.model, SamEncoder):
-        model = source.model
+    config = export.model.config
+    if isinstance(export.model, SamEncoder):
+        model = export.model
     else:
-        choose_attention(source.encoder.blocks, device=torch.device("cuda"))
-        model = Features(source.encoder)
-    # Two, because a batch of one would be taken for a constant.
+        choose_attention(export.encoder.blocks, device=torch.device("cuda"))
+        model = Features(export.encoder)
+    # torch.export takes a batch of one for a constant.
     images = torch.zeros(2, config.in_channels, *config.image_size)
     return torch.export.export(model, (images,), dynamic_shapes={INPUT: {0: Dim("batch")}})
 
 
-def description(source: Export) -> dict[str, list[str | int]]:
-    """What the card says of the graph's input and output."""
-    config = source.model.config
-    if isinstance(source.model, SamEncoder):
-        output = [source.sam.config.out_channels, *source.sam.config.grid]
+def describe_shapes(export: Export) -> dict[str, list[str | int]]:
+    """Returns names and shapes of the graph's input and output, for the card."""
+    config = export.model.config
+    if isinstance(export.model, SamEncoder):
+        output = [export.sam.config.out_channels, *export.sam.config.grid]
     else:
-        output = [source.encoder.config.patches + source.encoder.config.class_token, config.width]
+        output = [export.encoder.config.patches + export.encoder.config.class_token, config.width]
     return {"input": [INPUT, "batch", config.in_channels, *config.image_size], "output": [OUTPUT, "batch", *output]}

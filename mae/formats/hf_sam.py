@@ -1,4 +1,4 @@
-"""Hugging Face `SamModel` and `SamVisionModel` folders: the image encoder under the names used on the hub."""
+"""Hugging Face `SamModel` and `SamVisionModel` folders: a whole SAM, or its encoder, with the names used on the hub."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from mae.errors import CheckpointError
 from mae.formats.format import Comparison, Export, Format, require
 from mae.formats.huggingface import load_peer, preprocessor_settings, read_settings, read_weights, write_folder
 from mae.formats.sam_names import example_prompts
-from mae.formats.segment_anything import merged
+from mae.formats.segment_anything import replace_encoder
 from mae.sam.encoder import SamConfig
 from mae.sam.segmenter import Segmenter, whole_config
 
@@ -41,16 +41,14 @@ SETTINGS = {
     "global_attn_indexes": ("global_blocks", (2, 5, 8, 11)),
     "output_channels": ("out_channels", 256),
 }
-# What our encoder is; the library can also do without.
+# Properties of our encoder that the library leaves open.
 FIXED = {"use_rel_pos": True, "use_abs_pos": True, "qkv_bias": True, "hidden_act": "gelu", "layer_norm_eps": 1e-6}
 
 
-def read_sam(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Configuration (fields of SamConfig) and weights (our names) of a SamModel or SamVisionModel folder.
+def read(settings: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns fields of SamConfig, and the encoder's weights under our names, from config.json and weights of a folder.
 
-    settings  the folder's config.json
-
-    Raises CheckpointError when files are missing, the model is another one, or a key has no counterpart.
+    Raises CheckpointError if the model is another one, or a key has no counterpart.
     """
     kind = settings.get("model_type")
     if kind not in ("sam", "sam_vision_model"):
@@ -63,33 +61,32 @@ def read_sam(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], di
     fields = {ours: vision.get(theirs, default) for theirs, (ours, default) in SETTINGS.items()}
     hidden = vision.get("mlp_dim")
     fields["mlp_ratio"] = hidden / fields["width"] if hidden else vision.get("mlp_ratio", 4.0)
-    state = read_weights(folder)
-    unknown = [key for key in state if not key.startswith((PREFIX, *OTHER_PARTS))]
+    unknown = [key for key in weights if not key.startswith((PREFIX, *OTHER_PARTS))]
     if unknown:
         raise CheckpointError(f"these keys belong to no part of a SAM: {', '.join(unknown[:8])}")
-    return fields, {our_name(key): value for key, value in state.items() if key.startswith(PREFIX)}
+    return fields, {our_name(key): value for key, value in weights.items() if key.startswith(PREFIX)}
 
 
-def write(source: Export, folder: Path) -> dict[str, Any]:
-    """A SamVisionModel, or a whole SamModel; with `merge_into`, that SamModel with its encoder replaced."""
-    config = source.sam.config
+def write(export: Export, folder: Path) -> dict[str, Any]:
+    """Writes a SamVisionModel, or a whole SamModel; with `merge_into`, that SamModel with its encoder replaced."""
+    config = export.sam.config
     require(config, "transformers' SAM", "square images")
-    state = {their_name(key): value for key, value in source.sam.state_dict().items()}
+    state = {their_name(key): value for key, value in export.sam.state_dict().items()}
     settings = {"architectures": ["SamVisionModel"], "model_type": "sam_vision_model"} | vision_settings(config)
     kind = "SamVisionModel"
-    if source.merge_into is not None:
-        settings = read_settings(source.merge_into)
-        fields, _ = read_sam(source.merge_into, settings)
-        state = merged(read_weights(source.merge_into), state, PREFIX, source.merge_into)
+    if export.merge_into is not None:
+        settings, weights = read_settings(export.merge_into), read_weights(export.merge_into)
+        fields, _ = read(settings, weights)
+        state = replace_encoder(weights, state, PREFIX, export.merge_into)
         if SamConfig.model_validate(fields) != config:
-            raise CheckpointError(f"the encoder of {source.merge_into} is {fields}, and ours {config}")
+            raise CheckpointError(f"the encoder of {export.merge_into} is {fields}, and ours {config}")
         kind = "SamModel"
-    elif source.segmenter is not None:
-        kind, settings = "SamModel", whole_settings(source.segmenter)
-        state |= source.segmenter.other_parts()
+    elif export.segmenter is not None:
+        kind, settings = "SamModel", whole_settings(export.segmenter)
+        state |= export.segmenter.other_parts()
         state[SHARED] = state.pop(OWN)  # tied in the library
     size = {"height": config.image_size[0], "width": config.image_size[1]}
-    preprocessing = preprocessor_settings(config.image_size, source.scale) | {
+    preprocessing = preprocessor_settings(config.image_size, export.scale) | {
         "image_processor_type": "SamImageProcessor",
         "size": {"longest_edge": config.image_size[0]},
         "resample": 2,  # PIL's bilinear, as SAM's own
@@ -97,39 +94,39 @@ def write(source: Export, folder: Path) -> dict[str, Any]:
         "pad_size": size,
     }
     write_folder(folder, settings, state, preprocessing)
-    return {"class": f"transformers.{kind}", "merged_into": source.merge_into and str(source.merge_into)}
+    return {"class": f"transformers.{kind}", "merged_into": export.merge_into and str(export.merge_into)}
 
 
 def whole_settings(model: Segmenter) -> dict[str, Any]:
-    """config.json of a SamModel."""
+    """Returns config.json of a SamModel."""
     parts = whole_config(model.encoder.config).to_dict()
     parts["vision_config"] |= vision_settings(model.encoder.config)
     return parts | {"architectures": ["SamModel"]}
 
 
 def vision_settings(config: SamConfig) -> dict[str, Any]:
-    """config.json of a SamVisionModel."""
+    """Returns config.json of a SamVisionModel."""
     fields = config.model_dump(mode="json") | {"image_size": config.image_size[0]}
     mlp_dim = int(config.width * config.mlp_ratio)
     return FIXED | {theirs: fields[ours] for theirs, (ours, _) in SETTINGS.items()} | {"mlp_dim": mlp_dim}
 
 
-def answers(source: Export, folder: Path, images: Tensor) -> Iterator[Comparison]:
+def compare(export: Export, folder: Path, images: Tensor) -> Iterator[Comparison]:
     from transformers import SamModel, SamVisionModel
 
-    embedding = source.features(images)
-    if source.merge_into is None and source.segmenter is None:
+    embedding = export.features(images)
+    if export.merge_into is None and export.segmenter is None:
         yield Comparison(load_peer(SamVisionModel, folder)(images).last_hidden_state, embedding)
         return
     peer = load_peer(SamModel, folder)
     yield Comparison(peer.get_image_embeddings(images), embedding)
-    if source.segmenter is not None and source.merge_into is None:
-        point, box = example_prompts(source.sam.config.image_size[0])
+    if export.segmenter is not None and export.merge_into is None:
+        point, box = example_prompts(export.sam.config.image_size[0])
         asked = {"input_points": point.points[None], "input_labels": point.labels[None]}
         for prompts, arguments in ((point, asked), (box, {"input_boxes": box.boxes[None]})):
             theirs = peer(image_embeddings=embedding, multimask_output=True, **arguments).pred_masks[0]
             row = torch.zeros(1, dtype=torch.long)
-            yield Comparison(theirs, source.segmenter.answer(embedding, row, prompts, several=True).logits)
+            yield Comparison(theirs, export.segmenter.answer(embedding, row, prompts, several=True).logits)
 
 
 def our_name(key: str) -> str:
@@ -153,7 +150,7 @@ FORMAT = Format(
     peer="transformers",
     compared="image embeddings (and masks of a whole SAM)",
     write=write,
-    answers=answers,
+    compare=compare,
     holds="sam",
     merges=True,
 )

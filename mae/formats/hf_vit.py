@@ -12,7 +12,6 @@ from mae.formats.huggingface import (
     encoder_settings,
     load_peer,
     preprocessor_settings,
-    read_weights,
     to_hub_names,
     to_our_names,
     write_folder,
@@ -27,28 +26,28 @@ TOP = {
 LAYERS = {"encoder.layer": "blocks"}
 
 
-def read(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Fields of MAEConfig and weights under our names; `settings` is the folder's config.json.
+def read(settings: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns fields of MAEConfig, and weights under our names, from config.json and weights of a folder.
 
-    Raises CheckpointError when files are missing or something, such as a pooler, has no counterpart.
+    Raises CheckpointError if something, such as a pooler, has no counterpart.
     """
-    return encoder_fields(settings), to_our_names(read_weights(folder), TOP, LAYERS)
+    return encoder_fields(settings), to_our_names(weights, TOP, LAYERS)
 
 
-def write(source: Export, folder: Path) -> dict[str, Any]:
-    config = source.encoder.config
+def write(export: Export, folder: Path) -> dict[str, Any]:
+    config = export.encoder.config
     require(config, "transformers' ViTModel", "a class token")
     settings = {"architectures": ["ViTModel"], "model_type": "vit"} | encoder_settings(config)
-    preprocessing = preprocessor_settings(config.image_size, source.scale)
-    write_folder(folder, settings, to_hub_names(source.encoder.state_dict(), TOP, LAYERS), preprocessing)
+    preprocessing = preprocessor_settings(config.image_size, export.scale)
+    write_folder(folder, settings, to_hub_names(export.encoder.state_dict(), TOP, LAYERS), preprocessing)
     return {"class": "transformers.ViTModel", "arguments": {"add_pooling_layer": False}}
 
 
-def answers(source: Export, folder: Path, images: Tensor) -> Iterator[Comparison]:
+def compare(export: Export, folder: Path, images: Tensor) -> Iterator[Comparison]:
     from transformers import ViTModel
 
     peer = load_peer(ViTModel, folder, add_pooling_layer=False)
-    yield Comparison(peer(images).last_hidden_state, source.features(images))
+    yield Comparison(peer(images).last_hidden_state, export.features(images))
 
 
 FORMAT = Format(
@@ -57,5 +56,5 @@ FORMAT = Format(
     peer="transformers",
     compared="features of all tokens",
     write=write,
-    answers=answers,
+    compare=compare,
 )

@@ -14,7 +14,6 @@ from mae.formats.huggingface import (
     encoder_settings,
     load_peer,
     preprocessor_settings,
-    read_weights,
     to_hub_names,
     to_our_names,
     write_folder,
@@ -39,10 +38,10 @@ LAYERS = {
 }
 
 
-def read(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Fields of MAEConfig and weights under our names; `settings` is the folder's config.json.
+def read(settings: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns fields of MAEConfig, and weights under our names, from config.json and weights of a folder.
 
-    Raises CheckpointError when files are missing or something has no counterpart.
+    Raises CheckpointError if something has no counterpart.
     """
     decoder_width = settings.get("decoder_hidden_size", 512)
     if settings.get("decoder_intermediate_size", 2048) != 4 * decoder_width:
@@ -54,11 +53,11 @@ def read(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[s
         "mask_ratio": settings.get("mask_ratio", 0.75),
         "norm_pix": settings.get("norm_pix_loss", False),
     }
-    return fields, to_our_names(read_weights(folder), TOP, LAYERS)
+    return fields, to_our_names(weights, TOP, LAYERS)
 
 
-def write(source: Export, folder: Path) -> dict[str, Any]:
-    config = source.encoder.config
+def write(export: Export, folder: Path) -> dict[str, Any]:
+    config = export.encoder.config
     require(config, "transformers' ViTMAE", "a class token", "square images", "a decoder of self-attention")
     settings = {"architectures": ["ViTMAEForPreTraining"], "model_type": "vit_mae"} | encoder_settings(config)
     settings |= {
@@ -69,16 +68,16 @@ def write(source: Export, folder: Path) -> dict[str, Any]:
         "mask_ratio": config.mask_ratio,
         "norm_pix_loss": config.norm_pix,
     }
-    preprocessing = preprocessor_settings(config.image_size, source.scale)
-    write_folder(folder, settings, to_hub_names(source.encoder.state_dict(), TOP, LAYERS), preprocessing)
+    preprocessing = preprocessor_settings(config.image_size, export.scale)
+    write_folder(folder, settings, to_hub_names(export.encoder.state_dict(), TOP, LAYERS), preprocessing)
     return {"class": "transformers.ViTMAEForPreTraining"}
 
 
-def answers(source: Export, folder: Path, images: Tensor) -> Iterator[Comparison]:
-    """The loss, and the prediction of the hidden patches, under the same mask."""
+def compare(export: Export, folder: Path, images: Tensor) -> Iterator[Comparison]:
+    """Compares the loss, and the prediction of the hidden patches, under the same mask."""
     from transformers import ViTMAEForPreTraining
 
-    model = source.encoder
+    model = export.encoder
     assert isinstance(model, MaskedAutoencoder)
     peer = load_peer(ViTMAEForPreTraining, folder)
     noise = torch.rand(1, model.config.patches, generator=torch.Generator().manual_seed(0))
@@ -93,6 +92,6 @@ FORMAT = Format(
     peer="transformers",
     compared="loss and predictions",
     write=write,
-    answers=answers,
+    compare=compare,
     holds="autoencoder",
 )

@@ -1,4 +1,4 @@
-"""What Hugging Face's ViT and ViTMAE folders have in common: files, settings, and the names used on the hub."""
+"""Hugging Face folders: their files, and what ViT and ViTMAE share, settings and names used on the hub."""
 
 import json
 import re
@@ -10,8 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mae.errors import CheckpointError
-from mae.formats.format import refuse_other_keys
-from mae.formats.pixel_scale import Scale
+from mae.formats.format import Scale, refuse_other_keys
 from mae.models.config import MAEConfig
 from mae.run.checkpoint_files import read
 
@@ -26,7 +25,7 @@ QKV = ("query", "key", "value")
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """config.json of a folder; raises CheckpointError when there is none or it is no JSON."""
+    """Returns config.json of a folder. Raises CheckpointError if there is none or it is no JSON."""
     try:
         return json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
@@ -34,7 +33,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of a folder; raises CheckpointError when it has none."""
+    """Returns the weights of a folder, memory-mapped. Raises CheckpointError if it has none."""
     if (file := folder / "model.safetensors").exists():
         return load_file(file)
     if (file := folder / "pytorch_model.bin").exists():
@@ -45,8 +44,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 def write_folder(
     folder: Path, settings: dict[str, Any], weights: dict[str, Tensor], preprocessing: dict[str, Any]
 ) -> None:
-    """config.json, model.safetensors, and preprocessor_config.json where images are in colour: the library prepares no
-    others.
+    """Writes config.json, model.safetensors, and preprocessor_config.json if images are in colour: the library prepares
+    no others.
     """
     folder.mkdir()
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
@@ -56,7 +55,7 @@ def write_folder(
 
 
 def preprocessor_settings(image_size: tuple[int, int], scale: Scale) -> dict[str, Any]:
-    """Resize bicubically, scale to [0, 1], take out mean and deviation."""
+    """Returns preprocessor_config.json: resize bicubically, scale to [0, 1], normalise by mean and deviation."""
     return {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
@@ -71,9 +70,9 @@ def preprocessor_settings(image_size: tuple[int, int], scale: Scale) -> dict[str
 
 
 def load_peer(peer: Any, folder: Path, **arguments: Any) -> Any:
-    """A model of the class `peer` of transformers from a folder, in evaluation mode.
+    """Loads a model of the class `peer` of transformers from a folder, in evaluation mode.
 
-    Raises CheckpointError when a key is on one side only.
+    Raises CheckpointError if a key is on one side only.
     """
     from transformers.utils import logging
 
@@ -84,7 +83,7 @@ def load_peer(peer: Any, folder: Path, **arguments: Any) -> Any:
 
 
 def encoder_settings(config: MAEConfig) -> dict[str, Any]:
-    """The encoder's part of config.json."""
+    """Returns the encoder's part of config.json."""
     height, width = config.image_size
     return {
         "hidden_size": config.width,
@@ -103,9 +102,9 @@ def encoder_settings(config: MAEConfig) -> dict[str, Any]:
 
 
 def encoder_fields(settings: dict[str, Any]) -> dict[str, Any]:
-    """The fields of MAEConfig that config.json tells of an encoder; what some releases leave out is their default.
+    """Returns the encoder's fields of MAEConfig from config.json; what some releases leave out is their default.
 
-    Raises CheckpointError for what our encoder is not.
+    Raises CheckpointError if the encoder differs from the paper's.
     """
     if settings.get("hidden_act", "gelu") != "gelu" or not settings.get("qkv_bias", True):
         raise CheckpointError("hidden_act other than gelu, or qkv_bias=false: not the architecture of the paper")
@@ -125,7 +124,7 @@ def encoder_fields(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_our_names(state: dict[str, Tensor], top: dict[str, str], layers: dict[str, str]) -> dict[str, Tensor]:
-    """Weights under our names, queries, keys and values joined.
+    """Returns weights under our names, queries, keys and values joined.
 
     top     hub name of a parameter or module -> ours
     layers  hub name of a list of blocks -> ours; of several for one list, the first is written
@@ -158,7 +157,7 @@ def to_our_names(state: dict[str, Tensor], top: dict[str, str], layers: dict[str
 
 
 def to_hub_names(state: dict[str, Tensor], top: dict[str, str], layers: dict[str, str]) -> dict[str, Tensor]:
-    """The inverse of `to_our_names`."""
+    """Returns weights under the names used on the hub: the inverse of `to_our_names`."""
     top, block = ({ours: theirs for theirs, ours in names.items()} for names in (top, BLOCK))
     lists = {ours: theirs for theirs, ours in reversed(layers.items())}
     renamed: dict[str, Tensor] = {}

@@ -5,47 +5,45 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
 
 from mae.errors import CheckpointError, ConfigError, first_sentence
-from mae.formats import timm_sam
-from mae.formats.hf_sam import read_sam
-from mae.formats.huggingface import read_settings
+from mae.formats import hf_sam, timm_sam
 from mae.formats.load import load_strictly
+from mae.formats.opened import Opened, open_weights
 from mae.formats.segment_anything import encoder_weights, infer_config
-from mae.run.checkpoint_files import read
 from mae.sam.encoder import SamConfig, SamEncoder
 
 
-def load_sam(path: str | Path, **given: Any) -> SamEncoder:
-    """The SAM-style encoder in `path`, in evaluation mode on the CPU.
+def load_sam(path: str | Path | Opened, **given: Any) -> SamEncoder:
+    """Loads the SAM-style encoder in `path`, in evaluation mode on the CPU.
 
     path   a segment-anything .pth (a whole SAM, its image_encoder.* part, or the encoder's bare weights), own exports
-           among them, or a folder: a Hugging Face SamModel or SamVisionModel, or an exported samvit_* of timm
-    given  fields of SamConfig that the file cannot say: global_blocks and window, when the image is one window
+           among them, a folder (a Hugging Face SamModel or SamVisionModel, or an exported samvit_* of timm), or any of
+           them already opened
+    given  fields of SamConfig that the file cannot say: global_blocks and window, if the image is one window
 
-    Raises CheckpointError when the file is missing, damaged or holds something else (missing and left-over keys are
-    named), ConfigError when `given` does not fit.
+    Raises CheckpointError if the file is missing, damaged or holds something else (missing and left-over keys are
+    named), ConfigError if `given` does not fit.
     """
-    path = Path(path)
-    contents = None if path.is_dir() else read(path)
+    opened = open_weights(path)
+    if opened.kind == "segmentation":
+        raise CheckpointError(
+            f"{opened.path} holds a whole SAM: read it with mae.load_segmenter, not with mae.load_sam"
+        )
     try:
-        if contents is None:
-            fields, state = _read_folder(path)
+        if opened.path.is_dir():
+            assert opened.settings is not None
+            read = timm_sam.read if "architecture" in opened.settings else hf_sam.read
+            fields, state = read(opened.settings, opened.weights)
             config = SamConfig.model_validate(fields | given)
         else:
-            state = encoder_weights(contents)
+            state = encoder_weights(opened.weights)
             config = infer_config(state, given)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {first_sentence(error)}") from error
+        raise ConfigError(f"{opened.path}: {first_sentence(error)}") from error
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(f"{opened.path}: {error}") from error
     with torch.device("meta"):
         model = SamEncoder(config)
-    load_strictly(model, state, path)
+    load_strictly(model, state, opened.path)
     return model.eval()
-
-
-def _read_folder(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    settings = read_settings(path)
-    return timm_sam.read(path, settings) if "architecture" in settings else read_sam(path, settings)

@@ -1,4 +1,4 @@
-"""ONNX: an encoder for onnxruntime and everything else that reads it."""
+"""ONNX files: an encoder for onnxruntime and other libraries."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,33 +9,33 @@ import torch
 from torch import Tensor
 
 from mae.formats.format import Comparison, Export, Format
-from mae.formats.graph import INPUT, OUTPUT, description, traced
+from mae.formats.graph import INPUT, OUTPUT, describe_shapes, trace
 
 # A protobuf ends at 2 GiB; weights that come near it lie in a file of their own beside the graph.
-LARGEST = 1_800_000_000
+MAX_BYTES_INSIDE = 1_800_000_000
 
 
-def write(source: Export, file: Path) -> dict[str, Any]:
-    weights = sum(value.numel() * value.element_size() for value in source.model.state_dict().values())
+def write(export: Export, file: Path) -> dict[str, Any]:
+    weights = sum(value.numel() * value.element_size() for value in export.model.state_dict().values())
     torch.onnx.export(
-        traced(source),
+        trace(export),
         (),
         file,
         input_names=[INPUT],
         output_names=[OUTPUT],
         dynamo=True,
-        external_data=weights > LARGEST,
+        external_data=weights > MAX_BYTES_INSIDE,
         verbose=False,
     )
-    return description(source)
+    return describe_shapes(export)
 
 
-def answers(source: Export, file: Path, images: Tensor) -> Iterator[Comparison]:
+def compare(export: Export, file: Path, images: Tensor) -> Iterator[Comparison]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     (features,) = session.run([OUTPUT], {INPUT: images.numpy()})
-    yield Comparison(torch.from_numpy(features), source.features(images))
+    yield Comparison(torch.from_numpy(features), export.features(images))
 
 
 FORMAT = Format(
@@ -44,7 +44,7 @@ FORMAT = Format(
     peer="onnxruntime",
     compared="features of all tokens",
     write=write,
-    answers=answers,
+    compare=compare,
     read_back=False,
     needs=("onnx", "onnxscript", "onnxruntime"),
 )

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from mae.formats.format import Comparison, Export, Format
-from mae.formats.graph import description, traced
+from mae.formats.graph import describe_shapes, trace
 
 
-def write(source: Export, file: Path) -> dict[str, Any]:
-    torch.export.save(traced(source), file)
-    return {"call": f'torch.export.load("{file.name}").module()'} | description(source)
+def write(export: Export, file: Path) -> dict[str, Any]:
+    torch.export.save(trace(export), file)
+    return {"call": f'torch.export.load("{file.name}").module()'} | describe_shapes(export)
 
 
-def answers(source: Export, file: Path, images: Tensor) -> Iterator[Comparison]:
-    yield Comparison(torch.export.load(file).module()(images), source.features(images))
+def compare(export: Export, file: Path, images: Tensor) -> Iterator[Comparison]:
+    yield Comparison(torch.export.load(file).module()(images), export.features(images))
 
 
 FORMAT = Format(
@@ -27,7 +27,7 @@ FORMAT = Format(
     peer="torch",
     compared="features of all tokens",
     write=write,
-    answers=answers,
+    compare=compare,
     read_back=False,
 )
 

@@ -1,4 +1,4 @@
-"""Prompt encoder and mask decoder of a SAM: transformers' names, which ours are, and segment-anything's."""
+"""Names of a SAM's prompt encoder and mask decoder: transformers', which are ours, and segment-anything's."""
 
 import re
 
@@ -29,12 +29,12 @@ LINEARS = {"proj_in": "layers.0", "layers.0": "layers.1", "proj_out": "layers.2"
 
 
 def to_segment_anything(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The two parts' weights under segment-anything's names."""
+    """Returns the two parts' weights under segment-anything's names."""
     return {_their_name(key): value for key, value in state.items()}
 
 
 def from_segment_anything(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The other way round; other keys of a whole SAM are left out."""
+    """Returns the two parts' weights under our names; other keys of a whole SAM are left out."""
     return {_our_name(key): value for key, value in state.items() if key.startswith(PARTS)}
 
 
@@ -54,7 +54,7 @@ def _our_name(key: str) -> str:
 
 
 def example_prompts(side: int) -> tuple[Prompts, Prompts]:
-    """A point, and a box, in a frame of this side, to compare libraries on."""
+    """Returns a point, and a box, in a frame of this side, on which libraries are compared."""
     point, box = torch.tensor([[[0.4, 0.3]]]) * side, torch.tensor([[0.2, 0.1, 0.7, 0.8]]) * side
     return (
         Prompts(point, torch.tensor([[FOREGROUND]]), box, torch.tensor([False])),

@@ -19,14 +19,11 @@ PREFIX = "image_encoder."
 OTHER_PARTS = ("prompt_encoder.", "mask_decoder.")
 
 
-def encoder_weights(contents: dict[str, Any]) -> dict[str, Tensor]:
-    """The image encoder's weights among the contents of a file, under its own names.
+def encoder_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the image encoder's weights under its own names, from those of a whole SAM or of the encoder.
 
-    Raises CheckpointError when a whole model has a key that belongs to no part of a SAM.
+    Raises CheckpointError if a whole model has a key that belongs to no part of a SAM.
     """
-    state = {
-        key.removeprefix("module.").replace("_orig_mod.", ""): v for key, v in contents.get("model", contents).items()
-    }
     if not any(key.startswith(PREFIX) for key in state):
         return state
     unknown = [key for key in state if not key.startswith((PREFIX, *OTHER_PARTS))]
@@ -36,10 +33,10 @@ def encoder_weights(contents: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def infer_config(state: dict[str, Tensor], given: dict[str, Any]) -> SamConfig:
-    """The architecture that the weights show: heads, window and global blocks from the lengths of relative positions.
+    """Returns the architecture that the weights show: heads, window and global blocks from the relative positions.
 
-    Raises CheckpointError for weights that are no SAM-style encoder, and when window and image are of one size, so
-    that nothing tells a global block from a windowed one.
+    Raises CheckpointError if the weights are no SAM-style encoder's, or window and image are of one size, so that
+    nothing tells a global block from a windowed one.
     """
     wanted = ("pos_embed", "patch_embed.proj.weight", "blocks.0.attn.rel_pos_h", "neck.0.weight")
     missing = [key for key in wanted if key not in state]
@@ -83,38 +80,38 @@ def _windows(state: dict[str, Tensor], depth: int, grid: tuple[int, int]) -> dic
     return {"global_blocks": global_blocks} | ({"window": next(iter(windows))[0]} if windows else {})
 
 
-def write(source: Export, file: Path) -> dict[str, Any]:
-    """The encoder as `image_encoder.*`, with the other parts of a whole SAM; with `merge_into`, in its place in that
-    whole SAM, whose other parts stay.
+def write(export: Export, file: Path) -> dict[str, Any]:
+    """Writes the encoder as `image_encoder.*`, with the other parts of a whole SAM; with `merge_into`, in the place of
+    that SAM's encoder.
     """
-    arguments = peer_arguments(source.sam.config)
-    state = {PREFIX + key: value for key, value in source.sam.state_dict().items()}
-    if source.segmenter is not None:
-        state |= to_segment_anything(source.segmenter.other_parts())
-    if source.merge_into is not None:
-        state = merged(read(source.merge_into), state, PREFIX, source.merge_into)
+    arguments = peer_arguments(export.sam.config)
+    state = {PREFIX + key: value for key, value in export.sam.state_dict().items()}
+    if export.segmenter is not None:
+        state |= to_segment_anything(export.segmenter.other_parts())
+    if export.merge_into is not None:
+        state = replace_encoder(read(export.merge_into), state, PREFIX, export.merge_into)
     torch.save(state, file)
     return {
         "class": "segment_anything.modeling.ImageEncoderViT",
-        "whole": source.segmenter is not None or source.merge_into is not None,
+        "whole": export.segmenter is not None or export.merge_into is not None,
         "arguments": arguments | {"norm_layer": "functools.partial(torch.nn.LayerNorm, eps=1e-6)"},
-        "merged_into": source.merge_into and str(source.merge_into),
+        "merged_into": export.merge_into and str(export.merge_into),
     }
 
 
-def answers(source: Export, file: Path, images: Tensor) -> Iterator[Comparison]:
-    peer = peer_encoder(peer_arguments(source.sam.config))
+def compare(export: Export, file: Path, images: Tensor) -> Iterator[Comparison]:
+    peer = peer_encoder(peer_arguments(export.sam.config))
     contents = read(file)
     problems = peer.load_state_dict(encoder_weights(contents), strict=False)
     refuse_other_keys("segment-anything", problems.missing_keys, problems.unexpected_keys)
-    embedding = source.sam(images)
+    embedding = export.sam(images)
     yield Comparison(peer.eval()(images), embedding)
-    if source.segmenter is not None and source.merge_into is None:
-        yield from _masks(source.segmenter, contents, embedding)
+    if export.segmenter is not None and export.merge_into is None:
+        yield from _masks(export.segmenter, contents, embedding)
 
 
 def _masks(model: Segmenter, contents: dict[str, Any], embedding: Tensor) -> Iterator[Comparison]:
-    """Masks for a point and for a box on one image."""
+    """Compares the masks for a point and for a box on one image."""
     sam = peer_sam(model.encoder.config)
     problems = sam.load_state_dict(contents, strict=False)
     refuse_other_keys("segment-anything", problems.missing_keys, problems.unexpected_keys)
@@ -126,9 +123,9 @@ def _masks(model: Segmenter, contents: dict[str, Any], embedding: Tensor) -> Ite
 
 
 def peer_arguments(config: SamConfig) -> dict[str, Any]:
-    """Arguments of segment-anything's ImageEncoderViT that give our architecture.
+    """Returns arguments of segment-anything's ImageEncoderViT that give our architecture.
 
-    Raises ConfigError for a rectangle, which that class does not know.
+    Raises ConfigError if images are not square, which that class cannot be.
     """
     require(config, "segment-anything", "square images")
     return {
@@ -147,14 +144,14 @@ def peer_arguments(config: SamConfig) -> dict[str, Any]:
 
 
 def peer_encoder(arguments: dict[str, Any]) -> Any:
-    """segment-anything's own encoder, of random weights, with the epsilon that its published models have."""
+    """Builds segment-anything's own encoder, of random weights, with the epsilon of its published models."""
     from segment_anything.modeling import ImageEncoderViT
 
     return ImageEncoderViT(**arguments, norm_layer=LayerNorm)
 
 
 def peer_sam(config: SamConfig) -> Any:
-    """segment-anything's whole SAM round such an encoder, of random weights."""
+    """Builds segment-anything's whole SAM round such an encoder, of random weights."""
     from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
     width = config.out_channels
@@ -166,10 +163,10 @@ def peer_sam(config: SamConfig) -> Any:
     ).eval()
 
 
-def merged(whole: dict[str, Any], ours: dict[str, Tensor], prefix: str, path: Path) -> dict[str, Tensor]:
-    """The weights of a whole SAM with its encoder (all keys with `prefix`) replaced.
+def replace_encoder(whole: dict[str, Any], ours: dict[str, Tensor], prefix: str, path: Path) -> dict[str, Tensor]:
+    """Returns the weights of a whole SAM with its encoder (all keys with `prefix`) replaced.
 
-    Raises CheckpointError naming what differs when its encoder is of another architecture.
+    Raises CheckpointError naming what differs if its encoder is of another architecture.
     """
     theirs = {key for key in whole if key.startswith(prefix)}
     differing = theirs ^ ours.keys() | {key for key in theirs & ours.keys() if whole[key].shape != ours[key].shape}
@@ -186,7 +183,7 @@ FORMAT = Format(
     peer="segment_anything",
     compared="image embeddings (and masks of a whole SAM)",
     write=write,
-    answers=answers,
+    compare=compare,
     holds="sam",
     merges=True,
 )

@@ -1,4 +1,4 @@
-"""timm's plain Vision Transformer: the same names and the same function, as one safetensors file."""
+"""timm's plain Vision Transformer as a `.safetensors` file: its names are ours."""
 
 import json
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from mae.models.vit import Encoder, LayerNorm
 
 
 def timm_arguments(config: MAEConfig) -> dict[str, Any]:
-    """Arguments of timm's VisionTransformer that give the architecture of our encoder, without a head."""
+    """Returns arguments of timm's VisionTransformer that give the architecture of our encoder, without a head."""
     return {
         "img_size": list(config.image_size),
         "patch_size": config.patch_size,
@@ -34,38 +34,38 @@ def timm_arguments(config: MAEConfig) -> dict[str, Any]:
 
 
 def head_arguments(model: Encoder) -> dict[str, Any]:
-    """Those that differ for a classifier."""
+    """Returns the arguments that differ for a classifier."""
     if not isinstance(model, Classifier):
         return {}
     return {"num_classes": model.classes, "global_pool": "avg" if model.pool == "patches" else "token"}
 
 
 def read(file: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
-    """Weights, and fields of MAEConfig where the file was written here.
+    """Returns fields of MAEConfig, if the file was written here, and the weights, memory-mapped.
 
-    Raises CheckpointError when the file is missing or damaged.
+    Raises CheckpointError if the file is missing or damaged.
     """
     try:
         with safe_open(file, "pt") as contents:
-            config = (contents.metadata() or {}).get("config")
-        return (json.loads(config) if config else None), load_file(file)
+            config, keys = (contents.metadata() or {}).get("config"), contents.keys()
+            return (json.loads(config) if config else None), {key: contents.get_tensor(key) for key in keys}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} cannot be read as safetensors: {error}") from error
 
 
-def write(source: Export, file: Path) -> dict[str, Any]:
-    config = source.encoder.config
-    arguments = timm_arguments(config) | head_arguments(source.encoder)
-    save_file(source.encoder.state_dict(), file, {"format": "pt", "config": config.model_dump_json()})
+def write(export: Export, file: Path) -> dict[str, Any]:
+    config = export.encoder.config
+    arguments = timm_arguments(config) | head_arguments(export.encoder)
+    save_file(export.encoder.state_dict(), file, {"format": "pt", "config": config.model_dump_json()})
     return {"class": "timm.models.vision_transformer.VisionTransformer", "arguments": arguments}
 
 
-def answers(source: Export, file: Path, images: Tensor) -> Iterator[Comparison]:
-    yield from features(source.encoder, load_file(file), images)
+def compare(export: Export, file: Path, images: Tensor) -> Iterator[Comparison]:
+    yield from features(export.encoder, load_file(file), images)
 
 
 def features(model: Encoder, state: dict[str, Tensor], images: Tensor) -> Iterator[Comparison]:
-    """The features of timm's model with the weights `state`, or the scores of a classifier, beside those of `model`."""
+    """Compares features, and the scores of a classifier, of timm's model with the weights `state` and of `model`."""
     arguments = timm_arguments(model.config) | head_arguments(model)
     peer = VisionTransformer(**arguments, norm_layer=LayerNorm).eval()
     problems = peer.load_state_dict(state, strict=False)
@@ -81,6 +81,6 @@ FORMAT = Format(
     peer="timm",
     compared="features of all tokens",
     write=write,
-    answers=answers,
+    compare=compare,
     heads=True,
 )

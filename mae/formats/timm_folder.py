@@ -1,4 +1,4 @@
-"""Folders in the layout of timm's models on the hub: `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
+"""timm's folders, laid out as on the hub: `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
 
 import json
 from collections.abc import Iterator
@@ -11,40 +11,39 @@ from torch import Tensor
 
 from mae.errors import CheckpointError
 from mae.formats.format import Comparison, Export, Format
-from mae.formats.huggingface import read_weights
 from mae.formats.timm import timm_arguments
 
 # timm wants the name of one of its own models; the arguments beside it decide.
 ARCHITECTURES = {192: "tiny_patch16", 384: "small_patch16", 768: "base_patch16", 1024: "large_patch16"}
 
 
-def read(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Fields of MAEConfig and weights; `settings` is the folder's config.json.
+def read(settings: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns fields of MAEConfig, and weights, from config.json and weights of a folder.
 
-    Raises CheckpointError when the model is no plain Vision Transformer.
+    Raises CheckpointError if the model is no plain Vision Transformer.
     """
     if not settings["architecture"].startswith("vit_"):
-        raise CheckpointError(f"{folder} holds timm's {settings['architecture']}: only plain vit_* are encoders here")
+        raise CheckpointError(f"this is timm's {settings['architecture']}: only plain vit_* are encoders here")
     arguments = settings.get("model_args", {})
     names = {"img_size": "image_size", "num_heads": "num_heads"}
-    return {ours: arguments[theirs] for theirs, ours in names.items() if theirs in arguments}, read_weights(folder)
+    return {ours: arguments[theirs] for theirs, ours in names.items() if theirs in arguments}, weights
 
 
-def write(source: Export, folder: Path) -> dict[str, Any]:
-    config = source.encoder.config
+def write(export: Export, folder: Path) -> dict[str, Any]:
+    config = export.encoder.config
     architecture = f"vit_{ARCHITECTURES.get(config.width, 'base_patch16')}_224"
-    return write_folder(folder, architecture, timm_arguments(config), source, source.encoder.state_dict())
+    return write_folder(folder, architecture, timm_arguments(config), export, export.encoder.state_dict())
 
 
 def write_folder(
-    folder: Path, architecture: str, arguments: dict[str, Any], source: Export, state: dict[str, Tensor]
+    folder: Path, architecture: str, arguments: dict[str, Any], export: Export, state: dict[str, Tensor]
 ) -> dict[str, Any]:
-    """config.json and model.safetensors; returns what the card says of loading them.
+    """Writes config.json and model.safetensors. Returns what the card says of loading them.
 
     architecture  the name of one of timm's models
     arguments     what replaces that model's own
     """
-    config = source.model.config
+    config = export.model.config
     settings = {
         "architecture": architecture,
         "num_classes": 0,
@@ -56,8 +55,8 @@ def write_folder(
             "fixed_input_size": True,
             "interpolation": "bicubic",
             "crop_pct": 1.0,
-            "mean": source.scale.mean,
-            "std": source.scale.std,
+            "mean": export.scale.mean,
+            "std": export.scale.std,
             "num_classes": 0,
             "first_conv": "patch_embed.proj",
         },
@@ -68,10 +67,10 @@ def write_folder(
     return {"call": f'timm.create_model("local-dir:{folder.name}", pretrained=True)'}
 
 
-def answers(source: Export, folder: Path, images: Tensor) -> Iterator[Comparison]:
-    # Loads strictly: a key on one side only is an error of timm's that names it.
+def compare(export: Export, folder: Path, images: Tensor) -> Iterator[Comparison]:
+    # timm loads strictly: its error names a key that is on one side only.
     peer: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    yield Comparison(peer.forward_features(images), source.features(images))
+    yield Comparison(peer.forward_features(images), export.features(images))
 
 
 FORMAT = Format(
@@ -80,5 +79,5 @@ FORMAT = Format(
     peer="timm",
     compared="features of all tokens",
     write=write,
-    answers=answers,
+    compare=compare,
 )

@@ -1,4 +1,4 @@
-"""Folders for timm's `samvit_*`: `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
+"""timm's folders of `samvit_*`: `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +9,11 @@ from torch import Tensor
 from mae.errors import CheckpointError
 from mae.formats import timm_folder
 from mae.formats.format import Export
-from mae.formats.huggingface import read_weights
 from mae.sam.encoder import SamConfig
 
 # timm wants the name of one of its own models; the arguments beside it decide.
 ARCHITECTURES = {768: "samvit_base_patch16", 1024: "samvit_large_patch16", 1280: "samvit_huge_patch16"}
-# timm's argument, ours.
+# Theirs, ours.
 NAMES = {
     "patch_size": "patch_size",
     "in_chans": "in_channels",
@@ -29,7 +28,7 @@ NAMES = {
 
 
 def timm_arguments(config: SamConfig) -> dict[str, Any]:
-    """Arguments of timm's VisionTransformerSAM that give our architecture, without a head."""
+    """Returns arguments of timm's VisionTransformerSAM that give our architecture, without a head."""
     fields = config.model_dump(mode="json")
     return {theirs: fields[ours] for theirs, ours in NAMES.items()} | {
         "img_size": fields["image_size"],
@@ -40,23 +39,23 @@ def timm_arguments(config: SamConfig) -> dict[str, Any]:
     }
 
 
-def read(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Fields of SamConfig and weights under our names; `settings` is the folder's config.json.
+def read(settings: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns fields of SamConfig, and weights under our names, from config.json and weights of a folder.
 
-    Raises CheckpointError when the model is another one, or its arguments are not written out.
+    Raises CheckpointError if the model is another one, or its arguments are not written out.
     """
     arguments = settings.get("model_args", {})
     if missing := [name for name in (*NAMES, "img_size") if name not in arguments]:
-        raise CheckpointError(f"{folder} does not say {', '.join(missing)} of timm's {settings['architecture']}")
+        raise CheckpointError(f"config.json does not say {', '.join(missing)} of timm's {settings['architecture']}")
     fields = {ours: arguments[theirs] for theirs, ours in NAMES.items()} | {"image_size": arguments["img_size"]}
-    return fields, {key.replace(".mlp.fc", ".mlp.lin"): value for key, value in read_weights(folder).items()}
+    return fields, {key.replace(".mlp.fc", ".mlp.lin"): value for key, value in weights.items()}
 
 
-def write(source: Export, folder: Path) -> dict[str, Any]:
-    config = source.sam.config
+def write(export: Export, folder: Path) -> dict[str, Any]:
+    config = export.sam.config
     architecture = ARCHITECTURES.get(config.width, "samvit_base_patch16")
-    state = {key.replace(".mlp.lin", ".mlp.fc"): value for key, value in source.sam.state_dict().items()}
-    return timm_folder.write_folder(folder, architecture, timm_arguments(config), source, state)
+    state = {key.replace(".mlp.lin", ".mlp.fc"): value for key, value in export.sam.state_dict().items()}
+    return timm_folder.write_folder(folder, architecture, timm_arguments(config), export, state)
 
 
 FORMAT = replace(

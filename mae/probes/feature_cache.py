@@ -52,7 +52,7 @@ class FeatureCache:
         for path in sorted(self.folder.glob(f"{_name(key)}-*.pt")):
             try:
                 verify(path)
-                kept = read(path, mmap=True)
+                kept = read(path)
             except CheckpointError as error:
                 warn(f"extracted anew: {error}")
                 path.unlink(missing_ok=True)
@@ -65,7 +65,7 @@ class FeatureCache:
         """All that is kept under keys with these values, with its key, newest first; damaged files are passed over."""
         for path in sorted(self.folder.glob("*.pt"), key=lambda file: file.stat().st_mtime_ns, reverse=True):
             try:
-                contents = read(path, mmap=True)
+                contents = read(path)
                 key = json.loads(contents["key"])
                 if (fields | {"version": VERSION}).items() <= key.items():
                     verify(path)

@@ -29,7 +29,7 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def verify(path: Path) -> None:
-    """Reads the whole file against the checksums inside it; raises CheckpointError when it is torn or altered."""
+    """Reads the whole file against the checksums inside it. Raises CheckpointError if it is torn or altered."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -40,9 +40,9 @@ def verify(path: Path) -> None:
 
 
 def newest_valid(run: Path) -> Path | None:
-    """The newest checkpoint of a run that verifies; torn ones are skipped with a warning. None when the run has none.
+    """Returns the newest checkpoint of a run that verifies, None if the run has none. Warns of those that do not.
 
-    Raises CheckpointError when there are checkpoints and every one of them is damaged.
+    Raises CheckpointError if there are checkpoints and every one of them is damaged.
     """
     candidates = checkpoints(run)
     for path in candidates:
@@ -60,27 +60,31 @@ def newest_valid(run: Path) -> Path | None:
     return None
 
 
-def read(path: Path, mmap: bool = False) -> dict[str, Any]:
-    """The contents of a file written by torch.save: tensors and plain values only, never code.
+def read(path: Path) -> dict[str, Any]:
+    """Returns the contents of a file written by torch.save: tensors and plain values only, never code.
 
-    mmap  leave the tensors in the file until they are used; it has to stay where it is as long as they live
+    Tensors are memory-mapped: only those that are used are read. They are valid as long as nobody overwrites the file.
 
-    Raises CheckpointError when the file is missing, damaged, or would need to run code.
+    Raises CheckpointError if the file is missing or damaged, or would need to run code.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist")
     try:
         # Published training checkpoints carry their argparse settings.
         with torch.serialization.safe_globals([Namespace]):
-            return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+            try:
+                return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            except RuntimeError:
+                # Files of torch before 1.6 cannot be mapped, nor can any on some network file systems.
+                return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from error
 
 
 def read_own(path: Path) -> dict[str, Any]:
-    """A checkpoint of this framework, its tensors left in the file; raises CheckpointError for anything else."""
-    contents = read(path, mmap=True)
+    """Returns the contents of a checkpoint of this framework. Raises CheckpointError for any other file."""
+    contents = read(path)
     if not isinstance(contents, dict) or "mae" not in contents:
         raise CheckpointError(
             f"{path} was not written by this framework, so there is no run in it to go on with. For a warm start from "

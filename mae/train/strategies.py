@@ -67,7 +67,7 @@ class FSDP(ModelParallelStrategy):
         return apply_to_collection(state, DTensor, gather)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        return read(Path(checkpoint_path), mmap=True)
+        return read(Path(checkpoint_path))
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None

@@ -1,0 +1,98 @@
+"""Opens a file or folder of weights once, and tells from what it holds which loader reads it.
+
+1 find  of a run folder, the newest checkpoint whose checksums hold        mae/run/checkpoint_files.py
+2 map   tensors stay in the file until they are used; those of the optimiser never are
+3 tell  an autoencoder, a SAM of another library, or a segmentation run: from the recipe, config.json or the keys
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from mae.errors import CheckpointError
+from mae.formats import timm
+from mae.formats.format import Scale
+from mae.formats.huggingface import read_settings, read_weights
+from mae.run.checkpoint_files import newest_valid, read
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Weights, and what is said beside them.
+
+    path      the file or folder; of a run its newest valid checkpoint
+    kind      "mae": autoencoder, encoder or classifier, for `load`; "sam": SAM or its encoder from another library, for
+              `load_sam` and `load_segmenter`; "segmentation": own checkpoint of task=segment, for `load_segmenter`
+    weights   under the names in the file; of an own checkpoint those of the model
+    settings  config.json of a folder, or the MAEConfig in a .safetensors file written here
+    run       step and recipe of an own checkpoint
+    """
+
+    path: Path
+    kind: Literal["mae", "sam", "segmentation"]
+    weights: dict[str, Tensor]
+    settings: dict[str, Any] | None = None
+    run: dict[str, Any] | None = None
+
+
+def open_weights(path: str | Path | Opened) -> Opened:
+    """Opens a run folder, a checkpoint, or a file or folder of another library. Returns what is already open as it is.
+
+    Raises CheckpointError if it is missing or damaged, or a folder without checkpoints and without config.json.
+    """
+    if isinstance(path, Opened):
+        return path
+    path = Path(path)
+    if (path / "config.json").is_file():
+        settings = read_settings(path)
+        library_name = settings.get("architecture") or settings.get("model_type") or ""
+        return Opened(path, "sam" if library_name.startswith("sam") else "mae", read_weights(path), settings)
+    if path.is_dir():
+        newest = newest_valid(path)
+        if newest is None:
+            raise CheckpointError(
+                f"{path} is neither a run with checkpoints nor a Hugging Face folder with a config.json"
+            )
+        path = newest
+    if path.suffix == ".safetensors":
+        settings, weights = timm.read(path)
+        return Opened(path, "mae", weights, settings)
+    contents = read(path)
+    if not isinstance(contents, dict):
+        raise CheckpointError(f"{path} holds a {type(contents).__name__}, not the weights of a model by their names")
+    if "mae" in contents:
+        task = contents["mae"]["recipe"].get("task", {}).get("name")
+        kind = "segmentation" if task == "segment" else "mae"
+        return Opened(path, kind, model_weights(contents["state_dict"]), run=contents["mae"])
+    state = contents.get("model", contents)
+    weights = {key.removeprefix("module.").replace("_orig_mod.", ""): value for key, value in state.items()}
+    return Opened(path, "sam" if any(key.endswith("neck.0.weight") for key in weights) else "mae", weights)
+
+
+def model_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the model's weights in an own checkpoint: the moving average if the run kept one."""
+    weights = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
+    prefix = "average." if any(key.startswith("average.") for key in weights) else "model."
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+
+
+def scale_of(opened: Opened, channels: int) -> Scale:
+    """Returns the mean and deviation of a model's images: those of the run or folder, else ImageNet's."""
+    said: dict[str, Any] = {}
+    if opened.run is not None:
+        said = opened.run["recipe"].get("data", {})
+    elif (file := opened.path / "preprocessor_config.json").is_file():
+        preprocessing = json.loads(file.read_text())
+        said = {"mean": preprocessing.get("image_mean"), "std": preprocessing.get("image_std")}
+    elif opened.settings is not None:
+        said = opened.settings.get("pretrained_cfg", {})
+    if said.get("mean") and said.get("std"):
+        return Scale(tuple(said["mean"]), tuple(said["std"]), known=True)
+    # Every published masked autoencoder was trained with these; further channels go through the three in turn.
+    mean, std = (tuple(values[channel % 3] for channel in range(channels)) for values in IMAGENET)
+    return Scale(mean, std, known=False)
