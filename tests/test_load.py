@@ -1,12 +1,21 @@
 """`mae.load` reads what others wrote, and says what is wrong with the rest."""
 
+import io
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import mae
+from mae.demo.model import open_model
+from mae.export.write import export
+from mae.formats.load_segmenter import initialise_segmenter
+from mae.sam.segmenter import Segmenter
+from tests.exports import own_checkpoint
 
 FIELDS = {"image_size": 32, "patch_size": 8, "width": 192, "depth": 2, "num_heads": 3, "decoder_depth": 1}
 
@@ -22,7 +31,7 @@ def same_function(one: mae.MaskedAutoencoder, other) -> bool:
     return torch.equal(one(images, noise).pred, other(images, noise).pred)
 
 
-@pytest.mark.parametrize("wrap", ["published", "bare", "training", "ddp"])
+@pytest.mark.parametrize("wrap", ["published", "bare", "training", "ddp", "torch 1.5"])
 def test_facebook_files_of_every_kind_give_the_same_function(tmp_path: Path, model, wrap: str) -> None:
     state = model.state_dict()
     contents = {
@@ -30,12 +39,25 @@ def test_facebook_files_of_every_kind_give_the_same_function(tmp_path: Path, mod
         "bare": state,
         "training": {"model": state, "optimizer": {}, "epoch": 3, "scaler": {}, "args": Namespace(lr=1.0)},
         "ddp": {"model": {f"module.{key}": value for key, value in state.items()}},
+        "torch 1.5": state,
     }[wrap]
-    torch.save(contents, tmp_path / "mae.pth")
+    torch.save(contents, tmp_path / "mae.pth", _use_new_zipfile_serialization=wrap != "torch 1.5")
     loaded = mae.load(tmp_path / "mae.pth")
     assert loaded.config == model.config
     assert same_function(model, loaded)
     assert not loaded.pos_embed.requires_grad and loaded.blocks[0].attn.qkv.weight.requires_grad
+
+
+def test_a_model_keeps_its_weights_when_its_file_is_overwritten(tmp_path: Path, model) -> None:
+    torch.save(model.state_dict(), tmp_path / "mae.pth")
+    save_file(mae.Encoder(model.config).state_dict(), tmp_path / "encoder.safetensors")
+    for file in (tmp_path / "mae.pth", tmp_path / "encoder.safetensors"):
+        loaded = mae.load(file, num_heads=3)
+        before = {key: value.clone() for key, value in loaded.state_dict().items()}
+
+        file.write_bytes(bytes(file.stat().st_size))
+
+        assert all(torch.equal(value, before[key]) for key, value in loaded.state_dict().items())
 
 
 def test_what_a_bare_file_cannot_say_may_be_given(tmp_path: Path) -> None:
@@ -115,6 +137,68 @@ def test_files_that_are_damaged_missing_or_carry_code_are_refused(tmp_path: Path
     (tmp_path / "empty").mkdir()
     with pytest.raises(mae.CheckpointError, match="neither a run"):
         mae.load(tmp_path / "empty")
+
+
+@pytest.fixture
+def opened_ckpts(monkeypatch) -> list[str]:
+    """One entry each time that Python opens a checkpoint, after "mapped" or "read whole" if torch.load does."""
+    opened: list[str] = []
+
+    def count_open(file, *arguments, **named):
+        if str(file).endswith(".ckpt"):
+            opened.append(Path(file).name)
+        return open_file(file, *arguments, **named)
+
+    def count_load(file, *arguments, **named):
+        if str(file).endswith(".ckpt"):
+            opened.append("mapped" if named.get("mmap") else "read whole")
+        return load_file(file, *arguments, **named)
+
+    open_file, load_file = io.open, torch.load
+    monkeypatch.setattr("builtins.open", count_open)
+    monkeypatch.setattr("io.open", count_open)
+    monkeypatch.setattr("torch.load", count_load)
+    return opened
+
+
+SAM_FIELDS = {"image_size": 128, "window": 4, "out_channels": 32}
+
+
+def write_run(folder: Path, task: str) -> tuple[Path, Segmenter]:
+    """A run folder with one checkpoint, and a SAM of the same size, whose weights it holds if the task is segment."""
+    (folder / "checkpoints").mkdir(parents=True)
+    model, file = own_checkpoint(folder / "checkpoints", patch_size=16, image_size=64, depth=4)
+    segmenter = Segmenter(mae.to_sam(model, **SAM_FIELDS))
+    if task == "segment":
+        contents = torch.load(file, weights_only=True)
+        contents["mae"]["recipe"]["task"] = {"name": "segment", **SAM_FIELDS}
+        torch.save(contents | {"state_dict": segmenter.state_dict(prefix="model.")}, file)
+    return folder, segmenter
+
+
+@pytest.mark.parametrize(
+    ("task", "use"),
+    [
+        ("pretrain", lambda run, sam: mae.load(run)),
+        ("pretrain", lambda run, sam: open_model(run)),
+        ("pretrain", lambda run, sam: initialise_segmenter(sam, run)),
+        ("pretrain", lambda run, sam: export(run, "timm", run / "encoder.safetensors")),
+        ("pretrain", lambda run, sam: export(run, "hf-vitmae", run / "vitmae")),
+        ("segment", lambda run, sam: mae.load_segmenter(run)),
+        ("segment", lambda run, sam: initialise_segmenter(sam, run)),
+        ("segment", lambda run, sam: export(run, "segment-anything", run / "sam.pth")),
+    ],
+    ids=["load", "demo", "start SAM", "timm", "hf-vitmae", "load_segmenter", "start SAM from SAM", "segment-anything"],
+)
+def test_a_run_is_opened_once_for_its_checksums_and_once_mapped(
+    tmp_path: Path, task: str, use: Callable[[Path, Segmenter], Any], opened_ckpts: list[str]
+) -> None:
+    run, segmenter = write_run(tmp_path / "run", task)
+    opened_ckpts.clear()
+
+    use(run, segmenter)
+
+    assert opened_ckpts == ["step-00000500.ckpt", "mapped", "step-00000500.ckpt"]
 
 
 def test_a_whole_sam_is_left_to_its_own_loader(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The model behind the page: opened once, asked for masks, pictures, attention and features."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -99,7 +100,7 @@ def open_model(path: Path) -> DemoModel:
     Raises CheckpointError when there is none, ConfigError when it takes no photographs.
     """
     opened = open_weights(path)
-    encoder = load(opened)
+    encoder = deepcopy(load(opened))  # the file may be overwritten while the page is open
     channels = encoder.config.in_channels
     if channels not in (1, 3):
         raise ConfigError(

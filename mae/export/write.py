@@ -18,6 +18,7 @@ from mae.formats.available import FORMATS
 from mae.formats.format import Export, Format
 from mae.formats.load import load
 from mae.formats.load_sam import load_sam
+from mae.formats.opened import open_weights
 from mae.run.folder import write_json
 from mae.sam.encoder import SamConfig
 
@@ -113,10 +114,10 @@ def read_back(export: Export, file: Path) -> None:
     """Loads the file again. Raises CheckpointError naming every parameter that differs in a single bit."""
     config = export.model.config
     if isinstance(config, SamConfig):
-        model = load_sam(file, global_blocks=config.global_blocks, window=config.window)
+        model = load_sam(open_weights(file), global_blocks=config.global_blocks, window=config.window)
     else:
         unseen = ("num_heads", "decoder_num_heads", "image_size")
-        model = load(file, **{name: getattr(config, name) for name in unseen})
+        model = load(open_weights(file), **{name: getattr(config, name) for name in unseen})
     back, state = model.state_dict(), export.model.state_dict()
     differing = [key for key in sorted(state.keys() | back.keys()) if not _same(state.get(key), back.get(key))]
     if differing:

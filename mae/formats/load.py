@@ -3,7 +3,7 @@
 1 open      the file or folder, once                                   opened.py
 2 describe  the architecture, and the weights under our names          facebook.py, hf_vitmae.py, hf_vit.py, timm*.py
 3 build     the model on the meta device, without values
-4 copy      the weights into it: every key, of the same shape, and nothing left over
+4 assign    the weights to it: every key, of the same shape, and nothing left over
 """
 
 from pathlib import Path
@@ -60,7 +60,7 @@ def load(path: str | Path | Opened, **given: Any) -> MaskedAutoencoder | Encoder
             model = classifier_for(state, config)
         else:
             model = MaskedAutoencoder(config) if has_decoder(state) else Encoder(config)
-    load_strictly(model, state, opened.path)
+    load_strictly(model, state, opened.path, copy=not isinstance(path, Opened))
     for name, parameter in model.named_parameters():
         # `assign` makes every parameter trainable; the fixed tables are not.
         fixed = name in ("pos_embed", "decoder_pos_embed") and model.config.positions == "sincos"
@@ -85,8 +85,11 @@ def _describe(opened: Opened) -> tuple[dict[str, Any] | None, dict[str, Tensor]]
     raise CheckpointError(f"this is a model of type {kind}: only vit_mae, vit and timm's vit_* are read")
 
 
-def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Copies weights in float32 into a model on the meta device. Raises CheckpointError naming keys that differ."""
+def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path, copy: bool) -> None:
+    """Assigns weights in float32 to a model on the meta device. Raises CheckpointError naming the keys that differ.
+
+    copy  do so even if they need no conversion, because a mapped tensor changes or vanishes with its file
+    """
     own = model.state_dict()
     complaints = [f"{key} is missing" for key in own if key not in state]
     complaints += [f"{key} is left over" for key in state if key not in own]
@@ -97,9 +100,8 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> Non
     ]
     if complaints:
         raise CheckpointError(f"{path} does not fit the model: {'; '.join(complaints[:8])}")
-    # Copies, because a mapped tensor changes or vanishes with its file.
-    layout = {"dtype": torch.float32, "memory_format": torch.contiguous_format}
-    model.load_state_dict({key: value.to(**layout, copy=True) for key, value in state.items()}, assign=True)
+    float32 = {key: value.to(torch.float32, copy=copy).contiguous() for key, value in state.items()}
+    model.load_state_dict(float32, assign=True)
 
 
 def initialise_from(model: MaskedAutoencoder, path: Path) -> None:

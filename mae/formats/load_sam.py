@@ -45,5 +45,5 @@ def load_sam(path: str | Path | Opened, **given: Any) -> SamEncoder:
         raise CheckpointError(f"{opened.path}: {error}") from error
     with torch.device("meta"):
         model = SamEncoder(config)
-    load_strictly(model, state, opened.path)
+    load_strictly(model, state, opened.path, copy=not isinstance(path, Opened))
     return model.eval()

@@ -27,25 +27,25 @@ def load_segmenter(path: str | Path | Opened) -> Segmenter:
 
     Raises CheckpointError if there is none.
     """
-    opened = open_weights(path)
+    opened, copy = open_weights(path), not isinstance(path, Opened)
     if opened.run is not None:
-        return _load_own(opened)
+        return _load_own(opened, copy)
     encoder, rest = load_sam(opened), prompt_and_mask_weights(opened)
     if not rest:
         raise CheckpointError(f"{opened.path} holds a SAM-style encoder without a prompt encoder and a mask decoder")
     model = Segmenter(encoder)
-    load_strictly(model, rest | encoder.state_dict(prefix="encoder."), opened.path)
+    load_strictly(model, rest | encoder.state_dict(prefix="encoder."), opened.path, copy)
     return model.eval()
 
 
-def _load_own(opened: Opened) -> Segmenter:
+def _load_own(opened: Opened, copy: bool) -> Segmenter:
     if opened.kind != "segmentation" or opened.run is None:
         raise CheckpointError(f"{opened.path} is no checkpoint of task=segment")
     recipe = opened.run["recipe"]
     task = SegmentConfig.model_validate(recipe["task"])
     model = build_segmenter(MAEConfig.model_validate(recipe["model"]), task, BlocksConfig())
     choose_what_learns(model, task)
-    load_strictly(model, opened.weights, opened.path)
+    load_strictly(model, opened.weights, opened.path, copy)
     if task.encoder == "lora":
         merge_lora(model.encoder)
     return model.eval()

@@ -25,6 +25,9 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 class Opened:
     """Weights, and what is said beside them.
 
+    A model that is loaded from a path owns its weights. One that is loaded from what is opened leaves them in the file,
+    which nobody may overwrite meanwhile, and takes half the memory.
+
     path      the file or folder; of a run its newest valid checkpoint
     kind      "mae": autoencoder, encoder or classifier, for `load`; "sam": SAM or its encoder from another library, for
               `load_sam` and `load_segmenter`; "segmentation": own checkpoint of task=segment, for `load_segmenter`

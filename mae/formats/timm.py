@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
@@ -67,8 +68,9 @@ def compare(export: Export, file: Path, images: Tensor) -> Iterator[Comparison]:
 def features(model: Encoder, state: dict[str, Tensor], images: Tensor) -> Iterator[Comparison]:
     """Compares features, and the scores of a classifier, of timm's model with the weights `state` and of `model`."""
     arguments = timm_arguments(model.config) | head_arguments(model)
-    peer = VisionTransformer(**arguments, norm_layer=LayerNorm).eval()
-    problems = peer.load_state_dict(state, strict=False)
+    with torch.device("meta"):
+        peer = VisionTransformer(**arguments, norm_layer=LayerNorm).eval()
+    problems = peer.load_state_dict(state, strict=False, assign=True)
     refuse_other_keys("timm", problems.missing_keys, problems.unexpected_keys)
     if isinstance(model, Classifier):
         yield Comparison(peer(images), model(images))
