@@ -55,8 +55,8 @@ def test_keys_that_the_peer_lacks_or_misses_are_named(tmp_path: Path, monkeypatc
 
 def test_an_answer_that_is_no_number_is_a_difference(tmp_path: Path, monkeypatch) -> None:
     _, source = own_checkpoint(tmp_path)
-    nothing = Comparison(torch.tensor([torch.nan]), torch.ones(1))
-    fmt = dataclasses.replace(FORMATS["timm"], compare=lambda *_: [nothing])
+    nothing, equal = Comparison(torch.tensor([torch.nan]), torch.ones(1)), Comparison(torch.ones(1), torch.ones(1))
+    fmt = dataclasses.replace(FORMATS["timm"], compare=lambda *_: [equal, nothing])
     monkeypatch.setitem(FORMATS, "timm", fmt)
     with pytest.raises(mae.CheckpointError, match="differ by nan"):
         export(source, "timm", tmp_path / "encoder.safetensors")

@@ -28,9 +28,8 @@ def verify(fmt: Format, export: Export, path: Path) -> dict[str, Any]:
         why = f"{fmt.peer} is not installed" if fmt.compare else f"{fmt.peer} is not run here"
         return {"compared_with": None, "why": why, "checked": "names and shapes"}
     images = photograph(export.model.config.image_size, export.scale)
-    difference = max(
-        float((theirs - ours).abs().max() / ours.abs().max()) for theirs, ours in fmt.compare(export, path, images)
-    )
+    differences = [(theirs - ours).abs().max() / ours.abs().max() for theirs, ours in fmt.compare(export, path, images)]
+    difference = float(torch.stack(differences).max())  # NaN if one of them is, which Python's max may pass over
     if not difference <= TOLERANCE:
         raise CheckpointError(
             f"{fmt.peer} computes something else from the export: {fmt.compared} differ by {difference:.1e} of their "

@@ -112,20 +112,15 @@ def staged(out: Path) -> Iterator[Path]:
 
 def read_back(export: Export, file: Path) -> None:
     """Loads the file again. Raises CheckpointError naming every parameter that differs in a single bit."""
-    config = export.model.config
+    config, opened = export.model.config, open_weights(file)
     if isinstance(config, SamConfig):
-        model = load_sam(open_weights(file), global_blocks=config.global_blocks, window=config.window)
+        model = load_sam(opened, **config.model_dump(include={"global_blocks", "window"}))
     else:
-        unseen = ("num_heads", "decoder_num_heads", "image_size")
-        model = load(open_weights(file), **{name: getattr(config, name) for name in unseen})
+        model = load(opened, **config.model_dump(include={"num_heads", "decoder_num_heads", "image_size"}))
     back, state = model.state_dict(), export.model.state_dict()
-    differing = [key for key in sorted(state.keys() | back.keys()) if not _same(state.get(key), back.get(key))]
-    if differing:
+    same = {key for key in state.keys() & back.keys() if torch.equal(state[key], back[key])}
+    if differing := sorted((state.keys() | back.keys()) - same):
         raise CheckpointError(f"the export does not hold the source's weights: {', '.join(differing[:8])} differ")
-
-
-def _same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    return one is not None and other is not None and torch.equal(one, other)
 
 
 def files_under(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from mae.errors import CheckpointError
 from mae.formats.format import Comparison, Export, Format, require
 from mae.formats.huggingface import load_peer, preprocessor_settings, read_settings, read_weights, write_folder
-from mae.formats.sam_names import example_prompts
+from mae.formats.sam_names import PARTS, example_prompts
 from mae.formats.segment_anything import replace_encoder
 from mae.sam.encoder import SamConfig
 from mae.sam.segmenter import Segmenter, whole_config
@@ -18,7 +18,6 @@ from mae.sam.segmenter import Segmenter, whole_config
 PREFIX = "vision_encoder."
 OWN = "prompt_encoder.shared_embedding.positional_embedding"
 SHARED = "shared_image_embedding.positional_embedding"
-OTHER_PARTS = ("prompt_encoder.", "mask_decoder.", "shared_image_embedding.")
 # Theirs, ours: parts of a key between dots, replaced from left to right.
 NAMES = {
     "layers.": "blocks.",
@@ -46,10 +45,7 @@ FIXED = {"use_rel_pos": True, "use_abs_pos": True, "qkv_bias": True, "hidden_act
 
 
 def read(settings: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns fields of SamConfig, and the encoder's weights under our names, from config.json and weights of a folder.
-
-    Raises CheckpointError if the model is another one, or a key has no counterpart.
-    """
+    """Returns fields of SamConfig, and the encoder's weights under our names. Raises CheckpointError if it is none."""
     kind = settings.get("model_type")
     if kind not in ("sam", "sam_vision_model"):
         raise CheckpointError(f"this is a model of type {kind}: only sam and sam_vision_model have a SAM encoder")
@@ -61,7 +57,7 @@ def read(settings: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str
     fields = {ours: vision.get(theirs, default) for theirs, (ours, default) in SETTINGS.items()}
     hidden = vision.get("mlp_dim")
     fields["mlp_ratio"] = hidden / fields["width"] if hidden else vision.get("mlp_ratio", 4.0)
-    unknown = [key for key in weights if not key.startswith((PREFIX, *OTHER_PARTS))]
+    unknown = [key for key in weights if not key.startswith((PREFIX, *PARTS, SHARED))]
     if unknown:
         raise CheckpointError(f"these keys belong to no part of a SAM: {', '.join(unknown[:8])}")
     return fields, {our_name(key): value for key, value in weights.items() if key.startswith(PREFIX)}

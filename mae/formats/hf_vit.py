@@ -27,10 +27,7 @@ LAYERS = {"encoder.layer": "blocks"}
 
 
 def read(settings: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns fields of MAEConfig, and weights under our names, from config.json and weights of a folder.
-
-    Raises CheckpointError if something, such as a pooler, has no counterpart.
-    """
+    """Returns fields of MAEConfig, and weights under our names. Raises CheckpointError for other keys, such as a pooler's."""
     return encoder_fields(settings), to_our_names(weights, TOP, LAYERS)
 
 

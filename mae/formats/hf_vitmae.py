@@ -39,10 +39,7 @@ LAYERS = {
 
 
 def read(settings: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns fields of MAEConfig, and weights under our names, from config.json and weights of a folder.
-
-    Raises CheckpointError if something has no counterpart.
-    """
+    """Returns fields of MAEConfig, and weights under our names. Raises CheckpointError if a part has no counterpart."""
     decoder_width = settings.get("decoder_hidden_size", 512)
     if settings.get("decoder_intermediate_size", 2048) != 4 * decoder_width:
         raise CheckpointError("decoder_intermediate_size is not 4 x decoder_hidden_size, which our decoder needs")

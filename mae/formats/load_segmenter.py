@@ -28,8 +28,10 @@ def load_segmenter(path: str | Path | Opened) -> Segmenter:
     Raises CheckpointError if there is none.
     """
     opened, copy = open_weights(path), not isinstance(path, Opened)
-    if opened.run is not None:
+    if opened.kind == "segmentation":
         return _load_own(opened, copy)
+    if opened.run is not None:
+        raise CheckpointError(f"{opened.path} is no checkpoint of task=segment")
     encoder, rest = load_sam(opened), prompt_and_mask_weights(opened)
     if not rest:
         raise CheckpointError(f"{opened.path} holds a SAM-style encoder without a prompt encoder and a mask decoder")
@@ -39,8 +41,7 @@ def load_segmenter(path: str | Path | Opened) -> Segmenter:
 
 
 def _load_own(opened: Opened, copy: bool) -> Segmenter:
-    if opened.kind != "segmentation" or opened.run is None:
-        raise CheckpointError(f"{opened.path} is no checkpoint of task=segment")
+    assert opened.run is not None
     recipe = opened.run["recipe"]
     task = SegmentConfig.model_validate(recipe["task"])
     model = build_segmenter(MAEConfig.model_validate(recipe["model"]), task, BlocksConfig())

@@ -9,14 +9,13 @@ from torch import Tensor
 
 from mae.errors import CheckpointError
 from mae.formats.format import Comparison, Export, Format, refuse_other_keys, require
-from mae.formats.sam_names import example_prompts, to_segment_anything
+from mae.formats.sam_names import PARTS, example_prompts, to_segment_anything
 from mae.models.vit import LayerNorm
 from mae.run.checkpoint_files import read
 from mae.sam.encoder import SamConfig
 from mae.sam.segmenter import Segmenter
 
 PREFIX = "image_encoder."
-OTHER_PARTS = ("prompt_encoder.", "mask_decoder.")
 
 
 def encoder_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -26,7 +25,7 @@ def encoder_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     if not any(key.startswith(PREFIX) for key in state):
         return state
-    unknown = [key for key in state if not key.startswith((PREFIX, *OTHER_PARTS))]
+    unknown = [key for key in state if not key.startswith((PREFIX, *PARTS))]
     if unknown:
         raise CheckpointError(f"these keys belong to no part of a SAM: {', '.join(unknown[:8])}")
     return {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}

@@ -18,10 +18,7 @@ ARCHITECTURES = {192: "tiny_patch16", 384: "small_patch16", 768: "base_patch16",
 
 
 def read(settings: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns fields of MAEConfig, and weights, from config.json and weights of a folder.
-
-    Raises CheckpointError if the model is no plain Vision Transformer.
-    """
+    """Returns fields of MAEConfig, and weights. Raises CheckpointError if the model is no plain Vision Transformer."""
     if not settings["architecture"].startswith("vit_"):
         raise CheckpointError(f"this is timm's {settings['architecture']}: only plain vit_* are encoders here")
     arguments = settings.get("model_args", {})

@@ -40,10 +40,7 @@ def timm_arguments(config: SamConfig) -> dict[str, Any]:
 
 
 def read(settings: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns fields of SamConfig, and weights under our names, from config.json and weights of a folder.
-
-    Raises CheckpointError if the model is another one, or its arguments are not written out.
-    """
+    """Returns fields of SamConfig, and weights under our names. Raises CheckpointError if arguments are missing."""
     arguments = settings.get("model_args", {})
     if missing := [name for name in (*NAMES, "img_size") if name not in arguments]:
         raise CheckpointError(f"config.json does not say {', '.join(missing)} of timm's {settings['architecture']}")
