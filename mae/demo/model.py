@@ -114,7 +114,7 @@ def open_model(path: Path) -> DemoModel:
     if isinstance(encoder, MaskedAutoencoder):
         choose_attention(encoder.decoder_blocks, device=device)
     pixels = Pixels(scale.mean, scale.std).to(device)
-    return DemoModel(path, opened.run and opened.run["step"], encoder.to(device), pixels, assumed=not scale.known)
+    return DemoModel(path, opened.step, encoder.to(device), pixels, assumed=not scale.known)
 
 
 def most_hidden(config: MAEConfig) -> int:

@@ -38,8 +38,7 @@ def open_export(path: Path, fmt: Format, image_size: Size | None, merge_into: Pa
         model = segmenter.encoder if segmenter is not None else load_sam(opened)
         _refuse_sam(model, opened.path, fmt, image_size)
     scale = scale_of(opened, model.config.in_channels)
-    step = opened.run["step"] if opened.run is not None else None
-    return Export(model.eval(), scale, merge_into, segmenter, opened.path, step)
+    return Export(model.eval(), scale, merge_into, segmenter, opened.path, opened.step)
 
 
 def _refuse_sam(model: SamEncoder, path: Path, fmt: Format, image_size: Size | None) -> None:

@@ -27,7 +27,7 @@ LAYERS = {"encoder.layer": "blocks"}
 
 
 def read(settings: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns fields of MAEConfig, and weights under our names. Raises CheckpointError for other keys, such as a pooler's."""
+    """Returns fields of MAEConfig, and weights under our names. Raises CheckpointError for others, as a pooler's."""
     return encoder_fields(settings), to_our_names(weights, TOP, LAYERS)
 
 

@@ -42,6 +42,10 @@ class Opened:
     settings: dict[str, Any] | None = None
     run: dict[str, Any] | None = None
 
+    @property
+    def step(self) -> int | None:
+        return self.run["step"] if self.run is not None else None
+
 
 def open_weights(path: str | Path | Opened) -> Opened:
     """Opens a run folder, a checkpoint, or a file or folder of another library. Returns what is already open as it is.
