@@ -26,7 +26,7 @@ from data.pack.image_folder import find_images
 from data.pack.pack import pack
 from mae.models.execution import BlocksConfig, prepare_blocks
 from mae.models.flops import pretraining_flops
-from mae.plan.devices import measured_flops
+from mae.plan.devices import measure_flops
 from mae.sam.encoder import SIZES, SamConfig, SamEncoder
 from mae.sam.flops import sam_flops
 
@@ -127,7 +127,7 @@ def main() -> None:
         sys.exit("no CUDA device: the published sizes want one. --small shows that everything runs")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    peak = measured_flops(device)
+    peak = measure_flops(device)
     rows = pretraining(SMALL if arguments.small else PRETRAINING, device, peak, arguments.rounds)
     rows.append(encoder(SMALL_SAM if arguments.small else SIZES["sam_huge"], device, peak, arguments.rounds))
     if arguments.photos.is_dir():

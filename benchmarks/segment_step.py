@@ -1,4 +1,4 @@
-"""Time and peak memory of a training step of a SAM at 1024 x 1024, beside what the plan expects of the encoder.
+"""Time and peak memory of a training step of SAM at 1024 x 1024, beside the forecast of plan=true for its encoder.
 
 python -m benchmarks.segment_step base|huge [--masks N] [--clicks N] [--steps N]
 """
@@ -10,7 +10,7 @@ import time
 import torch
 
 from mae.plan.devices import peak_memory
-from mae.plan.training_cost import sam_workload
+from mae.plan.training_cost import sam_cost
 from mae.sam.encoder import SIZES, SamEncoder
 from mae.sam.segmenter import STRIDE, Segmenter
 from mae.sam.session import interactive_session
@@ -26,7 +26,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = SIZES[f"sam_{arguments.size}"]
-    expected = sam_workload(config, "bf16-mixed")
+    expected = sam_cost(config, "bf16-mixed")
     print(
         f"plan, the encoder alone: {expected.recomputed.peak / 1e9:.1f} GB, {expected.executed / 1e12:.1f} TFLOP, "
         f"with what is computed twice {expected.recomputed.flops / 1e12:.1f}"

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 
 from mae.distributed.launch import Topology, resolve_devices
-from mae.plan.devices import hardware, planned_precision
+from mae.plan.devices import find_hardware, planned_precision
 from mae.plan.forecast import forecast
 from mae.plan.tables import show_forecast
-from mae.plan.training_cost import Workload, classification_workload, pretraining_workload, sam_workload
+from mae.plan.training_cost import TrainingCost, classification_cost, pretraining_cost, sam_cost
 from mae.run.folder import write_json
 from mae.sam.convert import sam_config
 from tasks.config import TrainConfig
@@ -26,8 +26,8 @@ def plan_only(config: TrainConfig) -> None:
     task = task_class(config.task.name)(config, Topology(ranks=ranks, devices=ranks))
     micro_batch, accumulate = task.split
     precision = planned_precision(config.precision, wanted.gpu)
-    device = hardware(wanted.gpu, precision)
-    work = workload(task, precision, torch.device(device.kind))
+    hardware = find_hardware(wanted.gpu, precision)
+    cost = training_cost(task, precision, torch.device(hardware.kind))
     samples, shards = wanted.samples, None
     if samples is None and config.data.named:
         index = task.data.train_index
@@ -36,9 +36,9 @@ def plan_only(config: TrainConfig) -> None:
     images = None
     if samples is not None:
         images = task.schedule_over(samples).total_steps * config.global_batch
-    plan = forecast(
-        work,
-        device,
+    expected = forecast(
+        cost,
+        hardware,
         ranks=ranks,
         micro_batch=micro_batch,
         accumulate=accumulate,
@@ -48,16 +48,16 @@ def plan_only(config: TrainConfig) -> None:
         shards=shards,
         checkpoints=config.checkpoint.keep,
     )
-    show_forecast(plan, config.name)
+    show_forecast(expected, config.name)
     if wanted.file is not None:
-        write_json(Path(wanted.file), plan.plain())
+        write_json(Path(wanted.file), expected.plain())
 
 
-def workload(task: Task, precision: str, device: torch.device) -> Workload:
+def training_cost(task: Task, precision: str, device: torch.device) -> TrainingCost:
     """Counts what one image costs in a task."""
     model = task.architecture
     if isinstance(task, Finetune):
-        return classification_workload(model, task.classes, task.settings.drop_path, precision, device)
+        return classification_cost(model, task.classes, task.settings.drop_path, precision, device)
     if isinstance(task, Segment):
-        return sam_workload(sam_config(model, task.settings.sam_fields), precision)
-    return pretraining_workload(model, precision, device)
+        return sam_cost(sam_config(model, task.settings.sam_fields), precision)
+    return pretraining_cost(model, precision, device)

@@ -17,7 +17,7 @@ from mae.models.loss import normalise_patches
 from mae.models.noise import uniform_noise
 from mae.models.patches import patchify, unpatchify
 from mae.models.vit import choose_attention
-from mae.plan.training_cost import pretraining_workload
+from mae.plan.training_cost import pretraining_cost
 from mae.train.optim import OptimConfig, adamw
 from tests.exports import own_checkpoint
 from tests.test_model import SMALL, model_of
@@ -151,9 +151,9 @@ def test_the_loss_falls(share: float) -> None:
 @pytest.mark.parametrize("share", [1.0, 1 / 3])
 def test_formula_and_torchs_counter_agree(device: torch.device, share: float) -> None:
     config = mae.MAEConfig(width=192, num_heads=3, decoder="cross", predicted=share)
-    work = pretraining_workload(config, "bf16-mixed", device)
-    assert work.kept.flops == pytest.approx(executed_pretraining_flops(config), rel=0.02)
-    assert work.recomputed.activations < work.kept.activations
+    cost = pretraining_cost(config, "bf16-mixed", device)
+    assert cost.kept.flops == pytest.approx(executed_pretraining_flops(config), rel=0.02)
+    assert cost.recomputed.activations < cost.kept.activations
 
 
 def test_own_checkpoints_come_back(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,9 +16,9 @@ from mae.errors import ConfigError
 from mae.models.flops import executed_pretraining_flops, pretraining_flops
 from mae.models.vit import choose_attention
 from mae.plan.devices import Hardware, known_device, recognise
-from mae.plan.dry_step import Tally, autocast, dry_step
-from mae.plan.forecast import RESERVE, layout
-from mae.plan.training_cost import TrainingCost, pretraining, pretraining_workload, sam_training, sam_workload
+from mae.plan.dry_step import Tally, Workload, autocast, dry_step
+from mae.plan.forecast import MEMORY_RESERVE, layout
+from mae.plan.training_cost import pretraining, pretraining_cost, sam_cost, sam_training
 from mae.sam.encoder import SIZES, SamConfig, SamEncoder
 from mae.sam.flops import executed_sam_flops, sam_flops
 from mae.train.optim import OptimConfig, adamw
@@ -32,7 +32,7 @@ HUGE = mae.MAEConfig(width=1280, depth=32, num_heads=16, patch_size=14)
 TINY = mae.MAEConfig(image_size=(32, 32), patch_size=4, width=64, depth=2, num_heads=2, decoder_depth=2)
 SMALL_SAM = SamConfig(image_size=(512, 512))
 # Dry steps of large models take seconds.
-workload = cache(pretraining_workload)
+training_cost = cache(pretraining_cost)
 H100 = Hardware("h100", "cuda", 989e12, 80 * 2**30, measured=False)
 
 
@@ -47,7 +47,7 @@ def test_the_formula_gives_the_published_count(config: mae.MAEConfig, giga: floa
     ids=["base", "fused", "huge14", "tiny"],
 )
 def test_pretraining_formula_and_torchs_counter_agree(config: mae.MAEConfig, device: torch.device) -> None:
-    step = workload(config, "bf16-mixed", device).kept
+    step = training_cost(config, "bf16-mixed", device).kept
     assert step.flops == pytest.approx(executed_pretraining_flops(config), rel=0.02)
     if config is not TINY:  # what the paper's algorithm computes beyond it is much only for a decoder of few blocks
         assert step.flops == pytest.approx(pretraining_flops(config), rel=0.02)
@@ -59,18 +59,18 @@ def test_the_count_is_that_of_torchs_counter(fused: bool) -> None:
     choose_attention(model.blocks, model.decoder_blocks, device=CUDA if fused else CPU)
     with FlopCounterMode(display=False) as counter:
         model(torch.randn(4, 3, 32, 32), torch.rand(4, 64)).loss.backward()
-    kept = workload(TINY, "32-true", CUDA if fused else CPU).kept
+    kept = training_cost(TINY, "32-true", CUDA if fused else CPU).kept
     assert kept.flops == counter.get_total_flops() / 4
 
 
 def test_sam_formula_and_torchs_counter_agree() -> None:
-    step = sam_workload(SMALL_SAM, "bf16-mixed").kept
+    step = sam_cost(SMALL_SAM, "bf16-mixed").kept
     assert step.flops == pytest.approx(executed_sam_flops(SMALL_SAM), rel=0.02)
 
 
 @pytest.mark.slow
 def test_sam_formula_and_torchs_counter_agree_at_1024() -> None:
-    step = sam_workload(SIZES["sam_base"], "bf16-mixed").kept
+    step = sam_cost(SIZES["sam_base"], "bf16-mixed").kept
     assert step.flops == pytest.approx(executed_sam_flops(SIZES["sam_base"]), rel=0.02)
 
 
@@ -93,32 +93,32 @@ def test_segment_anythings_huge_encoder_makes_3_tera_multiply_adds() -> None:
 
 @pytest.mark.parametrize("config", [BASE, TINY], ids=["base", "tiny"])
 def test_bytes_of_weights_gradients_and_moments_are_exact(config: mae.MAEConfig) -> None:
-    work = workload(config, "bf16-mixed", CPU)
+    cost = training_cost(config, "bf16-mixed", CPU)
     model = mae.MaskedAutoencoder(config)
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert work.kept.weights == 4 * sum(p.numel() for p in model.parameters()) == 4 * sum(work.parameters.values())
-    assert work.kept.gradients == 4 * learning
-    assert work.kept.optimiser == pytest.approx(8 * learning, abs=4 * len(list(model.parameters())))  # and a step each
+    assert cost.kept.weights == 4 * sum(p.numel() for p in model.parameters()) == 4 * sum(cost.parameters.values())
+    assert cost.kept.gradients == 4 * learning
+    assert cost.kept.optimiser == pytest.approx(8 * learning, abs=4 * len(list(model.parameters())))  # and a step each
     encoder = mae.Encoder(config)
-    assert work.parameters["encoder"] == sum(p.numel() for p in encoder.parameters())
+    assert cost.parameters["encoder"] == sum(p.numel() for p in encoder.parameters())
 
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize(
-    "task",
+    "workload",
     [pretraining(TINY, CPU), sam_training(SamConfig(image_size=(96, 96), width=48, depth=4, global_blocks=(3,)))],
 )
-def test_a_dry_step_counts_the_bytes_of_a_real_one(task: TrainingCost, precision: str, recompute: bool) -> None:
-    dry = dry_step(partial(task.build, recompute), partial(task.loss, images=3), precision)
-    model = task.build(recompute)
+def test_a_dry_step_counts_the_bytes_of_a_real_one(workload: Workload, precision: str, recompute: bool) -> None:
+    dry = dry_step(workload, 3, precision, recompute=recompute)
+    model = workload.build(recompute)
     optimizer = adamw(model.named_parameters(), OptimConfig(), lr=1e-3)
-    task.loss(model, 1).backward()
+    workload.loss(model, 1).backward()
     optimizer.step()
     existing = [*model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None)]
     with Tally(existing) as tally:
         with autocast(precision):
-            loss = task.loss(model, 3)
+            loss = workload.loss(model, 3)
         loss.backward()
     assert dry.copies + dry.activations == pytest.approx(tally.highest, rel=0.01)
     assert dry.copies == tally.casts
@@ -126,9 +126,9 @@ def test_a_dry_step_counts_the_bytes_of_a_real_one(task: TrainingCost, precision
 
 
 def test_activations_grow_with_the_batch_and_shrink_when_blocks_are_recomputed() -> None:
-    task = pretraining(BASE, CUDA)
-    one = workload(BASE, "bf16-mixed", CUDA)
-    sixteen = dry_step(partial(task.build, False), partial(task.loss, images=16), "bf16-mixed")
+    workload = pretraining(BASE, CUDA)
+    one = training_cost(BASE, "bf16-mixed", CUDA)
+    sixteen = dry_step(workload, 16, "bf16-mixed", recompute=False)
     assert one.kept.at(16).activations == pytest.approx(sixteen.activations, rel=0.01)
     assert one.recomputed.activations < one.kept.activations / 2
     assert one.kept.flops < one.recomputed.flops < one.kept.flops * 4 / 3
@@ -137,24 +137,24 @@ def test_activations_grow_with_the_batch_and_shrink_when_blocks_are_recomputed()
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("strategy", ["one device", "DDP", "FSDP"])
 def test_the_largest_micro_batch_is_the_last_that_fits(strategy: str, recompute: bool) -> None:
-    work = workload(HUGE, "bf16-mixed", CUDA)
+    cost = training_cost(HUGE, "bf16-mixed", CUDA)
 
     def at(micro_batch: int):
-        return layout(strategy, recompute, work, H100, ranks=8, micro_batch=micro_batch, mfu=0.4)
+        return layout(strategy, recompute, cost, H100, ranks=8, micro_batch=micro_batch, mfu=0.4)
 
     largest = at(1).largest_micro_batch
-    assert at(largest).total <= H100.memory * (1 - RESERVE) < at(largest + 1).total
+    assert at(largest).total <= H100.memory * (1 - MEMORY_RESERVE) < at(largest + 1).total
     if strategy == "FSDP":
-        assert at(1).optimiser == work.kept.optimiser // 8
+        assert at(1).optimiser == cost.kept.optimiser // 8
     small = Hardware("small", "cuda", 1e12, 2**30, measured=False)
-    assert layout("DDP", recompute, work, small, ranks=8, micro_batch=1, mfu=0.4).largest_micro_batch == 0
+    assert layout("DDP", recompute, cost, small, ranks=8, micro_batch=1, mfu=0.4).largest_micro_batch == 0
 
 
 def test_speed_follows_from_the_peak_and_the_utilisation() -> None:
-    work = workload(BASE, "bf16-mixed", CUDA)
-    kept = layout("DDP", False, work, H100, ranks=64, micro_batch=64, mfu=0.5)
+    cost = training_cost(BASE, "bf16-mixed", CUDA)
+    kept = layout("DDP", False, cost, H100, ranks=64, micro_batch=64, mfu=0.5)
     assert kept.images_per_s == pytest.approx(64 * 989e12 * 0.5 / pretraining_flops(BASE))
-    recomputed = layout("DDP", True, work, H100, ranks=64, micro_batch=64, mfu=0.5)
+    recomputed = layout("DDP", True, cost, H100, ranks=64, micro_batch=64, mfu=0.5)
     assert 0.75 < recomputed.images_per_s / kept.images_per_s < 1
 
 

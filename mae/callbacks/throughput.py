@@ -9,7 +9,7 @@ from lightning.pytorch.profilers import Profiler
 
 from mae.callbacks.skip_non_finite import SkipNonFinite
 from mae.callbacks.step_callback import StepCallback
-from mae.plan.devices import measured_flops, peak_flops, peak_memory
+from mae.plan.devices import measure_flops, peak_flops, peak_memory
 from mae.train.training import Training
 
 
@@ -52,7 +52,7 @@ class Throughput(StepCallback):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, Training)
-        peak = peak_flops(module.device, self.precision) or measured_flops(module.device, self.precision)
+        peak = peak_flops(module.device, self.precision) or measure_flops(module.device, self.precision)
         self.seconds_at_peak = module.flops / (peak * trainer.world_size)  # for an image
         self.loss = torch.zeros((), device=module.device)
         self._start_window()

@@ -1,4 +1,4 @@
-"""What devices can do: published peaks and memory of GPUs, and a measured peak for everything else."""
+"""Devices: published peak FLOP/s and memory of GPUs, a measured peak for all others."""
 
 import os
 import resource
@@ -11,17 +11,17 @@ import torch
 from mae.errors import ConfigError
 from mae.train.precision import resolve_precision
 
-MEASURED_SIZE = {"cpu": 1024, "cuda": 8192}
-MEASURED_PRODUCTS = 8
+PRODUCT_SIDE = {"cpu": 1024, "cuda": 8192}  # rows and columns of the matrices multiplied to measure a peak
+PRODUCTS = 8
 
 
 class Device(NamedTuple):
     """One kind of GPU, from its data sheet.
 
-    half    TFLOP/s of dense 16-bit products that are summed in float32, a multiply-add counted as two
-    single  TFLOP/s of float32 outside the tensor cores, which is torch's default
+    half    TFLOP/s of dense 16-bit products summed in float32, a multiply-add counted as two
+    single  TFLOP/s of float32 outside the tensor cores, torch's default
     memory  GiB
-    bf16    multiplies bfloat16 natively; older ones float16 only
+    bf16    multiplies bfloat16 natively, not float16 only
     """
 
     half: float
@@ -29,9 +29,13 @@ class Device(NamedTuple):
     memory: int
     bf16: bool = True
 
+    def flops(self, precision: str) -> float:
+        """Returns the peak FLOP/s in a precision (Lightning's name)."""
+        return (self.single if precision == "32-true" else self.half) * 1e12
 
-# Names as in the setting plan.gpu; the first part has to be a word of what the driver calls the device, the second too
-# where there is one. An entry stands before the more general one.
+
+# The keys are values of plan.gpu. Both parts of a key have to be words of the driver's name of the device; special
+# entries stand before general ones.
 DEVICES = {
     "t4": Device(65, 8.1, 15, bf16=False),
     "v100-16": Device(125, 15.7, 16, bf16=False),
@@ -53,17 +57,19 @@ DEVICES = {
 
 
 def known_device(name: str) -> Device:
-    """The device of the table with this name; raises ConfigError with all names for another."""
+    """Returns the GPU with this name in DEVICES. Raises ConfigError, which lists all names, if there is none."""
     if name not in DEVICES:
         raise ConfigError(f"plan.gpu={name} is not in the table of devices: choose one of {', '.join(DEVICES)}, or cpu")
     return DEVICES[name]
 
 
 class Hardware(NamedTuple):
-    """One device as a plan counts with it: FLOP/s in the precision of the run, bytes of memory.
+    """The device of a forecast.
 
     kind      cuda or cpu
-    measured  the FLOP/s are those of a matrix product here, not of a data sheet
+    flops     peak FLOP/s in the precision of the run
+    memory    bytes
+    measured  the peak is that of a matrix product on this machine, not of a data sheet
     """
 
     name: str
@@ -73,11 +79,14 @@ class Hardware(NamedTuple):
     measured: bool
 
 
-def hardware(gpu: str | None, precision: str) -> Hardware:
-    """The GPU of that name, "cpu", or for None the device at hand; precision is Lightning's name of it."""
+def find_hardware(gpu: str | None, precision: str) -> Hardware:
+    """Returns the GPU of that name, the CPU of this machine for "cpu", or its own device for None.
+
+    precision  Lightning's name
+    """
     if gpu not in (None, "cpu"):
         known = known_device(gpu)
-        return Hardware(gpu, "cuda", _of(known, precision), known.memory * 2**30, measured=False)
+        return Hardware(gpu, "cuda", known.flops(precision), known.memory * 2**30, measured=False)
     if gpu is None and torch.cuda.is_available():
         device = torch.device("cuda", torch.cuda.current_device())
         name, memory = torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory
@@ -85,18 +94,18 @@ def hardware(gpu: str | None, precision: str) -> Hardware:
         device = torch.device("cpu")
         name, memory = "cpu", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     peak = peak_flops(device, precision)
-    return Hardware(name, device.type, peak or measured_flops(device, precision), memory, measured=peak is None)
+    return Hardware(name, device.type, peak or measure_flops(device, precision), memory, measured=peak is None)
 
 
 def planned_precision(setting: str, gpu: str | None) -> str:
-    """Lightning's name of the precision that `setting` will mean on the device of `hardware(gpu, ...)`."""
+    """Returns Lightning's name of the precision that `setting` means on the device of `find_hardware(gpu, ...)`."""
     if setting != "auto" or gpu in (None, "cpu"):
         return resolve_precision(setting)
     return "bf16-mixed" if known_device(gpu).bf16 else "32-true"
 
 
 def recognise(driver_name: str) -> Device | None:
-    """The device of the table that a driver's name means, such as "NVIDIA A100-SXM4-80GB"; None for an unknown one."""
+    """Returns the entry of DEVICES for a driver's name, such as "NVIDIA A100-SXM4-80GB"; None if there is none."""
     words = driver_name.lower().replace("rtx ", "rtx").replace("-", " ").split()
     for name, device in DEVICES.items():
         chip, _, variant = name.partition("-")
@@ -106,41 +115,37 @@ def recognise(driver_name: str) -> Device | None:
 
 
 def peak_flops(device: torch.device, precision: str = "bf16-mixed") -> float | None:
-    """Published FLOP/s of a device in a precision (Lightning's name); None where there is no data sheet: measure it."""
+    """Returns the published peak FLOP/s in a precision (Lightning's name); None for a CPU or an unknown GPU."""
     if device.type != "cuda":
         return None
     known = recognise(torch.cuda.get_device_name(device))
-    return known and _of(known, precision)
+    return known and known.flops(precision)
 
 
-def measured_flops(device: torch.device, precision: str = "bf16-mixed") -> float:
-    """FLOP/s of a large matrix product in a precision (Lightning's name): the median of a few."""
+def measure_flops(device: torch.device, precision: str = "bf16-mixed") -> float:
+    """Measures FLOP/s of a large matrix product in a precision (Lightning's name), the median of PRODUCTS."""
     dtype = {"32-true": torch.float32, "16-mixed": torch.float16}.get(precision, torch.bfloat16)
-    size = MEASURED_SIZE[device.type]
-    # A generator of its own: nobody's random numbers change by measuring.
-    matrix = torch.randn(size, size, device=device, generator=torch.Generator(device).manual_seed(0)).to(dtype)
+    side = PRODUCT_SIDE[device.type]
+    # A generator of its own, so that measuring changes nobody's random numbers.
+    matrix = torch.randn(side, side, device=device, generator=torch.Generator(device).manual_seed(0)).to(dtype)
     torch.mm(matrix, matrix)
     seconds = []
-    for _ in range(MEASURED_PRODUCTS):
-        _wait(device)
+    for _ in range(PRODUCTS):
+        _synchronize(device)
         start = time.perf_counter()
         torch.mm(matrix, matrix)
-        _wait(device)
+        _synchronize(device)
         seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / median(seconds)
+    return 2 * side**3 / median(seconds)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: on a GPU what tensors have taken at most, on a CPU the largest resident set of this process."""
+    """Returns the peak memory in bytes, of tensors on a GPU, of the whole process (resident set) on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _of(known: Device, precision: str) -> float:
-    return (known.single if precision == "32-true" else known.half) * 1e12
-
-
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,7 +1,7 @@
-"""A training step without data, memory or time: what it holds and what it multiplies.
+"""Dry run of a training step: its memory and its FLOPs, without data and without allocating either.
 
 The step runs on fake tensors (shapes on the meta device that report a CPU), so that autograd, autocast, activation
-checkpointing and the optimiser decide as they do in a run; every storage is counted from its creation to its end.
+checkpointing and the optimiser decide as they do in a run. Every storage is counted from its creation to its release.
 """
 
 import weakref
@@ -19,23 +19,33 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from mae.train.optim import OptimConfig, adamw
 
-# torch's counter has no formula for a product that is added in place.
+# torch's counter lacks a formula for a product that is added in place.
 FORMULAS = flop_registry | {torch.ops.aten.baddbmm_: flop_registry[torch.ops.aten.baddbmm]}
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
+class Workload(NamedTuple):
+    """A model to build, and its loss as far as shapes go, for a dry step or a real one.
+
+    build  makes the model; True for activation checkpointing of all blocks
+    loss   makes a number of images with any pixels, and returns the model's loss on them
+    """
+
+    build: Callable[[bool], nn.Module]
+    loss: Callable[[Any, int], Tensor]
+
+
 class DryStep(NamedTuple):
-    """What a micro-batch costs on one device, in bytes.
+    """Cost of a micro-batch on one device: bytes, and FLOPs of the forward and backward pass by torch's counter.
 
     weights      parameters and buffers
-    gradients    of all parameters that learn
+    gradients    of all trained parameters
     optimiser    AdamW's moments
-    copies       of weights in the precision of autocast, which stay from the forward to the backward pass
-    activations  whatever else is alive at the highest moment of the two: inputs, what autograd keeps, intermediate
-                 results. Grows with the batch; nothing before does
-    flops        no bytes: those of the forward and the backward pass, by torch's counter
+    copies       of weights in the precision of autocast, kept from the forward to the backward pass
+    activations  everything else at the peak: inputs, tensors saved for the backward pass, intermediate results.
+                 Grows with the batch, as the rows above do not
 
-    Lightning drops the gradients of the step before only after the forward pass, so at its end all five are there.
+    Lightning frees the gradients of the previous step only after the forward pass, so all five coexist at its end.
     """
 
     weights: int
@@ -46,40 +56,42 @@ class DryStep(NamedTuple):
     flops: int
 
     def at(self, factor: float) -> "DryStep":
-        """The cost of a micro-batch that is `factor` times as large."""
+        """Returns the cost of a micro-batch `factor` times as large."""
         return self._replace(activations=round(self.activations * factor), flops=round(self.flops * factor))
 
     @property
     def peak(self) -> int:
+        """Bytes at the end of the forward pass."""
         return self.weights + self.gradients + self.optimiser + self.copies + self.activations
 
 
-def dry_step(build: Callable[[], nn.Module], loss: Callable[[Any], Tensor], precision: str) -> DryStep:
-    """The cost of a step of `loss(build())`, from the shapes alone.
+def dry_step(workload: Workload, images: int, precision: str, *, recompute: bool) -> DryStep:
+    """Returns the cost of one step of a workload, from shapes alone.
 
-    build      makes the model
-    loss       makes its inputs, and of them a number
+    images     of the micro-batch
     precision  Lightning's name
+    recompute  activation checkpointing of all blocks
     """
     with FakeTensorMode(), torch.device("cpu"):
-        model = build()
+        model = workload.build(recompute)
         optimizer = adamw(model.named_parameters(), OptimConfig.model_validate({}), lr=1e-3)
-        learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        for parameter in learning:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        for parameter in trained:
             parameter.grad = torch.empty_like(parameter)
         optimizer.step()
         weights = [*model.parameters(), *model.buffers()]
         moments = [value for state in optimizer.state.values() for value in state.values()]
-        gradients = [parameter.grad for parameter in learning if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
         with Tally([*weights, *gradients, *moments]) as tally:
             with autocast(precision):
-                value = loss(model)
+                value = workload.loss(model, images)
             value.backward()
     activations = tally.highest - tally.casts
     return DryStep(_bytes(weights), _bytes(gradients), _bytes(moments), tally.casts, activations, tally.flops)
 
 
 def autocast(precision: str) -> AbstractContextManager:
+    """Returns the context in which Lightning computes a loss on a CPU in this precision."""
     return torch.autocast("cpu", AUTOCAST[precision]) if precision in AUTOCAST else nullcontext()
 
 
@@ -88,13 +100,12 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 class Tally(TorchDispatchMode):
-    """Counts the bytes of the storages that come to life inside it, and the floating-point operations.
+    """Counts bytes of the storages created inside it, and FLOPs.
 
-    existing  tensors that are not to be counted
-    highest   the largest sum of bytes
-    casts     the largest sum of those that are whole copies of `existing` ones in another precision
-    flops     by torch's own formulas, as its FlopCounterMode has them; that one hooks into the modules beside, which
-              keeps tensors alive when they are computed again
+    existing  tensors that are not counted
+    highest   peak sum of bytes
+    casts     peak sum of bytes of copies of `existing` tensors in another precision
+    flops     by the formulas of torch's FlopCounterMode, whose module hooks would keep checkpointed tensors alive
     """
 
     def __init__(self, existing: Iterable[Tensor]) -> None:

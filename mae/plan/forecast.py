@@ -1,24 +1,24 @@
-"""What a training run would take: memory on each device, speed, days, disk. From plain numbers."""
+"""Forecast of a training run: memory on each device, speed, days, disk. Arithmetic on plain numbers."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from mae.plan.devices import Hardware
-from mae.plan.training_cost import Workload
+from mae.plan.training_cost import TrainingCost
 
-# Of a device's memory, for what no count of tensors knows: the CUDA context, libraries, gaps between allocations.
-RESERVE = 0.1
+# Share of a device's memory for what is no tensor: CUDA context, libraries, gaps between allocations.
+MEMORY_RESERVE = 0.1
 
 
 class Layout(NamedTuple):
-    """Bytes on each device under one strategy, and what follows from them.
+    """Memory of each device in bytes under one strategy, and the speed.
 
-    strategy             one device, DDP, FSDP
-    recompute            blocks are computed a second time in the backward pass instead of being kept
-    gathered             weights and gradients that FSDP has whole for a while
-    activations          of the micro-batch, with the copies of weights in the precision of autocast
-    largest_micro_batch  images that fit beside the rest, 0 for none
-    images_per_s         of all devices together
+    strategy             one device | DDP | FSDP
+    recompute            activation checkpointing of all blocks
+    gathered             weights and gradients that FSDP holds unsharded for a while
+    activations          of the micro-batch, and copies of weights in the precision of autocast
+    largest_micro_batch  images that fit, 0 if not even one does
+    images_per_s         over all devices
     """
 
     strategy: str
@@ -36,8 +36,8 @@ class Layout(NamedTuple):
         return self.weights + self.gradients + self.optimiser + self.gathered + self.activations
 
 
-class Stored(NamedTuple):
-    """The training shards, and the checkpoints that lie on disk at the same time, one of them being written."""
+class DiskUse(NamedTuple):
+    """Training shards, as far as they are known, and checkpoints on disk at a time, one of them being written."""
 
     shards: int | None
     shard_bytes: int | None
@@ -47,9 +47,9 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True)
 class Forecast:
-    """The plan of a run of `images` images, each time that one is seen counted; None where that is unknown."""
+    """Forecast of a run that sees `images` images, repetitions counted; None if the size of the data is unknown."""
 
-    work: Workload
+    cost: TrainingCost
     hardware: Hardware
     ranks: int
     micro_batch: int
@@ -58,17 +58,20 @@ class Forecast:
     mfu: float
     images: int | None
     layouts: list[Layout]
-    stored: Stored
+    stored: DiskUse
 
     def days(self, layout: Layout) -> float | None:
+        """Returns the length of the run, None if the number of images is unknown."""
         return None if self.images is None else self.images / layout.images_per_s / 86_400
 
     def plain(self) -> dict[str, Any]:
-        """Everything as plain values, for JSON."""
+        """Returns everything as plain values, for JSON."""
         layouts = [x._asdict() | {"total": x.total, "days": self.days(x)} for x in self.layouts]
-        steps = {name: getattr(self.work, name)._asdict() for name in ("kept", "recomputed")}
-        return asdict(self) | {
-            "work": self.work._asdict() | steps,
+        steps = {name: getattr(self.cost, name)._asdict() for name in ("kept", "recomputed")}
+        fields = asdict(self)
+        del fields["cost"]
+        return fields | {
+            "work": self.cost._asdict() | steps,
             "hardware": self.hardware._asdict(),
             "layouts": layouts,
             "stored": self.stored._asdict(),
@@ -76,7 +79,7 @@ class Forecast:
 
 
 def forecast(
-    work: Workload,
+    cost: TrainingCost,
     hardware: Hardware,
     *,
     ranks: int,
@@ -88,31 +91,33 @@ def forecast(
     shards: tuple[int, int | None] | None,
     checkpoints: int,
 ) -> Forecast:
-    """The plan of training by `work` on `ranks` devices.
+    """Forecasts training on `ranks` devices.
 
-    mfu          share of the peak that the FLOPs of the formula are expected to reach
+    mfu          expected model FLOPs utilisation: FLOPs by formula as a share of the peak
     shards       their number and bytes, as far as they are known
-    checkpoints  that are kept
+    checkpoints  kept at a time
     """
     strategies = ["one device"] if ranks == 1 else ["DDP", "FSDP"]
     layouts = [
-        layout(strategy, recompute, work, hardware, ranks=ranks, micro_batch=micro_batch, mfu=mfu)
+        layout(strategy, recompute, cost, hardware, ranks=ranks, micro_batch=micro_batch, mfu=mfu)
         for strategy in strategies
         for recompute in (False, True)
     ]
-    checkpoint_bytes = work.kept.weights + work.kept.optimiser
-    stored = Stored(*(shards or (None, None)), checkpoints + 1, checkpoint_bytes)
-    return Forecast(work, hardware, ranks, micro_batch, accumulate, precision, mfu, images, layouts, stored)
+    checkpoint_bytes = cost.kept.weights + cost.kept.optimiser
+    stored = DiskUse(*(shards or (None, None)), checkpoints + 1, checkpoint_bytes)
+    return Forecast(cost, hardware, ranks, micro_batch, accumulate, precision, mfu, images, layouts, stored)
 
 
 def layout(
-    strategy: str, recompute: bool, work: Workload, hardware: Hardware, *, ranks: int, micro_batch: int, mfu: float
+    strategy: str, recompute: bool, cost: TrainingCost, hardware: Hardware, *, ranks: int, micro_batch: int, mfu: float
 ) -> Layout:
-    """One strategy. DDP's gradients lie in its buckets, so a device holds what one alone does. FSDP holds a share of
-    weights, gradients and moments; and whole, weights and gradients of what lies outside the blocks, of the block at
-    work and of the next.
+    """Returns memory and speed under one strategy.
+
+    DDP keeps gradients in its buckets, so each device holds the same as one alone. FSDP holds a share of weights,
+    gradients and moments, and gathers weights and gradients of everything outside the blocks, of the current block and
+    of the next.
     """
-    step = work.recomputed if recompute else work.kept
+    step = cost.recomputed if recompute else cost.kept
     share = ranks if strategy == "FSDP" else 1
     empty = Layout(
         strategy,
@@ -120,12 +125,12 @@ def layout(
         weights=step.weights // share,
         gradients=step.gradients // share,
         optimiser=step.optimiser // share,
-        gathered=2 * (work.unblocked + 2 * work.block) if strategy == "FSDP" else 0,
+        gathered=2 * (cost.unblocked + 2 * cost.block) if strategy == "FSDP" else 0,
         activations=step.copies,
         largest_micro_batch=0,
-        images_per_s=ranks * hardware.flops * mfu / work.flops * work.kept.flops / step.flops,
+        images_per_s=ranks * hardware.flops * mfu / cost.flops * cost.kept.flops / step.flops,
     )
-    free = hardware.memory * (1 - RESERVE) - empty.total
+    free = hardware.memory * (1 - MEMORY_RESERVE) - empty.total
     return empty._replace(
         activations=step.at(micro_batch).activations + step.copies,
         largest_micro_batch=max(0, int(free // step.activations)),
