@@ -120,9 +120,9 @@ class Finetune(Task[FinetuneConfig]):
             ),
         ]
 
-    def closing(self, summary: dict[str, Any]) -> str:
+    def closing(self, summary: dict[str, Any]) -> dict[str, str]:
         accuracies = {name: summary[f"val/{name}"] for name in ("top1", "top5") if f"val/{name}" in summary}
-        return "".join(f", {name} {accuracy:.2%}" for name, accuracy in accuracies.items())
+        return {name: f"{accuracy:.2%}" for name, accuracy in accuracies.items()}
 
 
 def refuse_labels(index: ShardIndex, part: str, classes: int) -> None:

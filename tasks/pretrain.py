@@ -89,6 +89,6 @@ class Pretrain(Task[PretrainConfig]):
         floors = trivial_losses(module.pixels.normalise(images), noise, self.config.model)
         return {"floors": floors, "reconstruction": str(picture)}
 
-    def closing(self, summary: dict[str, Any]) -> str:
-        floors = ", ".join(f"{name} {value:.3f}" for name, value in summary["floors"].items())
-        return f" (trivial predictors: {floors})"
+    def closing(self, summary: dict[str, Any]) -> dict[str, str]:
+        baselines = ", ".join(f"{name} {value:.3f}" for name, value in summary["floors"].items())
+        return {"baselines": baselines}

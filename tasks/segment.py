@@ -73,9 +73,9 @@ class Segment(Task[SegmentConfig]):
             ),
         ]
 
-    def closing(self, summary: dict[str, Any]) -> str:
+    def closing(self, summary: dict[str, Any]) -> dict[str, str]:
         ious = {name: summary[f"val/{name}"] for name in ("first_iou", "last_iou") if f"val/{name}" in summary}
-        return "".join(f", {name} {value:.3f}" for name, value in ious.items())
+        return {name: f"{value:.3f}" for name, value in ious.items()}
 
 
 def initial_segmenter(config: MAEConfig, task: SegmentConfig, blocks: BlocksConfig, init_from: str | None) -> Segmenter:

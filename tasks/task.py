@@ -152,8 +152,8 @@ class Task(ABC, Generic[TaskSettings]):
         return {}
 
     @abstractmethod
-    def closing(self, summary: dict[str, Any]) -> str:
-        """What the closing lines say beside the losses."""
+    def closing(self, summary: dict[str, Any]) -> dict[str, str]:
+        """Returns the closing lines of this task, label -> fact, below that of the losses."""
 
 
 def task_class(name: str | None) -> type[Task]:

@@ -106,7 +106,7 @@ def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.
 
     # 5 record
     if topology.rank == 0:
-        record_run(task, model, recipe, start_step, source=str(checkpoint or config.init_from or "random weights"))
+        record_run(task, model, recipe, checkpoint, start_step)
 
     # 6 trainer
     module = task.module(model, recipe)
@@ -135,7 +135,7 @@ def match_recipe(task: Task, checkpoint: Path | None) -> tuple[dict[str, Any], i
     return recipe, stored["step"]
 
 
-def record_run(task: Task, model: nn.Module, recipe: dict[str, Any], start_step: int, source: str) -> None:
+def record_run(task: Task, model: nn.Module, recipe: dict[str, Any], checkpoint: Path | None, start_step: int) -> None:
     """Creates the run folder, writes config.yaml and derived.json, prints the start table."""
     config, data, schedule, run = task.config, task.data, task.schedule, task.config.run
     create(run, config.overwrite)
@@ -151,7 +151,9 @@ def record_run(task: Task, model: nn.Module, recipe: dict[str, Any], start_step:
         validation=len(data.val_index) if data.val_index is not None else 0,
         base_lr=config.optim.base_lr,
         precision=recipe["precision"],
-        source=source,
+        checkpoint=checkpoint,
+        start_step=start_step,
+        init_from=config.init_from,
     )
 
 

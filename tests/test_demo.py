@@ -23,13 +23,13 @@ from torch import Tensor
 import mae
 from mae.demo.__main__ import main
 from mae.demo.gallery import open_gallery
-from mae.demo.html_images import to_image
-from mae.demo.model import DemoModel, draw_mask, most_hidden, open_model
-from mae.demo.photo import as_seen, read_photograph
-from mae.demo.views import Views, examples_of
+from mae.demo.model import DemoModel, draw_mask, max_mask_percent, open_model
+from mae.demo.photo import fit_to_model, read_photograph
+from mae.demo.views import Views, load_examples
 from mae.distributed.launch import Topology
 from mae.models.attention_maps import attention_weights, rollout
 from mae.models.patches import patchify
+from mae.pictures import to_image
 from tasks.evaluate import evaluate
 from tasks.train import train
 from tests.exports import own_checkpoint
@@ -78,9 +78,9 @@ def turned(file: Path) -> Path:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_photograph_is_the_same_in_whatever_form_it_comes(channels: int, tmp_path: Path) -> None:
     model = config(in_channels=channels)
-    expected = seen(as_seen(CAT.convert("L") if channels == 1 else CAT, model))
+    expected = seen(fit_to_model(CAT.convert("L") if channels == 1 else CAT, model))
     assert expected.shape == (48, 96, channels)
-    grey = expected if channels == 1 else seen(as_seen(CAT.convert("L"), model))
+    grey = expected if channels == 1 else seen(fit_to_model(CAT.convert("L"), model))
     alpha = CAT.copy()
     alpha.putalpha(Image.linear_gradient("L").resize(CAT.size))
     for file, wanted, tolerance in (
@@ -94,14 +94,14 @@ def test_a_photograph_is_the_same_in_whatever_form_it_comes(channels: int, tmp_p
         (saved(CAT, tmp_path / "photo.tiff"), expected, 0),
         (turned(tmp_path / "turned.jpg"), expected, 4),
     ):
-        photo = as_seen(read_photograph(file), model)
+        photo = fit_to_model(read_photograph(file), model)
         assert photo.dtype == torch.uint8 and photo.shape == (1, channels, 48, 96), file
         assert (seen(photo) - wanted).abs().mean() <= tolerance, file
 
 
 @pytest.mark.parametrize("shape", [(20, 2000), (2000, 20), (1, 1)])
 def test_a_photograph_of_any_shape_gives_its_centre(shape: tuple[int, int]) -> None:
-    assert as_seen(Image.new("RGB", shape, "red"), config()).flatten(2).float().mean(2).tolist() == [[255, 0, 0]]
+    assert fit_to_model(Image.new("RGB", shape, "red"), config()).flatten(2).float().mean(2).tolist() == [[255, 0, 0]]
 
 
 def broken(tmp_path: Path) -> list[tuple[Path, str]]:
@@ -128,8 +128,8 @@ def random_model(tmp_path: Path, **fields: Any) -> DemoModel:
 @pytest.mark.parametrize("fields", [{}, {"image_size": (32, 64)}, {"in_channels": 1}, {"norm_pix": False}])
 def test_visible_patches_stay_and_the_loss_is_that_of_the_model(fields: dict[str, Any], tmp_path: Path) -> None:
     model = random_model(tmp_path, **fields)
-    photo, mask = as_seen(CAT, model.config), draw_mask(model.config, 0.6, "random", 1)
-    painted = model.paint(photo, mask)
+    photo, mask = fit_to_model(CAT, model.config), draw_mask(model.config, 0.6, "random", 1)
+    painted = model.reconstruct(photo, mask)
     hidden, size = mask.bool()[None], model.config.patch_size
     original, pasted, predicted = (patchify(one, size) for one in (photo / 255, painted.pasted, painted.predicted))
     torch.testing.assert_close(pasted[~hidden], original[~hidden])
@@ -145,15 +145,15 @@ def test_a_mask_follows_from_the_seed_and_hides_what_the_slider_says() -> None:
     for kind in ("random", "block", "grid"):
         masks = [draw_mask(model, 0.7, kind, seed) for seed in (3, 3, 4)]
         assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
-    for percent in (1, 50, most_hidden(model)):
+    for percent in (1, 50, max_mask_percent(model)):
         assert 1 <= draw_mask(model, percent / 100, "random", 0).sum() <= 23
-    assert most_hidden(model) == 95
+    assert max_mask_percent(model) == 95
 
 
 def test_attention_is_that_of_the_chosen_patch(tmp_path: Path) -> None:
     for class_token in (True, False):
         model = random_model(tmp_path, class_token=class_token, image_size=(32, 64))
-        photo = as_seen(CAT, model.config)
+        photo = fit_to_model(CAT, model.config)
         weights = attention_weights(model.encoder, model.images(photo))[0]
         for block, looking in ((0, weights[0]), (None, rollout(weights))):
             expected = looking[5 + class_token, int(class_token) :]
@@ -178,7 +178,7 @@ def test_features_of_other_weights_are_not_used(real_run: Path, tmp_path: Path) 
     shutil.copytree(real_run / "eval", tmp_path / "eval")
     model = open_model(path)
     assert open_gallery(model) is None
-    shown = Views(model, None, examples_of(model)).neighbours(as_seen(CAT, model.config))
+    shown = Views(model, None, load_examples(model)).neighbours(fit_to_model(CAT, model.config))
     assert f"python eval.py checkpoint={path} probe=neighbours" in shown
 
 
@@ -186,7 +186,7 @@ def test_an_encoder_without_a_decoder_has_attention_only(tmp_path: Path) -> None
     encoder = mae.Encoder(mae.MAEConfig(image_size=32, patch_size=8, width=192, depth=2, num_heads=3))
     torch.save({"model": encoder.state_dict()}, tmp_path / "encoder.pth")
     model = open_model(tmp_path / "encoder.pth")
-    views, photo = Views(model, None, examples_of(model)), as_seen(CAT, model.config)
+    views, photo = Views(model, None, load_examples(model)), fit_to_model(CAT, model.config)
     assert "holds an encoder only" in views.reconstruction(photo, draw_mask(model.config, 0.5, "random", 0))[-1]
     assert "normalised as ImageNet is" in views.heading()
     assert "row 1, column 3 in block 2" in views.attention(photo, 2, 1)[1]
@@ -196,7 +196,7 @@ def test_what_a_path_is_called_becomes_no_markup(tmp_path: Path) -> None:
     folder = tmp_path / "<b>&\"'"
     folder.mkdir()
     model = random_model(folder)
-    shown = Views(model, None, examples_of(model)).neighbours(as_seen(CAT, model.config))
+    shown = Views(model, None, load_examples(model)).neighbours(fit_to_model(CAT, model.config))
     assert "<b>" not in shown and "&lt;b&gt;" in shown
 
 
@@ -244,11 +244,11 @@ def address(real_run: Path) -> Iterator[str]:
     """Where the page of the run is to be had."""
     pytest.importorskip("gradio", reason="needs pip install -e '.[demo]'")
     from mae.demo.page import Page
-    from mae.demo.serve import listen, private_uploads, server
+    from mae.demo.serve import build_server, listen, private_uploads
 
     model = open_model(real_run)
     with listen("127.0.0.1", 0) as at, private_uploads():
-        answering = server(Page(Views(model, open_gallery(model), examples_of(model))).blocks)
+        answering = build_server(Page(Views(model, open_gallery(model), load_examples(model))).blocks)
         thread = threading.Thread(target=answering.run, kwargs={"sockets": [at]})
         thread.start()
         while not answering.started:
@@ -348,7 +348,7 @@ def test_the_page_is_used_from_the_photograph_to_its_neighbours(
         assert hidden(page).float().mean() == 0.75
         upload(page, turned(tmp_path / "cat.jpg"))
         check_reconstruction(page)
-        upright = patchify(as_seen(CAT, open_model(real_run).config), 4)[0]
+        upright = patchify(fit_to_model(CAT, open_model(real_run).config), 4)[0]
         assert (pixels(page, "Original").float() - upright.float()).abs().mean() < 4
 
         page.get_by_role("slider").fill("25")

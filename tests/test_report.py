@@ -23,7 +23,7 @@ from mae.models.mae import Reconstruction
 from mae.pictures import read_grid, reconstruction_grid
 from mae.report.__main__ import main
 from mae.report.axes import BUCKETS, axis, thin
-from mae.report.run_pictures import data_url
+from mae.report.run_pictures import picture_url
 from mae.run.metrics import MetricsCSV, read_metrics
 from tasks.train import train
 from tests.test_experiments import REDUCED, compose
@@ -119,7 +119,7 @@ def synthetic(run: Path, steps: int, *changes: str, pictures: int = 0) -> Path:
 def test_a_report_says_what_ran_and_shows_what_came_out(real_run: Path) -> None:
     page = report(real_run, maps=True)
     fingerprint = json.loads((real_run / "derived.json").read_text())["data"]["fingerprint"]
-    for said in ("finished after 6 steps", "restarted at step 4", fingerprint, "8 = 4 x 1 ranks x 2", "predict 0"):
+    for said in ("finished after 6 steps", "resumed at step 4", fingerprint, "8 = 4 x 1 ranks x 2", "predict 0"):
         assert said in page.text
     assert page.text.count("↻") >= 6  # in every chart
     slider = next(tag for tag in page.all("input") if tag["type"] == "range")
@@ -298,7 +298,7 @@ def test_images_are_cut_out_of_a_grid_as_they_were(size: tuple[int, int], norm_p
 
 
 def test_large_pictures_are_made_smaller() -> None:
-    assert max(decoded(data_url(Image.new("RGB", (1024, 512)))).size) == 224
+    assert max(decoded(picture_url(Image.new("RGB", (1024, 512)))).size) == 224
 
 
 @pytest.mark.parametrize("width", [1280, 390])

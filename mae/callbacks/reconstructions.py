@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from mae.callbacks.step_callback import StepCallback
-from mae.pictures import picture_of, reconstruction_columns, reconstruction_grid, tiles
+from mae.pictures import reconstruction_columns, reconstruction_grid, tiles, to_image
 from mae.train.pretraining import VALIDATION, Pretraining
 
 
@@ -61,5 +61,5 @@ def _log_table(logger: WandbLogger, columns: Tensor, step: int) -> None:
     """The same as a table of W&B, a row per image."""
     import wandb  # slow, and for runs that are tracked only
 
-    rows = [[step, *(wandb.Image(picture_of(tile)) for tile in tiles(row))] for row in columns]
+    rows = [[step, *(wandb.Image(to_image(tile)) for tile in tiles(row))] for row in columns]
     logger.log_table("reconstructions", ["step", "original", "masked", "reconstruction"], rows, step=step)

@@ -28,18 +28,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def show(path: Path, host: str, port: int) -> None:
-    """Opens the model and answers until it is interrupted."""
+    """Opens the model and serves the page until it is interrupted. Raises ConfigError if gradio is not installed."""
     if find_spec("gradio") is None:
         raise ConfigError("the page needs the package gradio: pip install -e '.[demo]'")
     from mae.demo.gallery import open_gallery
     from mae.demo.model import open_model
     from mae.demo.page import Page
     from mae.demo.serve import listen, private_uploads, serve
-    from mae.demo.views import Views, examples_of
+    from mae.demo.views import Views, load_examples
 
     with listen(host, port) as at, private_uploads():
         model = open_model(path)
-        page = Page(Views(model, open_gallery(model), examples_of(model)))
+        page = Page(Views(model, open_gallery(model), load_examples(model)))
         host, port = at.getsockname()[:2]
         print(f"http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)", flush=True)
         if not ip_address(host).is_loopback:

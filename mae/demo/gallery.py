@@ -1,6 +1,5 @@
-"""The images of a data set that a model finds most like a photograph, from what eval.py has kept of them."""
+"""Nearest training images of a photograph, from the features and thumbnails that probe=neighbours has kept."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,10 +12,10 @@ from mae.probes.knn import neighbours
 
 
 class Neighbour(NamedTuple):
-    """An image of the data set.
+    """A training image.
 
-    image       uint8 [C, h, w]
-    label       -1 where there is none
+    image       thumbnail, uint8 [C, h, w]
+    label       -1 if there is none
     similarity  cosine
     """
 
@@ -27,14 +26,14 @@ class Neighbour(NamedTuple):
 
 
 class Gallery(NamedTuple):
-    """Features [n, D] of images and their thumbnails, uint8 [n, C, h, w]."""
+    """Features [n, D] of training images and their thumbnails, uint8 [n, C, h, w]."""
 
     kind: Kind
     features: Features
     thumbnails: Tensor
 
     def nearest(self, feature: Tensor, count: int) -> list[Neighbour]:
-        """The `count` images that are most like a feature [1, D], nearest first."""
+        """Returns the `count` images whose features are most similar to one [1, D], nearest first."""
         found = neighbours(self.features.values, feature, count)
         return [
             Neighbour(
@@ -44,14 +43,10 @@ class Gallery(NamedTuple):
         ]
 
 
-def kept_features(path: Path) -> Path:
-    """Where eval.py checkpoint=PATH keeps features."""
-    return (path if path.is_dir() else path.parent) / "eval" / "features"
-
-
 def open_gallery(model: DemoModel) -> Gallery | None:
-    """The newest features of exactly these weights whose images have thumbnails; None where there are none."""
-    cache = FeatureCache(kept_features(model.path), 0)
+    """Returns the newest features of exactly these weights whose images have thumbnails; None if there are none."""
+    folder = model.path if model.path.is_dir() else model.path.parent
+    cache = FeatureCache(folder / "eval" / "features", 0)  # where eval.py checkpoint=PATH keeps them
     for key, features in cache.kept(weights=weights_fingerprint(model.encoder)):
         if key["kind"] in ("patches", "class_token"):
             for _, small in cache.kept(**thumbnails_key(key["images"])):

@@ -1,44 +1,31 @@
-"""Pictures as HTML: everything that is shown lies in the page itself."""
+"""Pictures and sentences as HTML; all pixels lie in the page itself."""
 
-import base64
-import io
 from collections.abc import Iterable
 
-import torch
-from einops import rearrange
 from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
 from mae.demo.gallery import Neighbour
 from mae.models.config import MAEConfig
+from mae.pictures import data_url, to_image
 
-SMALL = 128  # pixels; images below show their single pixels
-
-
-def to_image(pixels: Tensor) -> Image.Image:
-    """uint8, or in [0, 1]: [1, C, H, W] or [C, H, W] with one or three channels."""
-    if pixels.dtype != torch.uint8:
-        pixels = (pixels.float().clamp(0, 1) * 255).round().byte()
-    rows = rearrange(pixels[0] if pixels.ndim == 4 else pixels, "c h w -> h w c")
-    return Image.fromarray(rows.expand(-1, -1, 3).contiguous().numpy())
+SMALL = 128  # pixels; images below are shown with sharp pixels
 
 
-def picture(image: Image.Image, alt: str) -> Markup:
-    """An <img> with the pixels as they are."""
-    file = io.BytesIO()
-    image.save(file, "PNG")
+def img(image: Image.Image, alt: str) -> Markup:
+    """Returns an <img> that holds the pixels without loss."""
     kind = "pixels" if max(image.size) < SMALL else "smooth"
-    url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return Markup('<img class="{}" src="{}" alt="{}" draggable="false">').format(kind, url, alt)
+    return Markup('<img class="{}" src="{}" alt="{}" draggable="false">').format(kind, data_url(image, "PNG"), alt)
 
 
-def figure(image: Image.Image, title: str, note: str = "") -> Markup:
-    """A picture above its title and a note."""
-    return Markup("<figure>{}<figcaption><b>{}</b> {}</figcaption></figure>").format(picture(image, title), title, note)
+def figure(image: Image.Image, title: str, note: str, alt: str | None = None) -> Markup:
+    """Returns a picture above its title and a note; the title is its text for screen readers unless `alt` is given."""
+    picture = img(image, title if alt is None else alt)
+    return Markup("<figure>{}<figcaption><b>{}</b> {}</figcaption></figure>").format(picture, title, note)
 
 
-def patches(
+def patch_picker(
     image: Image.Image,
     config: MAEConfig,
     title: str,
@@ -47,7 +34,7 @@ def patches(
     mask: Tensor | None = None,
     chosen: int | None = None,
 ) -> Markup:
-    """A picture whose patches are painted (with a mask [N]) or chosen, by patches.js, with pointer or keys."""
+    """Returns a picture for patches.js: patches are painted (with a mask [N]) or chosen, with pointer or keys."""
     rows, columns = config.grid
     keys = "Arrow keys move, the space bar " + ("chooses a patch." if mask is None else "hides or shows a patch.")
     return Markup(
@@ -63,17 +50,18 @@ def patches(
         columns=columns,
         mask="" if mask is None else "".join(str(int(hidden)) for hidden in mask.tolist()),
         chosen="" if chosen is None else chosen,
-        picture=picture(image, title),
+        picture=img(image, title),
     )
 
 
 def neighbour_row(found: Iterable[Neighbour]) -> Markup:
-    """Neighbours with their class and similarity, nearest first."""
+    """Returns neighbours with their similarity and class, nearest first."""
     figures = [
-        Markup("<figure>{}<figcaption><b>{:.4f}</b> {}</figcaption></figure>").format(
-            picture(to_image(one.image), f"training image {one.sample}"),
-            one.similarity,
+        figure(
+            to_image(one.image),
+            f"{one.similarity:.4f}",
             f"class {one.label}" if one.label >= 0 else f"image {one.sample}",
+            alt=f"training image {one.sample}",
         )
         for one in found
     ]
@@ -81,10 +69,10 @@ def neighbour_row(found: Iterable[Neighbour]) -> Markup:
 
 
 def example_row(examples: Iterable[tuple[str, Image.Image]]) -> Markup:
-    """Buttons with pictures."""
+    """Returns a button with a picture for each example."""
     buttons = [
         Markup('<button type="button" data-number="{}" title="{}">{}</button>').format(
-            number, name, picture(image, f"Example: {name}")
+            number, name, img(image, f"Example: {name}")
         )
         for number, (name, image) in enumerate(examples)
     ]
@@ -92,7 +80,7 @@ def example_row(examples: Iterable[tuple[str, Image.Image]]) -> Markup:
 
 
 def sentence(text: str, kind: str = "note") -> Markup:
-    """A line of text; kind "alert" is read out at once."""
+    """Returns a line of text; screen readers read kind "alert" at once."""
     if not text:
         return Markup("")
     role = Markup(' role="alert"') if kind == "alert" else ""

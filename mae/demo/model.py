@@ -1,4 +1,4 @@
-"""The model behind the page: opened once, asked for masks, pictures, attention and features."""
+"""The model behind the page: reconstruction, attention and feature of a photograph."""
 
 from copy import deepcopy
 from dataclasses import dataclass
@@ -23,28 +23,29 @@ from mae.probes.features import Kind, describe
 from mae.train.precision import choose_float32_products
 
 
-class Painted(NamedTuple):
-    """What the decoder makes of a photograph, in [0, 1].
+class PhotoReconstruction(NamedTuple):
+    """Decoder output for a photograph, in [0, 1].
 
     predicted  [1, C, H, W]  every patch as predicted
     pasted     [1, C, H, W]  with the visible patches as they are
-    loss       on the hidden patches, in the scale of the training
-    zero       the loss of predicting zero
+    loss       on the hidden patches, in the scale of training
+    zero_loss  of predicting zero
     """
 
     predicted: Tensor
     pasted: Tensor
     loss: float
-    zero: float
+    zero_loss: float
 
 
 @dataclass(frozen=True)
 class DemoModel:
-    """A model for photographs, and their scale.
+    """A model and the normalisation of its images.
 
-    path    as it was given
-    step    of an own checkpoint
-    assumed nobody says what the images were normalised with: the paper's values are taken
+    path     as it was given
+    step     of a checkpoint of this project, else None
+    encoder  or the whole autoencoder if there is a decoder
+    assumed  the normalisation is not on record, ImageNet's is assumed
     """
 
     path: Path
@@ -62,14 +63,14 @@ class DemoModel:
         return isinstance(self.encoder, MaskedAutoencoder)
 
     def images(self, photo: Tensor) -> Tensor:
-        """uint8 [1, C, H, W] as the encoder wants it, where the encoder is."""
+        """Normalises a photograph uint8 [1, C, H, W] on the model's device."""
         return self.pixels.normalise(photo.to(self.pixels.mean.device))
 
     @torch.no_grad()
-    def paint(self, photo: Tensor, mask: Tensor) -> Painted:
-        """The reconstruction of a photograph uint8 [1, C, H, W] under a mask [N], 1 hidden.
+    def reconstruct(self, photo: Tensor, mask: Tensor) -> PhotoReconstruction:
+        """Reconstructs a photograph uint8 [1, C, H, W] under a mask [N], 1 hidden.
 
-        Raises ConfigError where nothing or everything is hidden.
+        Raises ConfigError if nothing or everything is hidden.
         """
         model, images = self.encoder, self.images(photo)
         assert isinstance(model, MaskedAutoencoder)
@@ -78,26 +79,26 @@ class DemoModel:
         predicted = model.in_pixels(whole.pred, patchify(images, self.config.patch_size))
         predicted = unpatchify(predicted, self.config.patch_size, self.config.grid)
         predicted, pasted = (self.pixels.denormalise(one).clamp(0, 1).cpu() for one in (predicted, whole.images))
-        return Painted(predicted, pasted, float(out.loss), float(out.target.float().square().mean()))
+        return PhotoReconstruction(predicted, pasted, float(out.loss), float(out.target.float().square().mean()))
 
     @torch.no_grad()
     def attention(self, photo: Tensor, patch: int, block: int | None) -> Tensor:
-        """What a patch of a photograph attends to, [h, w]: in one block, or through all of them (rollout)."""
+        """Returns the attention of one patch to all others [h, w], in one block or, if None, through all (rollout)."""
         weights = attention_weights(self.encoder, self.images(photo))[0]
         first = int(self.config.class_token)
-        looking = rollout(weights) if block is None else weights[block]
-        return looking[first + patch, first:].view(self.config.grid).cpu()
+        rows = rollout(weights) if block is None else weights[block]
+        return rows[first + patch, first:].view(self.config.grid).cpu()
 
     @torch.no_grad()
     def feature(self, photo: Tensor, kind: Kind) -> Tensor:
-        """[1, D]"""
+        """Returns the pooled feature [1, D] of a photograph."""
         return describe(self.encoder.encode(self.images(photo)), self.config.class_token, kind).cpu()
 
 
 def open_model(path: Path) -> DemoModel:
-    """The model in a run folder (its newest checkpoint), or in whatever `mae.load` reads, on a GPU where there is one.
+    """Loads the newest checkpoint of a run folder, or whatever `mae.load` reads, onto a GPU if there is one.
 
-    Raises CheckpointError when there is none, ConfigError when it takes no photographs.
+    Raises CheckpointError if there is no model, ConfigError if its images have other channels than a photograph.
     """
     opened = open_weights(path)
     encoder = deepcopy(load(opened))  # the file may be overwritten while the page is open
@@ -117,15 +118,15 @@ def open_model(path: Path) -> DemoModel:
     return DemoModel(path, opened.step, encoder.to(device), pixels, assumed=not scale.known)
 
 
-def most_hidden(config: MAEConfig) -> int:
-    """The highest mask ratio, in percent, that leaves a patch visible."""
+def max_mask_percent(config: MAEConfig) -> int:
+    """Returns the highest mask ratio, in percent, that leaves a patch visible."""
     return max(percent for percent in range(1, 100) if visible_patches(config.patches, percent / 100))
 
 
 def draw_mask(config: MAEConfig, ratio: float, kind: str, seed: int) -> Tensor:
-    """A mask [N], 1 hidden; the same for the same arguments.
+    """Draws a mask [N], 1 hidden, as a pure function of its arguments.
 
-    ratio  share of the patches that are hidden, at most `most_hidden` percent
+    ratio  share of hidden patches, at most `max_mask_percent`
     """
-    as_drawn = MAEConfig.model_validate(config.model_dump() | {"mask_ratio": ratio, "masking": kind})
-    return draw_masking(uniform_noise(seed, 0, torch.zeros(1, dtype=torch.int64), config.patches), as_drawn).mask[0]
+    masking = MAEConfig.model_validate(config.model_dump() | {"mask_ratio": ratio, "masking": kind})
+    return draw_masking(uniform_noise(seed, 0, torch.zeros(1, dtype=torch.int64), config.patches), masking).mask[0]

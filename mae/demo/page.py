@@ -1,4 +1,4 @@
-"""The page: where its parts stand, and which of them a change concerns."""
+"""Layout of the page, and the events that connect its parts (Gradio)."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -9,17 +9,17 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from mae.demo.html_images import sentence
-from mae.demo.model import draw_mask, most_hidden
-from mae.demo.photo import as_seen, read_photograph
+from mae.demo.html_images import example_row, sentence
+from mae.demo.model import draw_mask, max_mask_percent
+from mae.demo.photo import fit_to_model, read_photograph
 from mae.demo.views import Views
 from mae.errors import ConfigError
 
-KINDS = ["random", "block", "grid"]
-ROLLOUT = -1  # in the place of the number of a block
+MASK_KINDS = ["random", "block", "grid"]
+ROLLOUT = -1  # stands for all blocks where a block number is expected
 ATTENTION = (
-    "What the patch looks at on the whole photograph, mean over the heads, from the lowest value to the highest. "
-    "A rollout follows the attention through all blocks (Abnar & Zuidema 2020)."
+    "Attention of the patch to the whole photograph, mean over the heads, from the lowest value to the highest. "
+    "Rollout follows the attention through all blocks (Abnar & Zuidema 2020)."
 )
 PATCHES = files("mae.demo").joinpath("patches.js").read_text()
 PICK = """element.addEventListener("click", (event) => {
@@ -29,16 +29,16 @@ PICK = """element.addEventListener("click", (event) => {
 
 
 class Page:
-    """The parts of the page, and what happens when they change.
+    """The parts of the page and their event handlers, which return new contents of the parts that change.
 
-    State of a visitor: photo uint8 [1, C, H, W], mask [N] with 1 hidden, patch whose attention is shown.
+    State of each visitor: photo uint8 [1, C, H, W], mask [N] with 1 hidden, patch whose attention is shown.
     """
 
     def __init__(self, views: Views) -> None:
         self.views = views
         self.config = views.model.config
         rows, columns = self.config.grid
-        first = as_seen(views.examples[0][1], self.config)
+        first = fit_to_model(views.examples[0][1], self.config)
         mask = draw_mask(self.config, self.config.mask_ratio, self.config.masking, 0)
         patch = rows // 2 * columns + columns // 2
         with gr.Blocks(title=f"{views.model.path} demo", analytics_enabled=False) as self.blocks:
@@ -54,26 +54,26 @@ class Page:
     def _lay_out_photograph(self) -> None:
         with gr.Row(elem_classes="halves"):
             self.file = gr.File(label="Photograph", height=172)
-            self.examples = html(self.views.choice(), PICK)
+            self.examples = html(example_row(self.views.examples), PICK)
         self.message = html("", elem_id="message")
 
     def _lay_out_reconstruction(self, shown: tuple[str, ...]) -> None:
         config = self.config
         html("<h2>Reconstruction</h2>")
-        most = most_hidden(config)
-        now = min(most, max(1, round(config.mask_ratio * 100)))
+        largest = max_mask_percent(config)
+        percent = min(largest, max(1, round(config.mask_ratio * 100)))
         with gr.Row():
-            self.ratio = gr.Slider(1, most, now, step=1, label="Mask ratio, %", scale=3, min_width=200)
-            self.kind = gr.Radio(KINDS, value=config.masking, label="Kind of mask", scale=3, min_width=280)
+            self.ratio = gr.Slider(1, largest, percent, step=1, label="Mask ratio, %", scale=3, min_width=200)
+            self.kind = gr.Radio(MASK_KINDS, value=config.masking, label="Kind of mask", scale=3, min_width=280)
             self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1, min_width=90)
             with gr.Column(min_width=140):
                 self.new = gr.Button("New mask", variant="primary")
                 self.clear = gr.Button("Show all")
-        original, painting, pasted, predicted, said = shown
+        original, painting, pasted, predicted, loss = shown
         with gr.Row(elem_classes="four"):
             self.original, self.painting = html(original), html(painting, PATCHES)
             self.pasted, self.predicted = html(pasted), html(predicted)
-        self.said = html(said)
+        self.loss = html(loss)
 
     def _lay_out_attention(self, shown: tuple[str, str]) -> None:
         html("<h2>Attention</h2>")
@@ -81,75 +81,75 @@ class Page:
         blocks += [(f"block {number + 1}", number) for number in range(self.config.depth)]
         with gr.Row(elem_classes="four"):
             self.choosing = html(shown[0], PATCHES)
-            self.heat = html(shown[1])
+            self.overlay = html(shown[1])
             with gr.Column(elem_classes="two"):
                 self.block = gr.Dropdown(blocks, value=ROLLOUT, label="Attention of", filterable=False)
                 html(sentence(ATTENTION))
 
     def _connect(self) -> None:
-        reconstruction = [self.original, self.painting, self.pasted, self.predicted, self.said]
-        attention = [self.choosing, self.heat]
+        reconstruction = [self.original, self.painting, self.pasted, self.predicted, self.loss]
+        attention = [self.choosing, self.overlay]
         everything = [self.message, self.photo, *reconstruction, *attention, self.neighbours]
         chosen = [self.mask, self.patch, self.block]
         newest: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden"}
-        self.file.upload(self.take, [self.file, *chosen], [self.file, *everything], show_progress_on=self.original)
-        self.examples.picked(self.pick, chosen, everything, show_progress="hidden")
+        self.file.upload(self.upload, [self.file, *chosen], [self.file, *everything], show_progress_on=self.original)
+        self.examples.picked(self.pick_example, chosen, everything, show_progress="hidden")
         gr.on(
             [self.ratio.change, self.kind.change, self.seed.change],
-            self.draw,
+            self.draw_mask,
             [self.ratio, self.kind, self.seed, self.photo],
             [self.mask, *reconstruction],
             **newest,
         )
         self.new.click(lambda seed: int(seed or 0) + 1, self.seed, self.seed, show_progress="hidden")
-        self.clear.click(self.show_all, self.photo, [self.mask, *reconstruction], show_progress="hidden")
-        self.painting.painted(self.paint, self.photo, [self.mask, *reconstruction], **newest)
-        self.choosing.chosen(self.choose, [self.photo, self.block], [self.patch, *attention], **newest)
-        self.block.change(self.attend, [self.photo, self.patch, self.block], attention, **newest)
+        self.clear.click(self.hide_nothing, self.photo, [self.mask, *reconstruction], show_progress="hidden")
+        self.painting.painted(self.paint_mask, self.photo, [self.mask, *reconstruction], **newest)
+        self.choosing.chosen(self.choose_patch, [self.photo, self.block], [self.patch, *attention], **newest)
+        self.block.change(self.attention, [self.photo, self.patch, self.block], attention, **newest)
 
-    def take(self, file: str, mask: Tensor, patch: int, block: int) -> tuple:
-        """A photograph that was dropped."""
+    def upload(self, file: str, mask: Tensor, patch: int, block: int) -> tuple:
+        """Shows an uploaded photograph, or says why the file cannot be read."""
         try:
-            photo = as_seen(read_photograph(Path(file)), self.config)
+            photo = fit_to_model(read_photograph(Path(file)), self.config)
         except ConfigError as error:
             return None, sentence(f"{error}.", "alert"), *(gr.skip() for _ in range(9))
-        return None, *self.show(photo, mask, patch, block)
+        return None, *self.show_photo(photo, mask, patch, block)
 
-    def pick(self, mask: Tensor, patch: int, block: int, event: gr.EventData) -> tuple:
-        """One of the examples."""
-        return self.show(as_seen(self.views.examples[event.number][1], self.config), mask, patch, block)
+    def pick_example(self, mask: Tensor, patch: int, block: int, event: gr.EventData) -> tuple:
+        """Shows one of the examples."""
+        return self.show_photo(fit_to_model(self.views.examples[event.number][1], self.config), mask, patch, block)
 
-    def show(self, photo: Tensor, mask: Tensor, patch: int, block: int) -> tuple:
-        """Everything about a new photograph."""
-        reconstruction, attention = self.views.reconstruction(photo, mask), self.attend(photo, patch, block)
+    def show_photo(self, photo: Tensor, mask: Tensor, patch: int, block: int) -> tuple:
+        """Shows all views of a new photograph."""
+        reconstruction, attention = self.views.reconstruction(photo, mask), self.attention(photo, patch, block)
         return "", photo, *reconstruction, *attention, self.views.neighbours(photo)
 
-    def draw(self, percent: float, kind: str, seed: float | None, photo: Tensor) -> tuple:
-        """A mask by chance."""
-        return self.under(photo, draw_mask(self.config, percent / 100, kind, int(seed or 0)))
+    def draw_mask(self, percent: float, kind: str, seed: float | None, photo: Tensor) -> tuple:
+        """Reconstructs under a drawn mask."""
+        return self.reconstruction(photo, draw_mask(self.config, percent / 100, kind, int(seed or 0)))
 
-    def paint(self, photo: Tensor, event: gr.EventData) -> tuple:
-        """A mask by hand."""
-        return self.under(photo, torch.tensor([float(hidden == "1") for hidden in event.mask]))
+    def paint_mask(self, photo: Tensor, event: gr.EventData) -> tuple:
+        """Reconstructs under a mask painted by hand."""
+        return self.reconstruction(photo, torch.tensor([float(hidden == "1") for hidden in event.mask]))
 
-    def show_all(self, photo: Tensor) -> tuple:
-        """Nothing hidden, to begin painting with."""
-        return self.under(photo, torch.zeros(self.config.patches))
+    def hide_nothing(self, photo: Tensor) -> tuple:
+        """Clears the mask, to begin painting with."""
+        return self.reconstruction(photo, torch.zeros(self.config.patches))
 
-    def under(self, photo: Tensor, mask: Tensor) -> tuple:
+    def reconstruction(self, photo: Tensor, mask: Tensor) -> tuple:
         return mask, *self.views.reconstruction(photo, mask)
 
-    def choose(self, photo: Tensor, block: int, event: gr.EventData) -> tuple:
-        """Another patch."""
-        return event.patch, *self.attend(photo, event.patch, block)
+    def choose_patch(self, photo: Tensor, block: int, event: gr.EventData) -> tuple:
+        """Shows the attention of another patch."""
+        return event.patch, *self.attention(photo, event.patch, block)
 
-    def attend(self, photo: Tensor, patch: int, block: int) -> tuple[str, str]:
+    def attention(self, photo: Tensor, patch: int, block: int) -> tuple[str, str]:
         return self.views.attention(photo, patch, None if block == ROLLOUT else block)
 
 
 def html(value: str, script: str | None = None, elem_id: str | None = None) -> gr.HTML:
-    """A part of the page that is HTML, with what page.css says of it alone.
+    """Returns an HTML part of the page, styled by page.css alone.
 
-    script  run once, when it is there
+    script  JavaScript that runs once, when the part is on the page
     """
     return gr.HTML(value, js_on_load=script, elem_id=elem_id, apply_default_css=False)

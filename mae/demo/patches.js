@@ -1,7 +1,7 @@
-// A picture whose patches are painted (hidden or shown) or chosen, with pointer or keys. data-mask: "0110…", empty
-// where a patch is chosen. Events: painted {mask}, chosen {patch}.
+// A picture whose patches are painted (hidden or shown) or chosen, with pointer or keys. data-mask is "0110…", or empty
+// if a patch is to be chosen. Events: painted {mask}, chosen {patch}.
 let mask, place, stroke = null, last;
-const spoken = document.createElement("p");  // outside of what is rendered anew
+const spoken = document.createElement("p");  // outside of the part that is rendered again
 Object.assign(spoken, { className: "unseen", ariaLive: "polite" });
 element.after(spoken);
 
@@ -33,14 +33,14 @@ function tell() {
   spoken.textContent = `row ${Math.floor(place / columns) + 1}, column ${place % columns + 1}${state}`;
 }
 
-// The patch under the pointer, inside the picture wherever the pointer is.
+// Returns the patch under the pointer, the nearest one if the pointer has left the picture.
 function under(event) {
   const box = field().getBoundingClientRect(), [rows, columns] = shape();
   const inside = (share, count) => Math.min(count - 1, Math.max(0, Math.floor(share * count)));
   return [inside((event.clientY - box.top) / box.height, rows), inside((event.clientX - box.left) / box.width, columns)];
 }
 
-// All patches between two points of a stroke: a fast pointer leaves some out.
+// Paints all patches between two points of a stroke, since a fast pointer skips some.
 function paint(from, to) {
   const columns = shape()[1], steps = Math.max(1, Math.abs(to[0] - from[0]), Math.abs(to[1] - from[1]));
   for (let step = 0; step <= steps; step++) {

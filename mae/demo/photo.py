@@ -1,4 +1,4 @@
-"""Photographs as people have them, and as a model sees them."""
+"""Photographs: reading files of any mode, and fitting them to a model's input."""
 
 import warnings
 from pathlib import Path
@@ -14,13 +14,13 @@ from mae.models.config import MAEConfig
 
 
 def read_photograph(path: Path) -> Image.Image:
-    """The upright photograph in any mode that `as_seen` takes.
+    """Reads a photograph and turns it upright.
 
-    ConfigError: no image, damaged, or of real numbers, whose scale nobody knows.
+    Raises ConfigError if the file is no image, is damaged, or holds real numbers, whose scale is unknown.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a broken EXIF block, or a large size
+            warnings.simplefilter("ignore")  # Pillow warns of broken EXIF blocks and large sizes, which do no harm
             with Image.open(path) as opened:
                 opened.load()
                 image = ImageOps.exif_transpose(opened)
@@ -32,12 +32,12 @@ def read_photograph(path: Path) -> Image.Image:
     return image
 
 
-def as_seen(image: Image.Image, config: MAEConfig) -> Tensor:
-    """The largest centre crop of the shape that the model takes, at its size: uint8 [1, C, H, W].
+def fit_to_model(image: Image.Image, config: MAEConfig) -> Tensor:
+    """Returns the largest centre crop of the model's shape, resized to its input: uint8 [1, C, H, W].
 
-    An alpha channel is dropped, as in training.
+    Drops an alpha channel, as in training.
     """
-    if image.mode.startswith("I"):  # 16 bits, which `convert` would clip
+    if image.mode.startswith("I"):  # `convert` would clip 16 bits
         image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) / 257).round().astype(np.uint8))
     if "transparency" in image.info:
         image = image.convert("RGBA")

@@ -1,4 +1,4 @@
-"""The page behind a socket of this machine."""
+"""HTTP server of the page: a socket, a content security policy, a private folder for uploads."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from mae.errors import ConfigError
 
-# The browser is told to fetch nothing from anywhere else. Gradio compiles its templates, which takes unsafe-eval.
+# The browser fetches nothing from elsewhere. Gradio compiles its templates, which needs unsafe-eval.
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
     "script-src 'self' 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'none'"
@@ -23,7 +23,7 @@ POLICY = (
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; raises ConfigError where there can be none."""
+    """Opens a listening socket. Raises ConfigError if host or port cannot be used."""
     if not 0 <= port <= 65535:
         raise ConfigError(f"--port {port} is no port: choose one from 1024 to 65535, or 0 for any that is free")
     try:
@@ -40,7 +40,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def application(page: gr.Blocks) -> Callable[..., Awaitable[None]]:
-    """The page as an ASGI application that reports to nobody."""
+    """Returns the page as an ASGI application without analytics, whose answers carry POLICY."""
     system = ["system-ui", "sans-serif"]
     app = gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None),
@@ -68,20 +68,20 @@ def application(page: gr.Blocks) -> Callable[..., Awaitable[None]]:
     return with_policy
 
 
-def server(page: gr.Blocks) -> uvicorn.Server:
+def build_server(page: gr.Blocks) -> uvicorn.Server:
     return uvicorn.Server(uvicorn.Config(application(page), log_level="warning"))
 
 
 def serve(page: gr.Blocks, at: socket.socket) -> None:
-    """Answers until it is interrupted or terminated."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn hands the signal on when it has closed
+    """Serves the page until SIGINT or SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises the signal again after closing
     with suppress(KeyboardInterrupt):
-        server(page).run(sockets=[at])
+        build_server(page).run(sockets=[at])
 
 
 @contextmanager
 def private_uploads() -> Iterator[None]:
-    """What is uploaded to pages made inside lies in a folder of its own, which is removed at the end."""
+    """Keeps uploads to pages made inside this context in a temporary folder, removed at its end."""
     with TemporaryDirectory(prefix="mae-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         yield

@@ -1,4 +1,4 @@
-"""What the page shows of a photograph, a mask and a patch, as HTML."""
+"""Views of a photograph as HTML: reconstruction under a mask, attention of a patch, nearest neighbours."""
 
 from dataclasses import dataclass
 
@@ -7,18 +7,18 @@ from skimage.data import astronaut
 from torch import Tensor
 
 from mae.demo.gallery import Gallery
-from mae.demo.html_images import example_row, figure, neighbour_row, patches, sentence, to_image
+from mae.demo.html_images import figure, neighbour_row, patch_picker, sentence
 from mae.demo.model import DemoModel
 from mae.errors import ConfigError
-from mae.pictures import TRUE_STATISTICS, heat, read_grid
+from mae.pictures import TRUE_STATISTICS, overlay_attention, read_grid, to_image
 
 NEIGHBOURS = 8
-EXAMPLES = 7  # of the run's own, beside the portrait
+RUN_EXAMPLES = 7  # images of the run, beside the portrait
 
 
 @dataclass(frozen=True)
 class Views:
-    """The parts of the page, each a function of what the user has chosen.
+    """Parts of the page, each a function of what the user has chosen.
 
     photo  uint8 [1, C, H, W]
     mask   [N], 1 hidden
@@ -29,7 +29,7 @@ class Views:
     examples: list[tuple[str, Image.Image]]
 
     def heading(self) -> str:
-        """Which model this is, and what it takes."""
+        """Returns a line about the model and its input."""
         model, config = self.model, self.model.config
         (height, width), (rows, columns) = config.image_size, config.grid
         facts = [
@@ -42,65 +42,62 @@ class Views:
         if model.decodes:
             facts.append(f"trained with {config.mask_ratio:.0%} hidden")
         if model.assumed:
-            facts.append("normalised as ImageNet is, since nobody says otherwise")
+            facts.append("normalised as ImageNet is, for lack of a record")
         return sentence(" · ".join(facts))
 
-    def choice(self) -> str:
-        return example_row(self.examples)
-
     def reconstruction(self, photo: Tensor, mask: Tensor) -> tuple[str, str, str, str, str]:
-        """The original, the picture to paint on, the reconstruction, the whole prediction, and the loss."""
+        """Returns original, picture to paint on, reconstruction, prediction of all patches, and the loss."""
         config = self.model.config
-        original = figure(to_image(photo), "Original", "as the model sees it")
-        painting = patches(to_image(photo), config, "Masked", "drag to hide or show patches", mask=mask)
+        original = figure(to_image(photo[0]), "Original", "as the model sees it")
+        painting = patch_picker(to_image(photo[0]), config, "Masked", "drag to hide or show patches", mask=mask)
         if not self.model.decodes:
             reason = f"{self.model.path} holds an encoder only: there is no decoder to reconstruct with."
             return original, painting, "", "", sentence(reason)
         try:
-            painted = self.model.paint(photo, mask)
+            rebuilt = self.model.reconstruct(photo, mask)
         except ConfigError as error:
             return original, painting, "", "", sentence(f"{error}.", "alert")
         hidden = int(mask.sum())
-        said = (
+        about_loss = (
             f"{hidden} of {config.patches} patches hidden ({hidden / config.patches:.0%}); "
-            f"loss on them {painted.loss:.3f}, of predicting zero {painted.zero:.3f}."
+            f"loss on them {rebuilt.loss:.3f}, of predicting zero {rebuilt.zero_loss:.3f}."
         )
         statistics = sentence(f"{TRUE_STATISTICS.capitalize()}.") if config.norm_pix else ""
         return (
             original,
             painting,
-            figure(to_image(painted.pasted), "Reconstruction", "with what is visible"),
-            figure(to_image(painted.predicted), "Prediction", "of every patch"),
-            sentence(said, "said") + statistics,
+            figure(to_image(rebuilt.pasted[0]), "Reconstruction", "with what is visible"),
+            figure(to_image(rebuilt.predicted[0]), "Prediction", "of every patch"),
+            sentence(about_loss, "said") + statistics,
         )
 
     def attention(self, photo: Tensor, patch: int, block: int | None) -> tuple[str, str]:
-        """The picture to choose a patch in, and what that patch attends to."""
-        config, image = self.model.config, to_image(photo)
+        """Returns a picture to choose a patch in, and the attention of that patch."""
+        config, image = self.model.config, to_image(photo[0])
         row, column = divmod(patch, config.grid[1])
         received = self.model.attention(photo, patch, block).numpy()
         through = "through all blocks" if block is None else f"in block {block + 1}"
         return (
-            patches(image, config, "Patch", "click one", chosen=patch),
-            figure(heat(image, received), "Attention", f"of row {row + 1}, column {column + 1} {through}"),
+            patch_picker(image, config, "Patch", "click one", chosen=patch),
+            figure(overlay_attention(image, received), "Attention", f"of row {row + 1}, column {column + 1} {through}"),
         )
 
     def neighbours(self, photo: Tensor) -> str:
-        """The images of the data set that are most like the photograph, or how to have them."""
+        """Returns the training images most similar to the photograph, or the command that makes them available."""
         if self.gallery is None:
             command = f"python eval.py checkpoint={self.model.path} probe=neighbours"
-            return sentence(f"No features of these weights are kept. To have them: {command}, then start this again.")
+            return sentence(f"No features of these weights are kept. Run {command} and start this page again.")
         found = self.gallery.nearest(self.model.feature(photo, self.gallery.kind), NEIGHBOURS)
         count = f"Cosine similarity, of {len(self.gallery.thumbnails):,} training images."
         return sentence(count) + neighbour_row(found)
 
 
-def examples_of(model: DemoModel) -> list[tuple[str, Image.Image]]:
-    """Pictures to begin with: those of the run's newest reconstructions, and a portrait."""
+def load_examples(model: DemoModel) -> list[tuple[str, Image.Image]]:
+    """Returns names and photographs to begin with: images of the run's newest reconstructions, and a portrait."""
     found: list[tuple[str, Image.Image]] = []
     for file in sorted((model.path / "reconstructions").glob("step-*.png"), reverse=True):
         rows = read_grid(file, model.config.image_size)
         if rows:
-            found = [(f"image {number + 1} of the run", row[0]) for number, row in enumerate(rows[:EXAMPLES])]
+            found = [(f"image {number + 1} of the run", row[0]) for number, row in enumerate(rows[:RUN_EXAMPLES])]
             break
     return [*found, ("a portrait (NASA, public domain)", Image.fromarray(astronaut()))]

@@ -4,16 +4,19 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from einops import rearrange
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from mae.pictures import neighbour_grid
+from mae.pictures import add_caption, tiles
 from mae.probes.features import Features
 from mae.probes.models_under_probe import Subject, Want
 from mae.probes.probe import Outcome, accuracies
 
 MOST_SHOWN = 8  # neighbours in the picture
+FRAMES = torch.tensor([[0.75, 0.75, 0.75], [0.12, 0.35, 0.85], [0.85, 0.2, 0.15]])  # grey, blue, red
 
 
 def neighbours(train: Tensor, test: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -76,5 +79,21 @@ class KNN(BaseModel):
         images, unit = subject.images, subject.pixels.unit
         rows = torch.stack([unit(images.crops("train", train.samples[row])) for row in nearest])
         right = train.labels[nearest] == some.labels[:, None]
-        neighbour_grid(unit(images.crops("test", some.samples)), rows, right).save(path)
+        draw_neighbours(unit(images.crops("test", some.samples)), rows, right).save(path)
         return path
+
+
+def draw_neighbours(images: Tensor, neighbours: Tensor, right: Tensor) -> Image.Image:
+    """Draws one row per image: itself, and its nearest neighbours, those of its class framed in blue, others in red.
+
+    images      [B, C, H, W] in [0, 1]
+    neighbours  [B, k, C, H, W]
+    right       [B, k] bool
+    """
+    shown = tiles(rearrange(torch.cat([images[:, None], neighbours], dim=1), "b k c h w -> (b k) c h w"))
+    own = torch.zeros(len(images), 1, dtype=torch.int64)
+    frames = FRAMES[torch.cat([own, 2 - right.long()], dim=1).flatten()]
+    framed = frames[:, :, None, None].expand(-1, -1, shown.shape[-2] + 8, shown.shape[-1] + 8).clone()
+    framed[:, :, 4:-4, 4:-4] = shown
+    rows = rearrange(F.pad(framed, (2, 2, 2, 2), value=1.0), "(b k) c h w -> c (b h) (k w)", b=len(images))
+    return add_caption(rows, ["test image | its nearest training images", "blue: the same class, red: another"])

@@ -1,4 +1,4 @@
-"""python -m mae.report runs/NAME [runs/OTHER ...] [--out FILE]"""
+"""python -m mae.report runs/NAME [runs/OTHER ...] [--out FILE] [--no-attention]"""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""Axes with round ticks, and fewer points where there are more than can be seen."""
+"""Axes of charts: round ticks, and lines thinned to what can be seen."""
 
 from collections.abc import Iterable
 from math import ceil, floor, log10
@@ -8,7 +8,7 @@ BUCKETS = 300  # a line has at most twice as many points
 
 
 class Mark(NamedTuple):
-    """A tick, a trivial loss or a restart: its place on the axis in percent."""
+    """A tick, baseline or restart; `place` is percent of the axis."""
 
     place: float
     label: str
@@ -16,7 +16,7 @@ class Mark(NamedTuple):
 
 
 def thin(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """At most two points for each of BUCKETS stretches of the line: the lowest and the highest, ends included."""
+    """Keeps the lowest and the highest point of each of BUCKETS stretches of a line, and its ends."""
     if len(points) <= 2 * BUCKETS:
         return points
     kept = {0, len(points) - 1}
@@ -26,38 +26,38 @@ def thin(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
     return [points[i] for i in sorted(kept)]
 
 
-def spread(steps: list[int], at_most: int) -> list[int]:
-    """So many of them, evenly spread, the first and the last always among them."""
+def spread_evenly(steps: list[int], at_most: int) -> list[int]:
+    """Returns at most so many of the steps, evenly spread, with the first and the last."""
     if len(steps) <= at_most:
         return steps
     return [steps[round(i * (len(steps) - 1) / (at_most - 1))] for i in range(at_most)]
 
 
 def axis(values: Iterable[float]) -> tuple[float, float, list[Mark]]:
-    """Ends of an axis that holds the values, and ticks at round numbers."""
+    """Returns both ends of an axis that holds the values, and its ticks at round numbers."""
     values = list(values)
     low, high = min(values), max(values)
     if low == high:
         low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (0.0, 1.0)
-    step = round_step(high - low)
-    first, last = floor(low / step + 1e-9), ceil(high / step - 1e-9)
-    ticks = [Mark(round(100 * (i - first) / (last - first), 2), number(i * step)) for i in range(first, last + 1)]
-    return first * step, last * step, ticks
+    distance = tick_distance(high - low)
+    first, last = floor(low / distance + 1e-9), ceil(high / distance - 1e-9)
+    ticks = [Mark(round(100 * (i - first) / (last - first), 2), number(i * distance)) for i in range(first, last + 1)]
+    return first * distance, last * distance, ticks
 
 
 def step_ticks(end: int) -> list[Mark]:
-    """Ticks of the axis of steps, which ends at the last one whether it is round or not."""
-    step = max(1, round(round_step(end)))
-    return [Mark(round(100 * tick / end, 2), number(tick)) for tick in range(0, end + 1, step)]
+    """Returns round ticks of an axis of steps, which ends at `end` whether that is round or not."""
+    distance = max(1, round(tick_distance(end)))
+    return [Mark(round(100 * step / end, 2), number(step)) for step in range(0, end + 1, distance)]
 
 
-def round_step(span: float) -> float:
-    """The distance of ticks, a round number, so that there are three to five of them."""
+def tick_distance(span: float) -> float:
+    """Returns a round distance between ticks that makes three to five of them."""
     power = 10.0 ** floor(log10(span / 4))
     return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= span / 4 * (1 - 1e-9))
 
 
 def number(value: float) -> str:
-    """Four digits, or all of a large whole number."""
+    """Formats a number with four digits, or all of those before the point."""
     value = float(f"{value:.4g}") if abs(value) < 10_000 else value
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""Metrics over steps as charts: what a template needs to draw them as SVG that fits any width."""
+"""Line charts of metrics over steps, as data for a template that draws SVG of any width."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -6,18 +6,19 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from mae.models.loss import CHANGES_THE_LOSS
-from mae.report.axes import Mark, axis, number, spread, step_ticks, thin
-from mae.report.gather import MetricValues, Run, differences
+from mae.report.axes import Mark, axis, number, spread_evenly, step_ticks, thin
+from mae.report.runs import MetricValues, Run, differences
 
-ROWS = 40  # of a line in the table below a chart
-DOTS = 60  # lines with fewer points show them
+TABLE_ROWS = 40  # per line, in the table below a chart
+MAX_DOTS = 60  # a line of no more points shows each of them
+SAME_BASELINE = 0.05  # relative difference below which runs share a baseline
 
 
 class Panel(NamedTuple):
-    """Which metrics share a chart.
+    """A chart to draw: its metrics, and how they are shown.
 
-    percent    the metric is a share of 1
-    from_zero  the axis begins there
+    percent    metrics are shares of 1, shown in percent
+    from_zero  the axis begins at zero
     """
 
     title: str
@@ -29,7 +30,12 @@ class Panel(NamedTuple):
 
 
 TRAINING = (
-    Panel("Loss", ("train/loss", "val/loss"), "Grey lines: what predictors without parameters reach.", from_zero=False),
+    Panel(
+        "Loss",
+        ("train/loss", "val/loss"),
+        "Grey lines: baselines, what predictors without parameters reach.",
+        from_zero=False,
+    ),
     Panel("Learning rate", ("train/lr",)),
     Panel("Images per second", ("perf/images_per_s",), "Over all ranks, without validation and saving."),
     Panel("Waiting for data", ("perf/data_wait",), "Share of the time in which nothing was computed.", "%", True),
@@ -50,11 +56,11 @@ FEATURES = (
 class Line:
     """One metric of one run.
 
-    colour  number of the colour
-    dashed  the second metric of a chart with several runs
+    colour  its number
+    dashed  for the second metric of a chart of several runs
     points  all values by step
-    path    of the SVG, in a square of 1000
-    shown   [[steps], [values]] for the cursor
+    path    SVG path in a square of 1000 by 1000
+    shown   steps and values that the cursor reads
     """
 
     label: str
@@ -66,50 +72,50 @@ class Line:
 
     @property
     def dotted(self) -> bool:
-        return len(self.points) <= DOTS
+        return len(self.points) <= MAX_DOTS
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Everything about one chart; places are percent of the axes."""
+    """One chart; the places of marks are percent of the axes, `end` is the last step."""
 
     panel: Panel
     lines: list[Line]
     x_ticks: list[Mark]
     y_ticks: list[Mark]
-    floors: list[Mark]
+    baselines: list[Mark]
     restarts: list[Mark]
-    end: int  # the last step of the axis
+    end: int
 
     @property
     def summary(self) -> str:
-        """What a reader who does not see it is told."""
-        said = []
+        """Describes the chart for a screen reader."""
+        described = []
         for line in self.lines:
             values = line.points.values()
             first, last = next(iter(values)), next(reversed(values))
-            said.append(
+            described.append(
                 f"{line.label} from {number(first)} to {number(last)}, between {number(min(values))} and "
                 f"{number(max(values))}"
             )
-        return f"{self.panel.title}{f' in {self.panel.unit}' if self.panel.unit else ''}: {'; '.join(said)}"
+        return f"{self.panel.title}{f' in {self.panel.unit}' if self.panel.unit else ''}: {'; '.join(described)}"
 
     @property
     def data(self) -> list[dict[str, Any]]:
-        """What the cursor shows."""
+        """Returns what the cursor shows, for page.js."""
         return [{"label": line.label, "colour": line.colour, "points": line.shown} for line in self.lines]
 
     @property
     def table(self) -> list[tuple[int, list[str]]]:
-        """Some steps with the value of every line there."""
-        steps = sorted(set(chain.from_iterable(spread(list(line.points), ROWS) for line in self.lines)))
+        """Returns some of the steps with the value of every line there."""
+        steps = sorted(set(chain.from_iterable(spread_evenly(list(line.points), TABLE_ROWS) for line in self.lines)))
         return [
             (step, [number(line.points[step]) if step in line.points else "" for line in self.lines]) for step in steps
         ]
 
 
 def training_charts(runs: Sequence[Run]) -> list[Chart]:
-    """Loss, speed and whatever else was logged that is not about features."""
+    """Draws loss, speed, and all other logged metrics that are not about features."""
     known = set(chain.from_iterable(panel.names for panel in TRAINING + FEATURES))
     logged = dict.fromkeys(chain.from_iterable(run.metrics for run in runs))
     others = tuple(Panel(name, (name,), from_zero=False) for name in logged if name not in known)
@@ -117,7 +123,7 @@ def training_charts(runs: Sequence[Run]) -> list[Chart]:
 
 
 def feature_charts(runs: Sequence[Run]) -> list[Chart]:
-    """What the features or the predictions are good for."""
+    """Draws the metrics of probes and of predictions."""
     return _charts(FEATURES, runs)
 
 
@@ -127,7 +133,7 @@ def _charts(panels: Iterable[Panel], runs: Sequence[Run]) -> list[Chart]:
 
 
 def _chart(panel: Panel, runs: Sequence[Run]) -> Chart | None:
-    """None when no run has logged any of it, or when there is nothing but the zeros of a good run."""
+    """Draws a panel. Returns None if no run logged its metrics, or if no step was skipped."""
     scale = 100 if panel.percent else 1
     found = [
         (run, name, {step: value * scale for step, value in run.metrics[name].items()})
@@ -138,11 +144,12 @@ def _chart(panel: Panel, runs: Sequence[Run]) -> Chart | None:
     values = list(chain.from_iterable(points.values() for *_, points in found))
     if not values or ("guard/skipped" in panel.names and not any(values)):
         return None
-    floors = _floors(runs) if "train/loss" in panel.names else []
+    baselines = []
     if "train/loss" in panel.names:
-        panel = panel._replace(note=_about_losses(runs, panel.note if floors else ""))
+        baselines = _baselines(runs)
+        panel = panel._replace(note=_loss_note(runs, panel.note if baselines else ""))
     end = max(max(run.step for run in runs), 1)
-    low, high, y_ticks = axis(chain(values, (floor for _, floor in floors), [0.0] if panel.from_zero else []))
+    low, high, y_ticks = axis(chain(values, (value for _, value in baselines), [0.0] if panel.from_zero else []))
     several, first = len(runs) > 1, panel.names[0]
     lines = []
     for run, name, points in found:
@@ -154,42 +161,38 @@ def _chart(panel: Panel, runs: Sequence[Run]) -> Chart | None:
                 colour=runs.index(run) if several else panel.names.index(name),
                 dashed=several and name != first,
                 points=points,
-                path=_path(thinned, end, low, high),
-                shown=_shown(thinned),
+                path=_svg_path(thinned, end, low, high),
+                shown=([step for step, _ in thinned], [float(f"{value:.5g}") for _, value in thinned]),
             )
         )
     restarts = [
-        Mark(round(100 * step / end, 2), f"{run.label} went on from step {step:,}", runs.index(run))
+        Mark(round(100 * step / end, 2), f"{run.label} resumed at step {step:,}", runs.index(run))
         for run in runs
         for step in run.restarts
         if step <= end
     ]
-    marks = [Mark(round(100 * (value - low) / (high - low), 2), name) for name, value in floors]
+    marks = [Mark(round(100 * (value - low) / (high - low), 2), name) for name, value in baselines]
     return Chart(panel, lines, step_ticks(end), y_ticks, marks, restarts, end)
 
 
-def _about_losses(runs: Sequence[Run], note: str) -> str:
-    """The note of the loss chart: which settings forbid to compare the losses of these runs."""
+def _loss_note(runs: Sequence[Run], note: str) -> str:
+    """Adds to the note of the loss chart which settings make the losses of these runs incomparable."""
     differing = [name for name, _ in differences(runs) if name in CHANGES_THE_LOSS]
     warning = f"Not to be compared between runs that differ in {' or '.join(differing)}." if differing else ""
     return f"{note} {warning}".strip()
 
 
-def _floors(runs: Sequence[Run]) -> list[tuple[str, float]]:
-    """The losses of trivial predictors with their names; runs that nearly agree share one."""
-    floors: list[tuple[str, float]] = []
+def _baselines(runs: Sequence[Run]) -> list[tuple[str, float]]:
+    """Returns name and value of the trivial losses; runs whose values nearly agree share one."""
+    baselines: list[tuple[str, float]] = []
     for run in runs:
         for name, value in run.summary.get("floors", {}).items():
-            if not any(name == other and abs(value - at) < 0.05 * at for other, at in floors):
-                floors.append((name, value))
-    repeated = [name for name, _ in floors]
-    return [(f"{name} ({value:.3g})" if repeated.count(name) > 1 else name, value) for name, value in floors]
+            if not any(name == other and abs(value - at) < SAME_BASELINE * at for other, at in baselines):
+                baselines.append((name, value))
+    names = [name for name, _ in baselines]
+    return [(f"{name} ({value:.3g})" if names.count(name) > 1 else name, value) for name, value in baselines]
 
 
-def _path(points: list[tuple[int, float]], end: int, low: float, high: float) -> str:
+def _svg_path(points: list[tuple[int, float]], end: int, low: float, high: float) -> str:
     places = (f"{1000 * step / end:.1f} {1000 * (high - value) / (high - low):.1f}" for step, value in points)
     return "M" + "L".join(places)
-
-
-def _shown(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
-    return [step for step, _ in points], [float(f"{value:.5g}") for _, value in points]

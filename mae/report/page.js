@@ -1,6 +1,6 @@
 "use strict";
 
-// Values under the pointer, or where the arrow keys have led.
+// Charts: the values at the step under the pointer or chosen with the arrow keys.
 for (const plot of document.querySelectorAll(".plot")) {
   const lines = JSON.parse(plot.dataset.lines);
   const end = Number(plot.dataset.end);
@@ -59,7 +59,7 @@ for (const plot of document.querySelectorAll(".plot")) {
   });
 }
 
-// The reconstructions of the step that the slider says.
+// Reconstructions: those of the step chosen with the slider.
 for (const slides of document.querySelectorAll(".slides")) {
   const { steps, rebuilt } = JSON.parse(slides.querySelector("script").textContent);
   const slider = slides.querySelector("input");

@@ -1,4 +1,4 @@
-"""Puts the report together: one HTML file with everything in it."""
+"""The report as one HTML file with everything in it."""
 
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -13,13 +13,13 @@ from mae.atomic import write_atomically
 from mae.errors import ConfigError
 from mae.report.axes import number
 from mae.report.charts import feature_charts, training_charts
-from mae.report.gather import Run, differences, evaluations, gather
-from mae.report.run_pictures import attention, reconstructions
+from mae.report.run_pictures import attention_maps, reconstructions
+from mae.report.runs import Run, differences, evaluations, read_runs
 
-LISTED = 100  # bad samples
+MAX_LISTED = 100  # bad samples per run
 
 
-class Figure(NamedTuple):
+class KeyNumber(NamedTuple):
     """A number at the top of the page."""
 
     name: str
@@ -28,11 +28,11 @@ class Figure(NamedTuple):
 
 
 def write_report(paths: list[Path], out: Path | None, *, with_attention: bool = True) -> Path:
-    """Writes the report of some runs and returns the file, by default report.html in the first of the folders.
+    """Writes the report of some runs and returns its path, by default report.html in the first of the folders.
 
-    Raises ConfigError when a folder is no run, a file in it is damaged, or the report cannot be written.
+    Raises ConfigError if a folder is no run, a file in it is damaged, or the report cannot be written.
     """
-    runs = gather(paths)
+    runs = read_runs(paths)
     out = out or paths[0] / "report.html"
     page = render(runs, with_attention=with_attention)
     try:
@@ -44,7 +44,7 @@ def write_report(paths: list[Path], out: Path | None, *, with_attention: bool = 
 
 
 def render(runs: list[Run], *, with_attention: bool) -> str:
-    """The page as text."""
+    """Returns the page as text."""
     environment = Environment(
         loader=PackageLoader("mae.report", ""),
         autoescape=True,
@@ -58,38 +58,38 @@ def render(runs: list[Run], *, with_attention: bool) -> str:
         style=Markup(here.joinpath("page.css").read_text()),
         script=Markup(here.joinpath("page.js").read_text()),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        runs=[described(run, len(runs), with_attention) for run in runs],
+        runs=[describe(run, len(runs), with_attention) for run in runs],
         differences=differences(runs),
         training=training_charts(runs),
         features=feature_charts(runs),
-        listed=LISTED,
+        listed=MAX_LISTED,
     )
 
 
-def described(run: Run, runs: int, with_attention: bool) -> dict[str, Any]:
-    """One run as the template wants it."""
+def describe(run: Run, runs: int, with_attention: bool) -> dict[str, Any]:
+    """Returns one of the page's `runs` runs as the template needs it."""
     return {
         "run": run,
         "since": since(run),
-        "figures": key_figures(run),
+        "key_numbers": key_numbers(run),
         "evaluations": evaluations(run),
         "recipe": recipe(run),
         "environment": machine(run),
         "made": [path.relative_to(run.path) for folder in ("checkpoints", "export") for path in run.files(folder)],
         "reconstructions": reconstructions(run, runs),
-        "attention": attention(run) if with_attention else None,
+        "attention": attention_maps(run) if with_attention else None,
     }
 
 
-def key_figures(run: Run) -> list[Figure]:
-    """The numbers to see first; those that the run has."""
-    figures = []
-    floors = run.summary.get("floors")
-    floor = f"trivial predictors reach {min(floors.values()):.4f}" if floors else ""
+def key_numbers(run: Run) -> list[KeyNumber]:
+    """Returns the numbers to see first, as far as the run has logged them."""
+    numbers = []
+    baselines = run.summary.get("floors")
+    note = f"best baseline {min(baselines.values()):.4f}" if baselines else ""
     for name, title in (("val/loss", "validation loss"), ("train/loss", "training loss")):
         if (value := run.latest(name)) is not None:
-            figures.append(Figure(title, f"{value:.4f}", floor))
-            floor = ""
+            numbers.append(KeyNumber(title, f"{value:.4f}", note))
+            note = ""
     for name, title in (
         ("val/top1", "top-1"),
         ("val/miou", "mean IoU"),
@@ -97,45 +97,48 @@ def key_figures(run: Run) -> list[Figure]:
         ("knn/top1", "nearest neighbours"),
     ):
         if (value := run.latest(name)) is not None:
-            figures.append(Figure(title, f"{value:.1%}"))
+            numbers.append(KeyNumber(title, f"{value:.1%}"))
     for name, title, form in (("images_per_s", "images per second", "{:,.0f}"), ("mfu", "MFU", "{:.0%}")):
         if values := run.metrics.get(f"perf/{name}"):
-            figures.append(Figure(title, form.format(median(values.values())), "median"))
+            numbers.append(KeyNumber(title, form.format(median(values.values())), "median"))
     if (memory := run.latest("perf/memory_gb")) is not None:
-        figures.append(Figure("memory", f"{memory:.3g} GB", "at most, on rank 0"))
-    return figures
+        numbers.append(KeyNumber("memory", f"{memory:.3g} GB", "peak, on rank 0"))
+    return numbers
 
 
 def since(run: Run) -> str:
-    """When it began, and where it had to go on."""
+    """Says when the run was started, and at which steps it was resumed."""
     if not run.starts:
         return ""
     began = f"started {run.starts[0]['time'][:16].replace('T', ' ')} UTC"
     steps = ", ".join(f"{step:,}" for step in run.restarts)
-    return f"{began}, restarted at step{'s' if len(run.restarts) > 1 else ''} {steps}" if steps else began
+    return f"{began}, resumed at step{'s' if len(run.restarts) > 1 else ''} {steps}" if steps else began
 
 
 def recipe(run: Run) -> list[tuple[str, str]]:
-    """What the run does, as its start-up table says it."""
-    plan = run.derived
-    if not plan:
+    """Returns rows like those of the table at the start of the run, from derived.json."""
+    derived = run.derived
+    if not derived:
         return []
-    data = plan["data"]
-    batch = f"{plan['micro_batch']} x {plan['ranks']} ranks x {plan['accumulate']} accumulated"
+    data = derived["data"]
+    batch = f"{derived['micro_batch']} x {derived['ranks']} ranks x {derived['accumulate']} accumulated"
     return [
-        ("images", f"{plan['samples']:,} for training"),
+        ("images", f"{derived['samples']:,} for training"),
         ("data fingerprint", data["fingerprint"]),
         ("order of the images", ", ".join(f"{name} {data[name]}" for name in ("order_version", "window", "lanes"))),
-        *plan["model"].items(),
-        ("batch", f"{plan['global_batch']} = {batch}"),
-        ("steps", f"{plan['total_steps']:,} = {plan['epochs']:.4g} epochs; {plan['warmup_steps']:,} of warm-up"),
-        ("learning rate", f"{plan['peak_lr']:.3g} at its peak"),
-        ("precision", plan["precision"]),
+        *derived["model"].items(),
+        ("batch", f"{derived['global_batch']} = {batch}"),
+        (
+            "steps",
+            f"{derived['total_steps']:,} = {derived['epochs']:.4g} epochs; {derived['warmup_steps']:,} of warm-up",
+        ),
+        ("learning rate", f"{derived['peak_lr']:.3g} at its peak"),
+        ("precision", derived["precision"]),
     ]
 
 
 def machine(run: Run) -> list[tuple[str, str]]:
-    """Where the run was started last, and with what."""
+    """Returns rows about the machine and the versions of the last start."""
     found = run.environment
     if not found:
         return []

@@ -1,7 +1,5 @@
-"""Pictures of a run for its page: reconstructions cut out of their grids, and what the encoder attends to."""
+"""Pictures on the report: reconstructions cut out of their grids, and attention maps of the encoder."""
 
-import base64
-import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,24 +11,26 @@ from mae.errors import CheckpointError
 from mae.formats.load import load
 from mae.models.attention_maps import attention_weights, rollout
 from mae.models.pixels import Pixels
-from mae.pictures import enlargement, heat, read_grid
-from mae.report.axes import spread
-from mae.report.gather import Run
+from mae.pictures import data_url, enlargement, overlay_attention, read_grid
+from mae.report.axes import spread_evenly
+from mae.report.runs import Run
 from mae.run.checkpoint_files import newest_valid
 from mae.run.folder import step_of
 
-LARGEST = 224  # pixels of a picture on the page
-STEPS = 24  # shown of all runs together
-ATTENDED = 4  # images whose attention is shown
+MAX_SIDE = 224  # pixels of a picture on the page
+MAX_LOSSLESS = 64  # pixels of a picture whose single pixels have to stay as they are
+MAX_STEPS = 24  # with reconstructions, of all runs together
+ATTENTION_IMAGES = 4
 
 
 @dataclass(frozen=True)
 class Reconstructions:
-    """Pictures as data: URLs.
+    """Reconstructions at some steps, as data: URLs.
 
-    rows     [images] original, masked, reconstructed at the last of the steps
-    rebuilt  [steps][images]
-    pixels   small images, whose pixels are to be seen
+    rows     [images] original, masked, reconstruction at the last of the steps
+    rebuilt  [steps][images] reconstructions
+    size     height and width of the images
+    pixels   the images are small and shown with sharp pixels
     """
 
     steps: list[int]
@@ -41,8 +41,11 @@ class Reconstructions:
 
 
 @dataclass(frozen=True)
-class Attention:
-    """For some images: the image, the attention in the last block, and the rollout through all, as data: URLs."""
+class AttentionMaps:
+    """Attention on some images, as data: URLs.
+
+    rows  [images] original, attention in the last block, rollout through all blocks
+    """
 
     step: int
     rows: list[list[str]]
@@ -51,12 +54,12 @@ class Attention:
 
 
 def reconstructions(run: Run, runs: int) -> Reconstructions | None:
-    """The reconstructions of a run at some of its steps; None when there are none.
+    """Reads the reconstructions of a run at some of its steps. Returns None if there are none.
 
-    runs  that share the page
+    runs  number of runs that share the page
     """
     grids = {}
-    for step in spread(list(run.pictures), max(3, STEPS // runs)):
+    for step in spread_evenly(list(run.pictures), max(3, MAX_STEPS // runs)):
         grid = read_grid(run.pictures[step], image_size(run))
         if grid is not None:
             grids[step] = grid
@@ -65,31 +68,30 @@ def reconstructions(run: Run, runs: int) -> Reconstructions | None:
     newest = next(reversed(grids.values()))
     return Reconstructions(
         steps=list(grids),
-        rows=[[data_url(cell) for cell in row] for row in newest],
-        rebuilt=[[data_url(row[2]) for row in grid] for grid in grids.values()],
+        rows=[[picture_url(cell) for cell in row] for row in newest],
+        rebuilt=[[picture_url(row[2]) for row in grid] for grid in grids.values()],
         size=image_size(run),
         pixels=enlargement(image_size(run)[1]) > 1,
     )
 
 
 def image_size(run: Run) -> tuple[int, int]:
+    """Returns height and width of the images."""
     height, width = run.config["model"]["image_size"]
     return height, width
 
 
-def data_url(image: Image.Image) -> str:
-    """The picture as WebP, at most LARGEST pixels wide; small ones without loss."""
+def picture_url(image: Image.Image) -> str:
+    """Returns the picture as WebP, reduced to at most MAX_SIDE pixels, lossless up to MAX_LOSSLESS."""
     shown = image.copy()
-    shown.thumbnail((LARGEST, LARGEST))
-    file = io.BytesIO()
-    shown.save(file, "WEBP", quality=75, method=2, lossless=max(shown.size) <= 64)
-    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+    shown.thumbnail((MAX_SIDE, MAX_SIDE))
+    return data_url(shown, "WEBP", quality=75, method=2, lossless=max(shown.size) <= MAX_LOSSLESS)
 
 
-def attention(run: Run) -> Attention | str | None:
-    """What the encoder of the newest checkpoint attends to on the images of the reconstructions.
+def attention_maps(run: Run) -> AttentionMaps | str | None:
+    """Draws attention of the newest checkpoint's encoder on the images of the reconstructions, mean over all queries.
 
-    returns  the reason where it cannot be shown; None where there is nothing to look at
+    returns  the reason if they cannot be drawn; None if there are no images or no checkpoint
     """
     if not run.pictures:
         return None
@@ -105,16 +107,15 @@ def attention(run: Run) -> Attention | str | None:
         encoder = load(checkpoint)
     except CheckpointError as error:
         return str(error)
-    originals = [row[0] for row in grid[:ATTENDED]]
+    originals = [row[0] for row in grid[:ATTENTION_IMAGES]]
     pixels = np.stack([np.asarray(image)[..., :channels] for image in originals])
     data = run.config["data"]
     images = Pixels(data["mean"], data["std"]).normalise(rearrange(torch.from_numpy(pixels), "b h w c -> b c h w"))
     weights = attention_weights(encoder, images)
-    looking = torch.stack([weights[:, -1], rollout(weights)], 1)
-    received = looking.mean(-2)[..., 1 if encoder.config.class_token else 0 :]
+    received = torch.stack([weights[:, -1], rollout(weights)], 1).mean(-2)[..., int(encoder.config.class_token) :]
     maps = rearrange(received, "b k (h w) -> b k h w", h=encoder.config.grid[0]).numpy()
     rows = [
-        [data_url(image), *(data_url(heat(image, one)) for one in of_image)]
-        for image, of_image in zip(originals, maps, strict=True)
+        [picture_url(image), *(picture_url(overlay_attention(image, one)) for one in maps_of_image)]
+        for image, maps_of_image in zip(originals, maps, strict=True)
     ]
-    return Attention(step_of(checkpoint), rows, image_size(run), enlargement(image_size(run)[1]) > 1)
+    return AttentionMaps(step_of(checkpoint), rows, image_size(run), enlargement(image_size(run)[1]) > 1)

@@ -1,4 +1,4 @@
-"""What a run will really do, as a table at its start."""
+"""Table at the start of a run: what follows from its recipe, its data and the number of ranks."""
 
 from pathlib import Path
 
@@ -17,15 +17,20 @@ def show_start(
     validation: int,
     base_lr: float,
     precision: str,
-    source: str,
+    checkpoint: Path | None,
+    start_step: int,
+    init_from: str | None,
 ) -> None:
-    """The derived numbers.
+    """Prints the table.
 
-    model       rows about it
-    shards      of the training images
-    validation  images
-    source      where the weights come from
+    model                   rows about it
+    shards                  of the training images
+    validation              number of images
+    checkpoint, start_step  to resume from; None and 0 for a fresh start
     """
+    weights = f"warm start from {init_from} (init_from)" if init_from is not None else "random initialisation"
+    if checkpoint is not None:
+        weights = f"resumed at step {start_step:,} from {checkpoint}"
     table = Table(title=run.name, title_style="bold", title_justify="left", show_header=False)
     table.add_column(style="cyan")
     table.add_column(overflow="fold")
@@ -41,6 +46,6 @@ def show_start(
     table.add_row("pass over the images", f"{schedule.steps_per_pass:,} steps")
     table.add_row("learning rate", f"{schedule.peak_lr:.3g} = {base_lr:.3g} x {schedule.global_batch} / 256")
     table.add_row("precision", precision)
-    table.add_row("starts from", source)
+    table.add_row("weights", weights)
     table.add_row("run folder", str(run))
     Console().print(table)

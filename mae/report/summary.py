@@ -1,4 +1,4 @@
-"""What came out of a run, as summary.json and in a few lines: python -m mae.report.summary runs/NAME"""
+"""Results of a finished run, as summary.json and as a few lines: python -m mae.report.summary runs/NAME"""
 
 import json
 import sys
@@ -17,7 +17,7 @@ from mae.train.schedule import Schedule
 
 
 def summarise(run: Path, schedule: Schedule, more: dict[str, Any]) -> dict[str, Any]:
-    """Writes summary.json: the last values in metrics.csv, the speed, and `more` of the task's own; returns it all."""
+    """Writes summary.json and returns it: last values and median speed from metrics.csv, and `more` of the task."""
     rows = read_metrics(run / "metrics.csv")
     latest = {name: float(row[name]) for row in rows for name in row if isfinite(float(row[name]))}
     speed = {
@@ -41,19 +41,27 @@ def summarise(run: Path, schedule: Schedule, more: dict[str, Any]) -> dict[str, 
     return summary
 
 
-def say_closing(run: Path, summary: dict[str, Any], results: str, next_step: str) -> None:
-    """The main numbers, and what to do next.
+def say_closing(run: Path, summary: dict[str, Any], results: dict[str, str], command: str) -> None:
+    """Prints the main numbers, one label and fact a line, and what to run next.
 
-    results  what the task has to say beside the losses
+    results  the task's own lines
+    command  the evaluation that suits the task
     """
-    validation = f", validation {summary['val/loss']:.4f}" if summary["val/loss"] is not None else ""
-    print(f"loss {summary['train/loss']:.4f}{validation}{results}")
-    print(f"{summary['images_per_s']:,.0f} images/s, MFU {summary['mfu']:.0%}; {summary['checkpoint']}")
-    print(f"next: {next_step}")
-    print(f"      python -m mae.report {run}")
+    validation = f", val {summary['val/loss']:.4f}" if summary["val/loss"] is not None else ""
+    lines = {
+        "loss": f"train {summary['train/loss']:.4f}{validation}",
+        **results,
+        "speed": f"{summary['images_per_s']:,.0f} images/s, MFU {summary['mfu']:.0%}",
+        "checkpoint": summary["checkpoint"],
+        "next": command,
+        "": f"python -m mae.report {run}",
+    }
+    for label, fact in lines.items():
+        print(f"{label:10}  {fact}")
 
 
 def main() -> int:
+    """Prints the results of a finished run as a table, those of its probes beside them."""
     if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "summary.json").is_file():
         print("usage: python -m mae.report.summary RUN, a finished run (with a summary.json)", file=sys.stderr)
         return 2
@@ -69,8 +77,8 @@ def main() -> int:
         table.add_row("validation loss", f"{summary['val/loss']:.4f}")
     table.add_row("training loss", f"{summary['train/loss']:.4f}")
     if "floors" in summary:
-        floors = ", ".join(f"{name} {value:.4f}" for name, value in summary["floors"].items())
-        table.add_row("trivial predictors", floors)
+        baselines = ", ".join(f"{name} {value:.4f}" for name, value in summary["floors"].items())
+        table.add_row("baselines", baselines)
     for probe in ("knn", "linear", "attentive"):
         file = run / "eval" / f"{probe}.json"
         if file.is_file():

@@ -1,4 +1,4 @@
-"""What a run folder says, read once and without the data: finished, still going on, or stopped."""
+"""Reads run folders, of finished, running or stopped runs, without their data."""
 
 import json
 from collections import Counter
@@ -22,11 +22,11 @@ class Run:
     """One run folder.
 
     label        its name, or its path where two have the same name
-    derived      what followed from the recipe at the last start; empty for a run of a version that did not write it
-    metrics      values by name of the metric
-    unreadable   lines of metrics.csv that were left out
-    pictures     reconstructions by step
-    bad_samples  (shard, key, reason) with the number of times it was met, most often first
+    derived      derived.json of the last start; empty for runs of versions that did not write it
+    metrics      values by name
+    unreadable   number of damaged lines of metrics.csv
+    pictures     grids of reconstructions by step
+    bad_samples  (shard, key, reason) and how often it was met, most frequent first
     """
 
     path: Path
@@ -47,12 +47,12 @@ class Run:
 
     @property
     def restarts(self) -> list[int]:
-        """The steps that the run went on from after it had stopped."""
+        """The steps at which the run was resumed."""
         return sorted({start["step"] for start in self.starts[1:]})
 
     @property
     def step(self) -> int:
-        """The last step that was logged."""
+        """The last logged step."""
         return max((max(values) for values in self.metrics.values()), default=0)
 
     @property
@@ -67,26 +67,29 @@ class Run:
         return next(reversed(values.values())) if values else None
 
     def files(self, folder: str) -> list[Path]:
-        """What lies in a folder of the run, in the order of names."""
+        """Lists a folder of the run, sorted by name."""
         return sorted(path for path in (self.path / folder).glob("*") if not path.name.startswith("."))
 
 
-def gather(paths: list[Path]) -> list[Run]:
-    """The runs in these folders; raises ConfigError for a folder that is no run, and for a file that is damaged."""
+def read_runs(paths: list[Path]) -> list[Run]:
+    """Reads the runs in these folders. Raises ConfigError if a folder is no run or a file in it is damaged."""
     names = Counter(path.resolve().name for path in paths)
     return [_read(path, path.resolve().name if names[path.resolve().name] == 1 else str(path)) for path in paths]
 
 
 def _read(path: Path, label: str) -> Run:
     if not (path / "config.yaml").is_file():
-        raise ConfigError(f"{path} is no run folder: it has no config.yaml. Give the folder runs/NAME of a train.py")
+        raise ConfigError(f"{path} is no run folder: it has no config.yaml. Give a folder runs/NAME of train.py")
     config_text = (path / "config.yaml").read_text(encoding="utf-8", errors="replace")
     try:
         config = yaml.safe_load(config_text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path / 'config.yaml'} is damaged: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"{path / 'config.yaml'} is damaged: {reason}. The same train.py command writes it anew"
+        ) from error
     if not isinstance(config, dict):
-        raise ConfigError(f"{path / 'config.yaml'} holds no settings. Start the run again, which writes it anew")
+        raise ConfigError(f"{path / 'config.yaml'} holds no settings. The same train.py command writes it anew")
     metrics, unreadable = _metrics(path / "metrics.csv")
     return Run(
         path=path,
@@ -104,19 +107,19 @@ def _read(path: Path, label: str) -> Run:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; empty where there is no file. Raises ConfigError when it is damaged."""
+    """Returns the object in a file, or an empty one if there is no file. Raises ConfigError if it is damaged."""
     if not path.is_file():
         return {}
     try:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is damaged: {error}. Delete it, and the report goes without it") from error
+        raise ConfigError(f"{path} is damaged: {error}. Delete it, and the report leaves it out") from error
 
 
 def _metrics(path: Path) -> tuple[dict[str, MetricValues], int]:
-    """Finite values by name and step, and the number of lines that are damaged.
+    """Returns finite values by name and step, and the number of damaged lines.
 
-    The last line may just be in writing: without its end it does not count as damaged.
+    A last line without its line end is still being written and does not count as damaged.
     """
     if not path.is_file():
         return {}, 0
@@ -141,14 +144,14 @@ def _bad_samples(path: Path) -> list[tuple[tuple[str, str, str], int]]:
     for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:  # in writing, or cut off with the run
+        except json.JSONDecodeError:  # still being written, or cut off when the run was killed
             continue
         met[record["shard"], record["key"], record["reason"]] += 1
     return met.most_common()
 
 
 def evaluations(run: Run) -> list[tuple[str, float, float | None]]:
-    """The numbers in eval/*.json: what was measured, of the trained and of the untrained encoder."""
+    """Returns the numbers in eval/*.json: name, value of the trained and of the untrained encoder."""
     found = []
     for file in run.files("eval"):
         if file.suffix != ".json":
@@ -162,7 +165,7 @@ def evaluations(run: Run) -> list[tuple[str, float, float | None]]:
 
 
 def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """The settings that are not the same in all runs, with the value in each of them."""
+    """Returns the settings that differ between runs, with the value in each."""
     settings = [dict(flatten(run.config)) for run in runs]
     names = dict.fromkeys(name for setting in settings for name in setting if name not in ("name", "runs"))
     values = [(name, [str(setting.get(name, "absent")) for setting in settings]) for name in names]
