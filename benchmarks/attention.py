@@ -1,6 +1,6 @@
-"""One training step with fused attention against batched products, interleaved: python benchmarks/attention.py
+"""Fused attention against batched products in a training step, interleaved: python benchmarks/attention.py
 
-Prints the median of each and of the ratio of neighbouring runs, on the device at hand.
+Prints both medians and the median ratio of neighbouring runs, on the GPU if there is one.
 """
 
 import statistics
@@ -33,7 +33,7 @@ def main() -> None:
         rows = torch.arange(batch, device=device)
 
         def step(number: int, fused: bool, model=model, optimizer=optimizer, images=images, rows=rows) -> float:
-            # `choose_attention` goes by the kind of device it is told.
+            # `choose_attention` chooses by the kind of device alone.
             choose_attention(model.blocks, model.decoder_blocks, device=torch.device("cuda" if fused else "cpu"))
             start = time.perf_counter()
             with torch.autocast(device.type, dtype=torch.bfloat16):

@@ -1,7 +1,7 @@
-"""A training step with each decoder, interleaved: python -m benchmarks.decoder [--rounds 9] [--batch 8]
+"""Training step with each decoder, interleaved: python -m benchmarks.decoder [--rounds 9] [--batch 8]
 
-ViT-B/16 at 224, bf16: forward, backward, update. The decoder of the paper, and cross decoders that predict all hidden
-patches or a share of them.
+Forward, backward and update of ViT-B/16 at 224 in bf16, with the decoder of the paper and with cross decoders that
+predict all hidden patches or a share of them.
 """
 
 import argparse
@@ -16,11 +16,11 @@ from mae.models.noise import uniform_noise
 from mae.models.vit import choose_attention
 from mae.train.optim import OptimConfig, adamw
 
-WARM_UP = 1  # rounds
+WARM_UP_ROUNDS = 1
 
 
 class Contender:
-    """A model that is trained on random images."""
+    """A model with its optimiser and one batch of random images."""
 
     def __init__(self, config: mae.MAEConfig, batch: int, device: torch.device) -> None:
         torch.manual_seed(0)
@@ -30,7 +30,8 @@ class Contender:
         self.images = torch.randn(batch, 3, *config.image_size, device=device)
         self.flops = executed_pretraining_flops(config)
 
-    def seconds(self, number: int) -> float:
+    def time_step(self, number: int) -> float:
+        """Makes a training step and returns its seconds."""
         device = self.images.device
         noise = uniform_noise(0, number, torch.arange(len(self.images), device=device), self.model.config.patches)
         started = time.perf_counter()
@@ -58,10 +59,10 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     contenders = {name: Contender(config, arguments.batch, device) for name, config in configs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(WARM_UP + arguments.rounds):
+    for number in range(WARM_UP_ROUNDS + arguments.rounds):
         for name, contender in contenders.items():
-            took = contender.seconds(number)
-            if number >= WARM_UP:
+            took = contender.time_step(number)
+            if number >= WARM_UP_ROUNDS:
                 seconds[name].append(took)
     for name, contender in contenders.items():
         ratio = statistics.median(a / b for a, b in zip(seconds["self"], seconds[name], strict=True))

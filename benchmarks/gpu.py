@@ -1,11 +1,11 @@
-"""What a GPU does with the published sizes: python -m benchmarks.gpu [--out results.md]
+"""Speed of the published sizes on a GPU: python -m benchmarks.gpu [--out results.md]
 
 pre-training    ViT-B/16, ViT-L/16 and ViT-H/14 at 224, bf16, compiled blocks, fused AdamW, beside transformers' ViTMAE;
-                MFU is of the paper's operations
-encoder         forward of the SAM-style ViT-H at 1024, bf16
-loader          images per second of the stream with as many workers as there are cores, from photographs of 500×375
+                MFU counts the operations of the paper
+encoder         forward pass of the SAM-style ViT-H at 1024, bf16
+loader          images per second from photographs of 500×375, one worker per core
 
-`--small` does all of it at small sizes, on whatever there is, to see that it runs.
+`--small` runs everything at small sizes on any device, to see that it works.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.step import Steps
-from benchmarks.stream import DATASETS, make, ours, rate
+from benchmarks.stream import DATASETS, images_per_second, make_images, ours
 from data.pack.image_folder import find_images
 from data.pack.pack import pack
 from mae.models.execution import BlocksConfig, prepare_blocks
@@ -30,7 +30,7 @@ from mae.plan.devices import measure_flops
 from mae.sam.encoder import SIZES, SamConfig, SamEncoder
 from mae.sam.flops import sam_flops
 
-# Name: what transformers calls its parts, and images per micro-batch.
+# Settings as transformers names them, and images per micro-batch.
 PRETRAINING: dict[str, tuple[dict[str, Any], int]] = {
     "ViT-B/16": ({}, 256),
     "ViT-L/16": (
@@ -51,20 +51,24 @@ SMALL: dict[str, tuple[dict[str, Any], int]] = {
         4,
     ),
 }
+WARM_UP_ROUNDS = 3  # for compilation and the choice of kernels
 SMALL_SAM = SamConfig(image_size=(64, 64), width=32, depth=2, num_heads=2, window=2, global_blocks=(1,))
 
 
-def pretraining(sizes: dict[str, tuple[dict[str, Any], int]], device: torch.device, peak: float, rounds: int) -> list:
+def time_pretraining(
+    sizes: dict[str, tuple[dict[str, Any], int]], device: torch.device, peak: float, rounds: int
+) -> list[tuple]:
+    """Returns a row of the table for each size."""
     rows = []
     for name, (size, batch) in sizes.items():
         steps = Steps(batch, device, size, peers=("transformers",))
         model, _ = steps.models["ours"]
         prepare_blocks(model.whole_blocks, BlocksConfig(compile=device.type == "cuda"))  # pyright: ignore[reportArgumentType]
         seconds: dict[str, list[float]] = {contender: [] for contender in steps.models}
-        for number in range(rounds + 3):  # three for compilation and the choice of kernels
+        for number in range(WARM_UP_ROUNDS + rounds):
             for contender in steps.models:
-                took = steps.seconds(contender, number, bf16=True)
-                if number >= 3:
+                took = steps.time_step(contender, number, bf16=True)
+                if number >= WARM_UP_ROUNDS:
                     seconds[contender].append(took)
         best = statistics.median(seconds["ours"])
         ratio = statistics.median(a / b for a, b in zip(seconds["transformers"], seconds["ours"], strict=True))
@@ -74,15 +78,15 @@ def pretraining(sizes: dict[str, tuple[dict[str, Any], int]], device: torch.devi
     return rows
 
 
-def encoder(config: SamConfig, device: torch.device, peak: float, rounds: int) -> tuple:
-    """The encoder as `mae.load_sam` gives it, with compiled blocks on a GPU."""
+def time_encoder(config: SamConfig, device: torch.device, peak: float, rounds: int) -> tuple:
+    """Returns the row of the encoder as `mae.load_sam` gives it, with compiled blocks on a GPU."""
     torch.manual_seed(0)
     model = SamEncoder(config).to(device, torch.bfloat16).eval()
     if device.type == "cuda":
         model.compile_blocks()
     images = torch.randn(1, 3, *config.image_size, device=device, dtype=torch.bfloat16)
     with torch.inference_mode():
-        seconds = timed(lambda: model(images), device, rounds)
+        seconds = median_seconds(lambda: model(images), device, rounds)
     mfu = sam_flops(config, pad=True) / seconds / peak
     return (
         f"SAM-style encoder, width {config.width}, {config.image_size[0]} px",
@@ -92,26 +96,27 @@ def encoder(config: SamConfig, device: torch.device, peak: float, rounds: int) -
     )
 
 
-def loader(photos: Path, copies: int, seconds: float) -> tuple:
+def time_loader(photos: Path, copies: int, seconds: float) -> tuple:
+    """Returns the row of the loader, on `copies` crops of the photographs."""
     workers = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary)
-        make(photos, out, (500, 375), copies)
+        make_images(photos, out, (500, 375), copies)
         samples, classes, _ = find_images(out / "images")
         pack(samples, out / "shards", name="x", classes=classes, shard_size=copies // 4)
-        found = rate(ours(out, workers), seconds)
-    return f"stream of 500x375 photographs, {workers} workers", f"{found:,.0f}", "-", "-"
+        rate = images_per_second(ours(out, workers), seconds)
+    return f"stream of 500x375 photographs, {workers} workers", f"{rate:,.0f}", "-", "-"
 
 
-def timed(run: Callable[[], object], device: torch.device, rounds: int) -> float:
-    """Median seconds, after three runs that are not counted."""
+def median_seconds(run: Callable[[], object], device: torch.device, rounds: int) -> float:
+    """Returns the median time of a call after WARM_UP_ROUNDS calls."""
     seconds = []
-    for number in range(rounds + 3):
+    for number in range(WARM_UP_ROUNDS + rounds):
         started = time.perf_counter()
         run()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        if number >= 3:
+        if number >= WARM_UP_ROUNDS:
             seconds.append(time.perf_counter() - started)
     return statistics.median(seconds)
 
@@ -128,10 +133,10 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     peak = measure_flops(device)
-    rows = pretraining(SMALL if arguments.small else PRETRAINING, device, peak, arguments.rounds)
-    rows.append(encoder(SMALL_SAM if arguments.small else SIZES["sam_huge"], device, peak, arguments.rounds))
+    rows = time_pretraining(SMALL if arguments.small else PRETRAINING, device, peak, arguments.rounds)
+    rows.append(time_encoder(SMALL_SAM if arguments.small else SIZES["sam_huge"], device, peak, arguments.rounds))
     if arguments.photos.is_dir():
-        rows.append(loader(arguments.photos, 128 if arguments.small else 2400, 1 if arguments.small else 20))
+        rows.append(time_loader(arguments.photos, 128 if arguments.small else 2400, 1 if arguments.small else 20))
     lines = [
         f"{name}, torch {torch.__version__}, bf16; measured ceiling {peak / 1e12:,.1f} TFLOP/s",
         "",

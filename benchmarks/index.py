@@ -1,4 +1,4 @@
-"""Opens an index of 11 million samples in 11,000 shards and seeks in its order: python benchmarks/index.py
+"""Index of 11 million samples in 11,000 shards, opening it and seeking in its order: python benchmarks/index.py
 
 The shards are sparse files of the right size with real indexes, in a temporary folder (about 800 MB).
 """
@@ -16,13 +16,14 @@ from data.index.index import ShardIndex
 from data.order.order import Order
 
 SHARDS, SAMPLES, SEEKS = 11_000, 1_000, 50
-MEMBER = 100_352  # bytes per sample in the sparse tar
+MEMBER_BYTES = 100_352  # of a sample in the sparse tar
 
 
-def fake_shard(folder: Path, number: int, records: bytes, text: bytes) -> str:
+def write_shard(folder: Path, number: int, records: bytes, text: bytes) -> str:
+    """Writes a sparse tar and its indexes, which are real."""
     tar = folder / f"fake-{number:06d}.tar"
     with open(tar, "wb") as file:
-        file.truncate(SAMPLES * MEMBER)
+        file.truncate(SAMPLES * MEMBER_BYTES)
     state = tar.stat()
     header = index_file.HEADER.pack(index_file.MAGIC, state.st_size, state.st_mtime_ns, SAMPLES, bytes(8))
     tar.with_suffix(".idx").write_bytes(text)
@@ -34,12 +35,13 @@ def main() -> None:
     text, starts = f"v1.2 {SAMPLES}\n", []
     for sample in range(SAMPLES):
         starts.append(len(text))
-        text += f"jpg {sample * MEMBER + 512} {MEMBER - 1024} {sample:08d}.jpg\n"
+        text += f"jpg {sample * MEMBER_BYTES + 512} {MEMBER_BYTES - 1024} {sample:08d}.jpg\n"
     records = b"".join(
-        index_file.RECORD.pack(sample * MEMBER + 512, MEMBER - 1024, starts[sample], -1) for sample in range(SAMPLES)
+        index_file.RECORD.pack(sample * MEMBER_BYTES + 512, MEMBER_BYTES - 1024, starts[sample], -1)
+        for sample in range(SAMPLES)
     )
     with tempfile.TemporaryDirectory() as folder:
-        tars = [fake_shard(Path(folder), number, records, text.encode()) for number in range(SHARDS)]
+        tars = [write_shard(Path(folder), number, records, text.encode()) for number in range(SHARDS)]
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start = time.perf_counter()
         index = ShardIndex([file for tar in tars if (file := index_file.load(tar))])

@@ -1,7 +1,8 @@
-"""Memory of a training step with and without recomputed activations: python -m benchmarks.memory
+"""Memory of a training step with and without activation checkpointing: python -m benchmarks.memory
 
-First the bytes that the forward pass keeps for the backward pass, counted on tensors without storage (float32, batched
-products for attention as on CPUs); then the largest resident size of whole processes that make three steps on the CPU.
+1 bytes that the forward pass saves for the backward pass, counted on tensors without storage (float32, attention as
+  batched products as on CPUs)
+2 peak resident set of whole processes that make three steps on the CPU
 """
 
 import resource
@@ -24,35 +25,35 @@ MODES = ("none", "attention", "2", "all")
 BATCH = 16
 
 
-def kept_bytes(model: nn.Module, images: Tensor, noise: Tensor) -> int:
-    """What the forward pass keeps for the backward pass, each storage once, without parameters and inputs."""
+def saved_bytes(model: nn.Module, images: Tensor, noise: Tensor) -> int:
+    """Counts what autograd saves for the backward pass, each storage once, without parameters and inputs."""
     known = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), images, noise)}
-    kept: dict[int, torch.UntypedStorage] = {}
+    saved: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in known:
-            kept[storage._cdata] = storage
+            saved[storage._cdata] = storage
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model(images, noise)
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in saved.values())
 
 
-def activations(fields: dict[str, int], recompute: str) -> int:
-    """Bytes kept per image."""
+def saved_per_image(fields: dict[str, int], recompute: str) -> int:
+    """Returns the bytes saved per image."""
     with torch.device("meta"):
         model = mae.MaskedAutoencoder(mae.MAEConfig.model_validate(fields))
         images = torch.empty(BATCH, 3, *model.config.image_size)
         noise = torch.empty(BATCH, model.config.patches)
     choose_attention(model.blocks, model.decoder_blocks, device=torch.device("cpu"))
     prepare_blocks(model.whole_blocks, BlocksConfig(recompute=int(recompute) if recompute.isdigit() else recompute))
-    return kept_bytes(model, images, noise) // BATCH
+    return saved_bytes(model, images, noise) // BATCH
 
 
-def steps(recompute: str) -> int:
-    """Largest resident size of this process after three bf16 steps of ViT-B/16; "transformers" takes its ViTMAE."""
+def peak_resident(recompute: str) -> int:
+    """Makes three bf16 steps of ViT-B/16, or of transformers' ViTMAE, and returns the peak resident set in bytes."""
     noise = uniform_noise(0, 0, torch.arange(BATCH), 196)
     images = torch.randn(BATCH, 3, 224, 224)
     if recompute == "transformers":
@@ -83,15 +84,15 @@ def steps(recompute: str) -> int:
 
 def main() -> None:
     if sys.argv[1:]:
-        print(steps(sys.argv[1]))
+        print(peak_resident(sys.argv[1]))
         return
     print("recompute    kept per image: ViT-B/16        ViT-L/16        process of a bf16 step, ViT-B/16, batch 16")
-    whole = [activations(fields, "none") for fields in (BASE, LARGE)]
+    all_saved = [saved_per_image(fields, "none") for fields in (BASE, LARGE)]
     for mode in (*MODES, "transformers"):
         row = f"{mode:12}"
-        for fields, most in zip((BASE, LARGE), whole, strict=True):
-            kept = activations(fields, mode) if mode in MODES else None
-            row += f" {kept / 1e6:7.1f} MB {kept / most:5.0%} " if kept is not None else " " * 18
+        for fields, most in zip((BASE, LARGE), all_saved, strict=True):
+            saved = saved_per_image(fields, mode) if mode in MODES else None
+            row += f" {saved / 1e6:7.1f} MB {saved / most:5.0%} " if saved is not None else " " * 18
         command = [sys.executable, "-m", "benchmarks.memory", mode]
         resident = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         print(f"{row} {resident / 1e9:6.2f} GB", flush=True)

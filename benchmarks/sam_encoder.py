@@ -1,11 +1,15 @@
-"""The SAM-style encoder at 1024 × 1024 against segment-anything, timm and transformers, with the same random weights.
+"""SAM-style encoder at 1024 × 1024 against segment-anything, timm and transformers, with the same random weights.
 
     python benchmarks/sam_encoder.py [bfloat16] [float32] [huge] [memory]
 
-Forward passes of one image, interleaved; medians, and ratios of neighbouring runs. bfloat16 is weights and images
-converted once, for all alike: autocast would add the same conversions of all weights to every pass. float32 times the
-others as shipped (torch's default products) and at equal settings ("medium" precision, which we are always given: on
-CPUs the same products by oneDNN). Memory is what the forward adds to the resident set of a fresh process, at its peak.
+Forward passes of one image, interleaved; medians, and median ratios of neighbouring runs.
+
+bfloat16  SAM-B; weights and images converted once for all encoders, since autocast would add the same conversions of
+          all weights to every pass
+float32   SAM-B; the others as shipped (torch's default products) and at equal settings ("medium" precision, which ours
+          always has: on CPUs oneDNN computes the same products)
+huge      SAM-H in bfloat16, against timm
+memory    peak that the forward pass adds to the resident set of a fresh process
 """
 
 import multiprocessing
@@ -50,19 +54,19 @@ def float32() -> None:
 
 
 def compare(size: str, dtype: torch.dtype, peers: tuple[str, ...], settings: dict[str, str] | None = None) -> None:
-    """Times every encoder once per round and prints the medians."""
+    """Times each encoder once per round and prints the medians."""
     encoders = build(size, dtype, ("ours", *peers))
     images = torch.randn(1, 3, 1024, 1024, generator=torch.manual_seed(0)).to(dtype)
     cases = {("ours", ""): "medium"}
     cases |= {(peer, note): precision for note, precision in (settings or {"": "medium"}).items() for peer in peers}
     times: dict[tuple[str, str], list[float]] = {case: [] for case in cases}
     embeddings: dict[str, Tensor] = {}
-    for warm in range(ROUNDS[size] + 1):
+    for number in range(ROUNDS[size] + 1):
         for case, precision in cases.items():
             torch.set_float32_matmul_precision(precision)
             start = time.perf_counter()
             embeddings[case[0]] = forward(encoders[case[0]], images)
-            if warm:
+            if number:
                 times[case].append(time.perf_counter() - start)
     ours = times[("ours", "")]
     print(f"  ours {statistics.median(ours):.2f} s")
@@ -77,7 +81,7 @@ def compare(size: str, dtype: torch.dtype, peers: tuple[str, ...], settings: dic
 
 
 def memory() -> None:
-    """MiB that the forward of SAM-B adds, each in a process of its own."""
+    """Prints the MiB that a forward pass of SAM-B adds, each encoder in a process of its own."""
     for dtype in (torch.bfloat16, torch.float32):
         for name in ("ours", *PEERS):
             with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -88,13 +92,14 @@ def added_memory(name: str, dtype: torch.dtype) -> float:
     torch.set_num_threads(2)
     encoder = build("sam_base", dtype, (name,))[name]
     images = torch.randn(1, 3, 1024, 1024).to(dtype)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     before = resident("VmRSS")
     forward(encoder, images)
     return resident("VmHWM") - before
 
 
 def resident(line: str) -> float:
+    """Returns VmRSS or VmHWM of this process in MiB."""
     text = Path("/proc/self/status").read_text()
     return int(text.split(f"{line}:")[1].split()[0]) / 1024
 
@@ -105,12 +110,12 @@ def forward(encoder: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 
 
 def build(size: str, dtype: torch.dtype, names: tuple[str, ...]) -> dict[str, Callable[[Tensor], Tensor]]:
-    """The encoders of the given names as functions of images, with the weights of one of ours."""
+    """Builds encoders with equal weights, as functions of images."""
     torch.manual_seed(0)
     ours = SamEncoder(SIZES[size])
     with torch.no_grad():
         for parameter in ours.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.02)  # relative positions too
+            parameter.add_(torch.randn_like(parameter) * 0.02)  # relative positions begin at zero
     functions = {
         "ours": lambda: ours.to(dtype).eval(),
         "segment-anything": lambda: segment_anything(ours).to(dtype).eval(),

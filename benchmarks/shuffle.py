@@ -1,8 +1,8 @@
-"""How well windows of shards mix: python benchmarks/shuffle.py
+"""Quality of shuffling within windows of shards: python benchmarks/shuffle.py
 
-ImageNet's size, packed two ways: shuffled as `data.pack` does it, and class by class as the worst case. For windows of
-4, 16, 64 shards: the label entropy of a batch of 256 relative to a fully random one, and the median distance in the
-packed order between neighbours in the epoch, relative to a random order's.
+A data set of ImageNet's size, shuffled as by `data.pack` or, as the worst case, class by class. For windows of 1, 4,
+16, 64 and all shards: label entropy of a batch of 256, and median distance in the packed order between neighbours in
+the epoch, both relative to a fully random order.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ SAMPLES, CLASSES, SHARD, BATCH, BATCHES = 1_281_167, 1000, 1000, 256, 200
 
 
 def entropy(labels: np.ndarray) -> float:
-    """Mean over batches [n, BATCH] of the entropy of their labels, in bits."""
+    """Returns the label entropy in bits, mean over batches [n, BATCH]."""
     counts = np.stack([np.bincount(batch, minlength=CLASSES) for batch in labels]) / labels.shape[1]
     return float(-(counts * np.log2(counts, where=counts > 0, out=np.zeros_like(counts))).sum(1).mean())
 

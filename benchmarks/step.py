@@ -1,14 +1,16 @@
-"""One training step beside those of other libraries, interleaved: python -m benchmarks.step [--rounds 9] [--batch 8]
+"""Training step beside those of other libraries, interleaved: python -m benchmarks.step [--rounds 9] [--batch 8]
 
-ViT-B/16 at 224 with the same weights, images and masks: forward, backward, update. Before anything is timed the losses
-are compared. On CPUs three settings:
+Forward, backward and update of ViT-B/16 at 224 with the same weights, images and masks. All losses are compared before
+anything is timed. Settings:
 
-bf16                autocast for all alike
-float32             each as it comes: the others leave torch's product of float32 matrices as it is, ours chooses it
-float32, equal      the same product for all
+bf16            autocast for all
+float32         each as shipped: ours chooses the precision of float32 products, the others keep torch's default
+float32, equal  the same precision of products for all
 
-transformers    ViTMAEForPreTraining with torch's fused kernels ("sdpa") and AdamW as torch's default has it
-lightly         MaskedVisionTransformerTIMM and its decoder, assembled as its documentation does; AdamW likewise
+Peers, both with torch's default AdamW:
+
+transformers    ViTMAEForPreTraining with torch's fused attention ("sdpa")
+lightly         MaskedVisionTransformerTIMM and its decoder, assembled as in its documentation
 """
 
 import argparse
@@ -36,11 +38,12 @@ from mae.train.optim import OptimConfig, adamw
 from mae.train.precision import choose_float32_products
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-PRODUCT = 4096  # rows of the square matrices whose product is the ceiling
+PRODUCT_SIDE = 4096  # rows of the square matrices whose product is the ceiling
+WARM_UP_ROUNDS = 2
 
 
 class Lightly(nn.Module):
-    """The building blocks of lightly with the weights of `model`. Imported here: benchmarks/gpu.py does without."""
+    """MAE from lightly's building blocks with the weights of `model`; benchmarks/gpu.py runs without lightly."""
 
     def __init__(self, model: mae.MaskedAutoencoder) -> None:
         from lightly.models.modules import (  # pyright: ignore[reportMissingImports]
@@ -75,7 +78,7 @@ class Lightly(nn.Module):
         from lightly.models import utils  # pyright: ignore[reportMissingImports]
 
         ids_keep, ids_hidden, _ = random_masking(noise, self.config.visible)
-        keep, hidden = nn.functional.pad(ids_keep + 1, (1, 0)), ids_hidden + 1  # the class token is number 0
+        keep, hidden = nn.functional.pad(ids_keep + 1, (1, 0)), ids_hidden + 1  # 0 is the class token
         visible = self.embed(self.encoder.encode(images, idx_keep=keep))
         tokens = utils.repeat_token(self.decoder.mask_token, (len(images), self.config.patches + 1))
         tokens = utils.set_at_index(tokens.to(visible.dtype), keep, visible)
@@ -87,7 +90,7 @@ class Lightly(nn.Module):
 def contenders(
     size: dict[str, Any], device: torch.device, peers: tuple[str, ...]
 ) -> tuple[mae.MAEConfig, dict[str, tuple[nn.Module, Loss]]]:
-    """The models with equal weights, and how each gives its loss; `size` as transformers calls its parts."""
+    """Builds the models with equal weights, each with its loss function; `size` is settings of ViTMAEConfig."""
     torch.manual_seed(0)
     theirs = transformers.ViTMAEForPreTraining(
         transformers.ViTMAEConfig(norm_pix_loss=True, layer_norm_eps=1e-6, **size)
@@ -95,7 +98,7 @@ def contenders(
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         ours = mae.load(folder)
-        # A fresh one of theirs has its decoder positions from the file, as ours has.
+        # Loading sets the decoder positions to those of the file, as in ours.
         theirs = transformers.ViTMAEForPreTraining.from_pretrained(folder, attn_implementation="sdpa")
     assert isinstance(ours, mae.MaskedAutoencoder)
     choose_attention(ours.blocks, ours.decoder_blocks, device=device)
@@ -111,7 +114,7 @@ def contenders(
 
 
 class Steps:
-    """Training steps of the contenders on the same images, timed; of ViT-B/16 unless `size` says otherwise."""
+    """Timed training steps of all contenders on the same images; ViT-B/16 unless `size` is given."""
 
     def __init__(
         self,
@@ -135,13 +138,14 @@ class Steps:
         return uniform_noise(0, number, self.rows, self.config.patches)
 
     def check(self) -> None:
-        """The losses of all on the same masks; they have to agree."""
+        """Checks that the losses of all contenders agree under the same masks."""
         with torch.no_grad():
             losses = {name: float(loss(self.images, self.noise(0))) for name, (_, loss) in self.models.items()}
         print("loss in float32:", ", ".join(f"{name} {value:.7f}" for name, value in losses.items()))
         assert max(losses.values()) - min(losses.values()) < 5e-6, losses
 
-    def seconds(self, name: str, number: int, bf16: bool) -> float:
+    def time_step(self, name: str, number: int, bf16: bool) -> float:
+        """Makes a training step and returns its seconds."""
         _, loss = self.models[name]
         started = time.perf_counter()
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
@@ -153,12 +157,12 @@ class Steps:
         return time.perf_counter() - started
 
     def ceiling(self, dtype: torch.dtype) -> float:
-        """FLOP/s of a product of square matrices."""
-        matrix = torch.randn(PRODUCT, PRODUCT, device=self.device).to(dtype)
+        """Measures FLOP/s of a product of square matrices."""
+        matrix = torch.randn(PRODUCT_SIDE, PRODUCT_SIDE, device=self.device).to(dtype)
         started = time.perf_counter()
         _ = matrix @ matrix
         self.wait()
-        return 2 * PRODUCT**3 / (time.perf_counter() - started)
+        return 2 * PRODUCT_SIDE**3 / (time.perf_counter() - started)
 
     def wait(self) -> None:
         if self.device.type == "cuda":
@@ -166,22 +170,21 @@ class Steps:
 
 
 def measure(steps: Steps, setting: str, rounds: int) -> dict[str, float]:
-    """Medians of seconds, of ratios to ours, and the share of the ceiling that ours reaches."""
+    """Returns median seconds, median ratios to ours, and the share of the ceiling that ours reaches."""
     bf16 = setting == "bf16"
     flops = pretraining_flops(steps.config) * len(steps.images)
     seconds: dict[str, list[float]] = {name: [] for name in steps.models}
     shares = []
-    for number in range(rounds + 2):
+    for number in range(WARM_UP_ROUNDS + rounds):
         for name in steps.models:
-            own_choice = setting == "float32" and name != "ours"
             torch.set_float32_matmul_precision("highest")
-            if not own_choice:
+            if setting != "float32" or name == "ours":
                 choose_float32_products(steps.device)
-            took = steps.seconds(name, number, bf16)
-            if number >= 2:
+            took = steps.time_step(name, number, bf16)
+            if number >= WARM_UP_ROUNDS:
                 seconds[name].append(took)
         ceiling = steps.ceiling(torch.bfloat16 if bf16 else torch.float32)
-        if number >= 2:
+        if number >= WARM_UP_ROUNDS:
             shares.append(flops / seconds["ours"][-1] / ceiling)
     print(f"\n{setting}, batch {len(steps.images)}")
     share = statistics.median(shares)

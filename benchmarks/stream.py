@@ -1,7 +1,7 @@
 """Images per second of ShardLoader beside other loaders, interleaved: python -m benchmarks.stream [--rounds 5]
 
-Photographs are cut from real ones (--photos, default MAE_DATASETS/large_photos) at 500×375 and 2250×1500, and written
-as a folder of JPEGs and as shards. Every loader gives batches of 224×224 random-resized and flipped crops:
+Images are cut from real photographs (--photos, default MAE_DATASETS/large_photos) at 500×375 and 2250×1500, and written
+as a folder of JPEGs and as shards. All loaders yield batches of 224×224 random-resized and flipped crops:
 
 folder    torchvision's ImageFolder, PIL, RandomResizedCrop, ToTensor, Normalize: the pipeline of facebookresearch/mae
 wds       webdataset, simplejpeg, crops of uint8 resized by torch's antialiased bicubic: the fastest of webdataset
@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,8 @@ DATASETS = Path(os.environ.get("MAE_DATASETS", Path(__file__).resolve().parents[
 WORKERS, BATCH = 2, 64
 
 
-def make(photos: Path, out: Path, size: tuple[int, int], copies: int) -> None:
-    """A folder with one class of `copies` JPEGs, cut from the photographs, quality 95."""
+def make_images(photos: Path, out: Path, size: tuple[int, int], copies: int) -> None:
+    """Writes a folder with one class of `copies` JPEGs of quality 95, cut from the photographs."""
     (out / "images" / "0").mkdir(parents=True)
     noise = np.random.default_rng(0)
     originals = []
@@ -101,10 +102,10 @@ RATIOS = [
 ]
 
 
-def rate(loader: Iterable, seconds: float) -> float:
-    """Images per second, after the first two batches."""
+def images_per_second(loader: Iterable, seconds: float) -> float:
+    """Returns images per second after the first two batches, epoch after epoch."""
     images, started = 0, 0.0
-    for number, batch in enumerate(_again(loader)):
+    for number, batch in enumerate(chain.from_iterable(repeat(loader))):
         if number == 2:
             started = time.perf_counter()
         elif number > 2:
@@ -115,7 +116,7 @@ def rate(loader: Iterable, seconds: float) -> float:
 
 
 def first_batches(out: Path, rounds: int) -> list[float]:
-    """Seconds to the first batch in the middle of an epoch, relative to those of a fresh start; workers included."""
+    """Returns the time to the first batch in the middle of an epoch relative to a fresh start, workers included."""
     seconds: dict[int, list[float]] = {0: [], sum(1 for _ in (out / "images" / "0").iterdir()) // BATCH // 2: []}
     for _ in range(rounds):
         for step, found in seconds.items():
@@ -127,7 +128,7 @@ def first_batches(out: Path, rounds: int) -> list[float]:
 
 
 def overhead(out: Path) -> float:
-    """Share of a sample's time that goes into order, index and reading: everything but decoding and cutting."""
+    """Returns the share of a sample's time for order, index and reading: everything but decoding and resizing."""
     loader = ours(out, 0)
     dataset, micro_batches = loader.dataset, list(loader.sampler)
     assert isinstance(dataset, ShardDataset)
@@ -144,11 +145,6 @@ def overhead(out: Path) -> float:
     return (time.process_time() - started) / whole
 
 
-def _again(loader: Iterable) -> Iterable:
-    while True:
-        yield from loader
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--photos", type=Path, default=DATASETS / "large_photos")
@@ -162,7 +158,7 @@ def main() -> None:
     for name in arguments.sizes:
         with tempfile.TemporaryDirectory() as temporary:
             out = Path(temporary)
-            make(arguments.photos, out, SIZES[name], COPIES[name])
+            make_images(arguments.photos, out, SIZES[name], COPIES[name])
             samples, classes, _ = find_images(out / "images")
             pack(samples, out / "shards", name="x", classes=classes, shard_size=COPIES[name] // 8)
             size = sum(path.stat().st_size for path in (out / "images" / "0").iterdir()) / COPIES[name]
@@ -170,18 +166,18 @@ def main() -> None:
             rates: dict[str, list[float]] = {contender: [] for contender in LOADERS}
             for _ in range(arguments.rounds):
                 for contender, loader in LOADERS.items():
-                    rates[contender].append(rate(loader(out), arguments.seconds))
+                    rates[contender].append(images_per_second(loader(out), arguments.seconds))
             middle, share = statistics.median(first_batches(out, arguments.rounds)), overhead(out)
             results[name] = {contender: statistics.median(values) for contender, values in rates.items()}
-            report(name, size, rates)
+            print_results(name, size, rates)
             print(f"  first batch in the middle of an epoch / of a fresh start: {middle:.2f}")
             print(f"  order, index and reading: {share:.1%} of a sample's time")
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1))
 
 
-def report(name: str, size: float, rates: dict[str, list[float]]) -> None:
-    """Medians, and medians of the ratios of each round."""
+def print_results(name: str, size: float, rates: dict[str, list[float]]) -> None:
+    """Prints medians, and median ratios within a round."""
 
     def ratio(one: str, other: str) -> str:
         return f"{statistics.median(a / b for a, b in zip(rates[one], rates[other], strict=True)):.2f}"

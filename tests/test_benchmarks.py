@@ -33,4 +33,4 @@ def test_the_gpu_table_is_written_at_small_sizes(tmp_path: Path) -> None:
 def test_the_contenders_of_the_step_benchmark_compute_the_same_loss() -> None:
     steps = Steps(2, torch.device("cpu"), MICRO, peers=("transformers",))
     steps.check()
-    assert all(steps.seconds(name, 0, bf16=False) > 0 for name in steps.models)
+    assert all(steps.time_step(name, 0, bf16=False) > 0 for name in steps.models)

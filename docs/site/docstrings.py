@@ -1,18 +1,18 @@
-"""Docstrings as Markdown: the small tables of shapes keep their columns, everything else is plain text."""
+"""Converts docstrings to Markdown: tables of shapes keep their columns, everything else is plain text."""
 
 import re
 from typing import Any
 
 import griffe
 
-# `name  [B, N]  meaning` and lines that carry on below, indented.
+# A row of a table is `name  [B, N]  meaning`; it may continue on indented lines.
 ROW = re.compile(r"\S.*?\S? {2,}\S")
-CARRIED_ON = re.compile(r" {2,}\S")
+CONTINUATION = re.compile(r" {2,}\S")
 CODE = re.compile(r"(`[^`]*`)")
 
 
 class Tables(griffe.Extension):
-    """Rewrites every docstring as it is read from the sources."""
+    """griffe extension that rewrites each docstring when it is read from the sources."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring:
@@ -20,7 +20,7 @@ class Tables(griffe.Extension):
 
 
 def markdown(docstring: str) -> str:
-    """A docstring of this project as Markdown; blocks are separated by empty lines."""
+    """Returns a docstring of this project as Markdown; blocks are separated by empty lines."""
     return "\n\n".join(_block(block) for block in re.split(r"\n\s*\n", docstring))
 
 
@@ -28,15 +28,15 @@ def _block(block: str) -> str:
     lines = block.splitlines()
     if is_table(lines):
         return "\n".join(["```text", *lines, "```"])
-    if block.startswith("    "):  # an example is code already
+    if block.startswith("    "):  # Markdown takes an indented example as code
         return block
-    # Between backticks Markdown changes nothing.
+    # Text between backticks needs no escapes.
     parts = CODE.split(block)
     return "".join(part if CODE.fullmatch(part) else re.sub(r"([*<\[\]])", r"\\\1", part) for part in parts)
 
 
 def is_table(lines: list[str]) -> bool:
-    """Whether a block is a table of names, shapes and meanings."""
+    """Returns whether a block is a table of names, shapes and meanings."""
     return bool(ROW.match(lines[0])) and all(
-        ROW.match(line) or CARRIED_ON.match(line) or line.startswith("returns ") for line in lines
+        ROW.match(line) or CONTINUATION.match(line) or line.startswith("returns ") for line in lines
     )

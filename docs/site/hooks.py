@@ -1,7 +1,7 @@
-"""What the built documentation has beside the pages of docs/: those of the repository's root, and all messages.
+"""mkdocs hooks: add the pages of the repository's root and the list of messages, and rewrite links.
 
-The pages are written to be read in the repository too. There a link to a source file opens the file; here it leads to
-the function's place among the API pages, which show its source.
+The pages are written to be read in the repository too. A link to a source file opens the file there, and leads to the
+function's entry in the API pages here.
 """
 
 import re
@@ -25,7 +25,7 @@ MARK = "<!-- messages -->"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """The pages that lie outside docs/."""
+    """Adds the pages that lie outside docs/."""
     for name, page in PAGES.items():
         text = (ROOT / name).read_text()
         files.append(File.generated(config, page, content=LINK.sub(lambda link: f"]({_inside(link[1])}", text)))
@@ -33,7 +33,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Links that lead out of docs/ lead to what the site has of them."""
+    """Inserts the messages, and turns links that lead out of docs/ into links within the site."""
     if MARK in markdown:
         markdown = markdown.replace(MARK, as_markdown(messages(ROOT)))
     for name, inside in PAGES.items():
@@ -42,11 +42,11 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 
 def _inside(target: str) -> str:
-    """The same target, seen from docs/ instead of the root."""
+    """Returns a target relative to docs/ instead of the root."""
     return PAGES.get(target, target.removeprefix("docs/"))
 
 
 def _reference(link: re.Match[str]) -> str:
-    """A name in a source file as a reference to its API entry."""
+    """Returns a link to a source file as a reference to the API entry of its text."""
     name, file = link[1], link[2].replace("/", ".")
     return f"[`{name}`][{file}.{name}]"

@@ -1,4 +1,4 @@
-"""All sentences by which the programs refuse or warn, as they stand in the sources."""
+"""Collects all messages of errors and warnings from the sources."""
 
 import ast
 import re
@@ -19,9 +19,9 @@ TOPIC_OF = {name: topic for topic, names in TOPICS.items() for name in names}
 
 
 class Message(NamedTuple):
-    """One sentence.
+    """One message.
 
-    text  with … where a value is filled in; empty when the sentence is another error's, handed on
+    text  with … for each value; empty if the message is that of another error, passed on
     """
 
     topic: str
@@ -31,26 +31,26 @@ class Message(NamedTuple):
 
 
 def messages(root: Path) -> list[Message]:
-    """Every sentence of every program and package below the root, in the order of the files."""
+    """Returns the messages of all programs and packages below the root, in the order of the files."""
     return [message for file in sources(root) for message in _of_file(file, str(file.relative_to(root)))]
 
 
 def sources(root: Path) -> list[Path]:
-    """The files whose sentences count."""
+    """Returns the files whose messages are listed."""
     return sorted({file for pattern in SOURCES for file in root.glob(pattern)})
 
 
 def called(call: ast.Call) -> str:
-    """The name of what is called, without its module."""
+    """Returns the name of the function that is called, without its module."""
     return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
 
 
 def as_markdown(found: list[Message]) -> str:
-    """A list for each topic, in the order of the files."""
+    """Returns a list of messages for each topic."""
     lines = []
     for topic in TOPICS:
-        said = [message for message in found if message.topic == topic and message.text]
-        lines += [f"## {topic}", "", *(f"- `{message.text.replace('`', '')}` {message.file}" for message in said), ""]
+        listed = [message for message in found if message.topic == topic and message.text]
+        lines += [f"## {topic}", "", *(f"- `{message.text.replace('`', '')}` {message.file}" for message in listed), ""]
     return "\n".join(lines)
 
 
@@ -65,7 +65,7 @@ def _of_file(file: Path, name: str) -> Iterator[Message]:
 
 
 def _texts(node: ast.expr, functions: dict[str, ast.FunctionDef]) -> list[str]:
-    """What an expression can say: several sentences where it, or the function of the file that it calls, chooses."""
+    """Returns all texts of an expression: several if it, or the function of its file that it calls, chooses one."""
     match node:
         case ast.IfExp(body=one, orelse=other):
             return _texts(one, functions) + _texts(other, functions)
@@ -77,7 +77,7 @@ def _texts(node: ast.expr, functions: dict[str, ast.FunctionDef]) -> list[str]:
 
 
 def _text(node: ast.expr) -> str:
-    """A string as it stands there, with … for what is filled in."""
+    """Returns a string of the source with … for each value."""
     match node:
         case ast.Constant(value=str(text)):
             return text
