@@ -25,7 +25,7 @@ from data.index.splits import NAMES
 from data.pack.assemble import assemble, check_out
 from data.pack.coco import with_masks
 from data.pack.pack import MAX_BAD, QUALITY, SHARD_SIZE, Part, write_shards
-from data.pack.plan import SETTINGS, PackPlan, difference, folder_of, hash_keys, load
+from data.pack.plan import SETTINGS, PackPlan, find_difference, hash_keys, load_plan, partial_folder
 from data.pack.sources import open_source
 from data.parallel import cores
 
@@ -47,7 +47,7 @@ def main(words: list[str] | None = None) -> None:
     write_shards(plan, samples, out, part, arguments.jobs, max_bad, arguments.overwrite)
     if part:
         print(
-            f"{folder_of(out)}: part {part[0]}/{part[1]} of {plan.shards} shards is finished. When all parts are, "
+            f"{partial_folder(out)}: part {part[0]}/{part[1]} of {plan.shards} shards is finished. When all parts are, "
             "repeat the command with --merge in place of --part."
         )
     else:
@@ -74,13 +74,13 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _plan_to_merge(out: Path, settings: dict[str, Any]) -> PackPlan:
     """Returns the plan of the parts. Raises DataError if there is none, or if it has other settings."""
-    folder = folder_of(out)
-    plan = load(folder)
+    folder = partial_folder(out)
+    plan = load_plan(folder)
     if plan is None:
         raise DataError(
             f"{folder} holds no unfinished pack. Pack its parts first: --part 1/2, --part 2/2, for example."
         )
-    if reason := difference(plan, dataclasses.replace(plan, **settings)):
+    if reason := find_difference(plan, dataclasses.replace(plan, **settings)):
         raise DataError(f"{folder} was packed with {reason}. Give --merge the settings that its parts had.")
     return plan
 

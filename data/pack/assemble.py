@@ -15,7 +15,7 @@ from data.atomic import publish, replace_file
 from data.errors import DataError
 from data.index import index_file
 from data.index.index import ShardIndex
-from data.pack.plan import PackPlan, folder_of, work
+from data.pack.plan import PackPlan, partial_folder, work_folder
 from data.pack.writer import Record, find_record
 
 MAX_NAMED = 5  # missing shards in an error
@@ -48,8 +48,8 @@ def assemble(plan: PackPlan, out: Path, *, max_bad: int, verify: bool = False, j
 
     Raises DataError if a shard is missing or damaged, or if too many images, or all, do not decode.
     """
-    folder = folder_of(out)
-    records = _records(plan, folder)
+    folder = partial_folder(out)
+    records = _find_records(plan, folder)
     shards = [record for record in records if record.samples]
     bad = [entry for record in records for entry in record.bad]
     check_bad(bad, max_bad)
@@ -58,22 +58,22 @@ def assemble(plan: PackPlan, out: Path, *, max_bad: int, verify: bool = False, j
         first = f"{bad[0]['file']}: {bad[0]['reason']}" if bad else "there is none"
         raise DataError(f"none of the {plan.samples} images can be decoded ({first}). Check the source.")
     if verify:
-        _verify(folder, shards, jobs)
+        _verify_checksums(folder, shards, jobs)
     if bad:
         lines = "".join(f"{entry['file']}\t{entry['reason']}\n" for entry in bad)
         with replace_file(folder / "bad_files.txt", "w", errors="surrogateescape") as file:
             file.write(lines)
-    manifest = _manifest(plan, folder, records, shards, bad)
+    manifest = _build_manifest(plan, folder, records, shards, bad)
     with replace_file(folder / "manifest.json", "w", errors="surrogateescape") as file:
         file.write(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     for leftover in folder.glob("*.tmp"):  # Writers that were killed leave them.
         leftover.unlink()
-    _rename(folder, out)
-    shutil.rmtree(work(out))
+    _replace_folder(folder, out)
+    shutil.rmtree(work_folder(out))
     return manifest
 
 
-def _records(plan: PackPlan, folder: Path) -> list[Record]:
+def _find_records(plan: PackPlan, folder: Path) -> list[Record]:
     """Returns the records of all shards. Raises DataError if some are missing."""
     records, missing = [], []
     for number in range(plan.shards):
@@ -94,7 +94,7 @@ def _records(plan: PackPlan, folder: Path) -> list[Record]:
     )
 
 
-def _verify(folder: Path, shards: list[Record], jobs: int) -> None:
+def _verify_checksums(folder: Path, shards: list[Record], jobs: int) -> None:
     def sha256(record: Record) -> str:
         with open(folder / record.tar, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -109,7 +109,7 @@ def _verify(folder: Path, shards: list[Record], jobs: int) -> None:
                 )
 
 
-def _manifest(
+def _build_manifest(
     plan: PackPlan, folder: Path, records: list[Record], shards: list[Record], bad: list[dict[str, str]]
 ) -> dict[str, Any]:
     tars = [str(folder / record.tar) for record in shards]
@@ -132,7 +132,7 @@ def _manifest(
     }
 
 
-def _rename(partial: Path, out: Path) -> None:
+def _replace_folder(partial: Path, out: Path) -> None:
     """Gives the complete folder its final name, and only then removes the folder that had it."""
     old = out.with_name(f"{out.name}.replaced")
     if old.exists() and not out.exists():

@@ -51,7 +51,7 @@ def ensure(source: str, root: str | Path) -> str:
         partial_folder.mkdir(parents=True)
     except OSError as error:
         raise DataError(f"{folder} cannot be created ({error.strerror}). Set data.root to a folder of yours.") from None
-    classes, parts = {"digits": _digits, "photos": _photos}[source]()
+    classes, parts = {"digits": _make_digits, "photos": _cut_photos}[source]()
     for part, samples in parts.items():
         pack(samples, partial_folder / part, name=f"{source}-{part}", classes=classes, shard_size=500, max_bad=0)
     try:
@@ -63,7 +63,7 @@ def ensure(source: str, root: str | Path) -> str:
     return str(folder)
 
 
-def _digits() -> tuple[list[str], dict[str, list[Sample]]]:
+def _make_digits() -> tuple[list[str], dict[str, list[Sample]]]:
     from sklearn.datasets import load_digits  # This import takes half a second, and only packing needs it.
 
     values, labels = map(np.asarray, load_digits(return_X_y=True))
@@ -80,26 +80,26 @@ def _digits() -> tuple[list[str], dict[str, list[Sample]]]:
 def _draw_digit(values: np.ndarray) -> bytes:
     """Returns a PNG of 32×32, enlarged (bicubic) from 8×8 values 0 … 16."""
     small = Image.fromarray(np.round(values.reshape(8, 8) * (255 / 16)).astype(np.uint8))
-    return _encoded(small.resize((32, 32), Image.Resampling.BICUBIC), "PNG", optimize=True)
+    return _encode(small.resize((32, 32), Image.Resampling.BICUBIC), "PNG", optimize=True)
 
 
-def _photos() -> tuple[list[str], dict[str, list[Sample]]]:
-    files = list(_photo_files())
+def _cut_photos() -> tuple[list[str], dict[str, list[Sample]]]:
+    files = list(_find_photos())
     parts: dict[str, list[Sample]] = {"train": [], "test": []}
     for label, file in enumerate(files):
         with Image.open(file) as image:
             photo = image.convert("L" if image.mode == "L" else "RGB")
         border = photo.width - max(CROP, round(photo.width * TEST_SHARE))
         for part, (left, right), most in (("train", (0, border), 10), ("test", (border, photo.width), 5)):
-            for top in _places(0, photo.height, most):
-                for x in _places(left, right, most):
+            for top in _spread_crops(0, photo.height, most):
+                for x in _spread_crops(left, right, most):
                     name = f"{file.stem}/{top:04d}_{x:04d}"
                     crop = photo.crop((x, top, x + CROP, top + CROP))
-                    parts[part].append(Sample(name, "jpg", label, name, partial(_encoded, crop, "JPEG", quality=95)))
+                    parts[part].append(Sample(name, "jpg", label, name, partial(_encode, crop, "JPEG", quality=95)))
     return [file.stem for file in files], parts
 
 
-def _photo_files() -> Iterator[Path]:
+def _find_photos() -> Iterator[Path]:
     for package, names in PHOTOS.items():
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
@@ -110,13 +110,13 @@ def _photo_files() -> Iterator[Path]:
                 yield file
 
 
-def _places(start: int, stop: int, most: int) -> list[int]:
+def _spread_crops(start: int, stop: int, most: int) -> list[int]:
     """Returns where at most `most` crops begin on a side: evenly spread, at least MIN_STEP apart."""
     room = stop - start - CROP
     return [start + round(place) for place in np.linspace(0, room, min(most, room // MIN_STEP + 1))]
 
 
-def _encoded(image: Image.Image, form: str, **options) -> bytes:
+def _encode(image: Image.Image, form: str, **options) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return buffer.getvalue()

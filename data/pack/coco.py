@@ -27,7 +27,7 @@ class WithRecords(Samples):
 
     def __getitem__(self, number: int) -> Sample:
         sample, image = self.samples[self.numbers[number]], self.images[number]
-        read = partial(record, image, self.annotations[image["id"]], sample.read)
+        read = partial(build_record, image, self.annotations[image["id"]], sample.read)
         return sample._replace(others=(*sample.others, ("json", read)))
 
 
@@ -71,7 +71,7 @@ def with_masks(source: Source, file: Path) -> Source:
     )
 
 
-def record(image: Entry, annotations: Sequence[Entry], read: Read) -> bytes:
+def build_record(image: Entry, annotations: Sequence[Entry], read: Read) -> bytes:
     """Returns the SA-1B record of one image. `predicted_iou` and `stability_score` are 1: people drew the masks.
 
     Raises DataError if the upright image has another size than its entry says.
@@ -82,12 +82,12 @@ def record(image: Entry, annotations: Sequence[Entry], read: Read) -> bytes:
             f"it is {height}x{width} upright, and {image['height']}x{image['width']} in the annotations (height x "
             "width): masks have to be those of the image as it is shown"
         )
-    objects = [_annotation(annotation, height, width) for annotation in annotations]
+    objects = [_build_annotation(annotation, height, width) for annotation in annotations]
     about = {"image_id": image["id"], "width": width, "height": height, "file_name": image["file_name"]}
     return json.dumps({"image": about, "annotations": objects}).encode()
 
 
-def _annotation(annotation: Entry, height: int, width: int) -> Entry:
+def _build_annotation(annotation: Entry, height: int, width: int) -> Entry:
     from pycocotools import mask as coco
 
     shape = annotation["segmentation"]

@@ -22,7 +22,7 @@ def find_listed(source: Path) -> Source:
     """
     try:
         with open(source, newline="", encoding="utf-8-sig") as file:
-            rows = list(_rows(csv.DictReader(file), source))
+            rows = list(_read_rows(csv.DictReader(file), source))
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{source} is no CSV file in UTF-8 ({error}). Save it as such.") from None
     if not rows:
@@ -47,7 +47,7 @@ def find_listed(source: Path) -> Source:
     return Source(samples, classes)
 
 
-def _rows(reader: csv.DictReader, source: Path) -> Iterator[tuple[str, str | None]]:
+def _read_rows(reader: csv.DictReader, source: Path) -> Iterator[tuple[str, str | None]]:
     """Yields (path, label) of each line; the label is None where the list has no such column."""
     header = list(reader.fieldnames or ())
     if header not in (["path"], ["path", "label"]):

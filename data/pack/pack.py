@@ -8,7 +8,7 @@ from typing import Any
 
 from data.errors import DataError
 from data.pack.assemble import assemble, check_bad, check_out
-from data.pack.plan import PackPlan, begin, hash_keys
+from data.pack.plan import PackPlan, begin_pack, hash_keys
 from data.pack.sample import Samples
 from data.pack.writer import ShardJob, find_record, write_shard
 from data.parallel import bar, run
@@ -53,7 +53,7 @@ def write_shards(
     plan: PackPlan, samples: Samples, out: Path, part: Part | None, jobs: int, max_bad: int, overwrite: bool
 ) -> None:
     """Writes the shards of the plan, or of one part of it, that are not finished yet."""
-    folder = begin(plan, out, shared=part is not None, overwrite=overwrite)
+    folder = begin_pack(plan, out, shared=part is not None, overwrite=overwrite)
     mine = range(part[0] - 1, plan.shards, part[1]) if part else range(plan.shards)
     records = {number: find_record(folder, plan.shard(number), plan.digest) for number in mine}
     left = [number for number, record in records.items() if record is None]

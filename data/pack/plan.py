@@ -56,12 +56,12 @@ class PackPlan:
         return hashlib.sha256(json.dumps(dataclasses.asdict(self)).encode()).hexdigest()
 
 
-def folder_of(out: Path) -> Path:
+def partial_folder(out: Path) -> Path:
     """Returns the folder of a pack that is not complete."""
     return out.with_name(f"{out.name}.partial")
 
 
-def work(folder: Path) -> Path:
+def work_folder(folder: Path) -> Path:
     """Returns the hidden folder of the plan and the records."""
     return folder / ".pack"
 
@@ -94,47 +94,47 @@ def _short(sample: Sample) -> int:
     return int.from_bytes(hashed.digest(), "little")
 
 
-def begin(plan: PackPlan, out: Path, *, shared: bool, overwrite: bool) -> Path:
+def begin_pack(plan: PackPlan, out: Path, *, shared: bool, overwrite: bool) -> Path:
     """Creates the folder of this plan, or returns the one in which an earlier call with the same plan has begun.
 
     shared  other calls may be at work in the same folder, which is therefore never removed
 
     Raises DataError if the folder holds something else.
     """
-    folder = folder_of(out)
+    folder = partial_folder(out)
     # Look for files before the plan: another part that starts now writes its plan before anything else.
-    occupied = folder.exists() and any(path != work(folder) for path in folder.iterdir())
-    found = load(folder)
+    occupied = folder.exists() and any(path != work_folder(folder) for path in folder.iterdir())
+    found = load_plan(folder)
     if found is None and occupied:
         raise DataError(
             f"{folder} is in the way: it holds no plan of an unfinished pack. Remove it yourself if it may go."
         )
-    if found and (reason := difference(found, plan)):
+    if found and (reason := find_difference(found, plan)):
         if shared or not overwrite:
             way = f"remove {folder} before the parts are started" if shared else "start over with --overwrite"
             raise DataError(
                 f"{folder} holds an unfinished pack with {reason}. Repeat its command to resume it; else {way}."
             )
         shutil.rmtree(folder)
-    work(folder).mkdir(parents=True, exist_ok=True)
-    with replace_file(work(folder) / "plan.json", "w") as file:
+    work_folder(folder).mkdir(parents=True, exist_ok=True)
+    with replace_file(work_folder(folder) / "plan.json", "w") as file:
         json.dump(dataclasses.asdict(plan), file)
     return folder
 
 
-def load(folder: Path) -> PackPlan | None:
+def load_plan(folder: Path) -> PackPlan | None:
     """Returns the plan of an unfinished pack, None if there is none."""
     try:
-        return PackPlan(**json.loads((work(folder) / "plan.json").read_text()))
+        return PackPlan(**json.loads((work_folder(folder) / "plan.json").read_text()))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
         raise DataError(
-            f"{work(folder) / 'plan.json'} is no plan of a pack ({error}). Remove {folder} to start over."
+            f"{work_folder(folder) / 'plan.json'} is no plan of a pack ({error}). Remove {folder} to start over."
         ) from None
 
 
-def difference(found: PackPlan, wanted: PackPlan) -> str:
+def find_difference(found: PackPlan, wanted: PackPlan) -> str:
     """Returns the first setting in which an unfinished pack differs from the wanted one, "" if they are equal."""
     for setting in SETTINGS:
         begun, asked = getattr(found, setting), getattr(wanted, setting)

@@ -23,7 +23,7 @@ def open_source(path: str) -> Source:
     if not os.path.exists(path):
         raise DataError(f"{path} does not exist. Check the path, and that the folder it is in is mounted.")
     if os.path.isdir(path):
-        tar, image = _first(Path(path), TARS), _first(Path(path), ENDINGS)
+        tar, image = _find_file(Path(path), TARS), _find_file(Path(path), ENDINGS)
         if tar and image:
             raise DataError(
                 f"{path} holds both tars ({tar}) and images ({image}). "
@@ -38,7 +38,7 @@ def open_source(path: str) -> Source:
     )
 
 
-def _first(folder: Path, endings: tuple[str, ...]) -> str | None:
+def _find_file(folder: Path, endings: tuple[str, ...]) -> str | None:
     """Returns a file with such an ending in a folder or in one of its sub-folders, which may be classes or splits."""
     inside = []
     with os.scandir(folder) as entries:

@@ -47,10 +47,10 @@ def find_samples(source: str) -> Source:
             f"source: the part {name} begins with {tars[0]}."
         )
     index = open_shards(source)
-    return Source(TarSamples(index), _classes({os.path.dirname(shard) for shard in index.shards}))
+    return Source(TarSamples(index), _read_classes({os.path.dirname(shard) for shard in index.shards}))
 
 
-def _classes(folders: set[str]) -> list[str]:
+def _read_classes(folders: set[str]) -> list[str]:
     """Returns the names of the classes from the manifest, if all tars are in one folder that has one."""
     try:
         manifest = json.loads(Path(*folders, "manifest.json").read_text()) if len(folders) == 1 else {}

@@ -18,7 +18,7 @@ from data.images.decode import image_size, verify
 from data.images.pil import picture
 from data.index import index_file
 from data.index.index import ShardIndex
-from data.pack.plan import work
+from data.pack.plan import work_folder
 from data.pack.sample import Sample
 
 # Headers without machine, user and time, so that equal samples give equal bytes.
@@ -77,7 +77,7 @@ def write_shard(job: ShardJob, advance: Callable[[], None]) -> Record:
     """
     temporary = job.folder / f"{job.tar}.tmp"
     with open(temporary, "wb") as file, TarWriter(file, **TAR) as writer:
-        written, reencoded, bad = _write(writer, job, advance)
+        written, reencoded, bad = _write_members(writer, job, advance)
     size, sha256 = 0, ""
     if written:
         index = index_file.build(str(temporary))
@@ -97,17 +97,17 @@ def write_shard(job: ShardJob, advance: Callable[[], None]) -> Record:
 
 
 def _record_path(folder: Path, tar: str) -> Path:
-    return work(folder) / f"{tar.removesuffix('.tar')}.json"
+    return work_folder(folder) / f"{tar.removesuffix('.tar')}.json"
 
 
-def _write(
+def _write_members(
     writer: TarWriter, job: ShardJob, advance: Callable[[], None]
 ) -> tuple[list[Written], int, list[dict[str, str]]]:
     """Writes the members. Returns them, the number of images that were encoded anew, and those that do not decode."""
     written, reencoded, bad = [], 0, []
     for sample in job.samples:
         try:
-            members, anew = _members(sample, job.shorter_side, job.quality)
+            members, anew = _read_members(sample, job)
         except (DataError, OSError) as error:
             bad.append({"file": sample.origin, "reason": str(error)})
         else:
@@ -120,10 +120,10 @@ def _write(
     return written, reencoded, bad
 
 
-def _members(sample: Sample, shorter_side: int | None, quality: int | None) -> tuple[list[tuple[str, bytes]], bool]:
+def _read_members(sample: Sample, job: ShardJob) -> tuple[list[tuple[str, bytes]], bool]:
     """Returns (extension, contents) of the files of a sample, and whether its image was encoded anew."""
     data, extension = sample.read(), sample.extension
-    smaller = shrink(data, shorter_side, quality) if shorter_side and quality else None
+    smaller = shrink(data, job.shorter_side, job.quality) if job.shorter_side and job.quality else None
     if smaller is None:
         verify(data)
     elif extension.rpartition(".")[2].lower() not in ("jpg", "jpeg"):
