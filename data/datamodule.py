@@ -73,9 +73,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
         if self.mode == "stream" and not self.path:
             raise ValueError("mode=stream has no path. Set data.path to commands (pipe:…) or URLs")
         if self.mode == "stream" and (self.weights or self.views_per_image > 1):
-            raise ValueError(
-                "weights and views_per_image are not available for mode=stream. Leave them out, or set mode=index"
-            )
+            raise ValueError("weights and views_per_image are not available for mode=stream. Leave them out")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale={list(self.scale)} has to be two rising shares of the area, 0 < low <= high <= 1")
         if len(self.mean) != len(self.std):
@@ -204,9 +202,8 @@ class ShardDataModule(lightning.LightningDataModule):
     def train_loader(self, step: Callable[[], int], rank: int = 0, ranks: int = 1) -> ShardLoader | StreamLoader:
         """Loads the augmented micro-batches of one rank, from the step that `step()` says when an iteration starts."""
         workers, dataset = self.config.workers, self.dataset(self.train_index, self.seed)
-        micro_batches = MicroBatches(
-            self.order, step, self.global_batch, self.micro_batch, rank, ranks, self.config.views_per_image
-        )
+        views = self.config.views_per_image
+        micro_batches = MicroBatches(self.order, step, self.global_batch, self.micro_batch, rank, ranks, views)
         if isinstance(self.train_index, StreamShards):
             return StreamLoader(dataset, micro_batches, workers)
         return ShardLoader(

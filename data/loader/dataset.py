@@ -85,9 +85,8 @@ class ShardDataset(Dataset[Batch]):
         loaded, bad = [], []
         for row in range(0, count, views):
             rows = slice(row, row + views)
-            samples[rows], found = self._load_or_replace(
-                images[rows], micro_batch, row, uniforms and uniforms[rows], bad
-            )
+            drawn = uniforms and uniforms[rows]
+            samples[rows], found = self._load_or_replace(images[rows], micro_batch, row, drawn, bad)
             loaded.append(found)
         return {
             "images" if slot is None else "slot": images if slot is None else slot,
@@ -134,9 +133,8 @@ class ShardDataset(Dataset[Batch]):
 
     def _replacements(self, sample: int, epoch: int, position: int) -> Iterator[int]:
         """Yields up to MAX_TRIES other samples, drawn from (seed, epoch, position)."""
-        numbers = hashing.hashes(
-            hashing.key(self.seed or 0, hashing.REPLACE, epoch, position), np.arange(MAX_TRIES)
-        ).tolist()
+        key = hashing.key(self.seed or 0, hashing.REPLACE, epoch, position)
+        numbers = hashing.hashes(key, np.arange(MAX_TRIES)).tolist()
         first, count = self.index.shard_range(sample)
         if count > 1:
             for number in numbers[:TRIES_IN_SHARD]:
