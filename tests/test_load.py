@@ -130,6 +130,10 @@ def test_files_that_are_damaged_missing_or_carry_code_are_refused(tmp_path: Path
     (tmp_path / "torn.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:5000])
     with pytest.raises(mae.CheckpointError, match="cannot be read"):
         mae.load(tmp_path / "torn.pth")
+    for name, contents in {"text": b"text", "empty": b"", "short": b"\x8a\x01"}.items():
+        (tmp_path / f"{name}.pth").write_bytes(contents)
+        with pytest.raises(mae.CheckpointError, match=f"{name}.pth cannot be read as a checkpoint"):
+            mae.load(tmp_path / f"{name}.pth")
     torch.save({"model": Evil()}, tmp_path / "evil.pth")
     with pytest.raises(mae.CheckpointError, match="cannot be read"):
         mae.load(tmp_path / "evil.pth")

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import struct
 import zipfile
 from argparse import Namespace
 from collections.abc import Iterator
@@ -77,7 +78,7 @@ def read(path: Path) -> dict[str, Any]:
             except RuntimeError:
                 # Files of torch before 1.6 cannot be mapped, nor can any on some network file systems.
                 return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+    except (RuntimeError, pickle.UnpicklingError, struct.error, EOFError, OSError, ValueError, LookupError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from error
 
