@@ -13,7 +13,7 @@ from mae.plan.devices import peak_memory
 from mae.plan.training_cost import sam_cost
 from mae.sam.encoder import SIZES, SamEncoder
 from mae.sam.segmenter import STRIDE, Segmenter
-from mae.sam.session import interactive_session
+from mae.sam.session import simulate_session
 from mae.train.optim import OptimConfig, adamw
 
 
@@ -47,7 +47,7 @@ def main() -> None:
         with torch.autocast(device.type, torch.bfloat16):
             embedding = model(images)
             embedded = time.perf_counter() - started
-            session = interactive_session(
+            session = simulate_session(
                 model,
                 embedding,
                 masks,

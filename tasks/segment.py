@@ -9,7 +9,7 @@ from mae.errors import ConfigError
 from mae.formats.load_segmenter import initialise_segmenter
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
-from mae.sam.config import SegmentConfig, build_segmenter, choose_what_learns
+from mae.sam.config import SegmentConfig, build_segmenter, set_trainable
 from mae.sam.embedding_cache import TokenCache
 from mae.sam.segmentation import Segmentation
 from mae.sam.segmenter import Segmenter
@@ -83,5 +83,5 @@ def initial_segmenter(config: MAEConfig, task: SegmentConfig, blocks: BlocksConf
     model = build_segmenter(config, task, blocks)
     if init_from is not None:
         initialise_segmenter(model, Path(init_from))
-    choose_what_learns(model, task)
+    set_trainable(model, task)
     return model

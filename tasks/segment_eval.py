@@ -1,40 +1,39 @@
-"""probe=segment of eval.py: mean IoU by clicks and by box beside the model before its training, with pictures."""
+"""probe=segment of eval.py: mean IoU by clicks and by box beside the model before its training, with pictures.
 
+1 open    the SAM, and the validation photographs of its run
+2 before  the model that the run started from
+3 score   every object by clicks and by box                                    mae/sam/scores.py
+4 draw    segment.png, segment_pictures.png, segment.json, a table
+"""
+
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from omegaconf import OmegaConf
+from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from data.datamodule import DataConfig
-from data.images.pil import picture
-from data.mask_datamodule import MaskDataModule
-from data.order.samplers import spread
-from mae.errors import ConfigError
-from mae.formats.load_segmenter import load_segmenter
-from mae.formats.opened import open_weights
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
-from mae.models.pixels import Pixels
-from mae.run.folder import run_of, write_json
+from mae.run.folder import write_json
 from mae.sam.config import SegmentConfig
 from mae.sam.loss import intersection_over_union
-from mae.sam.mask_pictures import COLOURS, column, draw_scores, table
-from mae.sam.scores import Found, by_box, by_clicks, photograph_of, score
+from mae.sam.pictures import MASK_COLOURS, draw_answer, draw_scores, draw_table
+from mae.sam.scores import by_box, by_clicks, score
 from mae.sam.segmenter import Segmenter
+from tasks.sam_on_photographs import Example, SamOnPhotographs, draw_found
 from tasks.segment import initial_segmenter
 
 
 class SegmentProbe(BaseModel):
-    """Objects of the validation photographs, found by simulated clicks and by their boxes.
+    """Scores of objects in validation photographs, found by simulated clicks and by their boxes.
 
-    clicks    numbers of clicks after which is measured
-    pictures  photographs that are painted, one object of each
+    clicks    numbers of clicks after which the IoU is measured
+    pictures  photographs in the picture, one object of each
     images    at most so many photographs, evenly spread; None: all
     """
 
@@ -49,33 +48,21 @@ class SegmentProbe(BaseModel):
 def evaluate_segmentation(
     probe: SegmentProbe, checkpoint: Path, given: dict[str, Any], seed: int, results: Path
 ) -> dict[str, dict[str, Any]]:
-    """The scores of a run of task=segment and of its start, or of another SAM and a random one; written to `results`.
+    """Scores a run of task=segment beside its start, or another SAM beside a random one; writes to `results`.
 
-    given  settings of the data that shall differ from those of the run; None: as there
+    given  data settings in place of the run's; None: unchanged
 
-    Raises ConfigError when there are no validation photographs.
+    Raises ConfigError if there are no validation photographs.
     """
-    opened = open_weights(checkpoint)
-    trained = load_segmenter(opened)
-    run = run_of(checkpoint)
-    settings: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml")) if run else {"data": {}}
-    start = before(trained, settings if run and opened.kind == "segmentation" else None, seed)
-    changed = {name: value for name, value in given.items() if value is not None}
-    config = DataConfig.model_validate(settings["data"] | changed | {"weights": None})
-    side = trained.encoder.config.image_size[0]
-    data = MaskDataModule(config, image_size=side, masks_per_image=None, seed=0, global_batch=1, micro_batch=1)
-    if data.val_index is None:
-        raise ConfigError("probe=segment needs validation photographs: set data.val_path")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    models = {"trained": trained.to(device), "untrained": start.to(device).eval()}
-    normalise = Pixels(config.mean, config.std).to(device).normalise
-    chosen = spread(len(data.val_index), probe.images or len(data.val_index))
-    loader = data.evaluation_loader(data.val_index, 1, samples=chosen)
-    scores = score(models, track(loader, "objects", transient=True), normalise, probe.clicks, device)
+    sam = SamOnPhotographs(probe.name, checkpoint, given)
+    start = before(sam.model, sam.run_settings, seed)
+    models = {"trained": sam.model, "untrained": start.to(sam.device).eval()}
+    batches = track(sam.batches(probe.images), "objects", transient=True)
+    scores = score(models, batches, sam.normalise, probe.clicks, sam.device)
     results.mkdir(parents=True, exist_ok=True)
     draw_scores(results / "segment.png", scores, str(checkpoint))
     if probe.pictures:
-        paint(models, data, probe, normalise, device).save(results / "segment_pictures.png")
+        draw_examples(models, sam.examples(probe.pictures)).save(results / "segment_pictures.png")
     record = {"probe": probe.name, "checkpoint": str(checkpoint), **scores, "settings": probe.model_dump()}
     write_json(results / "segment.json", record | {"seed": seed})
     report(scores, checkpoint, results)
@@ -83,7 +70,7 @@ def evaluate_segmentation(
 
 
 def before(trained: Segmenter, settings: dict[str, Any] | None, seed: int) -> Segmenter:
-    """What a run started from, made again as the run made it; of other files the same model of random weights."""
+    """Builds the model that a run started from, as the run did; without a run's settings one of random weights."""
     if settings is None:
         torch.manual_seed(seed)
         return Segmenter(type(trained.encoder)(trained.encoder.config))
@@ -93,53 +80,26 @@ def before(trained: Segmenter, settings: dict[str, Any] | None, seed: int) -> Se
 
 
 @torch.inference_mode()
-def paint(
-    models: dict[str, Segmenter], data: MaskDataModule, probe: SegmentProbe, normalise: Any, device: torch.device
-) -> Any:
-    """A row for the largest object but whole backgrounds of each of a few photographs: the truth, and what each model
-    finds after one click and in the box."""
-    index = data.val_index
-    assert index is not None
+def draw_examples(models: dict[str, Segmenter], examples: Iterator[Example]) -> Image:
+    """Draws a row for each example: the object, and what each model finds after one click and in the box."""
     titles = ["object"] + [f"{name}, {kind}" for kind in ("1 click", "box") for name in ("untrained", "trained")]
     rows = []
-    for batch in data.evaluation_loader(index, 1, samples=spread(len(index), probe.pictures)):
-        photograph = photograph_of(batch, normalise, device)
-        areas = batch["masks"].float().mean((1, 2))
-        truth = batch["masks"][int(torch.where(areas < 0.5, areas, 0).argmax())][None].to(device)
-        image = picture(index.read(int(batch["samples"][0])), "RGB")
-        height, width = photograph.original
-        pixels = np.asarray(image.resize((width, height)))
-        row = [(column(pixels, truth[0].cpu().numpy(), COLOURS["truth"]), batch["keys"][0])]
-        scale = photograph.original[1] / photograph.inside[1]
-        for kind in ("clicks", "box"):
-            for name in ("untrained", "trained"):
-                model = models[name]
-                embedding = model(photograph.images)
-                if kind == "box":
-                    found = by_box(model, embedding, photograph, truth)
-                else:
-                    found = by_clicks(model, embedding, photograph, truth, 1)[0]
-                row.append(painted(pixels, found, truth, scale))
+    for example in examples:
+        photograph, truth = example.photograph, example.truth
+        row = [(draw_answer(example.pixels, truth[0].cpu().numpy(), MASK_COLOURS["truth"]), example.key)]
+        embeddings = {name: models[name](photograph.images) for name in ("untrained", "trained")}
+        for kind in ("1 click", "box"):
+            for name, embedding in embeddings.items():
+                asked = models[name], embedding, photograph, truth
+                found = by_box(*asked) if kind == "box" else by_clicks(*asked, 1)[0]
+                iou = float(intersection_over_union(found.masks, truth)[0])
+                row.append((draw_found(example, found), f"IoU {iou:.2f}"))
         rows.append(row)
-    return table(titles, rows)
-
-
-def painted(pixels: np.ndarray, found: Found, truth: torch.Tensor, scale: float) -> tuple[Any, str]:
-    """One answer over its photograph with its prompt, and its IoU; scale: pixels of the photograph per pixel of the
-    frame."""
-    prompts = found.prompts
-    box, points = None, []
-    if prompts.boxed[0]:
-        box = (prompts.boxes[0] * scale).tolist()
-    else:
-        places = ((prompts.points[0] + 0.5) * scale - 0.5).tolist()
-        points = [(x, y, label) for (x, y), label in zip(places, prompts.labels[0].tolist(), strict=True)]
-    iou = float(intersection_over_union(found.masks, truth)[0])
-    return column(pixels, found.masks[0].cpu().numpy(), COLOURS["mask"], points, box), f"IoU {iou:.2f}"
+    return draw_table(titles, rows)
 
 
 def report(scores: dict[str, dict[str, Any]], checkpoint: Path, results: Path) -> None:
-    """The table on the screen, and where the files are."""
+    """Prints the table, and where the files are."""
     first = next(iter(scores.values()))
     shown = Table(title=f"{checkpoint}: mean IoU over {first['objects']:,} objects", title_justify="left")
     shown.add_column("model")

@@ -20,7 +20,7 @@ from data.order.samplers import MicroBatch
 from data.pack.__main__ import main as pack
 from data.pack.coco import with_masks
 from data.pack.image_folder import find_images
-from mae.sam.square_frame import edges_to_frame, to_frame, to_photograph
+from mae.sam.square_frame import boxes_to_frame, maps_to_photograph, points_to_frame
 from tests.masked_photos import jpeg, record, shapes, shards_of_shapes, write_coco, write_tar
 
 coco = pytest.importorskip("pycocotools.mask")
@@ -54,7 +54,7 @@ def test_a_click_on_a_cell_is_a_click_on_the_pixel_whose_mask_it_shows(size: tup
             continue
         cell = data.draw(st.integers(0, len(pixels) - 1))
         click = (cell + 0.5) * stride - 0.5
-        point = to_frame(torch.tensor([float(pixels[cell])] * 2, dtype=torch.float64), size, inside)[1 - axis]
+        point = points_to_frame(torch.tensor([float(pixels[cell])] * 2, dtype=torch.float64), size, inside)[1 - axis]
         # Half a pixel of the photograph, in pixels of the frame.
         assert abs(float(point) - click) <= 0.5 * inside[axis] / size[axis] + 1e-9
         mirrored = nearest(size[axis], inside[axis], stride, mirrored=True)
@@ -66,11 +66,11 @@ def test_points_lie_within_half_a_pixel_of_segment_anythings(size: tuple[int, in
     """Theirs scales the number of a pixel, ours its centre."""
     point = np.array([[int(x * (size[1] - 1)), int(y * (size[0] - 1))]])
     theirs = transforms.ResizeLongestSide(1024).apply_coords(point, size)
-    ours = to_frame(torch.from_numpy(point).double(), size, fit(*size, 1024)).numpy()
+    ours = points_to_frame(torch.from_numpy(point).double(), size, fit(*size, 1024)).numpy()
     assert np.abs(ours - theirs).max() <= 0.5 * max(1, 1024 / max(size)) + 1e-6
     box = torch.tensor([0.0, 0.0, size[1], size[0]], dtype=torch.float64)
     height, width = fit(*size, 1024)
-    assert edges_to_frame(box, size, (height, width)).tolist() == pytest.approx([0, 0, width, height])
+    assert boxes_to_frame(box, size, (height, width)).tolist() == pytest.approx([0, 0, width, height])
 
 
 @pytest.mark.parametrize(
@@ -95,11 +95,11 @@ def test_a_square_is_where_its_mask_and_its_coordinates_say(tmp_path: Path, size
     whole = (cells == 0) | (cells == 1)
     assert torch.equal(cells.bool()[whole], torch.from_numpy(batch["masks"][0])[whole]) and whole.float().mean() > 0.9
     centre = torch.tensor([left + edge // 2, top + edge // 2]).float()
-    x, y = to_frame(centre, size, inside).round().int().tolist()
+    x, y = points_to_frame(centre, size, inside).round().int().tolist()
     assert bright[y, x] and batch["masks"][0, y // 4, x // 4]
     # And back: logits of that mask at the size of the photograph.
     logits = torch.where(torch.from_numpy(batch["masks"][:, None]), 10.0, -10.0)
-    back = to_photograph(logits, 256, inside, size)[0, 0] > 0
+    back = maps_to_photograph(logits, 256, inside, size)[0, 0] > 0
     assert (back.numpy() & mask).sum() / (back.numpy() | mask).sum() > 0.85
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mae.sam.encoder import SamConfig, SamEncoder
 from mae.sam.loss import relevance_alignment_loss
-from mae.sam.overlays import overlay, save_overlays
+from mae.sam.pictures import overlay, save_overlays
 from mae.sam.relevance import RelevanceAwareEncoder
 
 image_encoder = pytest.importorskip("segment_anything.modeling.image_encoder")
@@ -173,12 +173,15 @@ def test_an_overlay_is_bright_where_the_map_is_and_the_image_elsewhere() -> None
     picture = torch.from_numpy(np.array(overlay(image, relevance)))
     assert (picture[40:, 40:] == 128).all()
     assert (picture[:16, :16].float() - 128).abs().sum(-1).min() > 60
+    spanned = torch.from_numpy(np.array(overlay(image, torch.full((4, 4), 0.5), span=(0, 1))))
+    assert (spanned == spanned[0, 0]).all() and not (spanned == 128).all()
+    assert (torch.from_numpy(np.array(overlay(image, torch.zeros(4, 4), span=(0, 0)))) == 128).all()
 
 
 def test_overlays_of_a_photograph_are_written_for_every_block(tmp_path: Path) -> None:
     photograph = torch.from_numpy(astronaut()).permute(2, 0, 1)[:, :80, :80].float() / 255
     maps = RelevanceAwareEncoder(encoder_of()).block_maps(photograph[None])
-    paths = save_overlays(tmp_path / "maps", photograph, maps)
+    paths = save_overlays(tmp_path / "maps", photograph, {"mean": maps.mean[0], "rollout": maps.rollout[0]})
     assert [path.name for path in paths][:2] == ["block-00-mean.png", "block-00-rollout.png"]
     assert len(paths) == 2 * SMALL.depth
     for path in paths:

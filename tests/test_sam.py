@@ -52,8 +52,8 @@ def relative_difference(ours: Tensor, theirs: Tensor) -> float:
 def test_output_and_gradients_equal_segment_anythings(
     size: tuple[int, int], short: int, chunk: int, monkeypatch
 ) -> None:
-    monkeypatch.setattr(relative_attention, "SHORT", short)
-    monkeypatch.setattr(relative_attention, "CHUNK", chunk)
+    monkeypatch.setattr(relative_attention, "SHORT_ROW", short)
+    monkeypatch.setattr(relative_attention, "SCORES_PER_THREAD", chunk)
     ours = randomised(SamEncoder(SMALL))
     theirs = peer(SMALL, ours)
     # The peer takes images of one size only, as far as its positions go.

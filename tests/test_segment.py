@@ -17,7 +17,7 @@ from mae.formats.load_segmenter import load_segmenter
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.run.checkpoint_files import newest_valid, read_own
-from mae.sam.config import SegmentConfig, build_segmenter, choose_what_learns
+from mae.sam.config import SegmentConfig, build_segmenter, set_trainable
 from mae.sam.embedding_cache import TokenCache
 from mae.sam.encoder import SamEncoder
 from mae.sam.segmentation import sam_layer
@@ -122,7 +122,7 @@ def segmenter(encoder: str = "all", **fields) -> tuple[Segmenter, SegmentConfig]
     task = SegmentConfig.model_validate({"name": "segment", "encoder": encoder} | small | fields)
     config = MAEConfig(width=48, depth=2, num_heads=3, image_size=64)
     model = build_segmenter(config, task, BlocksConfig())
-    choose_what_learns(model, task)
+    set_trainable(model, task)
     return model, task
 
 

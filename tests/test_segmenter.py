@@ -15,10 +15,10 @@ from mae.formats.sam_names import from_segment_anything, to_segment_anything
 from mae.formats.segment_anything import peer_sam
 from mae.sam.encoder import SamConfig, SamEncoder
 from mae.sam.loss import dice_loss, focal_loss, intersection_over_union, mask_losses
-from mae.sam.prompts import add_click, boxes_of, click, first_prompts
-from mae.sam.scores import centre
+from mae.sam.prompts import add_click, bounding_boxes, click, first_prompts
+from mae.sam.scores import innermost_click
 from mae.sam.segmenter import BACKGROUND, FOREGROUND, NONE, STRIDE, Prompts, Segmenter
-from mae.sam.session import interactive_session
+from mae.sam.session import simulate_session
 from tests.test_sam import randomised
 
 pytest.importorskip("transformers")
@@ -84,9 +84,7 @@ def test_checkpointing_changes_no_gradient() -> None:
         model = small(checkpointing=checkpointing).train()
         embedding = model(torch.ones(1, 3, 64, 64))
         masks, rows = some_masks(), torch.zeros(6, dtype=torch.long)
-        interactive_session(
-            model, embedding, masks, rows, clicks=2, box_share=0.5, generator=generator()
-        ).loss.backward()
+        simulate_session(model, embedding, masks, rows, clicks=2, box_share=0.5, generator=generator()).loss.backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, gradient in gradients[0].items():
         if name == "prompt_encoder.shared_embedding.positional_embedding":
@@ -107,7 +105,7 @@ def test_an_untrained_gate_changes_nothing_and_learns_to_cover_the_object() -> N
     assert one.gate is None and other.gate is not None and other.gate.shape == (6, 4, 4)
     with torch.enable_grad():
         for alignment in (0.0, 0.3):
-            loss = interactive_session(
+            loss = simulate_session(
                 gated,
                 embedding,
                 some_masks(),
@@ -123,9 +121,16 @@ def test_an_untrained_gate_changes_nothing_and_learns_to_cover_the_object() -> N
             assert bias is not None and bool(bias.abs() > 0.01) == (alignment > 0)
 
 
-@pytest.mark.parametrize("fields", [{"image_size": (64, 96)}, {"out_channels": 48}, {"patch_size": 8}], ids=str)
-def test_what_no_sam_has_is_refused(fields) -> None:
-    with pytest.raises(ConfigError, match="a SAM has square images"):
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"image_size": (64, 96)}, r"image_size=\[64, 96\] is not square, .*: set task.image_size to one number"),
+        ({"patch_size": 8}, "patch_size=8 does not fit SAM's masks, .*: set it to 16"),
+        ({"out_channels": 48}, "out_channels=48 is not a multiple of 32, .*: set task.out_channels"),
+    ],
+)
+def test_architecture_that_sam_cannot_have_raises_config_error(fields, message) -> None:
+    with pytest.raises(ConfigError, match=message):
         Segmenter(SamEncoder(SamConfig(**SMALL.model_dump() | fields)))
 
 
@@ -202,17 +207,17 @@ def test_every_point_of_the_error_is_as_likely() -> None:
 
 def test_boxes_are_tight_and_their_noise_is_bounded() -> None:
     masks = some_masks()
-    tight = boxes_of(masks)
+    tight = bounding_boxes(masks) * STRIDE
     assert tight[2].tolist() == [2 * STRIDE, 2 * STRIDE, 7 * STRIDE, 8 * STRIDE]
     large = torch.ones(300, 256, 256, dtype=torch.bool)
     large[:, :64] = large[:, 192:] = large[:, :, :64] = large[:, :, 192:] = False
     prompts = first_prompts(large, 1.0, generator())
-    noise = prompts.boxes - boxes_of(large)
+    noise = prompts.boxes - bounding_boxes(large) * STRIDE
     assert prompts.boxed.all() and (prompts.labels == NONE).all()
     assert noise.abs().max() == 20  # a tenth of 512 is more than the limit of 20 pixels in 1024
     small = torch.zeros(1000, 256, 256, dtype=torch.bool)
     small[:, 100:110, 100:120] = True
-    noise = first_prompts(small, 1.0, generator()).boxes - boxes_of(small)
+    noise = first_prompts(small, 1.0, generator()).boxes - bounding_boxes(small) * STRIDE
     assert noise.std(0).tolist() == pytest.approx([8, 4, 8, 4], rel=0.15)
     shares = first_prompts(small, 0.25, generator()).boxed.float().mean()
     assert abs(float(shares) - 0.25) < 0.05
@@ -226,7 +231,7 @@ def test_a_session_is_a_function_of_its_generator() -> None:
     def loss(seed: int) -> float:
         torch.rand(3)  # what torch's own generator has drawn before is without effect
         return float(
-            interactive_session(
+            simulate_session(
                 model, embedding, some_masks(), rows, clicks=3, box_share=0.5, generator=generator(seed)
             ).loss.detach()
         )
@@ -247,7 +252,7 @@ def test_a_session_of_eight_clicks_has_eleven_answers_two_of_them_to_the_mask_al
     for seed in range(3):
         asked.clear()
         rows = torch.zeros(6, dtype=torch.long)
-        interactive_session(model, embedding, some_masks(), rows, clicks=8, box_share=0.5, generator=generator(seed))
+        simulate_session(model, embedding, some_masks(), rows, clicks=8, box_share=0.5, generator=generator(seed))
         points = [count for count, _, _ in asked]
         assert len(asked) == 11 and points[0] == 1 and points[-1] == points[-2] == 9
         assert sum(b == a for a, b in pairwise(points)) == 2
@@ -259,10 +264,10 @@ def test_the_careful_user_clicks_the_middle_of_the_largest_error() -> None:
     missed, wrong = np.zeros((40, 50), bool), np.zeros((40, 50), bool)
     missed[2:5, 3:6] = True
     wrong[10:31, 20:41] = True
-    assert centre(missed, wrong) == (30, 20, BACKGROUND)
-    assert centre(missed, wrong & False) == (4, 3, FOREGROUND)
+    assert innermost_click(missed, wrong) == (30, 20, BACKGROUND)
+    assert innermost_click(missed, wrong & False) == (4, 3, FOREGROUND)
     missed[:] = True
-    x, y, label = centre(missed, wrong & False)
+    x, y, label = innermost_click(missed, wrong & False)
     assert label == FOREGROUND and 19 <= y <= 20 and 19 <= x <= 30  # the edge of the image is an edge
 
 

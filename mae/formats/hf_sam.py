@@ -13,7 +13,7 @@ from mae.formats.huggingface import load_peer, preprocessor_settings, read_setti
 from mae.formats.sam_names import PARTS, example_prompts
 from mae.formats.segment_anything import replace_encoder
 from mae.sam.encoder import SamConfig
-from mae.sam.segmenter import Segmenter, whole_config
+from mae.sam.segmenter import Segmenter, transformers_config
 
 PREFIX = "vision_encoder."
 OWN = "prompt_encoder.shared_embedding.positional_embedding"
@@ -95,7 +95,7 @@ def write(export: Export, folder: Path) -> dict[str, Any]:
 
 def whole_settings(model: Segmenter) -> dict[str, Any]:
     """Returns config.json of a SamModel."""
-    parts = whole_config(model.encoder.config).to_dict()
+    parts = transformers_config(model.encoder.config).to_dict()
     parts["vision_config"] |= vision_settings(model.encoder.config)
     return parts | {"architectures": ["SamModel"]}
 

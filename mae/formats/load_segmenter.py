@@ -12,7 +12,7 @@ from mae.formats.opened import Opened, open_weights
 from mae.formats.sam_names import PARTS, from_segment_anything
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
-from mae.sam.config import SegmentConfig, build_segmenter, choose_what_learns
+from mae.sam.config import SegmentConfig, build_segmenter, set_trainable
 from mae.sam.convert import to_sam
 from mae.sam.encoder import SamEncoder
 from mae.sam.lora import merge_lora
@@ -45,7 +45,7 @@ def _load_own(opened: Opened, copy: bool) -> Segmenter:
     recipe = opened.run["recipe"]
     task = SegmentConfig.model_validate(recipe["task"])
     model = build_segmenter(MAEConfig.model_validate(recipe["model"]), task, BlocksConfig())
-    choose_what_learns(model, task)
+    set_trainable(model, task)
     load_strictly(model, opened.weights, opened.path, copy)
     if task.encoder == "lora":
         merge_lora(model.encoder)

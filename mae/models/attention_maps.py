@@ -31,13 +31,18 @@ def attention_weights(encoder: Encoder, images: Tensor) -> Tensor:
 
 
 def rollout(weights: Tensor) -> Tensor:
-    """The attention from the input to the output of the last block (Abnar & Zuidema 2020): the residual half stays,
-    the other half mixes as the blocks do.
+    """Returns the attention from the input to the output of the last block (Abnar & Zuidema 2020).
 
     weights  [..., depth, n, n]
     returns  [..., n, n]  rows sum to one
     """
     mixed = torch.eye(weights.shape[-1], dtype=weights.dtype, device=weights.device)
     for attention in weights.unbind(-3):
-        mixed = (mixed + attention @ mixed) / 2
+        mixed = rollout_step(mixed, attention)
     return mixed
+
+
+def rollout_step(mixed: Tensor, attention: Tensor) -> Tensor:
+    """Carries a rollout [..., n, N] through one block: the residual half stays, the other half mixes as `attention`
+    [..., n, n] does, among tokens that attend to each other alone (all of them, or those of a window)."""
+    return (mixed + attention @ mixed) / 2

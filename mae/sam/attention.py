@@ -1,4 +1,4 @@
-"""Attention with decomposed relative positions that never holds a bias for all pairs of tokens.
+"""Attention with decomposed relative positions, without a matrix of biases for all pairs of tokens.
 
 The score of query (i, j) and key (k, l) is q·k/√d + q·R_h[i-k] + q·R_w[j-l] (Li et al. 2022, MViTv2, eq. 4; used by
 ViTDet and SAM): two short terms per query, one for each row and one for each column of the keys.
@@ -12,14 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-# Scores that a CPU thread holds at a time: 2 MiB in bfloat16.
-CHUNK = 2**20
-# Columns below which a bias is carried inside the product.
-SHORT = 32
+SCORES_PER_THREAD = 2**20  # that a CPU holds at a time: 2 MiB in bfloat16
+SHORT_ROW = 32  # keys per row, below which the bias is a part of the product
 
 
 def relative_table(rel_pos: Tensor, length: int) -> Tensor:
-    """The relative position of every pair of rows (or of columns), interpolated linearly when the length is another.
+    """Returns the relative position of every pair of rows (or of columns), interpolated linearly to another length.
 
     rel_pos  [2n-1, d]            entry n-1+δ belongs to query minus key = δ
     returns  [length, length, d]  (query, key)
@@ -32,7 +30,7 @@ def relative_table(rel_pos: Tensor, length: int) -> Tensor:
 
 
 def relative_terms(q: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """What the relative positions add to the scores: `rows[..., k] + columns[..., l]` for the key in row k, column l.
+    """Returns the relative terms of the scores: `rows[..., k] + columns[..., l]` for the key in row k, column l.
 
     q        [G, h*w, d]  not scaled
     returns  [G, h*w, h], [G, h*w, w]
@@ -45,7 +43,7 @@ def relative_terms(q: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, grid: tuple[
 
 
 def relative_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """softmax(q·k/√d + rows + columns) · v over a grid of keys.
+    """Computes softmax(q·k/√d + rows + columns) · v over a grid of keys.
 
     q, k, v        [G, h*w, d]
     rows, columns  [G, h*w, h], [G, h*w, w]  from `relative_terms`
@@ -57,23 +55,23 @@ def relative_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: T
     q = q * q.shape[-1] ** -0.5
     if q.device.type != "cpu" or torch.compiler.is_compiling():
         q, k = augment(q, k, rows, columns)
-        # Fused kernels want a dimension for the batch.
+        # Fused kernels take [batch, heads, tokens, width].
         return F.scaled_dot_product_attention(q[None], k[None], v[None], scale=1.0)[0]
     return _in_chunks(q, k, v, rows, columns)
 
 
 def attention_probabilities(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """The probabilities that `relative_attention` mixes with, [G, n, h*w], for any n of the queries."""
+    """Returns the probabilities of `relative_attention`, [G, n, h*w], for any n of the queries."""
     return _scores(q * q.shape[-1] ** -0.5, k.mT, rows, columns).softmax(dim=-1)
 
 
 def augment(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Vectors whose plain product is the whole score: q' = [q, rows, columns], k' = [k, one-hot row, one-hot column].
+    """Returns q' = [q, rows, columns] and k' = [k, one-hot row, one-hot column], whose product is the whole score.
 
     q  [G, n, d]  scaled
     """
     place = _places(rows.shape[-1], columns.shape[-1], k)
-    # Fused kernels want widths that are multiples of 8.
+    # Fused kernels need widths that are multiples of 8.
     spare = -(k.shape[-1] + place.shape[-1]) % 8
     q = torch.cat([q, rows, columns, *([q.new_zeros(*q.shape[:2], spare)] if spare else [])], dim=-1)
     k = torch.cat([k, place, *([k.new_zeros(*k.shape[:2], spare)] if spare else [])], dim=-1)
@@ -81,7 +79,7 @@ def augment(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor
 
 
 def _places(h: int, w: int, like: Tensor) -> Tensor:
-    """The row and the column of each key as one-hot vectors, [G, h*w, h+w]."""
+    """Returns row and column of each key as one-hot vectors, [G, h*w, h+w]."""
     row = torch.eye(h, dtype=like.dtype, device=like.device).repeat_interleave(w, dim=0)
     column = torch.eye(w, dtype=like.dtype, device=like.device).repeat(h, 1)
     return torch.cat([row, column], dim=1).expand(like.shape[0], -1, -1)
@@ -89,11 +87,11 @@ def _places(h: int, w: int, like: Tensor) -> Tensor:
 
 def _in_chunks(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     threads, keys = torch.get_num_threads(), k.shape[1]
-    # Products share their groups out among the threads.
-    groups = max(threads, threads * CHUNK // keys**2)
-    queries = max(1, threads * CHUNK // (groups * keys))
+    # A batched product is split among the threads by its groups.
+    groups = max(threads, threads * SCORES_PER_THREAD // keys**2)
+    queries = max(1, threads * SCORES_PER_THREAD // (groups * keys))
     attend = partial(checkpoint, _attend, use_reentrant=False) if torch.is_grad_enabled() else _attend
-    # Laid out as the products read them, or each chunk would lay out all of them again.
+    # Without this layout, each chunk would copy all keys and values into it.
     k, v = k.mT.contiguous(), v.contiguous()
     done = []
     for group in zip(*(x.split(groups) for x in (q, k, v, rows, columns)), strict=True):
@@ -108,11 +106,11 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> T
 
 
 def _scores(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """[G, n, d], [G, d, h*w] -> [G, n, h*w]: the product is added to what the positions say, in one pass.
+    """Adds the product to the terms of the positions in one pass: [G, n, d], [G, d, h*w] -> [G, n, h*w].
 
-    Additions along the short rows of a window would take longer than the product, so they are a part of it there.
+    Additions along the short rows of a window would take longer than the product, so there they are a part of it.
     """
     h, w = rows.shape[-1], columns.shape[-1]
-    if w < SHORT:
+    if w < SHORT_ROW:
         return torch.cat([q, rows, columns], dim=2) @ torch.cat([k, _places(h, w, k).mT], dim=1)
     return (rows[..., None] + columns[..., None, :]).flatten(2).baddbmm_(q, k)

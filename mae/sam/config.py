@@ -1,4 +1,4 @@
-"""The settings of task=segment, and the model that they describe."""
+"""Settings of task=segment, and the model built from them."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -18,17 +18,17 @@ class SegmentConfig(BaseModel):
     """Settings of task=segment; the defaults are SAM's (Kirillov et al. 2023, appendix A).
 
     image_size, window, global_blocks, out_channels
-                     of the SAM-style encoder that the model's becomes; global_blocks None: the last of each quarter
-    masks_per_image  at most, chosen anew each time an image is shown
-    min_area         share of the frame that an object covers to be trained on, where an image has such
-    clicks           corrections after the first prompt; two answers without a click follow them
-    box_share        of the objects whose first prompt is a box
-    drop_path        share of the images for which the last block is left out in training
-    encoder          what of it learns: all, the neck alone (frozen), or the neck and low-rank additions to qkv (lora)
-    lora_rank        of the additions, which count twice (alpha is twice the rank)
-    embeddings       folder where what a frozen encoder gives is kept from one epoch, and one run, to the next
+                     of the SAM-style encoder; global_blocks None: the last block of each quarter
+    masks_per_image  at most, drawn anew each time an image is shown
+    min_area         smallest object that is trained on, as a share of the frame; ignored where all are smaller
+    clicks           corrections after the first prompt; two answers to the mask alone are added to them
+    box_share        share of the objects whose first prompt is a box
+    drop_path        probability of leaving out the last block in training, falling linearly to 0 at the first
+    encoder          trained parameters: all; frozen (the neck only); lora (the neck, and LoRA on qkv)
+    lora_rank        rank of LoRA, whose alpha is twice as much
+    embeddings       folder in which the tokens of a frozen encoder are kept from epoch to epoch and from run to run
     relevance        prompts gate the embedding, as in a RelevanceAwareEncoder; no other library loads such a model
-    alignment        weight of its alignment loss: the gate is to cover the object
+    alignment        weight of `relevance_alignment_loss`, by which the gate learns to cover the object
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,28 +52,30 @@ class SegmentConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> "SegmentConfig":
         if self.alignment and not self.relevance:
-            raise ValueError(f"alignment={self.alignment} is a loss of the gate that relevance=true adds: set both")
+            raise ValueError(f"alignment={self.alignment} trains the gate that relevance=true adds: set both")
         return self
 
     @property
     def sam_fields(self) -> dict[str, Any]:
-        """Fields of SamConfig, for `to_sam`."""
+        """Returns the fields of SamConfig that are set, for `to_sam`."""
         fields = self.model_dump(include={"image_size", "window", "global_blocks", "out_channels"})
         return {name: value for name, value in fields.items() if value is not None}
 
 
 def build_segmenter(config: MAEConfig, task: SegmentConfig, blocks: BlocksConfig) -> Segmenter:
-    """A fresh model. Raises ConfigError for fields that do not fit together."""
+    """Builds a Segmenter with random weights. Raises ConfigError if the settings do not fit together."""
     if blocks.recompute not in ("none", "all"):
-        raise ConfigError(f"blocks.recompute={blocks.recompute}: task=segment knows none and all")
+        raise ConfigError(
+            f"blocks.recompute={blocks.recompute} is not available for task=segment: set blocks.recompute=none or all"
+        )
     encoder = SamEncoder(sam_config(config, task.sam_fields), drop_path=task.drop_path)
     if blocks.compile:
         encoder.compile_blocks()
     return Segmenter(encoder, checkpointing=blocks.recompute == "all", relevance=task.relevance)
 
 
-def choose_what_learns(model: Segmenter, task: SegmentConfig) -> None:
-    """Takes gradients from the encoder, or adds to it, as `task.encoder` says; its neck always learns."""
+def set_trainable(model: Segmenter, task: SegmentConfig) -> None:
+    """Freezes the encoder or adds LoRA to it, as `task.encoder` says. Its neck is always trained."""
     if task.encoder == "all":
         return
     encoder = model.encoder

@@ -1,4 +1,4 @@
-"""From a masked autoencoder's encoder to a SAM-style one: what is carried over, resampled, dropped and fresh."""
+"""Converts a masked autoencoder's encoder to a SAM-style one: weights copied, resampled, dropped or fresh."""
 
 from pydantic import ValidationError
 from torch import Tensor
@@ -11,16 +11,16 @@ from mae.sam.encoder import SamConfig, SamEncoder
 
 
 def to_sam(encoder: Encoder, **given: object) -> SamEncoder:
-    """A SAM-style encoder with the weights of a masked autoencoder's encoder, for fine-tuning.
+    """Returns a SAM-style encoder with the weights of a masked autoencoder's encoder, for fine-tuning.
 
-    given  fields of SamConfig that shall not be SAM's: image_size (1024), patch_size (16), window (14),
-           global_blocks (the last block of each quarter), out_channels (256)
+    given  fields of SamConfig in place of SAM's: image_size (1024), patch_size (16), window (14), global_blocks (the
+           last block of each quarter), out_channels (256)
 
     The class token, its position and the final norm are dropped; positions are resized bicubically to the new grid, the
     patch projection by pseudo-inverse; relative positions start at zero and the neck is fresh. Without a class token,
     on an image that is one window, the result before its neck is the encoder before its final norm.
 
-    Raises ConfigError when the fields do not fit the encoder.
+    Raises ConfigError if the fields do not fit the encoder.
     """
     config = sam_config(encoder.config, given)
     model = SamEncoder(config)
@@ -33,7 +33,7 @@ def to_sam(encoder: Encoder, **given: object) -> SamEncoder:
 
 
 def sam_config(config: MAEConfig, given: dict[str, object]) -> SamConfig:
-    """The settings of the SAM-style encoder that a masked autoencoder's becomes; `given` as in `to_sam`."""
+    """Returns the architecture of the SAM-style encoder; `given` as in `to_sam`, and the same errors."""
     carried = config.model_dump(include={"in_channels", "width", "depth", "num_heads", "mlp_ratio"})
     differing = [name for name in carried if name in given and given[name] != carried[name]]
     if differing:
@@ -53,7 +53,7 @@ def sam_config(config: MAEConfig, given: dict[str, object]) -> SamConfig:
 
 
 def _carried(encoder: Encoder, config: SamConfig) -> dict[str, Tensor]:
-    """The weights that the new encoder takes over, under its names."""
+    """Returns the weights that the SAM-style encoder takes over, under its names."""
     dropped = ("cls_token", "norm.", "pos_embed", "mask_token", "decoder_")
     state = {
         key.replace(".mlp.fc", ".mlp.lin"): value

@@ -1,4 +1,4 @@
-"""What a frozen encoder gives for each image of a data set, kept on disk."""
+"""Disk cache of the tokens that a frozen encoder gives for each image of a data set."""
 
 import hashlib
 import json
@@ -14,12 +14,11 @@ from mae.sam.encoder import SamEncoder
 
 
 class TokenCache:
-    """FOLDER/KEY: the tokens before the neck of each sample, float32 [samples, h, w, D], filled when first asked for.
+    """FOLDER/KEY: the tokens before the neck of each sample, float32 [samples, h, w, D], computed at its first use.
 
-    The key follows from the encoder's weights and everything that `identity` says of the images, so that another
-    checkpoint or another data set never meets what is kept of this one.
+    The key is a hash of the encoder's weights and `identity`: other weights or data get a folder of their own.
 
-    samples   in the data set
+    samples   number of samples in the data set
     identity  plain values: fingerprint and scale of the images, precision of the computation
     """
 
@@ -36,7 +35,7 @@ class TokenCache:
 
     @torch.no_grad()
     def __call__(self, encoder: SamEncoder, images: Tensor, samples: Tensor) -> Tensor:
-        """Tokens [B, h, w, D] of images [B, 3, S, S] with these numbers; computed for those that are not there yet."""
+        """Returns the tokens [B, h, w, D] of images [B, 3, S, S]; computes those whose number is not kept yet."""
         numbers = samples.cpu().numpy()
         absent = np.flatnonzero(~self.present[numbers])
         if len(absent):
@@ -46,7 +45,7 @@ class TokenCache:
 
 
 def _map(file: Path, dtype: type[np.generic], shape: Sequence[int]) -> np.ndarray:
-    """An array in a file, zeros where nothing has been written; such a file takes no room for them."""
-    with open(file, "ab") as opened:  # several ranks may come here at once
+    """Maps a sparse file as an array; what has not been written is zero and takes no room on disk."""
+    with open(file, "ab") as opened:  # "ab" truncates nothing: several ranks may be here at once
         opened.truncate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
     return np.memmap(file, dtype, "r+", shape=tuple(shape))

@@ -1,4 +1,4 @@
-"""The SAM-style image encoder: a ViT of windowed and a few global blocks with relative positions, for large images."""
+"""SAM-style image encoder: a ViT with relative positions, windowed but for a few global blocks, for large images."""
 
 from collections.abc import Iterator
 from typing import NamedTuple, cast
@@ -19,7 +19,7 @@ from mae.sam.attention import relative_attention, relative_terms
 
 
 class SamConfig(BaseModel):
-    """The architecture of a SAM-style encoder. The defaults are SAM-B (Kirillov et al. 2023, appendix A)."""
+    """Architecture of a SAM-style encoder. The defaults are SAM-B (Kirillov et al. 2023, appendix A)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,7 +51,7 @@ class SamConfig(BaseModel):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches per column and per row of the image, (h, w)."""
+        """(h, w): patches per column and per row of the image."""
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
 
@@ -65,9 +65,9 @@ SIZES = {
 class SamEncoder(nn.Module):
     """Images to image embeddings, with the parameter names of segment-anything's `image_encoder`.
 
-    checkpointing  keep only the tokens between blocks for the backward pass and compute the rest again
-    drop_path      share of the images for which the last block is left out in training; rises linearly from 0 at the
-                   first (Huang et al. 2016)
+    checkpointing  activation checkpointing of every block
+    drop_path      probability of leaving out the last block in training; rises linearly from 0 at the first (Huang et
+                   al. 2016)
 
     Source: Li et al. 2022 (ViTDet); Kirillov et al. 2023.
     """
@@ -90,7 +90,7 @@ class SamEncoder(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """The image embedding.
+        """Returns the image embedding.
 
         images   [B, C, H, W]                   normalised; H and W any multiples of the patch size
         returns  [B, out_channels, H/p, W/p]
@@ -98,16 +98,16 @@ class SamEncoder(nn.Module):
         return self.neck(rearrange(self.tokens(images), "b h w d -> b d h w"))
 
     def tokens(self, images: Tensor) -> Tensor:
-        """What the last block gives, before the neck: [B, C, H, W] -> [B, h, w, D]."""
+        """Returns the output of the last block, before the neck: [B, C, H, W] -> [B, h, w, D]."""
         tokens = self.embed(images)
         for block in self.blocks:
             tokens = checkpoint(block, tokens, use_reentrant=False) if self.checkpointing else block(tokens)
         return tokens
 
     def embed(self, images: Tensor) -> Tensor:
-        """Patches with their positions, which are resized where the image is not of the configured size.
+        """Embeds patches and adds positions, resized if the image is not of the configured size.
 
-        Raises ConfigError for an image that is no whole number of patches.
+        Raises ConfigError if the image is not a whole number of patches.
         """
         height, width = images.shape[-2:]
         try:
@@ -118,14 +118,14 @@ class SamEncoder(nn.Module):
         return tokens + resize_positions(self.pos_embed, tokens.shape[1:3])
 
     def attentions(self, images: Tensor) -> Iterator["Projections"]:
-        """What each block attends with, in order, for looking at the attention that fused kernels hide."""
+        """Yields the queries, keys and relative terms of each block: what fused kernels do not show of attention."""
         tokens = self.embed(images)
         for block in (cast(Block, block) for block in self.blocks):
             yield block.attn.project(block.norm1(tokens))
             tokens = block(tokens)
 
     def compile_blocks(self) -> None:
-        """Compiles the blocks one by one (`torch.compile`): two graphs, a windowed and a global one, for all depths."""
+        """Compiles each block (`torch.compile`): two graphs at any depth, a windowed and a global one."""
         for block in self.blocks:
             block.compile()
 
@@ -138,7 +138,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(config.in_channels, config.width, config.patch_size, config.patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        # Laid out token by token, as everything after it reads and adds.
+        # Everything after it reads and adds token by token.
         return rearrange(self.proj(images), "b d h w -> b h w d").contiguous()
 
 
@@ -159,11 +159,10 @@ class Block(nn.Module):
 
 
 class Projections(NamedTuple):
-    """What an attention works with. G counts (image, window, head), the head running fastest; one window is all of
-    the image in a global block, where window is None.
+    """Inputs of an attention. G counts (image, window, head), the head running fastest; a global block has one window.
 
     q, k, v        [G, n, d]             q not scaled; n tokens of a window, row by row
-    rows, columns  [G, n, h], [G, n, w]  what relative positions add to the scores
+    rows, columns  [G, n, h], [G, n, w]  terms of the relative positions, from `relative_terms`
     """
 
     q: Tensor
@@ -198,10 +197,9 @@ class Attention(nn.Module):
         return self.proj(mixed[:, :h, :w])
 
     def project(self, tokens: Tensor) -> Projections:
-        """Queries, keys and values of every window, [B, h, w, D] -> [G, n, d] each, and the relative terms.
+        """Projects to queries, keys and values of every window, [B, h, w, D] -> [G, n, d] each, and relative terms.
 
-        Windows at the edge are filled with zeros, which are keys like others: all that is left of their projection is
-        the bias.
+        Windows at the edge are padded with zero tokens, which are keys like others; their projection is the bias.
         """
         _, h, w, _ = tokens.shape
         wh, ww = self._window_size(h, w)

@@ -1,4 +1,4 @@
-"""Floating-point operations of the SAM-style encoder by formula, counted as in mae/models/flops.py."""
+"""FLOPs of the SAM-style encoder by formula, counted as in mae/models/flops.py."""
 
 from collections.abc import Iterator
 from math import ceil
@@ -8,11 +8,9 @@ from mae.sam.encoder import SamConfig
 
 
 def sam_flops(config: SamConfig, *, pad: bool = False) -> int:
-    """Forward of one image of the configured size through the SAM-style encoder; forward and backward are three times
-    as much.
+    """Counts the forward pass of one image of the configured size; forward and backward are three times as much.
 
-    pad  with the queries, keys, values and outputs of the zeros that fill up windows at the edge, which
-         segment-anything computes
+    pad  add the projections of the zero tokens that pad windows at the edge, which segment-anything computes
     """
     h, w = config.grid
     tokens, width = h * w, config.width
@@ -26,12 +24,12 @@ def sam_flops(config: SamConfig, *, pad: bool = False) -> int:
 
 
 def executed_sam_flops(config: SamConfig) -> int:
-    """Forward and backward as `SamEncoder` computes them: the backward pass makes the scores a second time."""
+    """Counts forward and backward as `SamEncoder` computes them: the backward pass repeats the scores."""
     return 3 * sam_flops(config) + _sam_attention(config) // 2
 
 
 def _windows(config: SamConfig) -> Iterator[tuple[int, int, int]]:
-    """(windows, rows, columns) of each block."""
+    """Yields (windows, rows, columns) of each block."""
     h, w = config.grid
     inside = ceil(h / config.window) * ceil(w / config.window), config.window, config.window
     for index in range(config.depth):
@@ -39,7 +37,7 @@ def _windows(config: SamConfig) -> Iterator[tuple[int, int, int]]:
 
 
 def _sam_attention(config: SamConfig) -> int:
-    """The part of `sam_flops` in which queries meet keys and weights meet values."""
+    """Counts the part of `sam_flops` in which queries meet keys and weights meet values."""
     return sum(
         count * attention(rows * columns, rows * columns, config.width) for count, rows, columns in _windows(config)
     )

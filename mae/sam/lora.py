@@ -1,4 +1,4 @@
-"""Low-rank additions to the attention of an encoder (Hu et al. 2021), by peft: put in, and merged into its weights."""
+"""LoRA on the attention of an encoder (Hu et al. 2021), by peft: added, and merged into its weights."""
 
 from torch import nn
 
@@ -8,9 +8,9 @@ ADAPTED = "qkv"
 
 
 def add_lora(encoder: nn.Module, rank: int) -> None:
-    """Gives every `qkv` a trainable addition of this rank, zero at first; all other parameters stop to learn.
+    """Adds a LoRA adapter of this rank, zero at first, to every `qkv`; all other parameters are frozen.
 
-    Raises ConfigError without peft.
+    Raises ConfigError if peft is not installed.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -22,7 +22,7 @@ def add_lora(encoder: nn.Module, rank: int) -> None:
 
 
 def merge_lora(encoder: nn.Module) -> None:
-    """Puts plain layers with the sums in the place of those that `add_lora` has changed."""
+    """Merges the LoRA weights into the linear layers and removes the adapters."""
     from peft.tuners.lora import LoraLayer
 
     for parent in list(encoder.modules()):

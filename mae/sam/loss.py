@@ -1,4 +1,4 @@
-"""The objective of promptable segmentation: focal and dice loss of the best mask, error of the predicted IoU."""
+"""Loss of promptable segmentation: focal and dice loss of the best mask, squared error of the predicted IoU."""
 
 import torch
 from torch import Tensor
@@ -9,10 +9,10 @@ FOCAL, DICE = 20.0, 1.0
 
 
 def mask_losses(logits: Tensor, ious: Tensor, masks: Tensor) -> Tensor:
-    """The loss of each object, in float32 (Kirillov et al. 2023, section 3 and appendix A).
+    """Returns the loss of each object, in float32 (Kirillov et al. 2023, section 3 and appendix A).
 
-    20 · focal + dice of the mask where this sum is lowest, and the mean over all masks of the squared error of the
-    predicted IoU: each has to be ranked, the best one alone to be right.
+    20 · focal + dice of the mask for which this sum is lowest, plus the squared error of the predicted IoU, mean over
+    all masks: only the best has to be right, and all have to be ranked.
 
     logits   [N, K, h, w]
     ious     [N, K]  predicted
@@ -27,26 +27,26 @@ def mask_losses(logits: Tensor, ious: Tensor, masks: Tensor) -> Tensor:
 
 
 def focal_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Mean over the pixels of the focal loss with gamma 2 and alpha 1/4 (Lin et al. 2017): [..., h, w] -> [...]."""
+    """Computes the mean focal loss of the pixels, gamma 2 and alpha 1/4 (Lin et al. 2017): [..., h, w] -> [...]."""
     return sigmoid_focal_loss(logits, masks.to(logits.dtype), alpha=0.25, gamma=2).mean((-2, -1))
 
 
 def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """1 - (2 · overlap + 1) / (area + area + 1) of probabilities (Milletari et al. 2016): [..., h, w] -> [...]."""
+    """Computes 1 - (2 · overlap + 1) / (area + area + 1) (Milletari et al. 2016): [..., h, w] -> [...]."""
     inside, masks = logits.sigmoid(), masks.to(logits.dtype)
     overlap = (inside * masks).sum((-2, -1))
     return 1 - (2 * overlap + 1) / (inside.sum((-2, -1)) + masks.sum((-2, -1)) + 1)
 
 
 def intersection_over_union(one: Tensor, other: Tensor) -> Tensor:
-    """Of two masks, bool [..., h, w] -> float32 [...]; two empty ones agree."""
+    """Computes the IoU of two masks, bool [..., h, w] -> float32 [...]; that of two empty masks is 1."""
     both = (one & other).sum((-2, -1))
     either = (one | other).sum((-2, -1))
     return torch.where(either == 0, 1.0, both / either.clamp(min=1))
 
 
 def relevance_alignment_loss(gate: Tensor, masks: Tensor) -> Tensor:
-    """Cross-entropy between the gate of every token and the share of it that any prompted mask covers, in float32.
+    """Computes the cross-entropy between the gate of a token and the share of it that the masks cover, in float32.
 
     gate     [B, h, w]     0 to 1
     masks    [B, M, H, W]  true inside the object that a prompt asks for; H and W multiples of h and w

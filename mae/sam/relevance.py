@@ -1,4 +1,4 @@
-"""The relevance-aware encoder: a SAM-style encoder that says what it attends to, and can be told what matters."""
+"""Relevance-aware encoder: a SAM-style encoder whose embedding is gated by prompts, with maps of its attention."""
 
 from collections.abc import Iterator
 from typing import NamedTuple, cast
@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mae.models.attention_maps import rollout_step
 from mae.sam.attention import attention_probabilities
 from mae.sam.encoder import Attention, Block, Projections, SamEncoder
 
@@ -15,12 +16,12 @@ from mae.sam.encoder import Attention, Block, Projections, SamEncoder
 class RelevanceMaps(NamedTuple):
     """The four ways of knowing (propositional, participatory, perspectival, procedural), on the grid of the embedding.
 
-    propositional  [B, C, h, w]            the projected features, before the gate
-    gate           [B, h, w]               participatory: how much each token matters to the prompts, 0 to 1; None
-                                           without prompts
-    prompts        [B, heads, M, h, w]     what each token attends to among the prompts; None without prompts
-    perspectival   [B, heads, C/heads, h, w]  the features as each head of the gate sees them
-    procedural     how the encoder came to them, where it was asked for
+    propositional  [B, C, h, w]               projected features, before the gate
+    gate           [B, h, w]                  participatory: relevance of each token to the prompts, 0 to 1; None
+                                              without prompts
+    prompts        [B, heads, M, h, w]        attention of each token to the prompts; None without prompts
+    perspectival   [B, heads, C/heads, h, w]  features as each head of the gate sees them
+    procedural     attention of the encoder's blocks, or None
     """
 
     propositional: Tensor
@@ -31,11 +32,11 @@ class RelevanceMaps(NamedTuple):
 
 
 class BlockMaps(NamedTuple):
-    """What the blocks attend to: shares of the whole image, each map summing to one.
+    """Attention of the blocks, as shares of the image: each map sums to one.
 
-    attention  [B, depth, heads, h, w]  received by each token, mean over all tokens that look, by head
-    rollout    [B, depth, h, w]         the same from the images to the output of each block (Abnar & Zuidema 2020):
-                                        the residual half stays, the other half mixes as the mean of the heads does
+    attention  [B, depth, heads, h, w]  received by each token, mean over all tokens that look
+    rollout    [B, depth, h, w]         the same from the image to the output of each block (Abnar & Zuidema 2020), by
+                                        the mean of the heads
     """
 
     attention: Tensor
@@ -43,12 +44,12 @@ class BlockMaps(NamedTuple):
 
     @property
     def mean(self) -> Tensor:
-        """The attention, mean over heads: [B, depth, h, w]."""
+        """Returns the attention, mean over heads: [B, depth, h, w]."""
         return self.attention.mean(2)
 
 
 class PromptGate(nn.Module):
-    """Lets prompts say which features of an embedding matter; the identity until it is trained.
+    """Scales the tokens of an embedding by their relevance to prompts; the identity until it is trained.
 
     width  of the embedding and of the prompts
     heads  of the attention over prompts
@@ -57,7 +58,7 @@ class PromptGate(nn.Module):
     def __init__(self, width: int, heads: int = 8) -> None:
         super().__init__()
         self.heads = heads
-        # Added to the features: zeros make the identity, in any precision, and weight decay leads back to it.
+        # Added to the features: zeros are the identity in any precision, and weight decay leads there.
         self.projection = nn.Conv2d(width, width, 1)
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.gate = nn.Linear(width, 1)
@@ -65,12 +66,17 @@ class PromptGate(nn.Module):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(cast(Tensor, module.bias))
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether embeddings stay as they are for all prompts, as at the start of training."""
+        return not any(weight.any() for layer in (self.projection, self.gate) for weight in layer.parameters())
+
     def propose(self, embedding: Tensor) -> Tensor:
-        """The features before the gate, [B, C, h, w]."""
+        """Projects an embedding to the features before the gate, [B, C, h, w]."""
         return embedding + self.projection(embedding)
 
     def participate(self, proposition: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The gated features, the gate [B, h, w] and the attention over prompts [B, heads, M, h, w].
+        """Returns the gated features, the gate [B, h, w] and the attention over prompts [B, heads, M, h, w].
 
         proposition  [B, C, h, w];  prompts [B, M, C]
         """
@@ -78,12 +84,12 @@ class PromptGate(nn.Module):
         tokens = rearrange(proposition, "b c h w -> b (h w) c")
         answer, shares = self.attention(tokens, prompts, prompts, average_attn_weights=False)
         gate = rearrange(self.gate(answer), "b (h w) 1 -> b h w", h=h).float().sigmoid()
-        # Twice, so that an undecided gate of one half leaves the features as they are.
+        # Doubled, so that an undecided gate of one half leaves the features as they are.
         return proposition * (2 * gate[:, None]), gate, rearrange(shares, "b n (h w) m -> b n m h w", h=h, w=w)
 
 
 class RelevanceAwareEncoder(PromptGate):
-    """Wraps a SAM-style encoder and computes the same embedding as it until it is trained, with or without prompts.
+    """Wraps a SAM-style encoder, and gives the same embedding as it until trained, with or without prompts.
 
     heads  of the attention over prompts
     """
@@ -95,11 +101,11 @@ class RelevanceAwareEncoder(PromptGate):
     def forward(
         self, images: Tensor, prompts: Tensor | None = None, *, procedural: bool = False
     ) -> tuple[Tensor, RelevanceMaps]:
-        """The embedding and its maps.
+        """Returns the embedding and its maps.
 
         images      [B, 3, H, W]  normalised
-        prompts     [B, M, C]     embeddings of what is asked for, such as the sparse ones of SAM's prompt encoder
-        procedural  also look into the blocks, which computes their attention a second time
+        prompts     [B, M, C]     embedded prompts, such as the sparse ones of SAM's prompt encoder
+        procedural  add the maps of the blocks, which computes their attention a second time
         returns     [B, C, h, w]
         """
         proposition = self.propose(self.encoder(images))
@@ -112,7 +118,7 @@ class RelevanceAwareEncoder(PromptGate):
 
     @torch.no_grad()
     def block_maps(self, images: Tensor) -> BlockMaps:
-        """Relevance maps of all blocks. The rollout takes two square matrices over the tokens of the image."""
+        """Returns the maps of all blocks. The rollout holds two square matrices over the tokens of the image."""
         patch = self.encoder.config.patch_size
         h, w = images.shape[-2] // patch, images.shape[-1] // patch
         received, rolled = [], []
@@ -126,10 +132,10 @@ class RelevanceAwareEncoder(PromptGate):
 
     @torch.no_grad()
     def rollouts(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each block the attention received [B, heads, N] and the rollout up to it [B, N (looking), N (looked at)].
+        """Yields per block the attention received [B, heads, N] and the rollout [B, N (looking), N (looked at)].
 
-        Zeros that fill up a window are keys of its tokens, but no part of the image: what they receive is left out, and
-        the rows are scaled to sum to one without it.
+        The zero tokens that pad a window are keys, but no part of the image: their share is left out, and the rows are
+        scaled to sum to one without it.
         """
         patch = self.encoder.config.patch_size
         grid = images.shape[-2] // patch, images.shape[-1] // patch
@@ -141,16 +147,16 @@ class RelevanceAwareEncoder(PromptGate):
             mixed = torch.empty_like(rollout)
             for places, by_head, mean in _windows(attention, projections, grid):
                 received[..., places] = by_head / tokens
-                mixed[:, places] = mean @ rollout[:, places]
-            rollout = (rollout + mixed) / 2
+                mixed[:, places] = rollout_step(rollout[:, places], mean)
+            rollout = mixed
             yield received, rollout
 
 
 def _windows(
     attention: Attention, projections: Projections, grid: tuple[int, int]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """For each window its tokens, numbered through the image [n], the sum of the attention that each of them receives
-    [B, heads, n], and the mean attention of the heads [B, n (looking), n (looked at)].
+    """Yields per window the numbers of its tokens in the image [n], the sum of the attention that each of them receives
+    [B, heads, n], and the attention as the mean of the heads [B, n (looking), n (looked at)].
     """
     h, w = grid
     wh, ww = grid if attention.window is None else (attention.window, attention.window)

@@ -1,4 +1,4 @@
-"""How well masks are found: mean IoU by number of clicks and by box, at the resolution of the photographs."""
+"""Segmentation scores: mean IoU by number of clicks and by box, at the resolution of the photographs."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -9,14 +9,15 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from mae.sam.loss import intersection_over_union
+from mae.sam.prompts import bounding_boxes
 from mae.sam.segmenter import BACKGROUND, FOREGROUND, NONE, Prompts, Segmenter
-from mae.sam.square_frame import Size, blank_outside, edges_to_frame, to_frame, to_photograph
+from mae.sam.square_frame import Size, blank_padding, boxes_to_frame, maps_to_photograph, points_to_frame
 
-CHUNK = 16  # objects at a time
+OBJECTS_AT_A_TIME = 16  # bounds the memory of masks at the resolution of the photograph
 
 
 class Photograph(NamedTuple):
-    """One photograph in its frame: images [1, 3, S, S] normalised, side S, its size there and its own."""
+    """One photograph in its frame: images [1, 3, S, S] normalised, side S, size in the frame, original size."""
 
     images: Tensor
     side: int
@@ -25,17 +26,17 @@ class Photograph(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Masks bool [N, height, width] for one kind of prompt, and the prompts in pixels of the frame."""
+    """Masks bool [N, height, width] of the photograph, and the prompts they answer, in pixels of the frame."""
 
     masks: Tensor
     prompts: Prompts
 
 
-def centre(missed: np.ndarray, wrong: np.ndarray) -> tuple[int, int, int]:
-    """The next click of a careful user: (x, y, label), the point farthest from the edge of the largest error.
+def innermost_click(missed: np.ndarray, wrong: np.ndarray) -> tuple[int, int, int]:
+    """Returns the next click (x, y, label): the innermost point of the largest error (Sofiiuk et al. 2021).
 
-    missed, wrong  bool [height, width], of the object and beside it; how large an error is, is the distance of its
-                   innermost point from its edge (Sofiiuk et al. 2021)
+    missed, wrong  bool [height, width], errors inside the object and beside it; the size of an error is the distance of
+                   its innermost point from its edge
     """
     best = (0.0, 0, 0, FOREGROUND)
     for region, label in ((missed, FOREGROUND), (wrong, BACKGROUND)):
@@ -50,10 +51,10 @@ def centre(missed: np.ndarray, wrong: np.ndarray) -> tuple[int, int, int]:
 
 
 def by_clicks(model: Segmenter, embedding: Tensor, photograph: Photograph, truth: Tensor, clicks: int) -> list[Found]:
-    """What is found after 1, 2, … clicks, each into the largest error of the answer before.
+    """Segments objects with 1, 2, … clicks, each into the largest error of the answer before.
 
-    The first click is answered by the mask that the model takes for the best of its three, later ones by its single
-    one, which also gets the logits before.
+    The answer to the first click is the mask with the highest predicted IoU of three; later ones are single masks, for
+    which the logits before are a prompt too.
 
     embedding  [1, C, h, w]
     truth      [N, height, width]  bool
@@ -64,8 +65,8 @@ def by_clicks(model: Segmenter, embedding: Tensor, photograph: Photograph, truth
     found, masks, logits = [], torch.zeros_like(truth), None
     for number in range(clicks):
         errors = zip((truth & ~masks).cpu().numpy(), (masks & ~truth).cpu().numpy(), strict=True)
-        clicked = torch.tensor([centre(missed, wrong) for missed, wrong in errors], device=truth.device)
-        there = to_frame(clicked[:, :2].float(), photograph.original, photograph.inside)
+        clicked = torch.tensor([innermost_click(missed, wrong) for missed, wrong in errors], device=truth.device)
+        there = points_to_frame(clicked[:, :2].float(), photograph.original, photograph.inside)
         points, labels = torch.cat([points, there[:, None]], 1), torch.cat([labels, clicked[:, 2:]], 1)
         prompts = Prompts(points, labels, boxes, boxed, logits)
         logits = model.answer(embedding, rows, prompts, several=number == 0).best().float()
@@ -75,22 +76,22 @@ def by_clicks(model: Segmenter, embedding: Tensor, photograph: Photograph, truth
 
 
 def by_box(model: Segmenter, embedding: Tensor, photograph: Photograph, truth: Tensor) -> Found:
-    """What is found in the smallest box round each object: the mask that the model takes for the best of its three."""
-    rows = torch.zeros(len(truth), dtype=torch.long, device=truth.device)
-    edges = []
-    for mask in truth:
-        y, x = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
-        edges.append(torch.stack([x[0], y[0], x[-1] + 1, y[-1] + 1]))
-    boxes = edges_to_frame(torch.stack(edges).float(), photograph.original, photograph.inside)
-    nowhere = boxes.new_zeros(len(truth), 1, 2)
-    prompts = Prompts(nowhere, torch.full_like(rows, NONE)[:, None], boxes, torch.ones_like(rows, dtype=torch.bool))
-    answer = model.answer(embedding, rows, prompts, several=True)
-    return Found(at_photograph(answer.best(), photograph), prompts)
+    """Segments objects with the smallest box round each: the mask with the highest predicted IoU of three."""
+    boxes = boxes_to_frame(bounding_boxes(truth), photograph.original, photograph.inside)
+    boxed = torch.ones(len(truth), dtype=torch.bool, device=truth.device)
+    no_point, no_label = boxes.new_zeros(len(truth), 1, 2), torch.full_like(boxed, NONE, dtype=torch.long)[:, None]
+    return by_prompts(model, embedding, photograph, Prompts(no_point, no_label, boxes, boxed))
+
+
+def by_prompts(model: Segmenter, embedding: Tensor, photograph: Photograph, prompts: Prompts) -> Found:
+    """Segments with given prompts: the mask with the highest predicted IoU of three."""
+    rows = torch.zeros_like(prompts.boxed, dtype=torch.long)
+    return Found(at_photograph(model.answer(embedding, rows, prompts, several=True).best(), photograph), prompts)
 
 
 def at_photograph(logits: Tensor, photograph: Photograph) -> Tensor:
-    """Masks bool [N, height, width] of logits [N, 1, S/4, S/4]."""
-    return (to_photograph(logits, photograph.side, photograph.inside, photograph.original) > 0)[:, 0]
+    """Returns masks bool [N, height, width] of logits [N, 1, S/4, S/4]."""
+    return (maps_to_photograph(logits, photograph.side, photograph.inside, photograph.original) > 0)[:, 0]
 
 
 @torch.inference_mode()
@@ -101,9 +102,9 @@ def score(
     clicks: Sequence[int],
     device: torch.device,
 ) -> dict[str, dict[str, Any]]:
-    """Mean IoU over all objects, for each model.
+    """Computes the mean IoU over all objects, for each model.
 
-    batches    of one photograph with all its masks: images uint8 [1, 3, S, S], inside, originals [1, 2], masks
+    batches    one photograph each, with all its masks: images uint8 [1, 3, S, S], inside, originals [1, 2], masks
                [N, height, width]
     returns    name -> {"clicks": {number: mIoU}, "box": mIoU, "objects": number}
     """
@@ -116,7 +117,7 @@ def score(
         objects += len(everything)
         for name, model in models.items():
             embedding = model(photograph.images)
-            for truth in everything.split(CHUNK):
+            for truth in everything.split(OBJECTS_AT_A_TIME):
                 found = by_clicks(model, embedding, photograph, truth, max(clicks))
                 found.append(by_box(model, embedding, photograph, truth))
                 sums[name] += torch.stack([intersection_over_union(each.masks, truth).sum() for each in found]).cpu()
@@ -128,7 +129,7 @@ def score(
 
 
 def photograph_of(batch: dict[str, Any], normalise: Callable[[Tensor], Tensor], device: torch.device) -> Photograph:
-    """The one photograph of such a batch."""
-    images = blank_outside(normalise(batch["images"].to(device)), batch["inside"].to(device))
+    """Returns the one photograph of such a batch, normalised and padded."""
+    images = blank_padding(normalise(batch["images"].to(device)), batch["inside"].to(device))
     inside, original = (tuple(batch[name][0].tolist()) for name in ("inside", "originals"))
     return Photograph(images, images.shape[-1], inside, original)

@@ -1,4 +1,4 @@
-"""The Lightning module of fine-tuning in the manner of SAM: photographs, objects, simulated clicks."""
+"""Lightning module of SAM-style fine-tuning: photographs, objects, simulated clicks."""
 
 from typing import Any, cast
 
@@ -10,15 +10,15 @@ from mae.sam.config import SegmentConfig
 from mae.sam.embedding_cache import TokenCache
 from mae.sam.flops import sam_flops
 from mae.sam.segmenter import Segmenter
-from mae.sam.session import Session, interactive_session
-from mae.sam.square_frame import blank_outside
+from mae.sam.session import Session, simulate_session
+from mae.sam.square_frame import blank_padding
 from mae.train.optim import NamedAdamW, layer_decayed_adamw
 from mae.train.strategies import shard
 from mae.train.training import Training
 
 
 def sam_layer(name: str, depth: int) -> int:
-    """The layer of a parameter of a Segmenter: 0 makes tokens, 1 … depth are blocks, depth + 1 is all that follows."""
+    """Returns the layer of a Segmenter's parameter: 0 embeds patches, 1 … depth are blocks, depth + 1 is the rest."""
     words = name.split(".")
     if words[:2] in (["encoder", "patch_embed"], ["encoder", "pos_embed"]):
         return 0
@@ -26,13 +26,12 @@ def sam_layer(name: str, depth: int) -> int:
 
 
 class Segmentation(Training):
-    """Promptable segmentation.
+    """Promptable segmentation, trained by simulated sessions.
 
     A batch holds `images` uint8 [B, 3, S, S], `inside` int64 [B, 2] (height, width of the photograph in the frame),
     `masks` bool [N, S/4, S/4] of all images and `rows` int64 [N], the image of each; `samples` int64 [B].
 
-    task   settings
-    cache  of what a frozen encoder gives for the training images; None: computed each time
+    cache  tokens of a frozen encoder for the training images, or None
     """
 
     model: Segmenter
@@ -44,7 +43,7 @@ class Segmentation(Training):
 
     @property
     def flops(self) -> float:
-        """Of the encoder, which all but outweighs the rest at 1024 x 1024; forward alone where it is frozen."""
+        """FLOPs of the encoder per image, next to which the rest is small at 1024 x 1024; forward alone if frozen."""
         return sam_flops(self.model.encoder.config) * (1 if self.task.encoder == "frozen" else 3)
 
     def shard(self, mesh: Any) -> None:
@@ -58,8 +57,8 @@ class Segmentation(Training):
         )
 
     def embed(self, batch: dict[str, Any], cache: TokenCache | None = None) -> Tensor:
-        """The image embeddings of a batch; of a frozen encoder with what `cache` has of its tokens."""
-        images = blank_outside(self.pixels.normalise(batch["images"]), batch["inside"])
+        """Returns the image embeddings of a batch; the tokens of a frozen encoder come from `cache`."""
+        images = blank_padding(self.pixels.normalise(batch["images"]), batch["inside"])
         if self.task.encoder != "frozen":
             return self.model(images)
         encoder = self.model.encoder.eval()
@@ -69,7 +68,7 @@ class Segmentation(Training):
 
     def session(self, embedding: Tensor, batch: dict[str, Any], generator: torch.Generator) -> Session:
         task = self.task
-        return interactive_session(
+        return simulate_session(
             self.model,
             embedding,
             batch["masks"],
@@ -81,22 +80,22 @@ class Segmentation(Training):
         )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        # torch's own state was set for this micro-batch alone, see Training.
+        # Training has seeded torch's generator for this micro-batch.
         seed = int(torch.randint(2**62, ()))
         generator = torch.Generator(self.device).manual_seed(seed)
         loss = self.session(self.embed(batch, self.cache), batch, generator).loss
         return {"loss": loss, "value": loss.detach()}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """The same sessions every time: they follow from the seed and the number of the batch's first sample."""
+        """Validates by sessions that follow from the seed and the batch's first sample: the same every time."""
         if len(batch["images"]) == 0:  # more ranks than samples
             return
         seed = self.seed * 2**32 + int(batch["samples"][0])
         session = self.session(self.embed(batch), batch, torch.Generator(self.device).manual_seed(seed))
         count = len(batch["masks"])
         self.tally("loss", float(session.loss), count)
-        self.tally("first_iou", float(session.first), count)
-        self.tally("last_iou", float(session.last), count)
+        self.tally("first_iou", float(session.first_iou), count)
+        self.tally("last_iou", float(session.last_iou), count)
 
     def blank_batch(self) -> dict[str, Any]:
         side = self.model.encoder.config.image_size[0]

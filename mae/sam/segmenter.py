@@ -1,4 +1,4 @@
-"""SAM: image encoder, prompt encoder and mask decoder; the last two are those of transformers (Apache-2.0)."""
+"""SAM: image encoder, and the prompt encoder and mask decoder of transformers (Apache-2.0)."""
 
 from typing import Any, NamedTuple
 
@@ -16,13 +16,13 @@ NONE, BACKGROUND, FOREGROUND = -1, 0, 1  # labels of points
 
 
 class Prompts(NamedTuple):
-    """What is asked for, one row per mask. Coordinates are (x, y) in pixels of the frame, 0 the centre of the first.
+    """Prompts, one row per mask. Coordinates are (x, y) in pixels of the frame, 0 the centre of the first.
 
-    points  [N, P, 2]     clicks; the first slot is without effect in the rows that have a box
+    points  [N, P, 2]     clicks; the first is ignored in rows that have a box
     labels  [N, P]        FOREGROUND, BACKGROUND, or NONE for an empty slot
     boxes   [N, 4]        x0, y0, x1, y1
     boxed   [N]           whether the row has a box
-    logits  [N, 1, h, w]  of an earlier answer; None where there is none
+    logits  [N, 1, h, w]  of an earlier answer, or None
     """
 
     points: Tensor
@@ -33,11 +33,11 @@ class Prompts(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Masks in cells of STRIDE pixels, and how good the model takes them to be.
+    """Masks in cells of STRIDE pixels, with predicted IoUs.
 
     logits  [N, K, S/4, S/4]  above 0 inside the object
     ious    [N, K]
-    gate    [N, h, w]  how much each token of the embedding matters to the prompts, 0 to 1; None without relevance
+    gate    [N, h, w]  relevance of each token of the embedding to the prompts, 0 to 1; None without relevance
     """
 
     logits: Tensor
@@ -45,44 +45,43 @@ class Answer(NamedTuple):
     gate: Tensor | None = None
 
     def best(self) -> Tensor:
-        """The logits of the mask with the highest predicted IoU of each row, [N, 1, S/4, S/4]."""
+        """Returns the logits of the mask with the highest predicted IoU of each row, [N, 1, S/4, S/4]."""
         rows = torch.arange(len(self.ious), device=self.ious.device)
         return self.logits[rows, self.ious.argmax(1)][:, None]
 
 
 class Segmenter(nn.Module):
-    """A SAM of any encoder for square images (Kirillov et al. 2023), with transformers' names of the parameters beside
-    the encoder.
+    """SAM with an encoder of any size, for square images (Kirillov et al. 2023). Parameters outside the encoder have
+    transformers' names.
 
-    checkpointing  keep only what lies between the blocks of the encoder, and between the answers of the decoder, for
-                   the backward pass
+    checkpointing  activation checkpointing of the encoder's blocks and of the decoder's answers
     relevance      prompts gate the embedding, as in a RelevanceAwareEncoder
 
-    Raises ConfigError for a rectangular frame, patches other than 16 pixels, an embedding that eight heads cannot
-    share, and without transformers.
+    Raises ConfigError if images are not square, patches are not of 16 pixels, out_channels is not a multiple of 32, or
+    transformers is not installed.
     """
 
     def __init__(self, encoder: SamEncoder, *, checkpointing: bool = False, relevance: bool = False) -> None:
         super().__init__()
         self.encoder = encoder
         self.encoder.checkpointing = self.checkpointing = checkpointing
-        self.prompt_encoder, self.mask_decoder = prompt_encoder_and_mask_decoder(encoder.config)
+        self.prompt_encoder, self.mask_decoder = build_prompt_encoder_and_mask_decoder(encoder.config)
         self.relevance = PromptGate(encoder.config.out_channels) if relevance else None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Image embeddings: normalised [B, 3, S, S] -> [B, C, S/p, S/p]."""
+        """Returns image embeddings: normalised [B, 3, S, S] -> [B, C, S/p, S/p]."""
         return self.encoder(images)
 
     def other_parts(self) -> dict[str, Tensor]:
-        """The weights beside the encoder's."""
+        """Returns the weights outside the encoder."""
         return {key: value for key, value in self.state_dict().items() if not key.startswith("encoder.")}
 
     def answer(self, embedding: Tensor, rows: Tensor, prompts: Prompts, *, several: bool) -> Answer:
-        """Masks for prompts on images that are embedded already.
+        """Decodes masks for prompts on embedded images.
 
         embedding  [B, C, h, w]
-        rows       [N]  the image that each prompt is about
-        several    three masks for what may be meant, or one
+        rows       [N]  the image of each prompt
+        several    three masks, for an ambiguous prompt, or one
         """
         arguments = (embedding, rows, prompts, several)
         if self.checkpointing and torch.is_grad_enabled():
@@ -104,10 +103,10 @@ class Segmenter(nn.Module):
         return Answer(logits[:, 0], ious[:, 0], gate)
 
     def embed(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
-        """Prompts as tokens [N, P + 1, C], and as a map [N, C, h, w] that is added to the embedding.
+        """Embeds prompts as tokens [N, P + 1, C], and as a map [N, C, h, w] that is added to the embedding.
 
-        A box takes the two tokens that otherwise hold the first point and "not a point", so that rows with and without
-        one have the same length: the order of the tokens is without meaning.
+        The two tokens of a box take the places of the first point and of "not a point", so that rows with and without a
+        box are equally long: the order of the tokens has no meaning.
         """
         points, dense = self.prompt_encoder(prompts.points[:, None], prompts.labels[:, None], None, prompts.logits)
         corners, _ = self.prompt_encoder(None, None, prompts.boxes[:, None], None)
@@ -116,15 +115,15 @@ class Segmenter(nn.Module):
         return torch.where(prompts.boxed[:, None, None], with_box, points), dense
 
     def positions(self) -> Tensor:
-        """The embedding of the places of the image embedding, [1, C, h, w]."""
+        """Returns the position embedding of the tokens of the image embedding, [1, C, h, w]."""
         side = self.encoder.config.grid[0]
         places = (torch.arange(side, device=self.encoder.pos_embed.device) + 0.5) / side
         grid = torch.stack(torch.meshgrid(places, places, indexing="xy"), -1)
         return rearrange(self.prompt_encoder.shared_embedding(grid), "h w c -> 1 c h w")
 
 
-def prompt_encoder_and_mask_decoder(config: SamConfig) -> tuple[Any, Any]:
-    """transformers' SamPromptEncoder and SamMaskDecoder for an encoder, of random weights."""
+def build_prompt_encoder_and_mask_decoder(config: SamConfig) -> tuple[Any, Any]:
+    """Builds transformers' SamPromptEncoder and SamMaskDecoder for an encoder, with random weights."""
     try:
         from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder
     except ImportError as error:
@@ -132,29 +131,36 @@ def prompt_encoder_and_mask_decoder(config: SamConfig) -> tuple[Any, Any]:
             "segmentation takes its prompt encoder and mask decoder from the package transformers, which is not "
             "installed: pip install 'mae-pretrain[sam]'"
         ) from error
-    settings = whole_config(config)
+    settings = transformers_config(config)
     prompt_encoder, mask_decoder = SamPromptEncoder(settings), SamMaskDecoder(settings.mask_decoder_config)
-    # As in segment-anything: fixed, and of deviation 1, where the library would take half the width of the encoder.
+    # segment-anything's are fixed and of deviation 1; transformers would take half the width of the encoder.
     nn.init.normal_(prompt_encoder.shared_embedding.positional_embedding).requires_grad_(False)
     return prompt_encoder, mask_decoder
 
 
-def whole_config(config: SamConfig) -> Any:
-    """transformers' SamConfig of a whole SAM with this encoder, the vision part left to the exporter."""
-    from transformers import SamConfig as Peer
+def transformers_config(config: SamConfig) -> Any:
+    """Returns transformers' SamConfig of a whole SAM with this encoder; the exporter completes its vision part."""
+    from transformers import SamConfig as TransformersConfig
 
-    width, heads = config.out_channels, 8
-    if config.image_size[0] != config.image_size[1] or width % (4 * heads) or config.patch_size != 4 * STRIDE:
+    (side, other), patch, width = config.image_size, config.patch_size, config.out_channels
+    if side != other:
         raise ConfigError(
-            f"a SAM has square images, patches of {4 * STRIDE} pixels and an embedding whose width is a multiple of "
-            f"{4 * heads}: image_size={list(config.image_size)}, patch_size={config.patch_size}, out_channels={width} "
-            "cannot be"
+            f"image_size={[side, other]} is not square, and SAM takes square images only: "
+            "set task.image_size to one number"
         )
-    side, patch = config.image_size[0], config.patch_size
+    if patch != 4 * STRIDE:
+        raise ConfigError(
+            f"patch_size={patch} does not fit SAM's masks, which have 4x4 cells per patch: set it to {4 * STRIDE}"
+        )
+    if width % 32:
+        raise ConfigError(
+            f"out_channels={width} is not a multiple of 32, which the 8 heads of SAM's mask decoder need: "
+            "set task.out_channels to such a multiple"
+        )
     prompts = {"hidden_size": width, "image_size": side, "patch_size": patch}
     # 1e-5 is torch's default, which segment-anything's decoder has.
     decoder = {"hidden_size": width, "mlp_dim": 8 * width, "iou_head_hidden_dim": width, "layer_norm_eps": 1e-5}
     vision = {"image_size": side, "patch_size": patch, "output_channels": width, "num_pos_feats": width // 2}
-    settings: Any = Peer(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder)
+    settings: Any = TransformersConfig(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder)
     settings.mask_decoder_config._attn_implementation = "sdpa"
     return settings

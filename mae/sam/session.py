@@ -1,4 +1,4 @@
-"""Training as an interactive session: a prompt, then corrections, a loss for every answer."""
+"""Simulated interactive session: a prompt, then corrections, a loss for every answer."""
 
 from typing import NamedTuple
 
@@ -9,18 +9,18 @@ from mae.sam.loss import intersection_over_union, mask_losses, relevance_alignme
 from mae.sam.prompts import add_click, first_prompts
 from mae.sam.segmenter import Segmenter
 
-PLAIN = 2  # answers to the mask alone, without a new click
+ANSWERS_WITHOUT_CLICK = 2
 
 
 class Session(NamedTuple):
-    """loss: mean over objects and answers, with gradients. first, last: mean IoU of the first and the last answer."""
+    """Loss, mean over objects and answers, with gradients; mean IoU of the first and of the last answer."""
 
     loss: Tensor
-    first: Tensor
-    last: Tensor
+    first_iou: Tensor
+    last_iou: Tensor
 
 
-def interactive_session(
+def simulate_session(
     model: Segmenter,
     embedding: Tensor,
     masks: Tensor,
@@ -31,19 +31,21 @@ def interactive_session(
     alignment: float = 0.0,
     generator: torch.Generator,
 ) -> Session:
-    """The simulated sessions of a batch (Kirillov et al. 2023, appendix A, "Training algorithm").
+    """Simulates the sessions of a batch (Kirillov et al. 2023, appendix A, "Training algorithm").
 
-    First a point or a box, answered by three masks of which the best counts; then `clicks` times a click into the error
-    of the answer before, whose logits are a prompt too; two answers more get these logits without a click, one at a
-    random place among the others and one at the end. With 8 clicks 11 answers, as in the paper.
+    1  a point or a box, answered by three masks of which the best counts
+    2  `clicks` corrections: each adds a click into the error of the answer before, and that answer's logits
+    3  two answers to the logits without a new click: one at a random place among the corrections, one at the end
+
+    8 clicks make 11 answers, as in the paper.
 
     embedding  [B, C, h, w]
     masks      [N, S/4, S/4]  true inside the object
     rows       [N]            the image of each
-    alignment  weight of the loss by which the gate of a relevance-aware model is to cover the object
+    alignment  weight of `relevance_alignment_loss`, for a model with relevance
     """
     prompts = first_prompts(masks, box_share, generator)
-    answers = 1 + clicks + PLAIN
+    answers = 1 + clicks + ANSWERS_WITHOUT_CLICK
     place = int(torch.randint(1, answers - 1, (1,), generator=generator, device=masks.device))
     losses, ious = [], []
     for number in range(answers):

@@ -1,4 +1,4 @@
-"""Between a photograph and the square frame in which a SAM sees it: its longer side fills the frame, top left."""
+"""The square frame in which SAM sees a photograph: at the top left, its longer side filling the frame, zeros beside."""
 
 import torch
 from torch import Tensor
@@ -7,8 +7,8 @@ from torch.nn import functional as F
 Size = tuple[int, int]  # height, width
 
 
-def blank_outside(images: Tensor, inside: Tensor) -> Tensor:
-    """Normalised images with zeros outside the photograph, as segment-anything pads.
+def blank_padding(images: Tensor, inside: Tensor) -> Tensor:
+    """Sets normalised images to zero outside the photograph, as segment-anything pads.
 
     images  [B, C, S, S]
     inside  [B, 2]  height and width of the photograph in the frame
@@ -18,13 +18,13 @@ def blank_outside(images: Tensor, inside: Tensor) -> Tensor:
     return images * (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
-def to_frame(points: Tensor, original: Size, inside: Size) -> Tensor:
-    """Pixels of the photograph as pixels of the frame: (x, y) [..., 2], whole numbers being centres of pixels."""
+def points_to_frame(points: Tensor, original: Size, inside: Size) -> Tensor:
+    """Converts (x, y) [..., 2] from pixels of the photograph to those of the frame; 0 is the centre of the first."""
     return (points + 0.5) * _scale(points, original, inside) - 0.5
 
 
-def edges_to_frame(boxes: Tensor, original: Size, inside: Size) -> Tensor:
-    """Boxes (x0, y0, x1, y1) [..., 4] in the photograph as boxes in the frame; their sides are edges of pixels."""
+def boxes_to_frame(boxes: Tensor, original: Size, inside: Size) -> Tensor:
+    """Converts boxes (x0, y0, x1, y1) [..., 4] likewise; 0 is the outer edge of the first pixel."""
     return boxes * _scale(boxes, original, inside).repeat(2)
 
 
@@ -32,11 +32,11 @@ def _scale(like: Tensor, original: Size, inside: Size) -> Tensor:
     return like.new_tensor([inside[1] / original[1], inside[0] / original[0]])
 
 
-def to_photograph(logits: Tensor, side: int, inside: Size, original: Size) -> Tensor:
-    """Logits at the resolution of the photograph, by segment-anything's two bilinear steps.
+def maps_to_photograph(maps: Tensor, side: int, inside: Size, original: Size) -> Tensor:
+    """Resizes maps over the frame, such as logits, to the photograph, by segment-anything's two bilinear steps.
 
-    logits   [N, K, S/4, S/4];  side  S
+    maps     [N, K, h, w];  side  S
     returns  [N, K, *original]
     """
-    frame = F.interpolate(logits.float(), (side, side), mode="bilinear", align_corners=False)
+    frame = F.interpolate(maps.float(), (side, side), mode="bilinear", align_corners=False)
     return F.interpolate(frame[..., : inside[0], : inside[1]], original, mode="bilinear", align_corners=False)

@@ -1,0 +1,96 @@
+"""A SAM on validation photographs: what probe=segment and probe=relevance open, and how they draw its answers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from PIL.Image import Image
+from torch import Tensor
+
+from data.datamodule import DataConfig
+from data.images.pil import picture
+from data.loader.loader import ShardLoader
+from data.mask_datamodule import MaskDataModule
+from data.order.samplers import spread
+from mae.errors import ConfigError
+from mae.formats.load_segmenter import load_segmenter
+from mae.formats.opened import open_weights
+from mae.models.pixels import Pixels
+from mae.run.folder import run_of
+from mae.sam.pictures import MASK_COLOURS, draw_answer
+from mae.sam.scores import Found, Photograph, photograph_of
+from mae.sam.segmenter import Prompts
+
+
+class Example(NamedTuple):
+    """A photograph and its largest object, whole backgrounds left out.
+
+    sample  number in the data set
+    truth   bool [1, height, width]
+    pixels  uint8 [height, width, 3]
+    """
+
+    sample: int
+    key: str
+    photograph: Photograph
+    truth: Tensor
+    pixels: np.ndarray
+
+
+class SamOnPhotographs:
+    """A SAM and the validation photographs of its run, or those that `given` names; on the GPU if there is one.
+
+    given         data settings in place of the run's; None: unchanged
+    run_settings  config.yaml of the run of task=segment that the checkpoint belongs to; None for another SAM
+
+    Raises ConfigError if there are no validation photographs.
+    """
+
+    def __init__(self, probe: str, checkpoint: Path, given: dict[str, Any]) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        opened, run = open_weights(checkpoint), run_of(checkpoint)
+        self.model = load_segmenter(opened).to(self.device)
+        settings: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml")) if run else {"data": {}}
+        self.run_settings = settings if run and opened.kind == "segmentation" else None
+        changed = {name: value for name, value in given.items() if value is not None}
+        config = DataConfig.model_validate(settings["data"] | changed | {"weights": None})
+        side = self.model.encoder.config.image_size[0]
+        self.data = MaskDataModule(config, image_size=side, masks_per_image=None, seed=0, global_batch=1, micro_batch=1)
+        if self.data.val_index is None:
+            raise ConfigError(f"probe={probe} needs validation photographs: set data.val_path")
+        self.index = self.data.val_index
+        self.normalise = Pixels(config.mean, config.std).to(self.device).normalise
+
+    def batches(self, at_most: int | None) -> ShardLoader:
+        """Loads batches of one photograph with all its masks; `at_most` so many photographs, evenly spread."""
+        chosen = spread(len(self.index), at_most or len(self.index))
+        return self.data.evaluation_loader(self.index, 1, samples=chosen)
+
+    def examples(self, count: int) -> Iterator[Example]:
+        for batch in self.batches(count):
+            photograph = photograph_of(batch, self.normalise, self.device)
+            areas = batch["masks"].float().mean((1, 2))
+            truth = batch["masks"][int(torch.where(areas < 0.5, areas, 0).argmax())][None].to(self.device)
+            sample = int(batch["samples"][0])
+            image = picture(self.index.read(sample), "RGB")
+            height, width = photograph.original
+            pixels = np.asarray(image.resize((width, height)))
+            yield Example(sample, batch["keys"][0], photograph, truth, pixels)
+
+
+def draw_found(example: Example, found: Found) -> Image:
+    points, box = prompt_in_photograph(found.prompts, example.photograph)
+    return draw_answer(example.pixels, found.masks[0].cpu().numpy(), MASK_COLOURS["mask"], points, box)
+
+
+def prompt_in_photograph(prompts: Prompts, photograph: Photograph) -> tuple[list[tuple[float, float, int]], Any]:
+    """Returns the points (x, y, label) and the box of the first prompt in pixels of the photograph; no points with a
+    box, and None without."""
+    scale = photograph.original[1] / photograph.inside[1]
+    if prompts.boxed[0]:
+        return [], (prompts.boxes[0] * scale).tolist()
+    places = ((prompts.points[0] + 0.5) * scale - 0.5).tolist()
+    return [(x, y, label) for (x, y), label in zip(places, prompts.labels[0].tolist(), strict=True)], None
