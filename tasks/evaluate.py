@@ -22,12 +22,12 @@ from mae.probes.classify import Classify
 from mae.probes.feature_cache import FeatureCache
 from mae.probes.knn import KNN
 from mae.probes.linear import Linear
-from mae.probes.models_under_probe import Model, Subject
+from mae.probes.models_under_probe import Model, ModelsUnderProbe
 from mae.probes.neighbours import Neighbours
 from mae.probes.probe import Outcome, Probe
 from mae.probes.reconstruct import Reconstruct
 from mae.probes.score_figures import draw_suite
-from mae.probes.suite import Suite, fitting
+from mae.probes.suite import Suite, select_probes
 from mae.run.folder import run_of, write_json
 from mae.run.tracker_identity import reopened_wandb, tracked_run
 from tasks.errors import readable_errors
@@ -77,15 +77,15 @@ def evaluate(config: EvalConfig, topology: Topology) -> None:
             evaluate_segmentation(config.probe, config.checkpoint, config.data, config.seed, config.results)
             track(run)
         return
-    subject = open_subject(config, topology)
-    probes, left_out = fitting(config.probe, subject)
-    subject.collect([want for probe in probes for want in probe.wants(subject)])
+    probed = open_models(config, topology)
+    probes, left_out = select_probes(config.probe, probed)
+    probed.collect([want for probe in probes for want in probe.wants(probed)])
     if topology.rank != 0:
         return
     config.results.mkdir(parents=True, exist_ok=True)
     outcomes = []
     for probe in probes:
-        outcomes.append(probe.measure(subject, config.results))
+        outcomes.append(probe.measure(probed, config.results))
         write_json(config.results / f"{outcomes[-1].name}.json", record(config, probe, outcomes[-1]))
     if isinstance(config.probe, Suite):
         summarise(config, outcomes, left_out)
@@ -100,7 +100,7 @@ def track(run: Path | None) -> None:
             pass
 
 
-def open_subject(config: EvalConfig, topology: Topology) -> Subject:
+def open_models(config: EvalConfig, topology: Topology) -> ModelsUnderProbe:
     """The checkpoint, its untrained twin and the images, on this rank's device."""
     trained = load(config.checkpoint)
     if config.pool == "class_token" and not trained.config.class_token:
@@ -112,7 +112,7 @@ def open_subject(config: EvalConfig, topology: Topology) -> Subject:
     if torch.cuda.is_available():
         device = torch.device("cuda", topology.rank % topology.devices)
         torch.cuda.set_device(device)
-    return Subject(
+    return ModelsUnderProbe(
         models,
         EvaluationImages(data, config.batch_size, topology.rank, topology.ranks),
         Pixels(data.config.mean, data.config.std),

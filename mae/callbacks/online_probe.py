@@ -1,4 +1,4 @@
-"""How the features come along while a run is under way: nearest neighbours and effective rank, every so many steps."""
+"""Online evaluation: logs kNN accuracy and effective rank (RankMe) of the encoder's features every `every` steps."""
 
 import time
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ import torch
 from mae.callbacks.step_callback import StepCallback
 from mae.callbacks.throughput import Throughput
 from mae.distributed.ranks import gather_to_rank_zero
-from mae.probes.features import Features, describe, merged, rankme
+from mae.probes.features import Features, concatenate_by_sample, describe, rankme
 from mae.probes.knn import knn_accuracy
 from mae.train.pretraining import Pretraining
 
@@ -18,15 +18,15 @@ Loader = Iterable[dict[str, Any]]
 
 
 class OnlineProbe(StepCallback):
-    """Logs every `every` steps to all loggers, of the mean patch tokens of whole images:
+    """Logs to all loggers every `every` steps, from the mean patch tokens of whole images:
 
     knn/top1          share of test images whose k nearest training images vote for their class
     rank/rankme       effective rank of the features of the test images
-    perf/probe_share  share of the time of this start that was spent here
+    perf/probe_share  share of the time since this start that was spent here
 
-    train, test  centre crops that fall to this process, always the same; without `train` (no labels) rank/rankme alone
+    train, test  this rank's centre crops, always the same; train None (no labels): rank/rankme alone
 
-    Reads the weights and nothing else: no parameter, no random state and no counter of the run is touched.
+    Changes no parameter, random state or counter of the run.
     """
 
     def __init__(self, every: int, k: int, train: Loader | None, test: Loader) -> None:
@@ -54,7 +54,7 @@ class OnlineProbe(StepCallback):
             logger.log_metrics(found, step=trainer.global_step)
 
     def measure(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, float]:
-        """The metrics on rank 0; elsewhere nothing. Every rank has to call it."""
+        """Returns the metrics on rank 0, elsewhere nothing. Every rank has to call it."""
         test = self._features(trainer, module, self.test)
         train = self._features(trainer, module, self.train) if self.train is not None else None
         if test is None:
@@ -74,4 +74,4 @@ class OnlineProbe(StepCallback):
                 latent = module.model.encode(images)
             values = describe(latent, module.model.config.class_token, "patches").cpu()
             parts += gather_to_rank_zero(Features(batch["positions"], batch["labels"], values))
-        return merged(parts) if trainer.is_global_zero else None
+        return concatenate_by_sample(parts) if trainer.is_global_zero else None

@@ -1,4 +1,4 @@
-"""How much of the classes a classifier finds that chooses by itself which tokens to look at."""
+"""Attentive probe: accuracy of a classifier on attention-pooled tokens of a frozen encoder."""
 
 from itertools import product
 from pathlib import Path
@@ -11,20 +11,21 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mae.probes.models_under_probe import Subject, Want
-from mae.probes.probe import Outcome, accuracies
+from mae.probes.features import Features
+from mae.probes.models_under_probe import ModelsUnderProbe, Want
+from mae.probes.probe import Outcome, measure_accuracy
 from mae.train.schedule import learning_rate
 
 
 class Setting(NamedTuple):
-    """How one of several probes is trained."""
+    """Learning rate and weight decay of one of several probes."""
 
     lr: float
     weight_decay: float
 
 
 class AttentiveConfig(BaseModel):
-    """Settings of the fit; of `lrs` × `weight_decays` the best on held-out training images is taken."""
+    """Settings of the fit; the best pair of `lrs` × `weight_decays` is chosen on held-out training images."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,18 +36,18 @@ class AttentiveConfig(BaseModel):
 
 
 class AttentivePool(nn.Module):
-    """Several attentive probes side by side, which share nothing but the tokens that they see.
+    """S independent attentive probes on the same tokens.
 
     Each is multi-head attention of one learned query to the patch tokens (Chen et al. 2024; El-Nouby et al. 2024) and a
-    linear classifier. A query meets keys in q·(K x) = (Kᵀq)·x alone, so that the projection of the keys is part
-    of the query here; values are projected after pooling, which is the same and takes N times less.
+    linear classifier. Since q·(K x) = (Kᵀq)·x, the projection of the keys is a part of the query; values are projected
+    after pooling, which is the same function for an N-th of the work.
     """
 
     def __init__(self, probes: int, width: int, heads: int, classes: int, generator: torch.Generator) -> None:
         super().__init__()
 
         def parameters(*shape: int, std: float) -> nn.ParameterList:
-            start = torch.randn(shape, generator=generator) * std  # the same for all: only their training differs
+            start = torch.randn(shape, generator=generator) * std  # the same for all probes
             return nn.ParameterList(start.clone() for _ in range(probes))
 
         self.query = parameters(heads, width, std=0.02)
@@ -55,7 +56,7 @@ class AttentivePool(nn.Module):
         self.bias = parameters(classes, std=0.0)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """[B, N, D] -> logits [S, B, classes]."""
+        """Classifies: tokens [B, N, D] -> logits [S, B, classes]."""
         query, value, head, bias = (torch.stack(list(part)) for part in (self.query, self.value, self.head, self.bias))
         scores = einsum(tokens, query, "b n d, s h d -> b s h n")
         pooled = einsum(scores.softmax(dim=-1), tokens, "b s h n, b n d -> s b h d")
@@ -63,7 +64,7 @@ class AttentivePool(nn.Module):
         return einsum(values, head, "s b d, s d c -> s b c") + bias[:, None]
 
     def groups(self, settings: list[Setting]) -> list[dict]:
-        """Parameter groups of AdamW, one for each probe and whether it decays."""
+        """Returns the parameter groups of AdamW: per probe its matrices, and its bias without weight decay."""
         matrices = zip(self.query, self.value, self.head, strict=True)
         decaying = [
             {"params": list(parts), "lr": setting.lr, "weight_decay": setting.weight_decay}
@@ -77,9 +78,9 @@ class AttentivePool(nn.Module):
 
 
 class Fitter:
-    """Trains attentive probes on tokens that are scaled as those of the training images are.
+    """Trains attentive probes on tokens standardised by the training images.
 
-    tokens  [n, N, D] in any floating type, from a file if they like
+    tokens  [n, N, D] of any floating type, which may lie in a file
     """
 
     def __init__(
@@ -101,11 +102,11 @@ class Fitter:
         self.mean = mean.float().to(device)
         self.deviation = (square - mean.square()).clamp_min(1e-6).sqrt().float().to(device)
 
-    def scaled(self, tokens: Tensor) -> Tensor:
+    def standardise(self, tokens: Tensor) -> Tensor:
         return (tokens.to(self.device).float() - self.mean) / self.deviation
 
     def fit(self, rows: Tensor, settings: list[Setting]) -> AttentivePool:
-        """Probes trained on some of the images, one for each setting: a tenth of the steps warms up, then a cosine."""
+        """Trains a probe per setting on these images: warm-up for a tenth of the steps, then a cosine."""
         generator = torch.Generator().manual_seed(self.seed)
         probes = AttentivePool(len(settings), self.tokens.shape[2], self.heads, self.classes, generator).to(self.device)
         optimizer = torch.optim.AdamW(probes.groups(settings), fused=True)
@@ -115,10 +116,10 @@ class Fitter:
             if len(order) < self.config.batch:
                 order = torch.cat([order, rows[torch.randperm(len(rows), generator=generator)]])
             chosen, order = order[: self.config.batch], order[self.config.batch :]
-            logits = probes(self.scaled(self.tokens[chosen]))
+            logits = probes(self.standardise(self.tokens[chosen]))
             labels = self.labels[chosen].to(self.device).expand(len(settings), -1)
             optimizer.zero_grad()
-            # A sum: each probe gets the gradient of its own mean.
+            # The sum over probes gives each the gradient of its own mean loss.
             (F.cross_entropy(logits.flatten(0, 1), labels.flatten()) * len(settings)).backward()
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, peak_lr=group["peak"], warmup_steps=total // 10, total_steps=total)
@@ -127,9 +128,9 @@ class Fitter:
 
     @torch.no_grad()
     def accuracy(self, probes: AttentivePool, tokens: Tensor, labels: Tensor) -> Tensor:
-        """[S] share of the images that each probe tells right."""
+        """Returns the accuracy of each probe, [S]."""
         right = [
-            (probes(self.scaled(part)).argmax(-1).cpu() == truth).sum(1)
+            (probes(self.standardise(part)).argmax(-1).cpu() == truth).sum(1)
             for part, truth in zip(tokens.split(self.config.batch), labels.split(self.config.batch), strict=True)
         ]
         return torch.stack(right).sum(0).double() / len(labels)
@@ -145,9 +146,9 @@ def attentive_accuracy(
     seed: int,
     device: torch.device,
 ) -> tuple[float, Setting]:
-    """Test accuracy of an attentive probe on tokens [n, N, D] and [m, N, D], and the setting that it used.
+    """Returns the test accuracy of an attentive probe on tokens [n, N, D] and [m, N, D], and its setting.
 
-    The setting is chosen on a held-out fifth of the training images, then the probe is fitted on all.
+    The setting is chosen on a held-out fifth of the training images, then the probe is fitted to all.
     """
     classes = int(torch.cat([train_labels, test_labels]).max()) + 1
     fitter = Fitter(train, train_labels, classes, heads, config, seed, device)
@@ -162,32 +163,24 @@ def attentive_accuracy(
 
 
 class Attentive(AttentiveConfig):
-    """A classifier over tokens pooled by attention."""
+    """Attentive probe (`probe=attentive`)."""
 
     name: Literal["attentive"]
     train_images: int | None = Field(10_000, ge=5)
     test_images: int | None = Field(10_000, ge=1)
 
-    def refusal(self, subject: Subject) -> str | None:
-        return subject.lacks_labels(*self.wants(subject))
+    def refusal(self, probed: ModelsUnderProbe) -> str | None:
+        return probed.lacks_labels(*self.wants(probed))
 
-    def wants(self, subject: Subject) -> list[Want]:
+    def wants(self, probed: ModelsUnderProbe) -> list[Want]:
         return [Want("train", "tokens", self.train_images), Want("test", "tokens", self.test_images)]
 
-    def measure(self, subject: Subject, out: Path) -> Outcome:
-        results, train_images, test_images = {}, 0, 0
-        for name, model in subject.models.items():
-            train, test = (subject.features(name, want) for want in self.wants(subject))
-            train_images, test_images = len(train.labels), len(test.labels)
-            accuracy, setting = attentive_accuracy(
-                train.values,
-                train.labels,
-                test.values,
-                test.labels,
-                model.config.num_heads,
-                self,
-                subject.seed,
-                subject.device,
-            )
-            results[name] = {"top1": accuracy, **setting._asdict()}
-        return accuracies(self.name, results, train_images, test_images, [])
+    def measure(self, probed: ModelsUnderProbe, out: Path) -> Outcome:
+        heads = probed.models["trained"].config.num_heads
+
+        def fit(train: list[Features], test: Features) -> dict[str, float]:
+            tokens = train[0].values, train[0].labels, test.values, test.labels
+            accuracy, setting = attentive_accuracy(*tokens, heads, self, probed.seed, probed.device)
+            return {"top1": accuracy, **setting._asdict()}
+
+        return measure_accuracy(self.name, probed, self.wants(probed), fit)

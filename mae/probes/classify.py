@@ -1,4 +1,4 @@
-"""How often a fine-tuned classifier is right."""
+"""Accuracy of a fine-tuned classifier."""
 
 from pathlib import Path
 from typing import Literal
@@ -6,27 +6,27 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from mae.models.classifier import Classifier, topk_correct
-from mae.probes.models_under_probe import Subject, Want
+from mae.probes.models_under_probe import ModelsUnderProbe, Want
 from mae.probes.probe import Outcome, Row
 
 
 class Classify(BaseModel):
-    """The share of test images whose label has the highest score, or one of the five highest."""
+    """Top-1 and top-5 accuracy on the test images (`probe=classify`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["classify"]
 
-    def refusal(self, subject: Subject) -> str | None:
-        if not isinstance(subject.models["trained"], Classifier):
+    def refusal(self, probed: ModelsUnderProbe) -> str | None:
+        if not isinstance(probed.models["trained"], Classifier):
             return "needs a fine-tuned classifier: train one with task=finetune"
-        return subject.lacks_labels(*self.wants(subject))
+        return probed.lacks_labels(*self.wants(probed))
 
-    def wants(self, subject: Subject) -> list[Want]:
+    def wants(self, probed: ModelsUnderProbe) -> list[Want]:
         return [Want("test", "scores")]
 
-    def measure(self, subject: Subject, out: Path) -> Outcome:
-        found = {name: subject.features(name, *self.wants(subject)) for name in subject.models}
+    def measure(self, probed: ModelsUnderProbe, out: Path) -> Outcome:
+        found = {name: probed.features(name, *self.wants(probed)) for name in probed.models}
         results = {
             name: {f"top{k}": topk_correct(scores.values, scores.labels, k) / len(scores.labels) for k in (1, 5)}
             for name, scores in found.items()

@@ -1,4 +1,4 @@
-"""Features on disk, so that no probe extracts what another has extracted before."""
+"""Disk cache of features, shared by all probes of a run."""
 
 import hashlib
 import json
@@ -15,11 +15,11 @@ from mae.probes.features import Features
 from mae.run.checkpoint_files import read, verify
 from mae.run.checkpoint_writer import AtomicCheckpointIO
 
-VERSION = 1  # of what is extracted: a higher one makes everything kept before stale
+VERSION = 1  # of the extraction; a part of every key, so that raising it makes all kept features stale
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """A hash of the names, shapes and values of all weights."""
+    """Hashes names, shapes and values of all weights."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -28,7 +28,7 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def thumbnails_key(images: dict[str, Any]) -> dict[str, Any]:
-    """The key of thumbnails, which depend on no model.
+    """Returns the key of thumbnails, which depend on no model.
 
     images  plain values of everything that the pixels depend on
     """
@@ -36,11 +36,11 @@ def thumbnails_key(images: dict[str, Any]) -> dict[str, Any]:
 
 
 class FeatureCache:
-    """Files of features, each under a hash of everything that it depends on.
+    """Files of features, each named by a hash of everything that it depends on.
 
-    limit  bytes that are kept; the oldest files go first, and nothing is kept at 0
+    limit  bytes to keep: the oldest files are removed first; 0 keeps none
 
-    A file is used when its checksums hold, its key is the same and it has all the samples that are wanted.
+    A file is used if its checksums hold, its key is equal and it has all samples asked for.
     """
 
     def __init__(self, folder: Path, limit: float) -> None:
@@ -48,7 +48,7 @@ class FeatureCache:
         self.limit = limit
 
     def find(self, key: dict[str, Any], samples: Tensor) -> Features | None:
-        """The features of these samples, left in their file until they are used; None where there are none."""
+        """Returns the features of these samples, memory-mapped, or None if they are not kept."""
         for path in sorted(self.folder.glob(f"{_name(key)}-*.pt")):
             try:
                 verify(path)
@@ -62,7 +62,7 @@ class FeatureCache:
         return None
 
     def kept(self, **fields: Any) -> Iterator[tuple[dict[str, Any], Features]]:
-        """All that is kept under keys with these values, with its key, newest first; damaged files are passed over."""
+        """Yields key and features of all files whose key has these values, newest first; skips damaged files."""
         for path in sorted(self.folder.glob("*.pt"), key=lambda file: file.stat().st_mtime_ns, reverse=True):
             try:
                 contents = read(path)
@@ -74,7 +74,7 @@ class FeatureCache:
                 warn(f"passed over: {error}")
 
     def keep(self, key: dict[str, Any], features: Features) -> None:
-        """Writes the features, whole or not at all, and removes the oldest files beyond the limit."""
+        """Writes the features atomically, and removes the oldest files beyond the limit."""
         if features.values.nbytes > self.limit:
             return
         path = self.folder / f"{_name(key)}-{len(features.samples)}.pt"

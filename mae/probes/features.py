@@ -1,6 +1,5 @@
-"""What a frozen model makes of whole images: a vector for each, the tokens of its patches, or its masked losses.
-
-Thumbnails go with them, so that an image can be shown where its features are.
+"""Feature extraction from a frozen model: pooled vectors, patch tokens, class scores, or the loss of each image under a
+mask. Thumbnails are kept beside them to show an image where its features are used.
 """
 
 from typing import Literal, NamedTuple
@@ -16,11 +15,11 @@ from mae.models.noise import uniform_noise
 
 Kind = Literal["patches", "class_token", "tokens", "loss", "scores", "thumbnails"]
 THUMBNAIL = 64  # pixels of the longer side
-HELD_OUT = -1  # in the place of the step
+HELD_OUT_STEP = -1  # stands for the step in the mask noise of evaluations
 
 
 class Features(NamedTuple):
-    """Rows of some samples, in the order of their numbers.
+    """Labels and features of some samples, in the order of their numbers.
 
     samples  int64 [n]
     labels   int64 [n]
@@ -32,22 +31,22 @@ class Features(NamedTuple):
     values: Tensor
 
     def take(self, samples: Tensor) -> "Features":
-        """The rows of these samples, all of which have to be there."""
+        """Returns the rows of these samples, all of which have to be there."""
         if torch.equal(samples, self.samples):
             return self
         rows = torch.searchsorted(self.samples, samples)
         return Features(samples, self.labels[rows], self.values[rows])
 
 
-def merged(parts: list[Features]) -> Features:
-    """All rows in the order of their samples, whichever rank they come from."""
+def concatenate_by_sample(parts: list[Features]) -> Features:
+    """Concatenates the rows of all ranks in the order of their samples."""
     samples, labels, values = (torch.cat(column) for column in zip(*parts, strict=True))
     order = samples.argsort()
     return Features(samples[order], labels[order], values[order])
 
 
 def describe(latent: Tensor, class_token: bool, kind: Kind) -> Tensor:
-    """Of the encoder's output the mean of the patch tokens, the class token, or all patch tokens in half precision.
+    """Returns the mean of the patch tokens, the class token, or all patch tokens in half precision.
 
     latent   [B, 1+N, D], or [B, N, D] without a class token
     returns  [B, D] float32; tokens: [B, N, D] float16
@@ -59,23 +58,23 @@ def describe(latent: Tensor, class_token: bool, kind: Kind) -> Tensor:
 
 
 def at_ratio(config: MAEConfig, mask_ratio: float) -> MAEConfig:
-    """The same architecture with so much hidden; raises ValueError where nothing or everything would be."""
+    """Returns the same architecture with another mask ratio. Raises ValueError if it hides nothing or everything."""
     return MAEConfig.model_validate(config.model_dump() | {"mask_ratio": mask_ratio})
 
 
 def held_out_noise(samples: Tensor, config: MAEConfig) -> Tensor:
-    """Mask noise [B, N] that follows from the number of the sample: the same in every evaluation of every run."""
-    return uniform_noise(0, HELD_OUT, samples, config.patches)
+    """Draws mask noise [B, N] from the numbers of the samples alone: the same in every evaluation of every run."""
+    return uniform_noise(0, HELD_OUT_STEP, samples, config.patches)
 
 
 def losses(model: MaskedAutoencoder, images: Tensor, noise: Tensor, ratio: float) -> Tensor:
-    """The loss of each image with `ratio` of its patches hidden: [B, C, H, W], [B, N] -> float32 [B]."""
+    """Computes the loss of each image with `ratio` of its patches hidden: [B, C, H, W], [B, N] -> float32 [B]."""
     out = model(images, mask=draw_masking(noise, at_ratio(model.config, ratio)).mask)
     return (out.pred.float() - out.target.float()).square().mean(dim=(1, 2))
 
 
 def thumbnails(images: Tensor) -> Tensor:
-    """Copies of at most THUMBNAIL pixels: [B, C, H, W] in [0, 1] -> uint8 [B, C, h, w]."""
+    """Downscales to at most THUMBNAIL pixels: [B, C, H, W] in [0, 1] -> uint8 [B, C, h, w]."""
     height, width = images.shape[-2:]
     shrink = min(1.0, THUMBNAIL / max(height, width))
     size = max(1, round(height * shrink)), max(1, round(width * shrink))
@@ -84,7 +83,7 @@ def thumbnails(images: Tensor) -> Tensor:
 
 
 def rankme(features: Tensor, eps: float = 1e-7) -> float:
-    """The exponential of the entropy of the normalised singular values (Garrido et al. 2023, equation 1).
+    """Computes the effective rank: exp of the entropy of the normalised singular values (Garrido et al. 2023, eq. 1).
 
     features  [n, D]
     returns   from 1, all on one line, to min(n, D), all directions alike

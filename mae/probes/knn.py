@@ -1,4 +1,4 @@
-"""How much of the classes the nearest neighbours of a feature show."""
+"""kNN probe: accuracy of a vote among the nearest training images by cosine."""
 
 from pathlib import Path
 from typing import Literal
@@ -12,33 +12,33 @@ from torch.nn import functional as F
 
 from mae.pictures import add_caption, tiles
 from mae.probes.features import Features
-from mae.probes.models_under_probe import Subject, Want
-from mae.probes.probe import Outcome, accuracies
+from mae.probes.models_under_probe import ModelsUnderProbe, Want
+from mae.probes.probe import Outcome, measure_accuracy
 
-MOST_SHOWN = 8  # neighbours in the picture
+NEIGHBOURS_SHOWN = 8  # at most, for each test image in the picture
 FRAMES = torch.tensor([[0.75, 0.75, 0.75], [0.12, 0.35, 0.85], [0.85, 0.2, 0.15]])  # grey, blue, red
 
 
 def neighbours(train: Tensor, test: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Similarity and number of the k nearest of `train` by cosine, nearest first: [n, D], [m, D] -> two of [m, k]."""
+    """Returns cosine and row of the k nearest in `train`, nearest first: [n, D], [m, D] -> [m, k], [m, k]."""
     train = F.normalize(train, dim=1)
     found = [(F.normalize(part, dim=1) @ train.T).topk(min(k, len(train)), dim=1) for part in test.split(1024)]
     return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
 
 
 def vote(similarity: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """The class of most neighbours; equal votes go to the class of the greater summed similarity.
+    """Returns the class of most neighbours; of classes with equal votes, the one of greater summed similarity.
 
     similarity, labels  [m, k]
     returns             [m]
     """
-    # A vote counts 1 and a little of its similarity, which decides between equal numbers only.
+    # The similarities of all votes sum to less than 1, so they decide between equal numbers only.
     weight = 1 + similarity / (4 * similarity.shape[1])
     return similarity.new_zeros(len(similarity), classes).scatter_add_(1, labels, weight).argmax(1)
 
 
 def knn_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, k: int = 20) -> float:
-    """Share of test samples whose k nearest training samples by cosine vote for the right class.
+    """Computes the share of test samples whose k nearest training samples vote for the right class.
 
     train [n, D], test [m, D]; labels int64
     """
@@ -48,7 +48,7 @@ def knn_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels:
 
 
 class KNN(BaseModel):
-    """Nearest neighbours by cosine."""
+    """kNN probe (`probe=knn`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,26 +57,25 @@ class KNN(BaseModel):
     k: int = Field(20, ge=1)
     shown: int = Field(8, ge=1)
 
-    def refusal(self, subject: Subject) -> str | None:
-        return subject.lacks_labels(*self.wants(subject))
+    def refusal(self, probed: ModelsUnderProbe) -> str | None:
+        return probed.lacks_labels(*self.wants(probed))
 
-    def wants(self, subject: Subject) -> list[Want]:
-        return [Want("train", subject.pool, self.train_images), Want("test", subject.pool)]
+    def wants(self, probed: ModelsUnderProbe) -> list[Want]:
+        return [Want("train", probed.pool, self.train_images), Want("test", probed.pool)]
 
-    def measure(self, subject: Subject, out: Path) -> Outcome:
-        results = {}
-        for name in subject.models:
-            train, test = (subject.features(name, want) for want in self.wants(subject))
-            results[name] = {"top1": knn_accuracy(train.values, train.labels, test.values, test.labels, self.k)}
-        train, test = (subject.features("trained", want) for want in self.wants(subject))
-        picture = self._paint(subject, train, test, out / "knn.png")
-        return accuracies(self.name, results, len(train.labels), len(test.labels), [picture])
+    def measure(self, probed: ModelsUnderProbe, out: Path) -> Outcome:
+        def vote_of_neighbours(train: list[Features], test: Features) -> dict[str, float]:
+            return {"top1": knn_accuracy(train[0].values, train[0].labels, test.values, test.labels, self.k)}
 
-    def _paint(self, subject: Subject, train: Features, test: Features, path: Path) -> Path:
-        """Some test images, evenly spread, each with its nearest training images by the trained encoder."""
-        some = test.take(subject.images.samples("test", self.shown))
-        _, nearest = neighbours(train.values, some.values, min(self.k, MOST_SHOWN))
-        images, unit = subject.images, subject.pixels.unit
+        train, test = (probed.features("trained", want) for want in self.wants(probed))
+        picture = self._draw(probed, train, test, out / "knn.png")
+        return measure_accuracy(self.name, probed, self.wants(probed), vote_of_neighbours, [picture])
+
+    def _draw(self, probed: ModelsUnderProbe, train: Features, test: Features, path: Path) -> Path:
+        """Draws some test images, evenly spread, each with its nearest training images by the trained encoder."""
+        some = test.take(probed.images.samples("test", self.shown))
+        _, nearest = neighbours(train.values, some.values, min(self.k, NEIGHBOURS_SHOWN))
+        images, unit = probed.images, probed.pixels.unit
         rows = torch.stack([unit(images.crops("train", train.samples[row])) for row in nearest])
         right = train.labels[nearest] == some.labels[:, None]
         draw_neighbours(unit(images.crops("test", some.samples)), rows, right).save(path)

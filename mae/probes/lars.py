@@ -1,4 +1,4 @@
-"""The linear probe of the paper: batch norm without affine, one linear layer, LARS (He et al. 2022, table 10)."""
+"""The paper's linear probe: batch norm without affine, one linear layer, LARS (He et al. 2022, table 10)."""
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,7 +27,7 @@ class LarsConfig(BaseModel):
 
 
 def linear_head(width: int, classes: int, generator: torch.Generator) -> nn.Sequential:
-    """Batch norm that scales nothing by itself, and a linear layer from N(0, .01) cut off at two, biases 0."""
+    """Builds batch norm without affine and a linear layer, weights from N(0, .01) truncated at ±2, biases 0."""
     head = nn.Linear(width, classes)
     nn.init.trunc_normal_(head.weight, std=0.01, generator=generator)
     nn.init.zeros_(head.bias)
@@ -35,10 +35,10 @@ def linear_head(width: int, classes: int, generator: torch.Generator) -> nn.Sequ
 
 
 def lars(head: nn.Module) -> Lars:
-    """LARS with momentum .9, a trust coefficient of .001 and no weight decay.
+    """Builds LARS with momentum .9, trust coefficient .001 and no weight decay.
 
-    As in the paper (You et al. 2017) matrices are adapted and what has one dimension is not; timm's takes the choice
-    by group, and adapts nothing without weight decay unless told so.
+    Rates adapt to matrices, not to vectors (You et al. 2017): timm takes that by group, and without weight decay adapts
+    only if told so.
     """
     matrices = [parameter for parameter in head.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in head.parameters() if parameter.ndim <= 1]
@@ -55,7 +55,7 @@ def lars_accuracy(
     seed: int,
     device: torch.device,
 ) -> float:
-    """Test accuracy after `epochs` passes in random order, learning rate `base_lr` · batch / 256.
+    """Returns the test accuracy after `epochs` passes in random order, learning rate `base_lr` · batch / 256.
 
     views  each [n, D]: the training images under other crops and flips
     test   [m, D]

@@ -1,4 +1,4 @@
-"""How much of the classes a linear classifier finds in a feature: quickly by L-BFGS, or in the manner of the paper."""
+"""Linear probe: accuracy of a linear classifier on features, fitted by L-BFGS or as in the paper (LARS)."""
 
 from pathlib import Path
 from typing import Literal
@@ -10,17 +10,18 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from mae.probes.features import Features
 from mae.probes.lars import LarsConfig, lars_accuracy
-from mae.probes.models_under_probe import Subject, Want
-from mae.probes.probe import Outcome, accuracies
+from mae.probes.models_under_probe import ModelsUnderProbe, Want
+from mae.probes.probe import Outcome, measure_accuracy
 
 
 def linear_accuracy(
     train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, strengths: list[float], seed: int = 0
 ) -> tuple[float, float]:
-    """Test accuracy of logistic regression (L-BFGS) on standardised features, and the strength C that it used.
+    """Returns the test accuracy of logistic regression (L-BFGS) on standardised features, and its strength C.
 
-    C is chosen from `strengths` on a held-out fifth of the training samples, then the classifier is fitted on all.
+    C is chosen from `strengths` on a held-out fifth of the training samples, then the classifier is fitted to all.
     """
     x, y = train.numpy(), train_labels.numpy()
     fit_x, held_x, fit_y, held_y = train_test_split(x, y, test_size=0.2, random_state=seed)
@@ -34,10 +35,10 @@ def _classifier(strength: float):
 
 
 class Linear(BaseModel):
-    """A linear classifier.
+    """Linear probe (`probe=linear`).
 
     fit        "lbfgs": logistic regression; "lars": the paper's, on augmented images
-    strengths  of which L-BFGS takes the best on held-out training images
+    strengths  values of C, of which L-BFGS takes the best on held-out training images
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,32 +49,24 @@ class Linear(BaseModel):
     strengths: list[float] = Field(min_length=1)
     lars: LarsConfig
 
-    def refusal(self, subject: Subject) -> str | None:
-        return subject.lacks_labels(Want("train", subject.pool, self.train_images), Want("test", subject.pool))
+    def refusal(self, probed: ModelsUnderProbe) -> str | None:
+        return probed.lacks_labels(Want("train", probed.pool, self.train_images), Want("test", probed.pool))
 
-    def wants(self, subject: Subject) -> list[Want]:
-        return [*self._train(subject), Want("test", subject.pool)]
-
-    def _train(self, subject: Subject) -> list[Want]:
+    def wants(self, probed: ModelsUnderProbe) -> list[Want]:
         views = range(self.lars.views) if self.fit == "lars" else [None]
-        return [Want("train", subject.pool, self.train_images, view) for view in views]
+        train = [Want("train", probed.pool, self.train_images, view) for view in views]
+        return [*train, Want("test", probed.pool)]
 
-    def measure(self, subject: Subject, out: Path) -> Outcome:
-        results, train_images, test_images = {}, 0, 0
-        for name in subject.models:
-            train = [subject.features(name, want) for want in self._train(subject)]
-            test = subject.features(name, Want("test", subject.pool))
-            train_images, test_images = len(train[0].labels), len(test.labels)
-            if self.fit == "lars":
-                views = [features.values for features in train]
-                accuracy = lars_accuracy(
-                    views, train[0].labels, test.values, test.labels, self.lars, subject.seed, subject.device
-                )
-                results[name] = {"top1": accuracy}
-            else:
-                accuracy, strength = linear_accuracy(
-                    train[0].values, train[0].labels, test.values, test.labels, self.strengths
-                )
-                results[name] = {"top1": accuracy, "C": strength}
-        title = "linear" if self.fit == "lbfgs" else "linear_lars"
-        return accuracies(title, results, train_images, test_images, [])
+    def measure(self, probed: ModelsUnderProbe, out: Path) -> Outcome:
+        def fit_lars(train: list[Features], test: Features) -> dict[str, float]:
+            views, labels = [features.values for features in train], train[0].labels
+            accuracy = lars_accuracy(views, labels, test.values, test.labels, self.lars, probed.seed, probed.device)
+            return {"top1": accuracy}
+
+        def fit_lbfgs(train: list[Features], test: Features) -> dict[str, float]:
+            features = train[0].values, train[0].labels, test.values, test.labels
+            accuracy, strength = linear_accuracy(*features, self.strengths)
+            return {"top1": accuracy, "C": strength}
+
+        title, fit = ("linear_lars", fit_lars) if self.fit == "lars" else ("linear", fit_lbfgs)
+        return measure_accuracy(title, probed, self.wants(probed), fit)

@@ -1,4 +1,4 @@
-"""What is probed: a trained model beside the same model untrained, on the images of its run."""
+"""The models under probe, trained and untrained twin, and their features on the images of the run."""
 
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, Protocol
@@ -14,46 +14,46 @@ from mae.models.mae import MaskedAutoencoder
 from mae.models.pixels import Pixels
 from mae.models.vit import Encoder, choose_attention
 from mae.probes.feature_cache import FeatureCache, thumbnails_key, weights_fingerprint
-from mae.probes.features import Features, Kind, describe, held_out_noise, losses, merged, thumbnails
+from mae.probes.features import Features, Kind, concatenate_by_sample, describe, held_out_noise, losses, thumbnails
 from mae.train.precision import choose_float32_products, resolve_precision
 
 Split = Literal["train", "test"]
 Model = Encoder | MaskedAutoencoder
-Which = tuple[str, Kind, float | None]  # model, kind of features, share of hidden patches for losses
+FeatureKey = tuple[str, Kind, float | None]  # model, kind of features, mask ratio for losses
 
 
 class Images(Protocol):
-    """The training and test images, on whichever rank this is."""
+    """Training and test images, as one rank sees them."""
 
     def has(self, split: Split) -> bool: ...
 
     def samples(self, split: Split, at_most: int | None) -> Tensor:
-        """The numbers of all samples, or of at most so many, ascending."""
+        """Returns the numbers of all samples, or of at most so many, ascending."""
         ...
 
     def labels(self, split: Split, samples: Tensor) -> Tensor:
-        """Their classes, -1 where unknown."""
+        """Returns their classes, -1 where unknown."""
         ...
 
     def crops(self, split: Split, samples: Tensor) -> Tensor:
-        """Centre crops of a few samples, uint8 or uint16 [B, C, H, W]."""
+        """Returns centre crops of a few samples, uint8 or uint16 [B, C, H, W]."""
         ...
 
     def batches(self, split: Split, samples: Tensor, view: int | None) -> Iterable[dict[str, Any]]:
-        """This rank's share in equally many batches on every rank: images, positions (the samples), labels."""
+        """Loads this rank's share, in equally many batches on every rank: images, positions (the samples), labels."""
         ...
 
     def identity(self, split: Split, view: int | None) -> dict[str, Any]:
-        """Plain values of everything that the pixels depend on."""
+        """Returns plain values of everything that the pixels depend on."""
         ...
 
 
 class Want(NamedTuple):
     """Features that a probe needs.
 
-    view   number of the augmented pass over the images; None for centre crops
-    ratio  share of hidden patches, for the kind "loss"
-    twin   of the untrained model too
+    view   number of the augmented pass over the images; None: centre crops
+    ratio  mask ratio, for the kind "loss"
+    twin   whether the untrained model's are needed too
     """
 
     split: Split
@@ -64,11 +64,11 @@ class Want(NamedTuple):
     twin: bool = True
 
 
-class Subject:
+class ModelsUnderProbe:
     """A trained model, its untrained twin, and their features.
 
-    models  "trained" and "untrained"
-    seed    of the untrained model and of what a probe draws
+    models  under the names "trained" and "untrained"
+    seed    of the untrained model and of all random numbers of a probe
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Subject:
                 choose_attention(model.decoder_blocks, device=device)
 
     def lacks_labels(self, *wants: Want) -> str | None:
-        """Why a probe that needs labelled training and test images cannot be had."""
+        """Returns why there are no labelled training and test images; None if there are."""
         if not self.images.has("test"):
             return "needs test images: set data.val_path"
         for want in wants:
@@ -107,15 +107,15 @@ class Subject:
         return None
 
     def autocast(self) -> torch.autocast:
-        """The precision in which the models compute."""
+        """Returns a context of the precision in which the models compute."""
         return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision != torch.float32)
 
     def features(self, name: str, want: Want) -> Features:
-        """What `collect` has found, on rank 0."""
+        """Returns features that `collect` has found, on rank 0."""
         return self.found[name, want]
 
     def collect(self, wants: list[Want]) -> None:
-        """Finds the features in the cache, or extracts them: one pass over the images for all that is wanted of them.
+        """Finds features in the cache, and extracts all that are missing in one pass over the images of each split.
 
         Every rank has to call it; rank 0 gets the features.
         """
@@ -151,21 +151,21 @@ class Subject:
         }
 
     def _extract(self, split: Split, view: int | None, missing: list[tuple[str, Want]]) -> None:
-        """One pass; what is gathered batch by batch goes to the cache and to those who want it."""
-        wanted: dict[Which, Tensor] = {}
+        """Extracts features in one pass over the images, gathers them batch by batch, and keeps them in the cache."""
+        wanted: dict[FeatureKey, Tensor] = {}
         for name, want in missing:
-            which: Which = name, want.kind, want.ratio
+            key: FeatureKey = name, want.kind, want.ratio
             samples = self.images.samples(split, want.at_most)
-            wanted[which] = torch.cat([wanted.get(which, samples), samples]).unique()
-        rows: dict[Which, list[Features]] = {which: [] for which in wanted}
+            wanted[key] = torch.cat([wanted.get(key, samples), samples]).unique()
+        rows: dict[FeatureKey, list[Features]] = {key: [] for key in wanted}
         batches = self.images.batches(split, torch.cat(list(wanted.values())).unique(), view)
         for batch in track(batches, f"features of {split} images", transient=True, disable=not is_rank_zero()):
             for part in gather_to_rank_zero(self._of_batch(batch, wanted)):
-                for which, features in part.items():
-                    rows[which].append(features)
+                for key, features in part.items():
+                    rows[key].append(features)
         if not is_rank_zero():
             return
-        whole = {which: merged(parts) for which, parts in rows.items()}
+        whole = {key: concatenate_by_sample(parts) for key, parts in rows.items()}
         for (name, kind, ratio), features in whole.items():
             self.cache.keep(self._key(name, Want(split, kind, None, view, ratio)), features)
         for name, want in missing:
@@ -173,8 +173,8 @@ class Subject:
             self.found[name, want] = whole[name, want.kind, want.ratio].take(samples)
 
     @torch.inference_mode()
-    def _of_batch(self, batch: dict[str, Any], wanted: dict[Which, Tensor]) -> dict[Which, Features]:
-        """The rows that are wanted of a batch; each image is encoded once for all kinds that come from the latent."""
+    def _of_batch(self, batch: dict[str, Any], wanted: dict[FeatureKey, Tensor]) -> dict[FeatureKey, Features]:
+        """Computes the features of a batch; each image is encoded once for all kinds that come from the latent."""
         if not len(batch["images"]):  # more ranks than samples
             return {}
         samples, labels = batch["positions"], batch["labels"]

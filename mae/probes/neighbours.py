@@ -1,37 +1,37 @@
-"""Features of training images beside their thumbnails: what `mae.demo` looks for the neighbours of a photograph in."""
+"""Keeps features and thumbnails of training images, among which `mae.demo` finds a photograph's neighbours."""
 
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mae.probes.models_under_probe import Subject, Want
+from mae.probes.models_under_probe import ModelsUnderProbe, Want
 from mae.probes.probe import Outcome, Row
 
 
 class Neighbours(BaseModel):
-    """No measurement: labels are not needed, and the untrained encoder is left out."""
+    """Measures nothing (`probe=neighbours`): no labels are needed, and the untrained encoder is left out."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["neighbours"]
     train_images: int | None = Field(10_000, ge=1)
 
-    def refusal(self, subject: Subject) -> str | None:
-        config, limit = subject.models["trained"].config, subject.cache.limit
+    def refusal(self, probed: ModelsUnderProbe) -> str | None:
+        config, limit = probed.models["trained"].config, probed.cache.limit
         if config.in_channels not in (1, 3):
             return f"shows images, and those of {config.in_channels} channels cannot be"
-        needed = 4 * config.width * len(subject.images.samples("train", self.train_images))
+        needed = 4 * config.width * len(probed.images.samples("train", self.train_images))
         if needed > limit:
             return f"keeps features of {needed / 1e9:.3g} GB, and cache_gb={limit / 1e9:g} keeps less: raise cache_gb"
         return None
 
-    def wants(self, subject: Subject) -> list[Want]:
+    def wants(self, probed: ModelsUnderProbe) -> list[Want]:
         return [
-            Want("train", subject.pool, self.train_images, twin=False),
+            Want("train", probed.pool, self.train_images, twin=False),
             Want("train", "thumbnails", self.train_images, twin=False),
         ]
 
-    def measure(self, subject: Subject, out: Path) -> Outcome:
-        count = len(subject.features("trained", self.wants(subject)[0]).samples)
+    def measure(self, probed: ModelsUnderProbe, out: Path) -> Outcome:
+        count = len(probed.features("trained", self.wants(probed)[0]).samples)
         return Outcome(self.name, {"train_images": count}, [Row("images kept for mae.demo", f"{count:,}", "")], [])

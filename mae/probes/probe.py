@@ -1,9 +1,11 @@
-"""What every probe says of itself, and what comes out of it."""
+"""The interface of a probe, and its outcome."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from mae.probes.models_under_probe import Subject, Want
+from mae.probes.features import Features
+from mae.probes.models_under_probe import ModelsUnderProbe, Want
 
 
 class Row(NamedTuple):
@@ -12,14 +14,14 @@ class Row(NamedTuple):
     measured: str
     trained: str
     untrained: str
-    trivial: str = ""  # what a predictor without parameters reaches
+    trivial: str = ""  # the same of trivial predictors
 
 
 class Outcome(NamedTuple):
-    """What a probe has found.
+    """Result of a probe.
 
-    name      of the probe, and of its file
-    numbers   for the file: "trained", "untrained" and whatever else
+    name     of the probe, and of its file
+    numbers  contents of NAME.json: "trained", "untrained" and whatever else
     """
 
     name: str
@@ -29,30 +31,43 @@ class Outcome(NamedTuple):
 
 
 class Probe(Protocol):
-    """The settings of a probe, which knows what it needs and measures it. One file each in mae/probes/."""
+    """Settings of a probe, with what it needs and how it measures. Each has a file in mae/probes/."""
 
     @property
     def name(self) -> str: ...
 
     def model_dump(self, *, mode: str) -> dict[str, Any]: ...
 
-    def refusal(self, subject: Subject) -> str | None:
-        """Why it cannot be done on this subject; None where it can."""
+    def refusal(self, probed: ModelsUnderProbe) -> str | None:
+        """Returns why it cannot measure these models; None if it can."""
         ...
 
-    def wants(self, subject: Subject) -> list[Want]:
-        """The features that it needs, which `subject.collect` finds on all ranks together."""
+    def wants(self, probed: ModelsUnderProbe) -> list[Want]:
+        """Returns the features that it needs, which `probed.collect` finds on all ranks together."""
         ...
 
-    def measure(self, subject: Subject, out: Path) -> Outcome:
-        """Numbers and pictures, these written below `out`; rank 0 only."""
+    def measure(self, probed: ModelsUnderProbe, out: Path) -> Outcome:
+        """Measures, and writes pictures below `out`; rank 0 only."""
         ...
 
 
-def accuracies(
-    name: str, results: dict[str, dict[str, float]], train_images: int, test_images: int, pictures: list[Path]
+def measure_accuracy(
+    name: str,
+    probed: ModelsUnderProbe,
+    wants: list[Want],
+    fit: Callable[[list[Features], Features], dict[str, float]],
+    pictures: Sequence[Path] = (),
 ) -> Outcome:
-    """The outcome of a probe that tells classes: {"trained": {"top1": ...}, "untrained": ...}."""
+    """Fits a classifier to the features of each model and tests it.
+
+    wants  features of the training images, once or in several views, and last those of the test images
+    fit    (views of the training images, test images) -> {"top1": accuracy, and what was chosen}
+    """
+    results = {}
+    for model in probed.models:
+        *train, test = (probed.features(model, want) for want in wants)
+        results[model] = fit(train, test)
     trained, untrained = (f"{results[model]['top1']:.2%}" for model in ("trained", "untrained"))
+    train_images, test_images = (len(probed.features("trained", want).labels) for want in (wants[0], wants[-1]))
     numbers = {**results, "train_images": train_images, "test_images": test_images}
-    return Outcome(name, numbers, [Row(f"{name}, top-1", trained, untrained)], pictures)
+    return Outcome(name, numbers, [Row(f"{name}, top-1", trained, untrained)], list(pictures))

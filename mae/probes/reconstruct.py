@@ -1,4 +1,4 @@
-"""How well a masked autoencoder paints what it has not seen, at several shares of hidden patches."""
+"""Reconstruction loss of a masked autoencoder at several mask ratios, beside trivial predictors."""
 
 from pathlib import Path
 from typing import Literal
@@ -10,18 +10,18 @@ from mae.models.mae import MaskedAutoencoder
 from mae.models.masking import draw_masking
 from mae.pictures import reconstruction_grid
 from mae.probes.features import at_ratio, held_out_noise
-from mae.probes.models_under_probe import Subject, Want
+from mae.probes.models_under_probe import ModelsUnderProbe, Want
 from mae.probes.probe import Outcome, Row
 from mae.probes.score_figures import draw_losses_over_ratio
 from mae.probes.trivial_losses import trivial_losses
 
 
 class Reconstruct(BaseModel):
-    """The loss over the share of hidden patches, under masks that follow from the sample alone.
+    """Loss on test images over the mask ratio (`probe=reconstruct`). Masks follow from the number of the sample.
 
-    ratios        the model's own is added
-    floor_images  for the losses of trivial predictors
-    shown         images in each picture
+    ratios        mask ratios; the model's own is added
+    floor_images  number of images for the losses of trivial predictors
+    shown         number of images in each picture
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,60 +32,60 @@ class Reconstruct(BaseModel):
     floor_images: int = Field(256, ge=1)
     shown: int = Field(8, ge=1)
 
-    def refusal(self, subject: Subject) -> str | None:
-        if not isinstance(subject.models["trained"], MaskedAutoencoder):
+    def refusal(self, probed: ModelsUnderProbe) -> str | None:
+        if not isinstance(probed.models["trained"], MaskedAutoencoder):
             return "needs a decoder, and the checkpoint holds an encoder only"
-        return None if subject.images.has("test") else "needs test images: set data.val_path"
+        return None if probed.images.has("test") else "needs test images: set data.val_path"
 
-    def _ratios(self, subject: Subject) -> list[float]:
-        """Raises ConfigError for one at which nothing or everything would be hidden."""
-        config = subject.models["trained"].config
+    def _ratios(self, probed: ModelsUnderProbe) -> list[float]:
+        """Returns all mask ratios, ascending. Raises ConfigError if one hides nothing or everything."""
+        config = probed.models["trained"].config
         try:
             return sorted({at_ratio(config, ratio).mask_ratio for ratio in [*self.ratios, config.mask_ratio]})
         except ValidationError as error:
             raise ConfigError(f"probe.ratios={self.ratios}: {first_sentence(error)}") from error
 
-    def wants(self, subject: Subject) -> list[Want]:
-        return [Want("test", "loss", self.test_images, ratio=ratio) for ratio in self._ratios(subject)]
+    def wants(self, probed: ModelsUnderProbe) -> list[Want]:
+        return [Want("test", "loss", self.test_images, ratio=ratio) for ratio in self._ratios(probed)]
 
-    def measure(self, subject: Subject, out: Path) -> Outcome:
-        wants = self.wants(subject)
+    def measure(self, probed: ModelsUnderProbe, out: Path) -> Outcome:
+        wants = self.wants(probed)
         losses = {
-            name: {f"{want.ratio:g}": float(subject.features(name, want).values.double().mean()) for want in wants}
-            for name in subject.models
+            name: {f"{want.ratio:g}": float(probed.features(name, want).values.double().mean()) for want in wants}
+            for name in probed.models
         }
-        floors = {f"{want.ratio:g}": self._floors(subject, want.ratio or 0) for want in wants}
+        baselines = {f"{want.ratio:g}": self._baselines(probed, want.ratio or 0) for want in wants}
         rows = [
             Row(
                 f"loss, {float(ratio):.0%} hidden",
                 f"{losses['trained'][ratio]:.4f}",
                 f"{losses['untrained'][ratio]:.4f}",
-                ", ".join(f"{name} {value:.3f}" for name, value in floor.items()),
+                ", ".join(f"{name} {value:.3f}" for name, value in by_name.items()),
             )
-            for ratio, floor in floors.items()
+            for ratio, by_name in baselines.items()
         ]
-        pictures = [self._paint(subject, want.ratio or 0, out / "reconstruct") for want in wants]
-        pictures.append(draw_losses_over_ratio(losses, floors, out / "reconstruct.png"))
-        test_images = len(subject.features("trained", wants[0]).samples)
+        pictures = [self._draw(probed, want.ratio or 0, out / "reconstruct") for want in wants]
+        pictures.append(draw_losses_over_ratio(losses, baselines, out / "reconstruct.png"))
+        test_images = len(probed.features("trained", wants[0]).samples)
         numbers = {name: {"loss": by_ratio} for name, by_ratio in losses.items()}
-        return Outcome(self.name, {**numbers, "floors": floors, "test_images": test_images}, rows, pictures)
+        return Outcome(self.name, {**numbers, "floors": baselines, "test_images": test_images}, rows, pictures)
 
-    def _floors(self, subject: Subject, ratio: float) -> dict[str, float]:
-        """Of as many images as are quickly interpolated, under the masks that the model sees."""
-        config = at_ratio(subject.models["trained"].config, ratio)
-        samples = subject.images.samples("test", self.floor_images)
-        images = subject.pixels.normalise(subject.images.crops("test", samples).to(subject.device))
-        noise = held_out_noise(samples.to(subject.device), config)
+    def _baselines(self, probed: ModelsUnderProbe, ratio: float) -> dict[str, float]:
+        """Computes the losses of trivial predictors under the masks that the model sees."""
+        config = at_ratio(probed.models["trained"].config, ratio)
+        samples = probed.images.samples("test", self.floor_images)
+        images = probed.pixels.normalise(probed.images.crops("test", samples).to(probed.device))
+        noise = held_out_noise(samples.to(probed.device), config)
         return trivial_losses(images, noise, config)
 
-    def _paint(self, subject: Subject, ratio: float, folder: Path) -> Path:
-        model, pixels = subject.models["trained"], subject.pixels
+    def _draw(self, probed: ModelsUnderProbe, ratio: float, folder: Path) -> Path:
+        model, pixels = probed.models["trained"], probed.pixels
         assert isinstance(model, MaskedAutoencoder)
         config = at_ratio(model.config, ratio)
-        samples = subject.images.samples("test", self.shown)
-        images = subject.images.crops("test", samples).to(subject.device)
-        mask = draw_masking(held_out_noise(samples.to(subject.device), config), config).mask
-        with subject.autocast():
+        samples = probed.images.samples("test", self.shown)
+        images = probed.images.crops("test", samples).to(probed.device)
+        mask = draw_masking(held_out_noise(samples.to(probed.device), config), config).mask
+        with probed.autocast():
             painted = model.reconstruct(pixels.normalise(images), mask=mask)
         unit = painted._replace(images=pixels.denormalise(painted.images))
         folder.mkdir(parents=True, exist_ok=True)

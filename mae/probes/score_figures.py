@@ -1,4 +1,4 @@
-"""Figures of what probes have measured."""
+"""Figures of the numbers of probes."""
 
 from pathlib import Path
 
@@ -12,25 +12,25 @@ COLOURS = {"trained": "tab:blue", "untrained": "tab:grey"}
 
 
 def draw_losses_over_ratio(
-    losses: dict[str, dict[str, float]], floors: dict[str, dict[str, float]], path: Path
+    losses: dict[str, dict[str, float]], baselines: dict[str, dict[str, float]], path: Path
 ) -> Path:
-    """The loss of each model over the share of hidden patches, with those of trivial predictors.
+    """Plots the loss of each model over the mask ratio, with those of trivial predictors.
 
-    losses  model -> ratio -> loss;  floors  ratio -> predictor -> loss
+    losses  model -> ratio -> loss;  baselines  ratio -> predictor -> loss
     """
     figure = Figure(figsize=(6.5, 4.5), dpi=120, layout="constrained")
-    plot_losses(figure.add_subplot(), losses, floors)
+    plot_losses(figure.add_subplot(), losses, baselines)
     figure.savefig(path)
     return path
 
 
-def plot_losses(axes: Axes, losses: dict[str, dict[str, float]], floors: dict[str, dict[str, float]]) -> None:
-    ratios = [float(ratio) for ratio in floors]
+def plot_losses(axes: Axes, losses: dict[str, dict[str, float]], baselines: dict[str, dict[str, float]]) -> None:
+    ratios = [float(ratio) for ratio in baselines]
     for name, by_ratio in losses.items():
         colour = COLOURS[name]
         axes.plot(ratios, list(by_ratio.values()), color=colour, marker="o", markersize=4, label=name)
-    for number, name in enumerate(next(iter(floors.values()))):
-        values = [by_name[name] for by_name in floors.values()]
+    for number, name in enumerate(next(iter(baselines.values()))):
+        values = [by_name[name] for by_name in baselines.values()]
         axes.plot(ratios, values, color="grey", linestyle=("--", ":", "-.")[number % 3], linewidth=1, label=name)
     axes.set(xlabel="share of hidden patches", ylabel="loss on hidden patches", ylim=(0, None))
     axes.grid(alpha=0.3)
@@ -40,11 +40,11 @@ def plot_losses(axes: Axes, losses: dict[str, dict[str, float]], floors: dict[st
 def draw_suite(
     accuracies: dict[str, dict[str, float]],
     losses: dict[str, dict[str, float]],
-    floors: dict[str, dict[str, float]],
+    baselines: dict[str, dict[str, float]],
     title: str,
     path: Path,
 ) -> Path:
-    """Accuracies of trained and untrained encoder side by side, and the loss over the share of hidden patches.
+    """Plots accuracies of trained and untrained encoder side by side, and the loss over the mask ratio.
 
     accuracies  probe -> model -> share; either may be empty
     """
@@ -61,6 +61,6 @@ def draw_suite(
         axes.set_xticklabels(accuracies)
         axes.legend(fontsize="small", loc="upper left", ncols=2)
     if losses:
-        plot_losses(figure.add_subplot(1, panels, panels), losses, floors)
+        plot_losses(figure.add_subplot(1, panels, panels), losses, baselines)
     figure.savefig(path)
     return path

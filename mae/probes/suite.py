@@ -1,4 +1,4 @@
-"""All probes that fit a checkpoint and its data, with one table, one file and one figure."""
+"""The suite: all probes that fit a checkpoint and its data."""
 
 from typing import Literal
 
@@ -8,13 +8,13 @@ from mae.errors import ConfigError
 from mae.probes.attentive import Attentive
 from mae.probes.knn import KNN
 from mae.probes.linear import Linear
-from mae.probes.models_under_probe import Subject
+from mae.probes.models_under_probe import ModelsUnderProbe
 from mae.probes.probe import Probe
 from mae.probes.reconstruct import Reconstruct
 
 
 class Suite(BaseModel):
-    """The probes of a suite with the settings of each."""
+    """Settings of each probe of the suite (`probe=suite`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,17 +25,17 @@ class Suite(BaseModel):
     reconstruct: Reconstruct
 
 
-def fitting(probe: Probe | Suite, subject: Subject) -> tuple[list[Probe], dict[str, str]]:
-    """The probes to be done, and those of a suite that cannot be, with the reason.
+def select_probes(probe: Probe | Suite, probed: ModelsUnderProbe) -> tuple[list[Probe], dict[str, str]]:
+    """Returns the probes that fit the models and images, and why the others of a suite do not.
 
-    Raises ConfigError when nothing is left.
+    Raises ConfigError if none fits.
     """
     if not isinstance(probe, Suite):
-        if reason := probe.refusal(subject):
+        if reason := probe.refusal(probed):
             raise ConfigError(f"probe={probe.name} {reason}")
         return [probe], {}
     members: list[Probe] = [probe.knn, probe.linear, probe.attentive, probe.reconstruct]
-    refusals = {member.name: member.refusal(subject) for member in members}
+    refusals = {member.name: member.refusal(probed) for member in members}
     left_out = {name: reason for name, reason in refusals.items() if reason is not None}
     if len(left_out) == len(members):
         reasons = "; ".join(f"{name} {reason}" for name, reason in left_out.items())

@@ -1,4 +1,4 @@
-"""Losses of trivial predictors, to set a loss beside: a model that learns anything is below them."""
+"""Losses of trivial predictors: baselines that any model which has learned something is below."""
 
 import torch
 from einops import rearrange
@@ -9,25 +9,24 @@ from mae.models.loss import normalise_patches, reconstruction_loss
 from mae.models.masking import draw_masking
 from mae.models.patches import patchify
 
-# Weights between hidden and visible pixels that are worked out at most: bounds the time for large images.
-MOST_WEIGHTS = 1_000_000_000
+MAX_WEIGHTS = 1_000_000_000  # between hidden and visible pixels: bounds the time for large images
 
 
 @torch.no_grad()
 def trivial_losses(images: Tensor, noise: Tensor, config: MAEConfig) -> dict[str, float]:
-    """The loss of predictors without parameters under the masks of `noise`, in the scale of the model's own loss.
+    """Computes the losses of predictors without parameters under the masks of `noise`, in units of the model's loss.
 
     images   [B, C, H, W]  normalised
     noise    [B, N]
     returns  with norm_pix: "predict 0", "scaled interpolation"; without: "data set mean", "mean of the visible",
-             "interpolation". Every visible pixel counts with the inverse fourth power of its distance; under norm_pix
-             the result is scaled by the one factor that fits best
+             "interpolation". Interpolation weights every visible pixel by the inverse fourth power of its distance;
+             under norm_pix its result is scaled by the one factor that fits best
     """
     mask = draw_masking(noise, config).mask.bool()
     patches = patchify(images, config.patch_size)
     hidden_pixels = config.patches * config.patch_size**2 - config.visible * config.patch_size**2
     weights = hidden_pixels * config.visible * config.patch_size**2
-    some = max(1, min(len(images), MOST_WEIGHTS // weights))
+    some = max(1, min(len(images), MAX_WEIGHTS // weights))
     interpolated = torch.cat([_interpolate(p, m, config) for p, m in zip(patches[:some], mask[:some], strict=True)])
     target, some_target = patches[mask], patches[:some][mask[:some]]
     if config.norm_pix:
@@ -48,7 +47,7 @@ def trivial_losses(images: Tensor, noise: Tensor, config: MAEConfig) -> dict[str
 
 
 def _interpolate(patches: Tensor, mask: Tensor, config: MAEConfig) -> Tensor:
-    """Hidden patches of one image from its visible pixels: [N, P], [N] -> [N-K, P]."""
+    """Interpolates the hidden patches of one image from its visible pixels: [N, P], [N] -> [N-K, P]."""
     height, width = config.image_size
     places = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).float()
     places = patchify(places[None].to(patches.device), config.patch_size)[0]  # [N, p*p*2]
