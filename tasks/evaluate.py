@@ -31,9 +31,10 @@ from mae.probes.suite import Suite, select_probes
 from mae.run.folder import run_of, write_json
 from mae.run.tracker_identity import reopened_wandb, tracked_run
 from tasks.errors import readable_errors
+from tasks.relevance_eval import RelevanceProbe, evaluate_relevance
 from tasks.segment_eval import SegmentProbe, evaluate_segmentation
 
-AnyProbe = KNN | Linear | Attentive | Reconstruct | Classify | Neighbours | Suite | SegmentProbe
+AnyProbe = KNN | Linear | Attentive | Reconstruct | Classify | Neighbours | Suite | SegmentProbe | RelevanceProbe
 
 
 class EvalConfig(BaseModel):
@@ -72,9 +73,12 @@ def evaluate(config: EvalConfig, topology: Topology) -> None:
     if config.wandb and config.out is not None:
         raise ConfigError("wandb=true takes the numbers from eval/ of the run: leave out= away")
     run = tracked_run(config.checkpoint) if config.wandb else None
-    if isinstance(config.probe, SegmentProbe):
+    if isinstance(config.probe, SegmentProbe | RelevanceProbe):
         if topology.rank == 0:
-            evaluate_segmentation(config.probe, config.checkpoint, config.data, config.seed, config.results)
+            if isinstance(config.probe, SegmentProbe):
+                evaluate_segmentation(config.probe, config.checkpoint, config.data, config.seed, config.results)
+            else:
+                evaluate_relevance(config.probe, config.checkpoint, config.data, config.results)
             track(run)
         return
     probed = open_models(config, topology)

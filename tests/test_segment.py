@@ -3,11 +3,14 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import hydra
 import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 
 import mae
 from mae.distributed.launch import Topology
@@ -17,15 +20,20 @@ from mae.formats.load_segmenter import load_segmenter
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.run.checkpoint_files import newest_valid, read_own
+from mae.run.checkpoint_writer import AtomicCheckpointIO
 from mae.sam.config import SegmentConfig, build_segmenter, set_trainable
 from mae.sam.embedding_cache import TokenCache
 from mae.sam.encoder import SamEncoder
+from mae.sam.pictures import LABEL_COLOURS
 from mae.sam.segmentation import sam_layer
 from mae.sam.segmenter import Segmenter
 from mae.train.optim import OptimConfig, layer_decayed_adamw
 from mae.train.schedule import learning_rate
+from tasks.evaluate import launch
+from tasks.relevance_eval import RelevanceProbe, evaluate_relevance
 from tasks.segment_eval import SegmentProbe, before, evaluate_segmentation
 from tasks.train import train
+from tests.conftest import ROOT
 from tests.exports import own_checkpoint
 from tests.masked_photos import shards_of_shapes
 from tests.processes import equal, kill, losses, run, start, state, wait_for_checkpoint
@@ -235,3 +243,98 @@ def test_scores_stand_beside_what_the_run_started_from(uninterrupted: Path, tmp_
     start = before(load_segmenter(uninterrupted), settings, seed=7).state_dict()  # pyright: ignore[reportArgumentType]
     fresh = segmenter()[0].state_dict()  # of the run's seed, and not of the probe's
     assert all(torch.equal(value, fresh[key]) for key, value in start.items())
+
+
+# Relevance.
+
+
+def examine(checkpoint: Path, out: Path, *overrides: str) -> dict[str, Any]:
+    """What `eval.py probe=relevance` writes about two photographs."""
+    words = [f"checkpoint={checkpoint}", "probe=relevance", "probe.images=2", "data.workers=0", f"out={out}"]
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        launch(hydra.compose("eval", overrides=[*words, *overrides]))
+    return json.loads((out / "relevance.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def gated(tmp_path_factory: pytest.TempPathFactory, shapes_folder: Path) -> Path:
+    """A run with relevance, as if its gate had been trained for long."""
+    folder = trained(
+        tmp_path_factory.mktemp("gated"), shapes_folder, "name=gated", "task.relevance=true", "max_steps=1"
+    )
+    file = newest_valid(folder)
+    contents = read_own(file)
+    torch.manual_seed(0)
+    for name, value in contents["state_dict"].items():
+        if name.startswith("model.relevance."):
+            value.add_(torch.randn_like(value) * 0.1)
+    AtomicCheckpointIO().save_checkpoint(contents, file)
+    return folder
+
+
+def test_relevance_probe_without_trained_gate_changes_nothing_and_says_so(
+    uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = examine(uninterrupted, tmp_path)
+    said = capsys.readouterr().out
+    assert f"{uninterrupted} has no trained gate (train with task.relevance=true)" in said
+    assert str(tmp_path / "relevance.json") in said
+    assert found["identity"] and len(found["photographs"]) == 2
+    for photograph in found["photographs"]:
+        assert photograph["prompts"].keys() == {"click", "box"}
+        for prompt in photograph["prompts"].values():
+            assert prompt["gate"] == {"min": 0.5, "mean": 0.5, "max": 0.5}
+            assert prompt["change"] == {"min": 0, "mean": 0, "max": 0}
+    # A picture of 300 x 225 pixels for each map, four in a row for each prompt.
+    with Image.open(tmp_path / "relevance.png") as picture:
+        assert picture.size == (4 * 304, 22 + 4 * (225 + 22))
+    names = [f"block-{block:02d}-{kind}.png" for block in (0, 1) for kind in ("mean", "rollout")]
+    for photograph in found["photographs"]:
+        files = sorted(Path(photograph["folder"]).iterdir())
+        assert [file.name for file in files] == names
+        for file in files:
+            with Image.open(file) as picture:
+                assert picture.size == (300, 225)
+                assert np.ptp(np.asarray(picture, np.int16), axis=2).max() > 30  # colours over grey
+
+
+def test_relevance_probe_shows_what_the_prompts_change(gated: Path, tmp_path: Path, capsys) -> None:
+    found = examine(gated, tmp_path)
+    assert not found["identity"] and "no trained gate" not in capsys.readouterr().out
+    for photograph in found["photographs"]:
+        for prompt in photograph["prompts"].values():
+            assert 0 <= prompt["gate"]["min"] < prompt["gate"]["mean"] < prompt["gate"]["max"] <= 1
+            assert 0 < prompt["change"]["mean"] < prompt["change"]["max"]
+        click, box = photograph["prompts"]["click"], photograph["prompts"]["box"]
+        ((x, y, label),) = click["points"]
+        assert label == 1 and box["box"][0] <= x <= box["box"][2] and box["box"][1] <= y <= box["box"][3]
+        assert click["gate"] != box["gate"]
+
+
+def test_relevance_probe_takes_the_points_of_the_user(gated: Path, tmp_path: Path) -> None:
+    found = examine(gated, tmp_path / "one", "probe.points=[[0.25,0.5],[0.75,0.5,0]]")
+    other = examine(gated, tmp_path / "other", "probe.points=[[0.75,0.5]]")
+    for photograph, changed in zip(found["photographs"], other["photographs"], strict=True):
+        assert photograph["prompts"].keys() == {"points"}
+        points = photograph["prompts"]["points"]["points"]  # of photographs of 120 x 90 pixels
+        assert points == [pytest.approx([29.5, 44.5, 1], abs=1e-4), pytest.approx([89.5, 44.5, 0], abs=1e-4)]
+        assert photograph["prompts"]["points"]["gate"] != changed["prompts"]["points"]["gate"]
+    with Image.open(tmp_path / "one" / "relevance.png") as picture:
+        assert picture.getpixel((75, 22 + 112)) == LABEL_COLOURS[1]
+        assert picture.getpixel((225, 22 + 112)) == LABEL_COLOURS[0]
+
+
+@pytest.mark.parametrize("point", ["[0.5]", "[0.5,1.5]", "[0.5,0.5,0.5]"])
+def test_relevance_probe_refuses_points_outside_before_it_loads_anything(point: str, tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        examine(tmp_path / "nowhere", tmp_path, f"probe.points=[{point}]")
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1
+    assert "is no point of a photograph: give [x, y] or [x, y, label]" in said
+
+
+def test_relevance_probe_without_validation_photographs_raises_config_error(gated: Path, tmp_path: Path) -> None:
+    shards_of_shapes(tmp_path / "train", val=0)
+    (tmp_path / "train" / "shapes-val-000000.tar").unlink()
+    with pytest.raises(ConfigError, match=r"probe=relevance needs validation photographs: set data\.val_path"):
+        evaluate_relevance(RelevanceProbe(name="relevance"), gated, {"path": str(tmp_path / "train")}, tmp_path)
