@@ -63,11 +63,13 @@ def evaluate_relevance(probe: RelevanceProbe, checkpoint: Path, given: dict[str,
     Raises ConfigError if there are no validation photographs.
     """
     sam = SamOnPhotographs(probe.name, checkpoint, given)
-    encoder = relevance_aware(sam.model)
+    encoder = RelevanceAwareEncoder(sam.model.encoder).to(sam.device).eval()
+    if sam.model.relevance is not None:
+        encoder.load_state_dict(encoder.state_dict() | sam.model.relevance.state_dict())
     rows, photographs = [], []
     for example in sam.examples(probe.images):
         folder = results / "relevance" / f"{example.sample:06d}"
-        drawn, prompts = examine(example, answers(sam.model, example, probe.points), sam.model, encoder, folder)
+        drawn, prompts = examine(sam.model, encoder, example, probe.points, folder)
         rows += drawn
         photographs.append({"sample": example.sample, "key": example.key, "folder": str(folder), "prompts": prompts})
     draw_table(TITLES, rows).save(results / "relevance.png")
@@ -82,18 +84,47 @@ def evaluate_relevance(probe: RelevanceProbe, checkpoint: Path, given: dict[str,
     print(f"{results / 'relevance.json'}, {results / 'relevance.png'}, {results / 'relevance'}/")
 
 
-def relevance_aware(model: Segmenter) -> RelevanceAwareEncoder:
-    """Wraps the encoder of a SAM, with its gate if it has one, else with one that is the identity."""
-    encoder = RelevanceAwareEncoder(model.encoder)
-    if model.relevance is not None:
-        encoder.load_state_dict(encoder.state_dict() | model.relevance.state_dict())
-    return encoder.to(model.encoder.pos_embed.device).eval()
+def examine(
+    model: Segmenter, encoder: RelevanceAwareEncoder, example: Example, points: list[list[float]] | None, folder: Path
+) -> tuple[list[list[tuple[Image.Image, str]]], dict[str, Any]]:
+    """Writes the maps of the blocks to `folder`; returns a row of pictures and the numbers of each prompt."""
+    photograph = example.photograph
+    height, width = photograph.original
+    size = round(height * COLUMN_WIDTH / width), COLUMN_WIDTH
+    image = to_tensor(Image.fromarray(example.pixels).resize((size[1], size[0])))
+
+    def shown(maps: Tensor) -> Tensor:
+        """Resizes maps [1, K, h, w] of the frame to the picture of the photograph, [K, height, width]."""
+        return maps_to_photograph(maps, photograph.side, photograph.inside, size)[0]
+
+    maps = encoder.block_maps(photograph.images)
+    blocks = {"mean": shown(maps.mean), "rollout": shown(maps.rollout)}
+    save_overlays(folder, image, blocks)
+    embedding = model(photograph.images)
+    h, w = (-(-length // encoder.encoder.config.patch_size) for length in photograph.inside)
+    rows, numbers = [], {}
+    for name, found in answer_prompts(model, embedding, example, points).items():
+        features, gate, _ = encoder.participate(encoder.propose(embedding), model.embed(found.prompts)[0])
+        change = (features - embedding).norm(dim=1) / embedding.norm(dim=1)
+        of_gate, of_change = (statistics(values[:, :h, :w]) for values in (gate, change))
+        places, box = prompt_in_photograph(found.prompts, photograph)
+        numbers[name] = {"points": places, "box": box, "gate": of_gate, "change": of_change}
+        most = of_change["max"]
+        pictures = [
+            (draw_found(example, found), f"{example.key}, {name}"),
+            (overlay(image, shown(gate[None])[0], (0, 1)), f"{of_gate['min']:.2f} to {of_gate['max']:.2f}"),
+            (overlay(image, shown(change[None])[0], (0, most)), f"{of_change['min']:.1%} to {most:.1%}"),
+            (overlay(image, blocks["rollout"][-1]), f"block {len(blocks['rollout']) - 1}"),
+        ]
+        rows.append(pictures)
+    return rows, numbers
 
 
-def answers(model: Segmenter, example: Example, points: list[list[float]] | None) -> dict[str, Found]:
+def answer_prompts(
+    model: Segmenter, embedding: Tensor, example: Example, points: list[list[float]] | None
+) -> dict[str, Found]:
     """Segments the largest object by a click and by its box, or whatever lies at the given points."""
     photograph, truth = example.photograph, example.truth
-    embedding = model(photograph.images)
     if points is None:
         (clicked,) = by_clicks(model, embedding, photograph, truth, 1)
         return {"click": clicked, "box": by_box(model, embedding, photograph, truth)}
@@ -103,42 +134,6 @@ def answers(model: Segmenter, example: Example, points: list[list[float]] | None
     there = points_to_frame(places, photograph.original, photograph.inside)[None]
     prompts = Prompts(there, labels, there.new_zeros(1, 4), torch.zeros_like(labels[:, 0], dtype=torch.bool))
     return {"points": by_prompts(model, embedding, photograph, prompts)}
-
-
-def examine(
-    example: Example, found: dict[str, Found], model: Segmenter, encoder: RelevanceAwareEncoder, folder: Path
-) -> tuple[list[list[tuple[Image.Image, str]]], dict[str, Any]]:
-    """Writes the maps of the blocks to `folder`; returns a row of pictures and the numbers of each prompt."""
-    photograph = example.photograph
-    height, width = photograph.original
-    size = round(height * COLUMN_WIDTH / width), COLUMN_WIDTH
-    image = to_tensor(Image.fromarray(example.pixels).resize((size[1], size[0])))
-
-    def shown(maps: Tensor) -> Tensor:
-        """Resizes maps [K, h, w] of the frame to the picture of the photograph."""
-        return maps_to_photograph(maps[None], photograph.side, photograph.inside, size)[0]
-
-    embedding = encoder.encoder(photograph.images)
-    proposition, maps = encoder(photograph.images, procedural=True)
-    blocks = {"mean": shown(maps.procedural.mean[0]), "rollout": shown(maps.procedural.rollout[0])}
-    save_overlays(folder, image, blocks)
-    h, w = (-(-length // encoder.encoder.config.patch_size) for length in photograph.inside)
-    rows, numbers = [], {}
-    for name, answer in found.items():
-        features, gate, _ = encoder.participate(proposition, model.embed(answer.prompts)[0])
-        change = (features - embedding).norm(dim=1) / embedding.norm(dim=1)
-        points, box = prompt_in_photograph(answer.prompts, photograph)
-        of_gate, of_change = (statistics(values[:, :h, :w]) for values in (gate, change))
-        numbers[name] = {"points": points, "box": box, "gate": of_gate, "change": of_change}
-        rows.append(
-            [
-                (draw_found(example, answer), f"{example.key}, {name}"),
-                (overlay(image, shown(gate)[0], (0, 1)), "{min:.2f} to {max:.2f}".format(**of_gate)),
-                (overlay(image, shown(change)[0], (0, of_change["max"])), "{min:.1%} to {max:.1%}".format(**of_change)),
-                (overlay(image, blocks["rollout"][-1]), f"block {len(blocks['rollout']) - 1}"),
-            ]
-        )
-    return rows, numbers
 
 
 def statistics(values: Tensor) -> dict[str, float]:

@@ -10,7 +10,7 @@ from data.datamodule import DataConfig, ShardDataModule
 from data.evaluation import EvaluationImages, Split
 from mae.distributed.launch import Topology
 from mae.models.pixels import Pixels
-from mae.probes.features import describe, rankme
+from mae.probes.features import Features, describe, rankme
 from mae.probes.knn import knn_accuracy
 from mae.run.metrics import read_metrics
 from tasks.train import train
@@ -58,16 +58,16 @@ def test_what_is_logged_is_what_the_weights_of_that_step_give(with_probe: Path, 
     data = ShardDataModule(config, image_size=(32, 32), channels=3, seed=0, global_batch=1, micro_batch=1)
     images, pixels = EvaluationImages(data, 64), Pixels(config.mean, config.std)
 
-    def features(split: Split, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def features(split: Split, count: int) -> Features:
         samples = images.samples(split, count)
         with torch.no_grad():
             latent = model.encode(pixels.normalise(images.crops(split, samples)))
-        return describe(latent, True, "patches"), images.labels(split, samples)
+        return Features(samples, images.labels(split, samples), describe(latent, True, "patches"))
 
-    (train_features, train_labels), (test, labels) = features("train", 200), features("test", 100)
+    train, test = features("train", 200), features("test", 100)
     logged = probed(with_probe)[6]
-    assert logged["rank/rankme"] == pytest.approx(rankme(test), rel=1e-3)
-    assert logged["knn/top1"] == pytest.approx(knn_accuracy(train_features, train_labels, test, labels, 20), abs=0.01)
+    assert logged["rank/rankme"] == pytest.approx(rankme(test.values), rel=1e-3)
+    assert logged["knn/top1"] == pytest.approx(knn_accuracy(train, test, 20), abs=0.01)
     assert 0 < logged["perf/probe_share"] < 1
 
 

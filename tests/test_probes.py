@@ -8,12 +8,16 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional as F
 
 from mae.probes.attentive import AttentiveConfig, AttentivePool, Fitter, Setting, attentive_accuracy
-from mae.probes.features import rankme
+from mae.probes.features import Features, rankme
 from mae.probes.knn import knn_accuracy, neighbours
 from mae.probes.lars import LarsConfig, lars, lars_accuracy, linear_head
 from mae.probes.linear import linear_accuracy
 
 CPU = torch.device("cpu")
+
+
+def features(values: torch.Tensor, labels: torch.Tensor) -> Features:
+    return Features(torch.arange(len(labels)), labels, values)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +28,7 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_knn_agrees_with_scikit_learn(digits) -> None:
     x, y = digits
-    ours = knn_accuracy(x[:1200], y[:1200], x[1200:], y[1200:], k=20)
+    ours = knn_accuracy(features(x[:1200], y[:1200]), features(x[1200:], y[1200:]), k=20)
     theirs = KNeighborsClassifier(20, metric="cosine").fit(x[:1200], y[:1200]).score(x[1200:], y[1200:])
     assert ours == pytest.approx(theirs, abs=5 / 597)  # equal votes are decided differently
 
@@ -32,7 +36,8 @@ def test_knn_agrees_with_scikit_learn(digits) -> None:
 def test_knn_of_one_neighbour_is_exactly_the_nearest(digits) -> None:
     x, y = digits
     theirs = KNeighborsClassifier(1, metric="cosine").fit(x[:1200], y[:1200])
-    assert knn_accuracy(x[:1200], y[:1200], x[1200:], y[1200:], k=1) == pytest.approx(theirs.score(x[1200:], y[1200:]))
+    ours = knn_accuracy(features(x[:1200], y[:1200]), features(x[1200:], y[1200:]), k=1)
+    assert ours == pytest.approx(theirs.score(x[1200:], y[1200:]))
     _, nearest = neighbours(x[:1200], x[1200:], 1)
     assert nearest.tolist() == theirs.kneighbors(x[1200:], return_distance=False).tolist()
 
@@ -40,14 +45,15 @@ def test_knn_of_one_neighbour_is_exactly_the_nearest(digits) -> None:
 def test_features_without_information_give_chance(digits) -> None:
     _, y = digits
     noise = torch.tensor(np.random.default_rng(0).normal(size=(len(y), 32)), dtype=torch.float32)
-    accuracy, _ = linear_accuracy(noise[:1200], y[:1200], noise[1200:], y[1200:], [1e-3, 1.0])
+    train, test = features(noise[:1200], y[:1200]), features(noise[1200:], y[1200:])
+    accuracy, _ = linear_accuracy(train, test, [1e-3, 1.0])
     assert accuracy < 0.2
-    assert knn_accuracy(noise[:1200], y[:1200], noise[1200:], y[1200:]) < 0.2
+    assert knn_accuracy(train, test) < 0.2
 
 
 def test_the_linear_probe_reads_digits(digits) -> None:
     x, y = digits
-    accuracy, strength = linear_accuracy(x[:1200], y[:1200], x[1200:], y[1200:], [1e-3, 1e-1])
+    accuracy, strength = linear_accuracy(features(x[:1200], y[:1200]), features(x[1200:], y[1200:]), [1e-3, 1e-1])
     assert accuracy > 0.88 and strength in (1e-3, 1e-1)
 
 
@@ -74,11 +80,12 @@ def test_lars_is_the_update_of_the_paper(digits) -> None:
 
 def test_the_probe_of_the_paper_reads_digits_from_several_views(digits) -> None:
     x, y = digits
-    views = [x[:1200] + 0.1 * torch.randn(1200, 64, generator=torch.Generator().manual_seed(view)) for view in range(3)]
+    noise = [0.1 * torch.randn(1200, 64, generator=torch.Generator().manual_seed(view)) for view in range(3)]
+    views, test = [features(x[:1200] + part, y[:1200]) for part in noise], features(x[1200:], y[1200:])
     config = LarsConfig(base_lr=20, batch=128, epochs=30, warmup_epochs=3, views=3)  # 270 steps, not 7,000
-    accuracy = lars_accuracy(views, y[:1200], x[1200:], y[1200:], config, 0, CPU)
+    accuracy = lars_accuracy(views, test, config, 0, CPU)
     assert accuracy > 0.85
-    assert accuracy == lars_accuracy(views, y[:1200], x[1200:], y[1200:], config, 0, CPU)
+    assert accuracy == lars_accuracy(views, test, config, 0, CPU)
 
 
 def one_token_tells(images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,8 +101,10 @@ def one_token_tells(images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]
 def test_the_attentive_probe_finds_the_token_that_tells() -> None:
     (train, train_labels), (test, test_labels) = one_token_tells(1000, 0), one_token_tells(500, 1)
     config = AttentiveConfig(lrs=[1e-4, 1e-2], weight_decays=[0.01], steps=200, batch=64)
-    accuracy, setting = attentive_accuracy(train, train_labels, test, test_labels, 2, config, 0, CPU)
-    mean, _ = linear_accuracy(train.mean(1), train_labels, test.mean(1), test_labels, [1e-2, 1.0])
+    tokens = features(train, train_labels), features(test, test_labels)
+    accuracy, setting = attentive_accuracy(*tokens, 2, config, 0, CPU)
+    means = features(train.mean(1), train_labels), features(test.mean(1), test_labels)
+    mean, _ = linear_accuracy(*means, [1e-2, 1.0])
     assert setting == Setting(1e-2, 0.01)
     assert accuracy > 0.97 > mean + 0.1
 
@@ -119,7 +128,7 @@ def test_an_attentive_probe_is_attention_of_a_query_to_keys() -> None:
 def test_probes_side_by_side_train_as_they_would_alone() -> None:
     tokens, labels = one_token_tells(200, 0)
     settings = {"lrs": [1e-3, 1e-2], "weight_decays": [0.1], "steps": 20, "batch": 64}
-    fitter = Fitter(tokens, labels, 4, 2, AttentiveConfig(**settings), 0, CPU)
+    fitter = Fitter(features(tokens, labels), 4, 2, AttentiveConfig(**settings), 0, CPU)
     both = fitter.fit(torch.arange(200), [Setting(1e-3, 0.1), Setting(1e-2, 0.1)])
     alone = fitter.fit(torch.arange(200), [Setting(1e-2, 0.1)])
     with torch.no_grad():

@@ -61,7 +61,7 @@ class OnlineProbe(StepCallback):
             return {}
         found = {"rank/rankme": rankme(test.values)}
         if train is not None:
-            found["knn/top1"] = knn_accuracy(train.values, train.labels, test.values, test.labels, self.k)
+            found["knn/top1"] = knn_accuracy(train, test, self.k)
         return found
 
     @torch.no_grad()

@@ -80,21 +80,15 @@ class AttentivePool(nn.Module):
 class Fitter:
     """Trains attentive probes on tokens standardised by the training images.
 
-    tokens  [n, N, D] of any floating type, which may lie in a file
+    train  tokens [n, N, D] of any floating type, which may lie in a file
     """
 
     def __init__(
-        self,
-        tokens: Tensor,
-        labels: Tensor,
-        classes: int,
-        heads: int,
-        config: AttentiveConfig,
-        seed: int,
-        device: torch.device,
+        self, train: Features, classes: int, heads: int, config: AttentiveConfig, seed: int, device: torch.device
     ) -> None:
-        self.tokens, self.labels, self.classes, self.heads = tokens, labels, classes, heads
+        self.train, self.classes, self.heads = train, classes, heads
         self.config, self.seed, self.device = config, seed, device
+        tokens = train.values
         sums = torch.zeros(2, tokens.shape[2], dtype=torch.float64)
         for part in tokens.split(1024):
             sums += torch.stack([part.double().sum((0, 1)), part.double().square().sum((0, 1))])
@@ -108,7 +102,8 @@ class Fitter:
     def fit(self, rows: Tensor, settings: list[Setting]) -> AttentivePool:
         """Trains a probe per setting on these images: warm-up for a tenth of the steps, then a cosine."""
         generator = torch.Generator().manual_seed(self.seed)
-        probes = AttentivePool(len(settings), self.tokens.shape[2], self.heads, self.classes, generator).to(self.device)
+        tokens, labels = self.train.values, self.train.labels
+        probes = AttentivePool(len(settings), tokens.shape[2], self.heads, self.classes, generator).to(self.device)
         optimizer = torch.optim.AdamW(probes.groups(settings), fused=True)
         total = self.config.steps
         order = torch.empty(0, dtype=torch.int64)
@@ -116,50 +111,41 @@ class Fitter:
             if len(order) < self.config.batch:
                 order = torch.cat([order, rows[torch.randperm(len(rows), generator=generator)]])
             chosen, order = order[: self.config.batch], order[self.config.batch :]
-            logits = probes(self.standardise(self.tokens[chosen]))
-            labels = self.labels[chosen].to(self.device).expand(len(settings), -1)
+            logits = probes(self.standardise(tokens[chosen]))
+            truth = labels[chosen].to(self.device).expand(len(settings), -1)
             optimizer.zero_grad()
             # The sum over probes gives each the gradient of its own mean loss.
-            (F.cross_entropy(logits.flatten(0, 1), labels.flatten()) * len(settings)).backward()
+            (F.cross_entropy(logits.flatten(0, 1), truth.flatten()) * len(settings)).backward()
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, peak_lr=group["peak"], warmup_steps=total // 10, total_steps=total)
             optimizer.step()
         return probes
 
     @torch.no_grad()
-    def accuracy(self, probes: AttentivePool, tokens: Tensor, labels: Tensor) -> Tensor:
+    def accuracy(self, probes: AttentivePool, test: Features) -> Tensor:
         """Returns the accuracy of each probe, [S]."""
-        right = [
-            (probes(self.standardise(part)).argmax(-1).cpu() == truth).sum(1)
-            for part, truth in zip(tokens.split(self.config.batch), labels.split(self.config.batch), strict=True)
-        ]
-        return torch.stack(right).sum(0).double() / len(labels)
+        batches = zip(test.values.split(self.config.batch), test.labels.split(self.config.batch), strict=True)
+        right = [(probes(self.standardise(part)).argmax(-1).cpu() == truth).sum(1) for part, truth in batches]
+        return torch.stack(right).sum(0).double() / len(test.labels)
 
 
 def attentive_accuracy(
-    train: Tensor,
-    train_labels: Tensor,
-    test: Tensor,
-    test_labels: Tensor,
-    heads: int,
-    config: AttentiveConfig,
-    seed: int,
-    device: torch.device,
+    train: Features, test: Features, heads: int, config: AttentiveConfig, seed: int, device: torch.device
 ) -> tuple[float, Setting]:
     """Returns the test accuracy of an attentive probe on tokens [n, N, D] and [m, N, D], and its setting.
 
     The setting is chosen on a held-out fifth of the training images, then the probe is fitted to all.
     """
-    classes = int(torch.cat([train_labels, test_labels]).max()) + 1
-    fitter = Fitter(train, train_labels, classes, heads, config, seed, device)
+    classes = int(torch.cat([train.labels, test.labels]).max()) + 1
+    fitter = Fitter(train, classes, heads, config, seed, device)
     settings = [Setting(*pair) for pair in product(config.lrs, config.weight_decays)]
-    rows = torch.arange(len(train))
-    fit, held = (torch.as_tensor(part) for part in train_test_split(rows.numpy(), test_size=0.2, random_state=seed))
+    rows = torch.arange(len(train.labels))
     best = settings[0]
     if len(settings) > 1:
-        accuracies = fitter.accuracy(fitter.fit(fit, settings), train[held], train_labels[held])
-        best = settings[int(accuracies.argmax())]
-    return float(fitter.accuracy(fitter.fit(rows, [best]), test, test_labels)), best
+        fit, held = (torch.as_tensor(part) for part in train_test_split(rows.numpy(), test_size=0.2, random_state=seed))
+        held_out = Features(train.samples[held], train.labels[held], train.values[held])
+        best = settings[int(fitter.accuracy(fitter.fit(fit, settings), held_out).argmax())]
+    return float(fitter.accuracy(fitter.fit(rows, [best]), test)), best
 
 
 class Attentive(AttentiveConfig):
@@ -178,9 +164,8 @@ class Attentive(AttentiveConfig):
     def measure(self, probed: ModelsUnderProbe, out: Path) -> Outcome:
         heads = probed.models["trained"].config.num_heads
 
-        def fit(train: list[Features], test: Features) -> dict[str, float]:
-            tokens = train[0].values, train[0].labels, test.values, test.labels
-            accuracy, setting = attentive_accuracy(*tokens, heads, self, probed.seed, probed.device)
+        def fit(views: list[Features], test: Features) -> dict[str, float]:
+            accuracy, setting = attentive_accuracy(views[0], test, heads, self, probed.seed, probed.device)
             return {"top1": accuracy, **setting._asdict()}
 
         return measure_accuracy(self.name, probed, self.wants(probed), fit)

@@ -37,14 +37,11 @@ def vote(similarity: Tensor, labels: Tensor, classes: int) -> Tensor:
     return similarity.new_zeros(len(similarity), classes).scatter_add_(1, labels, weight).argmax(1)
 
 
-def knn_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, k: int = 20) -> float:
-    """Computes the share of test samples whose k nearest training samples vote for the right class.
-
-    train [n, D], test [m, D]; labels int64
-    """
-    classes = int(torch.cat([train_labels, test_labels]).max()) + 1
-    similarity, nearest = neighbours(train, test, k)
-    return float((vote(similarity, train_labels[nearest], classes) == test_labels).double().mean())
+def knn_accuracy(train: Features, test: Features, k: int = 20) -> float:
+    """Computes the share of test samples whose k nearest training samples vote for the right class."""
+    classes = int(torch.cat([train.labels, test.labels]).max()) + 1
+    similarity, nearest = neighbours(train.values, test.values, k)
+    return float((vote(similarity, train.labels[nearest], classes) == test.labels).double().mean())
 
 
 class KNN(BaseModel):
@@ -64,12 +61,12 @@ class KNN(BaseModel):
         return [Want("train", probed.pool, self.train_images), Want("test", probed.pool)]
 
     def measure(self, probed: ModelsUnderProbe, out: Path) -> Outcome:
-        def vote_of_neighbours(train: list[Features], test: Features) -> dict[str, float]:
-            return {"top1": knn_accuracy(train[0].values, train[0].labels, test.values, test.labels, self.k)}
+        def fit(views: list[Features], test: Features) -> dict[str, float]:
+            return {"top1": knn_accuracy(views[0], test, self.k)}
 
         train, test = (probed.features("trained", want) for want in self.wants(probed))
         picture = self._draw(probed, train, test, out / "knn.png")
-        return measure_accuracy(self.name, probed, self.wants(probed), vote_of_neighbours, [picture])
+        return measure_accuracy(self.name, probed, self.wants(probed), fit, [picture])
 
     def _draw(self, probed: ModelsUnderProbe, train: Features, test: Features, path: Path) -> Path:
         """Draws some test images, evenly spread, each with its nearest training images by the trained encoder."""

@@ -3,9 +3,10 @@
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from timm.optim import Lars
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
+from mae.probes.features import Features
 from mae.train.schedule import learning_rate
 
 
@@ -46,33 +47,25 @@ def lars(head: nn.Module) -> Lars:
     return Lars([group | {"momentum": 0.9} for group in groups], lr=0.0, trust_coeff=0.001)
 
 
-def lars_accuracy(
-    views: list[Tensor],
-    train_labels: Tensor,
-    test: Tensor,
-    test_labels: Tensor,
-    config: LarsConfig,
-    seed: int,
-    device: torch.device,
-) -> float:
+def lars_accuracy(views: list[Features], test: Features, config: LarsConfig, seed: int, device: torch.device) -> float:
     """Returns the test accuracy after `epochs` passes in random order, learning rate `base_lr` · batch / 256.
 
-    views  each [n, D]: the training images under other crops and flips
-    test   [m, D]
+    views  the training images under other crops and flips
     """
     generator = torch.Generator().manual_seed(seed)
-    classes = int(torch.cat([train_labels, test_labels]).max()) + 1
-    head = linear_head(test.shape[1], classes, generator).to(device)
+    labels = views[0].labels
+    classes = int(torch.cat([labels, test.labels]).max()) + 1
+    head = linear_head(test.values.shape[1], classes, generator).to(device)
     optimizer = lars(head)
-    images = len(train_labels)
+    images = len(labels)
     batch = min(config.batch, images)
     steps = images // batch
     for step in range(config.epochs * steps):
         if step % steps == 0:
-            values, order = views[step // steps % len(views)], torch.randperm(images, generator=generator)
+            values, order = views[step // steps % len(views)].values, torch.randperm(images, generator=generator)
         rows = order[step % steps * batch :][:batch]
         optimizer.zero_grad()
-        F.cross_entropy(head(values[rows].to(device)), train_labels[rows].to(device)).backward()
+        F.cross_entropy(head(values[rows].to(device)), labels[rows].to(device)).backward()
         peak = config.base_lr * batch / 256
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(
@@ -81,5 +74,5 @@ def lars_accuracy(
         optimizer.step()
     head.eval()
     with torch.no_grad():
-        guesses = torch.cat([head(part.to(device)).argmax(1).cpu() for part in test.split(batch)])
-    return float((guesses == test_labels).double().mean())
+        guesses = torch.cat([head(part.to(device)).argmax(1).cpu() for part in test.values.split(batch)])
+    return float((guesses == test.labels).double().mean())

@@ -8,7 +8,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
 
 from mae.probes.features import Features
 from mae.probes.lars import LarsConfig, lars_accuracy
@@ -16,17 +15,15 @@ from mae.probes.models_under_probe import ModelsUnderProbe, Want
 from mae.probes.probe import Outcome, measure_accuracy
 
 
-def linear_accuracy(
-    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, strengths: list[float], seed: int = 0
-) -> tuple[float, float]:
+def linear_accuracy(train: Features, test: Features, strengths: list[float], seed: int = 0) -> tuple[float, float]:
     """Returns the test accuracy of logistic regression (L-BFGS) on standardised features, and its strength C.
 
     C is chosen from `strengths` on a held-out fifth of the training samples, then the classifier is fitted to all.
     """
-    x, y = train.numpy(), train_labels.numpy()
+    x, y = train.values.numpy(), train.labels.numpy()
     fit_x, held_x, fit_y, held_y = train_test_split(x, y, test_size=0.2, random_state=seed)
     best = max(strengths, key=lambda c: _classifier(c).fit(fit_x, fit_y).score(held_x, held_y))
-    accuracy = _classifier(best).fit(x, y).score(test.numpy(), test_labels.numpy())
+    accuracy = _classifier(best).fit(x, y).score(test.values.numpy(), test.labels.numpy())
     return float(accuracy), best
 
 
@@ -58,14 +55,11 @@ class Linear(BaseModel):
         return [*train, Want("test", probed.pool)]
 
     def measure(self, probed: ModelsUnderProbe, out: Path) -> Outcome:
-        def fit_lars(train: list[Features], test: Features) -> dict[str, float]:
-            views, labels = [features.values for features in train], train[0].labels
-            accuracy = lars_accuracy(views, labels, test.values, test.labels, self.lars, probed.seed, probed.device)
-            return {"top1": accuracy}
+        def fit_lars(views: list[Features], test: Features) -> dict[str, float]:
+            return {"top1": lars_accuracy(views, test, self.lars, probed.seed, probed.device)}
 
-        def fit_lbfgs(train: list[Features], test: Features) -> dict[str, float]:
-            features = train[0].values, train[0].labels, test.values, test.labels
-            accuracy, strength = linear_accuracy(*features, self.strengths)
+        def fit_lbfgs(views: list[Features], test: Features) -> dict[str, float]:
+            accuracy, strength = linear_accuracy(views[0], test, self.strengths)
             return {"top1": accuracy, "C": strength}
 
         title, fit = ("linear_lars", fit_lars) if self.fit == "lars" else ("linear", fit_lbfgs)
