@@ -1,4 +1,4 @@
-"""The two ways in which a user's input can be wrong here (the data package has its own), and how a run ends early."""
+"""Exceptions whose message is for the user, and the end of a run before its last step. `data` has its own."""
 
 from pydantic import ValidationError
 
@@ -18,7 +18,7 @@ class RunEnded(Exception):
 
 
 def first_sentence(error: ValidationError) -> str:
-    """The first complaint of a pydantic validation as one sentence: setting, value, reason."""
+    """Returns the first complaint of a pydantic validation as one sentence: setting, value, reason."""
     detail = error.errors(include_url=False)[0]
     setting = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":

@@ -40,7 +40,7 @@ from mae.errors import ConfigError
 from mae.report.start import show_start
 from mae.run.checkpoint_files import read_own, refuse_other_run
 from mae.run.checkpoint_writer import AtomicCheckpointIO
-from mae.run.folder import create, record_start, starting_point, write_json
+from mae.run.folder import create_run_folder, record_start, starting_point, write_json
 from mae.run.metrics import MetricsCSV
 from mae.train.optim import OptimConfig
 from mae.train.precision import resolve_precision
@@ -138,7 +138,7 @@ def match_recipe(task: Task, checkpoint: Path | None) -> tuple[dict[str, Any], i
 def record_run(task: Task, model: nn.Module, recipe: dict[str, Any], checkpoint: Path | None, start_step: int) -> None:
     """Creates the run folder, writes config.yaml and derived.json, prints the start table."""
     config, data, schedule, run = task.config, task.data, task.schedule, task.config.run
-    create(run, config.overwrite)
+    create_run_folder(run, config.overwrite)
     OmegaConf.save(OmegaConf.create(config.model_dump(mode="json", exclude={"plan"})), run / "config.yaml")
     record_start(run, start_step, task.topology.ranks)
     about = {"precision": recipe["precision"], "data": recipe["order"], "model": dict(task.describe(model))}

@@ -14,8 +14,7 @@ from mae.models.pixels import Pixels
 from mae.pictures import data_url, enlargement, overlay_attention, read_grid
 from mae.report.axes import spread_evenly
 from mae.report.runs import Run
-from mae.run.checkpoint_files import newest_valid
-from mae.run.folder import step_of
+from mae.run.checkpoint_files import newest_valid, step_of
 
 MAX_SIDE = 224  # pixels of a picture on the page
 MAX_LOSSLESS = 64  # pixels of a picture whose single pixels have to stay as they are

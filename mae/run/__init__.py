@@ -1,1 +1,9 @@
-"""The run folder runs/NAME: its checkpoints, metrics.csv, and the runs of W&B and MLflow that belong to it."""
+"""The run folder runs/NAME and what outlives a process.
+
+folder             the folder, the checkpoint to resume from, environment.json
+checkpoint_files   names of checkpoints, which one can be trusted, reading, comparing their settings
+checkpoint_writer  writing them whole, or not at all
+metrics            metrics.csv, continued on a resume
+tracker_identity   one run of W&B or MLflow through all restarts
+artifacts          checkpoints and exports as artifacts of that W&B run
+"""

@@ -1,4 +1,4 @@
-"""Checkpoints and exports as artifacts of the W&B run of their training. Nothing here needs a server."""
+"""W&B artifacts: checkpoints and exports, in the W&B run of their training. Works without a server."""
 
 import json
 from collections.abc import Iterable
@@ -12,9 +12,9 @@ Artifacts = Literal["none", "reference", "upload"]
 
 
 def log_checkpoint(loggers: Iterable[Logger], path: Path, step: int, how: Artifacts) -> None:
-    """A checkpoint as the next version of model-ID, called `latest` and step-N, in W&B if that is among the loggers.
+    """Logs a checkpoint as the next version of model-ID, with the aliases `latest` and step-N, if W&B is a logger.
 
-    how  "upload" copies the file, as it may be deleted before it is sent; "reference" tells where it is
+    how  "upload" copies the file, which may be deleted before it is sent; "reference" stores its path only
     """
     for logger in loggers:
         if isinstance(logger, WandbLogger) and how != "none":
@@ -29,20 +29,19 @@ def _log_checkpoint(wandb_run: Any, path: Path, step: int, how: Artifacts) -> No
     if how == "upload":
         artifact.add_file(str(path), name="model.ckpt")
     else:
-        _refer(artifact, path)
+        _add_reference(artifact, path)
     wandb_run.log_artifact(artifact, aliases=["latest", f"step-{step}"])
 
 
-def _refer(artifact: Any, path: Path) -> None:
-    # Without a checksum: the whole file would be read, and its place says which checkpoint it is.
+def _add_reference(artifact: Any, path: Path) -> None:
+    # A checksum would read the whole file, and the path says already which checkpoint it is.
     artifact.add_reference(path.resolve().as_uri(), name="model.ckpt", checksum=False)
 
 
 def log_export(wandb_run: Any, run: Path, out: Path, card: Path) -> None:
-    """Logs an export as an artifact of the W&B run of a finished training, with what its card says as metadata.
+    """Logs an export as an artifact of the W&B run of a finished training, with its card as metadata.
 
-    It refers to the checkpoint that it was made from, which becomes an artifact of the run as well unless the training
-    has made it one.
+    The artifact refers to the checkpoint of the export, which is logged as well unless the training has done so.
     """
     import wandb
 
@@ -54,6 +53,6 @@ def log_export(wandb_run: Any, run: Path, out: Path, card: Path) -> None:
     artifact = wandb.Artifact(f"{about['format']}-{wandb_run.id}", type="export", metadata=metadata)
     for file in [*(out.parent / name for name in about["sha256"]), card]:
         artifact.add_file(str(file), name=str(file.relative_to(out.parent)))
-    _refer(artifact, checkpoint)
+    _add_reference(artifact, checkpoint)
     wandb_run.log_artifact(artifact, aliases=["latest", f"step-{step}"])
     print(f"{out}: artifact {artifact.name} of the W&B run {wandb_run.id}, made from {metadata['made_from']}")

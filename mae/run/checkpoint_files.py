@@ -1,4 +1,4 @@
-"""Checkpoint files of a run: their names, and which one can be trusted."""
+"""Checkpoint files: their names, which of a run's can be trusted, reading them, comparing their settings."""
 
 import pickle
 import re
@@ -18,19 +18,25 @@ NAME = re.compile(r"step-(\d{8})\.ckpt")
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
-    """runs/NAME/checkpoints/step-00000500.ckpt for step 500."""
+    """Returns runs/NAME/checkpoints/step-00000500.ckpt for step 500."""
     return run / "checkpoints" / f"step-{step:08d}.ckpt"
 
 
+def step_of(path: Path) -> int:
+    """Returns the step in a checkpoint's name; -1 for a foreign name."""
+    match = NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
 def checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run, newest first, valid or not. Nothing but our own names counts."""
+    """Returns the checkpoints of a run, newest first, valid or not. Files with other names are ignored."""
     folder = run / "checkpoints"
     found = [path for path in folder.glob("step-*.ckpt") if NAME.fullmatch(path.name)] if folder.is_dir() else []
     return sorted(found, reverse=True)
 
 
 def verify(path: Path) -> None:
-    """Reads the whole file against the checksums inside it. Raises CheckpointError if it is torn or altered."""
+    """Checks the file against the checksums inside it. Raises CheckpointError if it is cut off or altered."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -41,9 +47,9 @@ def verify(path: Path) -> None:
 
 
 def newest_valid(run: Path) -> Path | None:
-    """Returns the newest checkpoint of a run that verifies, None if the run has none. Warns of those that do not.
+    """Returns the newest checkpoint of a run that verifies, and warns of the damaged ones after it; None without any.
 
-    Raises CheckpointError if there are checkpoints and every one of them is damaged.
+    Raises CheckpointError if all of them are damaged.
     """
     candidates = checkpoints(run)
     for path in candidates:
@@ -88,14 +94,14 @@ def read_own(path: Path) -> dict[str, Any]:
     contents = read(path)
     if not isinstance(contents, dict) or "mae" not in contents:
         raise CheckpointError(
-            f"{path} was not written by this framework, so there is no run in it to go on with. For a warm start from "
+            f"{path} was not written by this framework, so there is no run in it to resume. For a warm start from "
             f"foreign weights use init_from={path}"
         )
     return contents
 
 
 def refuse_other_run(stored: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
-    """Raises ConfigError naming every setting in which a checkpoint differs from the run that wants to go on from it.
+    """Raises ConfigError if the settings of a checkpoint differ from those of the run that resumes, and names them all.
 
     stored, wanted  nested plain dictionaries of the settings that decide the result
     """
@@ -107,13 +113,13 @@ def refuse_other_run(stored: dict[str, Any], wanted: dict[str, Any], path: Path)
     ]
     if differing:
         raise ConfigError(
-            f"{path} belongs to a different run: {', '.join(differing)}. Go on with the checkpoint's settings, or "
-            f"start a new run with another name= (init_from={path} takes the weights along)"
+            f"{path} belongs to a different run: {', '.join(differing)}. Resume with the checkpoint's settings, or "
+            f"start a new run with another name= (init_from={path} loads the weights)"
         )
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested settings with their dotted names."""
+    """Yields the leaves of nested settings with their dotted names."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{key}.")

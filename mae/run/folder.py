@@ -1,4 +1,4 @@
-"""The run folder runs/NAME: where a run goes on from, and what it writes about itself."""
+"""The run folder runs/NAME: which checkpoint to resume from, making the folder, environment.json."""
 
 import json
 import os
@@ -15,25 +15,25 @@ import torch
 
 from mae.atomic import write_atomically
 from mae.errors import CheckpointError, ConfigError
-from mae.run.checkpoint_files import NAME, checkpoints, newest_valid, verify
+from mae.run.checkpoint_files import checkpoints, newest_valid, step_of, verify
 
 PACKAGES = ("torch", "lightning", "timm", "numpy", "webdataset", "simplejpeg", "hydra-core")
 
 
 def starting_point(run: Path, resume: str, overwrite: bool) -> Path | None:
-    """The checkpoint that a run goes on from; None for a fresh start. Reads only.
+    """Returns the checkpoint to resume from; None for a fresh start. Writes nothing.
 
     resume  "auto"   the newest valid checkpoint of this run
-            "never"  none; refused when the run has checkpoints, unless `overwrite`
+            "never"  none; an error if the run has checkpoints, unless `overwrite`
             a path   that checkpoint, or the newest of that run folder, unless this run has come further since
 
-    Raises ConfigError when the run exists and must not, CheckpointError when a checkpoint is missing or damaged.
+    Raises ConfigError if the run exists and must not, CheckpointError if a checkpoint is missing or damaged.
     """
     if resume == "never":
         if checkpoints(run) and not overwrite:
             raise ConfigError(
                 f"resume=never, but {run} already holds the checkpoint {checkpoints(run)[0].name}: two runs would be "
-                "mixed. Choose another name=, go on with resume=auto, or delete it with overwrite=true"
+                "mixed. Choose another name=, resume it with resume=auto, or delete it with overwrite=true"
             )
         return None
     if overwrite:
@@ -43,7 +43,7 @@ def starting_point(run: Path, resume: str, overwrite: bool) -> Path | None:
         return own
     given = _given(Path(resume))
     if own is not None and step_of(own) > step_of(given):
-        print(f"resume={resume}: this run has come further since, going on from {own}", flush=True)
+        print(f"resume={resume}: this run has come further since, resuming from {own}", flush=True)
         return own
     return given
 
@@ -60,14 +60,8 @@ def _given(path: Path) -> Path:
     return path
 
 
-def step_of(path: Path) -> int:
-    """The step in a checkpoint's name; -1 for a foreign name."""
-    match = NAME.fullmatch(path.name)
-    return int(match[1]) if match else -1
-
-
-def create(run: Path, overwrite: bool) -> None:
-    """Makes the run folder, after everything else has been checked; raises ConfigError when it cannot be written."""
+def create_run_folder(run: Path, overwrite: bool) -> None:
+    """Makes the run folder; called when all else has been checked. Raises ConfigError if it cannot be written."""
     try:
         if overwrite and run.exists():
             shutil.rmtree(run)
@@ -82,7 +76,7 @@ def create(run: Path, overwrite: bool) -> None:
 
 
 def run_of(path: Path) -> Path | None:
-    """The run folder that a checkpoint lies in, or that `path` is; None for what belongs to no run."""
+    """Returns the run folder that `path` is or lies in; None if there is none."""
     return next((folder for folder in (path, *path.parents) if (folder / "config.yaml").is_file()), None)
 
 
@@ -93,7 +87,7 @@ def write_json(path: Path, contents: Any) -> None:
 
 
 def record_start(run: Path, step: int, ranks: int) -> None:
-    """environment.json: machine and versions of this start, and the list of all starts of the run."""
+    """Writes environment.json: machine and versions of this start, and the list of all starts of the run."""
     path = run / "environment.json"
     starts = json.loads(path.read_text())["starts"] if path.is_file() else []
     starts.append(
@@ -121,7 +115,7 @@ def record_start(run: Path, step: int, ranks: int) -> None:
 
 
 def _git(*words: str) -> str:
-    """What git answers about this checkout; nothing where there is none."""
+    """Returns git's answer about this checkout; an empty string if there is no git or no repository."""
     here = Path(__file__).resolve().parent
     try:
         return subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, timeout=10).stdout.strip()

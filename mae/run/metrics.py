@@ -1,4 +1,4 @@
-"""metrics.csv: one line per logged step, continued on a resume."""
+"""metrics.csv: one row per logged step, continued on a resume."""
 
 import csv
 from pathlib import Path
@@ -11,10 +11,10 @@ from mae.atomic import write_atomically
 
 
 class MetricsCSV(Logger):
-    """A Lightning logger that appends to runs/NAME/metrics.csv.
+    """Lightning logger that appends to runs/NAME/metrics.csv.
 
-    Lightning's own CSVLogger deletes the file of an earlier start. This one keeps it, and drops what lies beyond the
-    step that the run goes on from, so that no step stands twice in the file.
+    Lightning's own CSVLogger deletes the file of an earlier start. This one keeps it and drops the rows after the
+    resumed step, so that no step stands twice in the file.
     """
 
     def __init__(self, path: Path, resumed_step: int = 0) -> None:
@@ -34,7 +34,7 @@ class MetricsCSV(Logger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Path:
-        """The file, cut to the resumed step at first use."""
+        """Path of the file; its first use drops the rows after the resumed step."""
         if self.columns is None:
             rows = [row for row in read_metrics(self.path) if int(row["step"]) <= self.resumed_step]
             self.columns = list(dict.fromkeys(["step", *(key for row in rows for key in row)]))
@@ -54,7 +54,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the settings stand in config.yaml."""
+        """Does nothing: the settings stand in config.yaml."""
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         assert self.columns is not None
@@ -65,7 +65,7 @@ class MetricsCSV(Logger):
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics.csv, empty cells left out; lines that were cut off or damaged are dropped."""
+    """Returns the rows of a metrics.csv without their empty cells; rows that are cut off or damaged are dropped."""
     if not path.is_file():
         return []
     with open(path, newline="", errors="replace") as file:

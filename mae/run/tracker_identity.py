@@ -1,4 +1,4 @@
-"""One run of W&B or MLflow for one training, through any number of restarts."""
+"""Tracker identity: one run of W&B or MLflow for one training, through any number of restarts."""
 
 import json
 import os
@@ -30,12 +30,12 @@ def open_trackers(
     resumed_step: int,
     checkpoint_every: int,
 ) -> list[Logger]:
-    """The loggers beside metrics.csv, on rank 0: each goes on with what it had and knows the settings.
+    """Opens the loggers beside metrics.csv, on rank 0: each continues its earlier run and gets the settings.
 
-    A process that is killed takes along the rows that its loggers had not written or sent yet. They lie behind the
-    checkpoint before the one that the run goes on from; all rows since then are logged again, with equal values.
+    A killed process loses the rows that its loggers had not yet written or sent. Those rows are later than the last
+    checkpoint but one, so all rows since that one are logged again, with equal values.
 
-    makers  name of the logger -> Lightning's logger for further arguments
+    makers  name of the logger -> makes Lightning's logger, given further arguments
     """
     first = max(0, resumed_step - checkpoint_every) + 1
     rows = [(int(row.pop("step")), row) for row in read_metrics(run / "metrics.csv")]
@@ -48,7 +48,7 @@ def open_trackers(
         elif name == "mlflow":
             tracker = open_mlflow(run, make, settings)
         elif name == "tensorboard":
-            tracker = make(purge_step=first if resumed_step else None)  # it forgets these steps of an earlier start
+            tracker = make(purge_step=first if resumed_step else None)  # hides these steps of an earlier start
             tracker.log_hyperparams(settings)
         else:
             tracker = make()
@@ -60,21 +60,21 @@ def open_trackers(
 
 
 def open_wandb(run: Path, make: Callable[..., Logger]) -> WandbLogger:
-    """The W&B run of this training: online with a key and a server that answers, else in files for `wandb sync`.
+    """Opens the W&B run of this training: online with a key and a server that answers, else in files for `wandb sync`.
 
-    Without a key W&B would stop and ask for one, which nobody answers on a cluster.
+    Without a key W&B would wait for somebody to type one.
     """
-    import wandb  # takes its time, which runs that are not tracked need not wait
+    import wandb  # slow to import, and only tracked runs need it
 
     identity = {"id": wandb_id(run), "resume": "allow"}
     (run / "wandb_id.txt").write_text(identity["id"])
-    os.environ.setdefault("WANDB_DATA_DIR", str((run / "wandb").resolve()))  # not the home folder, whose room is small
+    os.environ.setdefault("WANDB_DATA_DIR", str((run / "wandb").resolve()))  # not the home folder, which is often small
     logger = make(**identity, offline=not _has_key())
     assert isinstance(logger, WandbLogger)
     try:
         _ = logger.experiment
     except wandb.Error as error:
-        wandb.teardown()  # its process would take the id for one in use
+        wandb.teardown()  # its service process would still hold the id
         reason = str(error).splitlines()[0]
         warn(f"W&B cannot be used ({reason}): this start is tracked offline. Later: wandb sync {run / 'wandb'}")
         logger = make(**identity, offline=True)
@@ -83,16 +83,19 @@ def open_wandb(run: Path, make: Callable[..., Logger]) -> WandbLogger:
 
 
 def _continue_numbering(run: Path, logger: WandbLogger) -> None:
-    """W&B without a server numbers the rows of every start from 0; `wandb sync` needs them apart."""
+    """Moves the row numbers of an offline start behind those of the starts before it.
+
+    Offline, W&B numbers the rows of every start from 0, and `wandb sync` would take them for the same rows.
+    """
     earlier = len(list((run / "wandb").glob("offline-run-*"))) - 1
     if logger.experiment.offline and earlier > 0:
         logger.experiment.log({}, step=earlier * ROWS_PER_START)
 
 
 def wandb_id(run: Path) -> str:
-    """The id of the W&B run that a run folder belongs to: its own, that of a sweep's agent, or a new one.
+    """Returns the id of a folder's W&B run: the stored one, that of a sweep's agent (WANDB_RUN_ID), or a new one.
 
-    Raises ConfigError when the folder has another one than W&B was told: two runs would become one.
+    Raises ConfigError if the stored one differs from WANDB_RUN_ID: two runs would become one.
     """
     file = run / "wandb_id.txt"
     own, given = file.read_text().strip() if file.is_file() else None, os.environ.get("WANDB_RUN_ID")
@@ -105,7 +108,7 @@ def wandb_id(run: Path) -> str:
 
 
 def _has_key() -> bool:
-    """Whether W&B would find a key, in the environment or where `wandb login` puts it."""
+    """Looks for W&B's key in the environment and where `wandb login` puts it."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
@@ -117,9 +120,9 @@ def _has_key() -> bool:
 
 
 def tracked_run(path: Path) -> Path:
-    """The run folder of a checkpoint, whose W&B run can be added to.
+    """Returns the run folder of a checkpoint, for adding to its W&B run.
 
-    Raises ConfigError when its training was not tracked, or still writes to its W&B run.
+    Raises ConfigError if its training was not tracked, or still writes to that W&B run.
     """
     run = run_of(path)
     if run is None or not (run / "wandb_id.txt").is_file() or "wandb" not in _config(run)["logger"]:
@@ -131,9 +134,9 @@ def tracked_run(path: Path) -> Path:
 
 @contextmanager
 def reopened_wandb(run: Path) -> Iterator[Any]:
-    """The W&B run of a finished training (see tracked_run), for what is made of it afterwards.
+    """Reopens the W&B run of a finished training (see tracked_run), to add evaluations or exports.
 
-    Its summary is made anew from the run folder: that of a start without a server replaces those before it.
+    Fills its summary from the run folder: offline, the summary of the last start replaces those before it.
     """
     own = {key: value for key, value in _config(run)["logger"]["wandb"].items() if not key.startswith("_")}
     settings: dict[str, Any] = own | {"save_dir": str(run)}
@@ -148,19 +151,19 @@ def reopened_wandb(run: Path) -> Iterator[Any]:
 
 
 def _last_values(run: Path) -> dict[str, float]:
-    """The last value of each metric of a run."""
+    """Returns the last value of each metric of a run."""
     rows = read_metrics(run / "metrics.csv")
     return {name: float(value) for row in rows for name, value in row.items() if name != "step"}
 
 
 def _evaluations(run: Path) -> dict[str, Any]:
-    """eval/PROBE -> the numbers of eval/PROBE.json of a run."""
+    """Returns eval/PROBE -> the numbers in eval/PROBE.json of a run."""
     found = {file.stem: json.loads(file.read_text()) for file in sorted((run / "eval").glob("*.json"))}
     about = ("probe", "checkpoint", "pictures", "settings", "seed")
     return {
         f"eval/{name}": {key: value for key, value in numbers.items() if key not in about}
         for name, numbers in found.items()
-        if "probe" in numbers  # others sum several up
+        if "probe" in numbers  # not the table of a suite
     }
 
 
@@ -169,17 +172,17 @@ def _config(run: Path) -> dict[str, Any]:
 
 
 def finish_wandb(exit_code: int) -> None:
-    """Closes the W&B run, if one is open, so that nothing stays unsent."""
+    """Closes the W&B run, if one is open, which sends what is left."""
     if (wandb := sys.modules.get("wandb")) and wandb.run is not None:
         wandb.finish(exit_code=exit_code)
 
 
 def open_mlflow(run: Path, make: Callable[..., Logger], settings: dict[str, Any]) -> MLFlowLogger:
-    """The MLflow run of this training, whose id MLflow chooses; its parameters are those of the first start.
+    """Opens the MLflow run of this training. MLflow chooses its id; its parameters are those of the first start.
 
-    Raises ConfigError when MLflow's server does not answer, or does not know the run.
+    Raises ConfigError if MLflow's server does not answer, or does not know the run.
     """
-    from mlflow.exceptions import MlflowException  # an extra, and slow
+    from mlflow.exceptions import MlflowException  # optional, and slow to import
 
     file = run / "mlflow_id.txt"
     known = file.is_file()

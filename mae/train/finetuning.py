@@ -1,4 +1,4 @@
-"""The Lightning module of fine-tuning for classification: mixes images on the device, and gives the loss."""
+"""Lightning module of fine-tuning for classification: mixes images on the device, returns the loss."""
 
 from typing import Any, Literal, cast
 
@@ -20,14 +20,15 @@ from mae.train.training import Training
 class FinetuneConfig(BaseModel):
     """Settings of task=finetune (He et al. 2022, table 9).
 
-    classes          None: as many as the labels of the training images say
-    image_size       None: that of `init_from`, or of `model` without one; positions are resized
-    pool             what the head sees: the mean of the patch tokens, or the class token
-    drop_path        share of the images for which the last block is left out, earlier ones linearly less
-    mixup, cutmix    parameter of the beta distribution, 0: none. With both, each has half of the micro-batches
+    classes          None: counted from the labels of the training images
+    image_size       None: that of `init_from`, else of `model`; positions are resized
+    pool             input of the head: the mean of the patch tokens, or the class token
+    drop_path        stochastic depth: rate of the last block, falling linearly to 0 at the first
+    mixup, cutmix    parameter of the beta distribution; 0: none. With both, each has half of the micro-batches
     label_smoothing  share of a label that is spread over all classes
     erasing          share of the images in which a rectangle is replaced by noise
-    ema              decay of a moving average of the weights, which is then validated, loaded and exported; None: none
+    ema              decay of the exponential moving average of the weights, which is then validated, loaded and
+                     exported; None: no average
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,9 +55,9 @@ class FinetuneConfig(BaseModel):
 
 
 def vit_layer(name: str, depth: int) -> int:
-    """The layer of a parameter: 0 makes tokens, 1 … depth are blocks, depth + 1 is the head and its norm.
+    """Returns the layer of a parameter: 0 makes tokens, 1 … depth are blocks, depth + 1 is the head and its norm.
 
-    The encoder's own norm goes with the last block, as in timm.
+    The encoder's own norm belongs to the last block, as in timm.
     """
     first, *rest = name.split(".")
     if first in ("patch_embed", "pos_embed", "cls_token"):
@@ -67,10 +68,9 @@ def vit_layer(name: str, depth: int) -> int:
 
 
 class Finetuning(Training):
-    """Training of a classifier.
+    """Fine-tuning of a classifier.
 
-    task     settings
-    average  a second model that holds the moving average of the weights; None: there is none
+    average  a second model for the exponential moving average (EMA) of the weights; None: no average
 
     A batch holds `images` uint8 [B, C, H, W] and `labels` int64 [B].
     """
@@ -109,7 +109,7 @@ class Finetuning(Training):
             images = RandomErasing(self.task.erasing, mode="pixel", device=cast(Any, self.device))(images)
         if self.task.mixes:
             images, targets = self.mixup(images, targets)
-        # Smoothing is linear in the targets: after mixing it is what timm does before.
+        # Label smoothing is linear in the targets, so smoothing after mixup equals timm's smoothing before it.
         loss = F.cross_entropy(self.model(images).float(), targets, label_smoothing=self.task.label_smoothing)
         return {"loss": loss, "value": loss.detach()}
 
@@ -124,7 +124,7 @@ class Finetuning(Training):
         return {"images": images, "labels": torch.zeros(2, dtype=torch.int64, device=self.device)}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Of the averaged weights where there are any."""
+        """Validates the EMA weights if `task.ema` is set, else the trained weights."""
         labels, count = batch["labels"], len(batch["images"])
         if count == 0:  # more ranks than samples
             return
@@ -137,6 +137,6 @@ class Finetuning(Training):
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Moves the average towards the weights after `step` updates; at first faster, to forget where it began."""
+    """Moves the average towards the weights after `step` updates, faster at first to forget the initial weights."""
     decay = min(decay, (1 + step) / (10 + step))
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), weight=1 - decay)

@@ -1,7 +1,7 @@
-"""Lightning's progress counters as a function of the step.
+"""Lightning's progress counters, derived from the step.
 
 Lightning counts micro-batches and restores that count as it was saved, so a resume with another accumulation would skip
-or repeat part of the epoch. The step is the only position here: the counters are made anew for the present topology.
+or repeat part of the epoch. The step is the only position: the counters are derived from it for the present topology.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from mae.train.schedule import Schedule
 
 
 def loops_at_step(trainer: pl.Trainer, step: int, schedule: Schedule) -> dict[str, Any]:
-    """The `loops` entry of a Lightning checkpoint taken after `step` optimiser steps, between two steps."""
+    """Returns the `loops` entry of a Lightning checkpoint saved after `step` optimiser steps."""
     epoch, step_in_epoch = divmod(step, schedule.steps_per_pass)
     mid_epoch = int(step_in_epoch > 0)
     fit = trainer.fit_loop.state_dict()
@@ -34,7 +34,7 @@ def loops_at_step(trainer: pl.Trainer, step: int, schedule: Schedule) -> dict[st
 
 
 def _counts(progress: dict[str, Any], total: int, *, current: int, **total_over: int) -> dict[str, Any]:
-    """Every counter of a progress entry set: all of `total`, and of `current`, to the given numbers."""
+    """Sets all counters of a progress entry to `total` and `current`, those named in `total_over` otherwise."""
     return {
         "total": {key: total_over.get(key, total) for key in progress["total"]},
         "current": {key: total_over.get(key, current) for key in progress["current"]},

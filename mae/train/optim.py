@@ -1,4 +1,4 @@
-"""AdamW and its schedule: which parameters decay, and the learning rate as a pure function of the step."""
+"""AdamW: its settings, which parameters decay, layer-wise learning-rate decay, a state dict keyed by names."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,9 +13,10 @@ from mae.errors import CheckpointError
 class OptimConfig(BaseModel):
     """Optimiser settings (He et al. 2022, table 8): lr = base_lr * global_batch / 256.
 
-    warmup_steps  in the place of warmup_epochs
-    milestones    shares of the run after each of which the learning rate is a tenth; none: half a cosine
-    layer_decay   factor of the learning rate from each block of the encoder to the one before
+    warmup_steps  replaces warmup_epochs
+    milestones    shares of the run after each of which the learning rate is divided by 10; none: half a cosine
+    layer_decay   layer-wise learning-rate decay, per block of the encoder from the head down; 1: none
+    grad_clip     largest norm of the gradient; None: no clipping
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,18 +33,18 @@ class OptimConfig(BaseModel):
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Weight decay is for matrices: not for biases, norms, tokens or positions."""
+    """Selects matrices for weight decay: no biases, norms, tokens or positions."""
     return parameter.ndim >= 2 and name.endswith("weight")
 
 
 class NamedAdamW(AdamW):
-    """AdamW over named parameters, whose state dict is keyed by the names instead of by an order."""
+    """AdamW whose state dict is keyed by parameter names instead of numbers, whatever the order of the parameters."""
 
     def _names(self) -> list[str]:
         return [name for group in self.param_groups for name in group["param_names"]]
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's, with names for numbers: {"state": {name: {...}}, "param_groups": [{"params": [name, ...], ...}]}."""
+        """Returns {"state": {name: {...}}, "param_groups": [{"params": [name, ...], ...}]}: torch's, with names."""
         numbered, names = super().state_dict(), self._names()
         for group in numbered["param_groups"]:
             group["params"] = group.pop("param_names")
@@ -51,19 +52,21 @@ class NamedAdamW(AdamW):
         return numbered
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raises CheckpointError when the state is of other parameters."""
+        """Loads by name. Raises CheckpointError if the state belongs to other parameters."""
         numbers = {name: number for number, name in enumerate(self._names())}
         groups = []
         for own, stored in zip(self.param_groups, state_dict["param_groups"], strict=True):
             if differing := sorted(set(own["param_names"]) ^ set(stored["params"])):
-                raise CheckpointError(f"the optimiser state is of other parameters: {', '.join(differing[:8])} differ")
+                raise CheckpointError(
+                    f"the optimiser state belongs to other parameters: {', '.join(differing[:8])} differ"
+                )
             groups.append(stored | {"params": [numbers[name] for name in own["param_names"]]})
         state = {numbers[name]: entry for name, entry in state_dict["state"].items()}
         super().load_state_dict({"state": state, "param_groups": groups})
 
 
 def adamw(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, lr: float) -> NamedAdamW:
-    """Fused AdamW over the trainable parameters, those that decay and those that do not."""
+    """Returns fused AdamW over the trainable parameters, in two groups: with and without weight decay."""
     trainable = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
     groups = [
         {"params": [(n, p) for n, p in trainable if decays(n, p)], "weight_decay": config.weight_decay},
@@ -77,12 +80,12 @@ def layer_decayed_adamw(
     config: OptimConfig,
     lr: float,
     layer: Callable[[str], int],
-    last: int,
+    last_layer: int,
 ) -> NamedAdamW:
-    """Fused AdamW over the trainable parameters, in groups of a layer, decaying or not (Clark et al. 2020).
+    """Returns fused AdamW with layer-wise learning-rate decay (Clark et al. 2020), over the trainable parameters.
 
-    layer  number of the layer by the name of a parameter; the rate of layer `last` is `lr`, of each one before
-           `config.layer_decay` times that of the next
+    layer       name of a parameter -> number of its layer; layer `last_layer` learns at `lr`, each one before it at
+                `config.layer_decay` times the rate of the next
     """
     members: dict[tuple[int, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in parameters:
@@ -91,7 +94,7 @@ def layer_decayed_adamw(
     groups = [
         {
             "params": members[number, decayed],
-            "lr": lr * config.layer_decay ** (last - number),
+            "lr": lr * config.layer_decay ** (last_layer - number),
             "weight_decay": config.weight_decay if decayed else 0.0,
         }
         for number, decayed in sorted(members)

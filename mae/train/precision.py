@@ -1,16 +1,16 @@
-"""`precision=auto`: bfloat16 where the hardware multiplies it natively, float32 elsewhere."""
+"""Precision: `precision=auto` by the hardware, and float32 products on CPUs."""
 
 import torch
 
-# Of a product of float32 matrices relative to its largest value; rounding bfloat16 would make it 1e-3.
+# Largest error of a float32 matrix product, relative to its largest value; rounding to bfloat16 would make it 1e-3.
 FLOAT32_ERROR = 2e-6
 
 
 def resolve_precision(setting: str) -> str:
-    """Lightning's name of the precision that `setting` means on this machine.
+    """Returns Lightning's name of a precision; for "auto" bf16-mixed if the hardware multiplies bfloat16, else 32-true.
 
-    Mixed precision keeps weights, optimiser state and loss in float32. A run stores the outcome at its first start and
-    keeps it on every resume, since another precision would be another run.
+    Mixed precision keeps weights, optimiser state and loss in float32. A run stores the result at its first start and
+    keeps it on every resume, since another precision would give another result.
     """
     if setting != "auto":
         return setting
@@ -20,11 +20,11 @@ def resolve_precision(setting: str) -> str:
 
 
 def choose_float32_products(device: torch.device) -> None:
-    """Lets oneDNN multiply float32 matrices on CPUs, if it is exact here; a setting of the whole process.
+    """Lets oneDNN multiply float32 matrices on CPUs if it is exact there. Sets torch's precision for the whole process.
 
-    torch's "medium" allows bfloat16. Where a CPU has no units for that (AMX) oneDNN computes in float32 all the same,
-    on some CPUs faster than the default library: one product shows which. GPUs are left alone, where TF32 is the
-    user's choice (`torch.backends.cuda.matmul`).
+    torch's "medium" allows bfloat16. On a CPU without units for it (AMX) oneDNN still computes in float32, on some CPUs
+    faster than the default library; one product shows whether it does. GPUs are left alone, where TF32 is the user's
+    choice (`torch.backends.cuda.matmul`).
     """
     if device.type != "cpu":
         return

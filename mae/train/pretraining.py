@@ -1,4 +1,4 @@
-"""The Lightning module of pre-training: normalises on the device, draws the mask noise, and gives the loss."""
+"""Lightning module of pre-training: normalises images on the device, draws the mask noise, returns the loss."""
 
 from typing import Any, Literal
 
@@ -13,12 +13,12 @@ from mae.models.vit import choose_attention
 from mae.train.strategies import shard
 from mae.train.training import Training
 
-# Validation masks follow from the sample alone, so that values compare across steps; no training step has this number.
+# The step that validation masks are drawn for: they depend on the sample alone, so that values compare across steps.
 VALIDATION = -1
 
 
 class PretrainConfig(BaseModel):
-    """task=pretrain has no settings but those of the model."""
+    """Settings of task=pretrain: none but those of the model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,11 +45,11 @@ class Pretraining(Training):
         choose_attention(self.model.blocks, self.model.decoder_blocks, device=self.device)
 
     def noise(self, step: int, rows: Tensor) -> Tensor:
-        """Mask noise [B, N] for rows of the global batch of `step`."""
+        """Returns mask noise [B, N] for rows of the global batch of `step`."""
         return uniform_noise(self.seed, step, rows, self.model.config.patches)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """The loss of a micro-batch, each image masked by its row of the global batch."""
+        """Returns the loss of a micro-batch; the mask of an image follows from its row of the global batch."""
         rows = batch["positions"] % self.schedule.global_batch
         out = self.model(self.pixels.normalise(batch["images"]), self.noise(self.global_step, rows))
         return {"loss": out.loss, "value": out.loss.detach()}

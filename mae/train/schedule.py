@@ -1,4 +1,4 @@
-"""What follows from the recipe on a given machine: accumulation, steps, learning rate."""
+"""Schedule: accumulation, steps and learning rate, derived from the recipe and the number of ranks."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from mae.train.optim import OptimConfig
 
 @dataclass(frozen=True)
 class Schedule:
-    """The derived numbers of one run. `step` counts optimiser steps, batches are images."""
+    """Derived numbers of one run: steps are optimiser steps, batch sizes count images."""
 
     samples: int
     global_batch: int
@@ -17,7 +17,7 @@ class Schedule:
     ranks: int
     accumulate: int
     views: int
-    steps_per_pass: int  # over the images, each with all its views
+    steps_per_pass: int  # a pass shows each image with all its views
     total_steps: int
     warmup_steps: int
     peak_lr: float
@@ -25,7 +25,7 @@ class Schedule:
 
     @property
     def epochs(self) -> float:
-        """Times that each image is shown."""
+        """How often each image is shown."""
         return self.total_steps * self.views / self.steps_per_pass
 
 
@@ -40,14 +40,14 @@ def derive_schedule(
     max_steps: int | None,
     views: int = 1,
 ) -> Schedule:
-    """The schedule of a run over `samples` images on `ranks` devices.
+    """Derives the schedule of a run over `samples` images on `ranks` devices.
 
-    micro_batch  images per device and forward pass; None takes the whole share of a device at once
-    epochs       times that each image is shown
-    views        crops of an image that a pass over the images shows; each counts for itself
+    micro_batch  images per device and forward pass; None: the whole share of a device at once
+    epochs       how often each image is shown
+    views        crops that a pass shows of each image; each crop is an image of the batch
     max_steps    replaces epochs; the schedule keeps its shape over the shorter or longer run
 
-    Raises ConfigError when the global batch cannot be split, or exceeds the samples.
+    Raises ConfigError if the global batch cannot be split, or exceeds the samples.
     """
     micro_batch, accumulate = split_batch(global_batch, micro_batch, ranks)
     steps_per_pass = samples * views // global_batch
@@ -80,7 +80,7 @@ def derive_schedule(
 
 
 def split_batch(global_batch: int, micro_batch: int | None, ranks: int) -> tuple[int, int]:
-    """(micro_batch, accumulate) of a global batch; raises ConfigError when it cannot be split."""
+    """Returns (micro_batch, accumulate) of a global batch. Raises ConfigError if it cannot be split."""
     if micro_batch is None:
         if global_batch % ranks:
             raise ConfigError(

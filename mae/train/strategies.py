@@ -1,4 +1,4 @@
-"""How ranks share the work: copies of the model (DDP) or shards of it (FSDP), with the same checkpoint files."""
+"""Strategies: data-parallel copies of the model (DDP) or shards of it (FSDP), with the same checkpoint files."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,27 +16,29 @@ from mae.run.checkpoint_files import read
 
 
 def choose_strategy(name: str, ranks: int, precision: str) -> str | Strategy:
-    """Lightning's strategy for `trainer.strategy`: "auto" (one device, or DDP), "ddp", "fsdp", or one of its own names.
+    """Returns the strategy of `trainer.strategy`: "auto" (one device, or DDP), "ddp", "fsdp", or a name of Lightning's.
 
-    Raises ConfigError for a precision that shards cannot have.
+    Raises ConfigError if the precision is not available with FSDP.
     """
     if name == "ddp" or (name == "auto" and ranks > 1):
         return DDP(find_unused_parameters=False, gradient_as_bucket_view=True)
     if name == "fsdp":
         if precision == "16-mixed":
-            raise ConfigError("precision=16-mixed does not go with trainer.strategy=fsdp: take bf16-mixed, or ddp")
+            raise ConfigError(
+                "precision=16-mixed is not available with trainer.strategy=fsdp: set precision=bf16-mixed or "
+                "trainer.strategy=ddp"
+            )
         return FSDP(data_parallel_size=ranks, tensor_parallel_size=1, save_distributed_checkpoint=False)
     return name
 
 
 class DDP(DDPStrategy):
-    """DDP whose gradient buckets never depend on when the process was started.
+    """DDP with the same gradient buckets in every step, also in the first after a restart.
 
-    DDP lays its buckets out by the order of the model at first, and anew, by the order in which gradients came, after
-    the first backward pass. With three or more ranks the layout decides the order of summation, so that the first
+    DDP first lays its buckets out in the order of the parameters, and after the first backward pass anew, in the order
+    in which gradients arrived. With three or more ranks the layout decides the order of summation, so that the first
     step after a restart would differ in the last bits. A backward pass before the first step leaves the second layout
-    only. (`static_graph=True` puts the new layout off by a step, and did not work together with accumulation in
-    a trial on torch 2.15.)
+    only. (`static_graph=True` delays the new layout by a step, and failed with accumulation when tried on torch 2.15.)
     """
 
     def on_train_start(self) -> None:
@@ -47,19 +49,19 @@ class DDP(DDPStrategy):
 
 
 class FSDP(ModelParallelStrategy):
-    """FSDP2 whose checkpoints are those of one device: whole tensors under the same names, in one file.
+    """FSDP2 with the checkpoints of one device: whole tensors under the same names, in one file.
 
-    Rank 0 gathers them one by one. Reading, every rank maps the file and takes its own rows out of it.
+    Saving, rank 0 gathers the tensors one by one. Loading, every rank maps the file and copies its own rows.
     """
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.lightning_module is not None
-        return self._gathered(self.lightning_module.state_dict())
+        return self._gather_to_rank_zero(self.lightning_module.state_dict())
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        return self._gathered(Strategy.optimizer_state(self, optimizer))
+        return self._gather_to_rank_zero(Strategy.optimizer_state(self, optimizer))
 
-    def _gathered(self, state: dict[str, Any]) -> dict[str, Any]:
+    def _gather_to_rank_zero(self, state: dict[str, Any]) -> dict[str, Any]:
         def gather(tensor: DTensor) -> Tensor | None:
             whole = tensor.full_tensor()
             return whole.cpu() if self.is_global_zero else None
@@ -72,7 +74,7 @@ class FSDP(ModelParallelStrategy):
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None
         own = self.lightning_module.state_dict()
-        stored = {name: _sharded(value, own.get(name)) for name, value in checkpoint["state_dict"].items()}
+        stored = {name: _local_rows(value, own.get(name)) for name, value in checkpoint["state_dict"].items()}
         self.lightning_module.load_state_dict(stored, strict=strict)
 
     @property
@@ -87,24 +89,24 @@ class FSDP(ModelParallelStrategy):
                 for name, parameter in zip(group["param_names"], group["params"], strict=True)
             }
             state = {
-                name: {key: _sharded(value, own.get(name)) for key, value in entry.items()}
+                name: {key: _local_rows(value, own.get(name)) for key, value in entry.items()}
                 for name, entry in stored["state"].items()
             }
             optimizer.load_state_dict(stored | {"state": state})
 
 
-def _sharded(whole: Tensor, like: Tensor | None) -> Tensor:
-    """This rank's rows of a tensor that every rank has, if `like` is sharded and of that shape. Never a view."""
+def _local_rows(whole: Tensor, like: Tensor | None) -> Tensor:
+    """Copies this rank's rows of a tensor if `like` is sharded and has its shape, else the whole tensor."""
     if not isinstance(like, DTensor) or whole.shape != like.shape:
         return whole.clone()
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).clone()
 
 
 def shard(model: nn.Module, blocks: Iterable[nn.Module], mesh: Any, entrances: Sequence[str] = ()) -> None:
-    """Shards the parameters over the ranks of `mesh`, each block on its own, the rest together; in place, names stay.
+    """Shards the parameters over the ranks of `mesh` in place: each block on its own, the rest together.
 
-    blocks     those that are computed as a whole
-    entrances  methods beside `forward` through which the model is called
+    blocks     those whose `forward` is called
+    entrances  further methods through which the model is called, beside `forward`
     """
     for block in blocks:
         fully_shard(block, mesh=mesh)

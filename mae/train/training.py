@@ -1,4 +1,4 @@
-"""What every kind of training has in common: optimiser, schedule, seeds, and what a checkpoint remembers."""
+"""Base of the Lightning modules: optimiser, learning rate, seeds of each micro-batch, contents of a checkpoint."""
 
 import random
 from abc import ABC, abstractmethod
@@ -20,13 +20,14 @@ from mae.train.validation import ValidationMeans
 
 
 class Training(ValidationMeans, ABC):
-    """Training of `model` by `plan`.
+    """Trains `model` by `schedule`.
 
-    recipe    plain dictionary of the settings that decide the result; stored in every checkpoint
-    pixels    the scale of the images
+    recipe  plain dictionary of the settings that decide the result; stored in every checkpoint
+    pixels  scale of the images
 
-    `step` is the only position. What torch, numpy and Python draw in a micro-batch (drop path, mixup, prompts) follows
-    from (seed, step, micro-batch, rank), so that a resumed run draws the same and nothing has to be saved for it.
+    `step` is the only position. The random numbers that torch, NumPy and Python draw in a micro-batch (drop path,
+    mixup, prompts) follow from (seed, step, micro-batch, rank): a resumed run draws the same, and no generator state is
+    saved.
     """
 
     def __init__(
@@ -50,22 +51,22 @@ class Training(ValidationMeans, ABC):
     @property
     @abstractmethod
     def flops(self) -> float:
-        """Operations of a step for one image, for the utilisation: see mae/models/flops.py."""
+        """FLOPs of a step per image, for the MFU (mae/models/flops.py)."""
 
     @abstractmethod
     def blank_batch(self) -> dict[str, Any]:
-        """A small batch of black images, for what needs some batch."""
+        """Returns a small batch of black images, for a backward pass before the first step."""
 
     @abstractmethod
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """`loss`, which Lightning divides by the accumulation, and `value`, which stays as it is, for the log."""
+        """Returns `loss`, which Lightning divides by the accumulation, and `value`, the same undivided, for the log."""
 
     @abstractmethod
     def shard(self, mesh: Any) -> None:
         """Shards the model over the ranks of `mesh` (`mae.train.strategies.shard`)."""
 
     def configure_model(self) -> None:
-        """Shards the model when the strategy asks for it; Lightning calls this before every fit and validation."""
+        """Shards the model under FSDP. Lightning calls this before every fit and validation."""
         if isinstance(self.trainer.strategy, ModelParallelStrategy) and not isinstance(self.model, FSDPModule):
             self.shard(self.trainer.strategy.device_mesh["data_parallel"])
 
@@ -80,7 +81,7 @@ class Training(ValidationMeans, ABC):
         np.random.seed(seed)
 
     def lr(self, step: int) -> float:
-        """Learning rate of the update that follows after `step` updates."""
+        """Returns the learning rate of the update after `step` updates."""
         schedule = self.schedule
         return learning_rate(
             step,
@@ -92,7 +93,7 @@ class Training(ValidationMeans, ABC):
         )
 
     def build_optimizer(self) -> NamedAdamW:
-        """The optimiser, each group of parameters at its peak learning rate; the schedule scales them all alike."""
+        """Returns the optimiser, each parameter group at its peak learning rate; the schedule scales all alike."""
         return adamw(self.model.named_parameters(), self.optim, self.schedule.peak_lr)
 
     def configure_optimizers(self) -> Any:
@@ -103,7 +104,7 @@ class Training(ValidationMeans, ABC):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """By norm. Lightning refuses that to every fused optimiser, which only with a scaler divides inside."""
+        """Clips by norm. Lightning refuses fused optimisers, though they unscale inside the step only with a scaler."""
         if self.trainer.scaler is not None:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
