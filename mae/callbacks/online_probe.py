@@ -18,15 +18,15 @@ Loader = Iterable[dict[str, Any]]
 
 
 class OnlineProbe(StepCallback):
-    """Logs to all loggers every `every` steps, from the mean patch tokens of whole images:
+    """Logs every `every` steps to all loggers; features are the mean patch tokens of unmasked images.
 
-    knn/top1          share of test images whose k nearest training images vote for their class
+    knn/top1          share of the test images whose k nearest training images vote for their class
     rank/rankme       effective rank of the features of the test images
-    perf/probe_share  share of the time since this start that was spent here
+    perf/probe_share  share of the time since this start that the probe took
 
-    train, test  this rank's centre crops, always the same; train None (no labels): rank/rankme alone
+    train, test  this rank's centre crops, always the same; `train` is None without labels, and knn/top1 is left out
 
-    Changes no parameter, random state or counter of the run.
+    Only reads the weights: no parameter, random state or counter of the run changes.
     """
 
     def __init__(self, every: int, k: int, train: Loader | None, test: Loader) -> None:
@@ -41,7 +41,7 @@ class OnlineProbe(StepCallback):
         if trainer.global_step % self.every:
             return
         begun = time.perf_counter()
-        # A loader draws the seed of its workers from torch's own generator.
+        # A loader draws the seed of its workers from torch's default generator.
         with torch.random.fork_rng(devices=[]):
             found = self.measure(trainer, module)
         seconds = time.perf_counter() - begun
@@ -54,7 +54,7 @@ class OnlineProbe(StepCallback):
             logger.log_metrics(found, step=trainer.global_step)
 
     def measure(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, float]:
-        """Returns the metrics on rank 0, elsewhere nothing. Every rank has to call it."""
+        """Returns the metrics on rank 0, elsewhere an empty dictionary. A collective."""
         test = self._features(trainer, module, self.test)
         train = self._features(trainer, module, self.train) if self.train is not None else None
         if test is None:

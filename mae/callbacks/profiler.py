@@ -1,4 +1,4 @@
-"""Where the time of a step goes, for `profile=true`."""
+"""Profiling of a few steps, for `profile=true`."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ from torch.profiler import profile, schedule
 
 from mae.callbacks.step_callback import StepCallback
 
-WARMUP, STEPS = 5, 10
+WARMUP_STEPS, STEPS = 5, 10
 
 
 class StepProfiler(StepCallback):
-    """runs/NAME/trace.json of ten steps after five that warm up, to be opened in ui.perfetto.dev. Rank 0 only."""
+    """Writes runs/NAME/trace.json: ten steps after five of warm-up, for ui.perfetto.dev. Rank 0 only."""
 
     def __init__(self, run: Path) -> None:
         self.file = run / "trace.json"
@@ -20,7 +20,7 @@ class StepProfiler(StepCallback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             self.profile = profile(
-                schedule=schedule(wait=0, warmup=WARMUP, active=STEPS, repeat=1), on_trace_ready=self._write
+                schedule=schedule(wait=0, warmup=WARMUP_STEPS, active=STEPS, repeat=1), on_trace_ready=self._write
             )
             self.profile.start()
 

@@ -1,4 +1,4 @@
-"""Shows the run: a bar on a terminal, a line now and then in a log file."""
+"""Progress display: a bar on a terminal, a line every `log_every` steps in a log file."""
 
 from datetime import timedelta
 
@@ -12,7 +12,7 @@ from mae.train.training import Training
 
 
 class ShowProgress(StepCallback):
-    """The whole run as one bar with loss, images per second, share of waiting for data, and time left. Rank 0 only."""
+    """Shows one bar for the whole run: loss, images per second, share of waiting for data, time left. Rank 0 only."""
 
     def __init__(self, throughput: Throughput) -> None:
         self.throughput = throughput

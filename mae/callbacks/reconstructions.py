@@ -1,4 +1,4 @@
-"""Paints the same few images every so many steps."""
+"""Reconstruction pictures: the same few images, under the same masks, every `every` steps."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ from mae.train.pretraining import VALIDATION, Pretraining
 
 
 class Reconstructions(StepCallback):
-    """runs/NAME/reconstructions/step-00000500.png every `every` steps and at the end; in W&B, if it is there, a table.
+    """Writes runs/NAME/reconstructions/step-00000500.png every `every` steps and at the end, and a table to W&B.
 
-    Painted by every rank, since each may hold a part of the weights, and written by rank 0.
+    Every rank computes them, since each may hold a part of the weights; rank 0 writes.
 
     images  uint8 or uint16 [B, C, H, W]  always the same, under the same masks
     """
@@ -24,7 +24,7 @@ class Reconstructions(StepCallback):
         self.folder = run / "reconstructions"
         self.images = images
         self.every = every
-        self.painted = -1  # the step
+        self.painted_step = -1
 
     def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.global_step % self.every == 0:
@@ -36,9 +36,9 @@ class Reconstructions(StepCallback):
     def paint(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, Pretraining)
         step = trainer.global_step
-        if step == self.painted:
+        if step == self.painted_step:
             return
-        self.painted = step
+        self.painted_step = step
         images = module.pixels.normalise(self.images.to(module.device))
         noise = module.noise(VALIDATION, torch.arange(len(images), device=module.device))
         with trainer.precision_plugin.forward_context():
@@ -58,8 +58,8 @@ class Reconstructions(StepCallback):
 
 
 def _log_table(logger: WandbLogger, columns: Tensor, step: int) -> None:
-    """The same as a table of W&B, a row per image."""
-    import wandb  # slow, and for runs that are tracked only
+    """Logs the pictures as a table of W&B, a row per image."""
+    import wandb  # slow to import, and only tracked runs need it
 
     rows = [[step, *(wandb.Image(to_image(tile)) for tile in tiles(row))] for row in columns]
     logger.log_table("reconstructions", ["step", "original", "masked", "reconstruction"], rows, step=step)

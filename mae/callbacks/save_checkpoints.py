@@ -1,4 +1,4 @@
-"""Saves the run every so many steps and keeps the newest few."""
+"""Checkpoint saving: every `every_steps` steps and at the end, keeping the newest `keep`."""
 
 from pathlib import Path
 
@@ -13,7 +13,12 @@ from mae.run.checkpoint_files import checkpoint_path, checkpoints
 
 
 class CheckpointConfig(BaseModel):
-    """Every how many steps the run is saved, how many checkpoints are kept, and what W&B gets of them."""
+    """Settings of checkpoint saving.
+
+    every_steps  steps from one checkpoint to the next
+    keep         checkpoints that are kept; older ones are deleted
+    artifacts    none | reference | upload: what W&B gets of each
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -23,9 +28,9 @@ class CheckpointConfig(BaseModel):
 
 
 class SaveCheckpoints(StepCallback):
-    """runs/NAME/checkpoints/step-00000500.ckpt every `every_steps` steps and at the end.
+    """Saves runs/NAME/checkpoints/step-00000500.ckpt every `every_steps` steps and at the end.
 
-    A step that is also validated is saved after its validation: a run that dies in between repeats both.
+    A step that is also validated is saved after its validation, so that a run that dies in between repeats both.
     """
 
     def __init__(self, run: Path, config: CheckpointConfig, val_every: int | None) -> None:
@@ -35,9 +40,9 @@ class SaveCheckpoints(StepCallback):
         self.saved_step = -1
 
     def save(self, trainer: pl.Trainer) -> Path:
-        """Saves now (on every rank, as Lightning wants it) unless this step is saved already.
+        """Saves this step unless it is saved already. Every rank has to call it.
 
-        Raises RunEnded on every rank when rank 0 cannot write; the checkpoints before stay as they are.
+        Raises RunEnded on every rank if rank 0 cannot write; the checkpoints before stay as they are.
         """
         step = trainer.global_step
         path = checkpoint_path(self.run, step)
@@ -56,7 +61,7 @@ class SaveCheckpoints(StepCallback):
             trainer.save_checkpoint(path)
         except CheckpointError as error:
             failure = error
-            trainer.strategy.barrier()  # where the other ranks wait for this one to have written
+            trainer.strategy.barrier()  # The other ranks wait in the one that ends a save.
         if not trainer.strategy.reduce_boolean_decision(failure is None):
             saved = checkpoints(self.run)
             newest = f"{saved[0].name} is whole" if saved else "nothing was saved before"
@@ -84,7 +89,7 @@ class SaveCheckpoints(StepCallback):
         return trainer.global_step % self.config.every_steps == 0
 
     def validated_next(self, trainer: pl.Trainer) -> bool:
-        """Whether a validation follows the step just made."""
+        """Returns True if a validation follows the step just made."""
         return self.val_every is not None and trainer.global_step % self.val_every == 0
 
     def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""Keeps what is not finite out of the weights, and ends a run that brings forth nothing else."""
+"""Skips updates whose loss or gradient is not finite; ends the run after SKIPS_IN_A_ROW of them."""
 
 from collections import deque
 from pathlib import Path
@@ -15,16 +15,16 @@ from mae.distributed.rank_zero import say
 from mae.errors import RunEnded
 from mae.run.checkpoint_files import checkpoints
 
-LIMIT = 10  # skipped steps in a row
+SKIPS_IN_A_ROW = 10
 
 
 class SkipNonFinite(StepCallback):
-    """A step whose loss or gradient norm is not finite on any rank changes no parameter and no optimiser state on any.
+    """Skips the update on all ranks if the loss or the gradient norm of any rank is not finite.
 
-    It counts as a step: position, schedule and order move on. LIMIT of them in a row end the run.
+    A skipped step changes no parameter and no optimiser state, and still counts: position and schedule advance.
 
-    The decision stays on the device, where fused AdamW reads it (`found_inf`); on a GPU the host learns of it one step
-    later and waits for nothing. The signals that ranks have received travel along: one small all-reduce per step.
+    The decision stays on the device, where fused AdamW reads it (`found_inf`). The host reads a GPU's decision one step
+    later, so that it never waits. The same all-reduce makes the ranks agree on the signals that they received.
     """
 
     def __init__(self, run: Path, signals: StopOnSignal) -> None:
@@ -35,12 +35,12 @@ class SkipNonFinite(StepCallback):
 
     @property
     def skipped(self) -> int:
-        """Steps skipped since the beginning of the run. Waits for the device."""
+        """Number of steps skipped since the beginning of the run. Waits for the device."""
         return int(self.counts[0])
 
     @property
     def state_key(self) -> str:
-        return "Guard"  # the name in checkpoints, which was that of the class
+        return "Guard"  # an earlier name of the class, under which checkpoints hold the counts
 
     def state_dict(self) -> dict[str, Any]:
         return {"counts": self.counts.tolist()}
@@ -68,10 +68,11 @@ class SkipNonFinite(StepCallback):
         self.loss.zero_()
         agreed = torch.stack([bad, torch.full_like(bad, self.signals.received)])
         if trainer.world_size > 1:
-            # One rank may have been the only one told; the highest number wins, so that all exit alike.
+            # A signal may have reached one rank only. The highest number wins, so that all exit alike.
             torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MAX)
         bad, signum = agreed
-        if trainer.scaler is not None:  # of 16-mixed: it has its own `found_inf`, by the gradients alone
+        if trainer.scaler is not None:
+            # GradScaler (16-mixed) checks gradients only, so a loss that is not finite must reach it as a NaN gradient.
             gradients[0] += torch.where(bad.bool(), torch.nan, 0.0)
         optimizer.found_inf = bad  # pyright: ignore[reportAttributeAccessIssue]
         skipped, in_a_row = self.counts
@@ -85,7 +86,7 @@ class SkipNonFinite(StepCallback):
         step = trainer.global_step - self.delay
         if in_a_row == 1:
             say(f"step {step} skipped: its loss or gradient is not finite")
-        if in_a_row >= LIMIT:
+        if in_a_row >= SKIPS_IN_A_ROW:
             saved = checkpoints(self.run)
             raise RunEnded(
                 f"the loss or gradient of {in_a_row} steps in a row, {step - in_a_row + 1} to {step}, was not finite; "
@@ -96,7 +97,7 @@ class SkipNonFinite(StepCallback):
 
 
 class Report:
-    """A few small numbers on their way from the device to the host."""
+    """Copy of a few numbers from the device to the host, without waiting for it."""
 
     def __init__(self, numbers: Tensor) -> None:
         self.numbers = numbers.to("cpu", non_blocking=numbers.is_cuda)

@@ -1,4 +1,4 @@
-"""Stops a run at a step boundary when the scheduler or the user says so, with nothing lost."""
+"""Stopping by a signal of the scheduler or the user: at a step boundary, after a save."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Stopped(RunEnded):
-    """The run was told to stop and has saved; `exit_code` is what the shell shall see."""
+    """Ends a run that was told to stop and has saved. The exit codes are a shell's for SIGINT and SIGTERM."""
 
     def __init__(self, signum: int, step: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}")
@@ -25,21 +25,21 @@ class Stopped(RunEnded):
 
 
 class StopOnSignal(StepCallback):
-    """SIGINT, SIGTERM and SIGUSR1 set a flag; Guard makes the ranks agree on it, and all of them save and stop,
-    after the validation where one is due.
+    """Saves and stops on SIGINT, SIGTERM, SIGUSR1 or submitit's signal, after the validation if one is due.
 
-    Under submitit its signal does so too. Replaces Lightning's handlers, which save in the middle of a step or not at
-    all and end with exit code 0. A second Ctrl-C ends the process at once.
+    The handler only sets `received`; SkipNonFinite sets `agreed` after the next step, on all ranks alike. Replaces
+    Lightning's handlers, which save in the middle of a step or not at all and end with exit code 0. A second Ctrl-C
+    ends the process at once.
     """
 
     def __init__(self, checkpoints: SaveCheckpoints) -> None:
         self.checkpoints = checkpoints
-        self.received = 0  # by this rank
-        self.agreed = 0  # by all ranks, after a step
+        self.received = 0  # the signal that reached this rank
+        self.agreed = 0  # the highest that reached any rank
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         for signum in {*HANDLED, submitit_signal()} - {None}:
-            signal.signal(signum, self._note)  # Lightning has noted what was there before, and restores it at the end
+            signal.signal(signum, self._note)  # Lightning stored the handlers before, and restores them at the end.
         if trainer.received_sigterm:  # between Lightning's registration and ours
             self.received = signal.SIGTERM
             trainer._signal_connector.received_sigterm = False

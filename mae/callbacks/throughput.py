@@ -1,4 +1,4 @@
-"""Measures the run and writes it down: loss of the global batch, learning rate, images per second, share of waiting."""
+"""Measuring and logging: loss of the global batch, learning rate, images per second, data wait, MFU, memory."""
 
 import time
 from typing import Any
@@ -14,7 +14,7 @@ from mae.train.training import Training
 
 
 class FetchTimer(Profiler):
-    """Seconds spent waiting for the training loader. Lightning announces each fetch to its profiler."""
+    """Sums the seconds spent waiting for the training loader; Lightning announces each fetch to its profiler."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,12 +34,12 @@ class Throughput(StepCallback):
     """Logs every `log_every` steps to all loggers, under the number of steps made.
 
     train/loss         mean over the global batch of exactly this step, so that a repeated step repeats its value
-    train/lr           of the update just made
-    perf/images_per_s  over all ranks since the last line, without validation, probes and saving
+    train/lr           learning rate of the update just made
+    perf/images_per_s  of all ranks since the last row, without validation and probes
     perf/data_wait     share of that time spent waiting for the loader
-    perf/mfu           model FLOPs utilisation: what the published algorithm multiplies for these images, as a share of
-                       what the devices could, by their data sheet or else by a matrix product at the start
-    perf/memory_gb     10^9 bytes at most until now, on rank 0: of tensors on a GPU, of the process on a CPU
+    perf/mfu           model FLOPs utilisation: FLOPs of the published algorithm for these images, as a share of the
+                       devices' peak (by data sheet, else by a matrix product timed at the start)
+    perf/memory_gb     peak memory of rank 0 until now in 10^9 bytes: tensors on a GPU, the process on a CPU
     guard/skipped      steps without an update since the beginning of the run
     """
 
@@ -63,7 +63,7 @@ class Throughput(StepCallback):
         self.waited = self.timer.seconds
 
     def pause(self, seconds: float) -> None:
-        """Takes time that was spent on something else out of the images per second."""
+        """Leaves time that was spent on something else out of the images per second."""
         self.since += seconds
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
