@@ -193,7 +193,7 @@ def test_its_encoder_is_exported(tmp_path: Path, to: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"predicted": 0.5}, "none can be left out. Set decoder=cross or predicted=1"),
+        ({"predicted": 0.5}, "none can be left out: set decoder=cross or predicted=1"),
         ({"decoder": "cross", "predicted": 0.01}, "of 12 hidden patches is none: raise predicted"),
         ({"decoder": "cross", "predicted": 0.0}, "greater than 0"),
         ({"decoder": "cross", "predicted": 1.5}, "less than or equal to 1"),

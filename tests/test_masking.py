@@ -156,7 +156,7 @@ def test_a_mask_that_cannot_be_is_refused_in_one_sentence(mask: Tensor, said: st
 def test_noise_or_a_mask_and_not_both() -> None:
     images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
     for arguments in ({}, {"noise": noise, "mask": noise > 0.5}):
-        with pytest.raises(mae.ConfigError, match="either noise or a mask"):
+        with pytest.raises(mae.ConfigError, match="exactly one of noise and mask"):
             model_of()(images, **arguments)
 
 

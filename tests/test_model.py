@@ -221,7 +221,7 @@ def test_with_shuffled_restore_indices_the_loss_is_clearly_worse(trained) -> Non
         ({"mask_ratio": 0.01, "image_size": 8}, "leaves 0 of 1 patches visible"),
         ({"num_heads": 5}, "cannot be split over 5 heads"),
         ({"nonsense": 1}, "Extra inputs"),
-        ({"patch_size": 1, "in_channels": 1}, "no variance to take out"),
+        ({"patch_size": 1, "in_channels": 1}, "has no variance: set norm_pix=false"),
     ],
 )
 def test_an_impossible_architecture_is_refused_with_a_reason(fields, said) -> None:

@@ -39,21 +39,21 @@ class SaveCheckpoints(StepCallback):
         self.val_every = val_every
         self.saved_step = -1
 
-    def save(self, trainer: pl.Trainer) -> Path:
+    def save(self, trainer: pl.Trainer) -> None:
         """Saves this step unless it is saved already. Every rank has to call it.
 
         Raises RunEnded on every rank if rank 0 cannot write; the checkpoints before stay as they are.
         """
         step = trainer.global_step
+        if step == self.saved_step:
+            return
         path = checkpoint_path(self.run, step)
-        if step != self.saved_step:
-            self._write(trainer, path)
-            self.saved_step = step
-            if trainer.is_global_zero:
-                log_checkpoint(trainer.loggers, path, step, self.config.artifacts)
-                for old in checkpoints(self.run)[self.config.keep :]:
-                    old.unlink()
-        return path
+        self._write(trainer, path)
+        self.saved_step = step
+        if trainer.is_global_zero:
+            log_checkpoint(trainer.loggers, path, step, self.config.artifacts)
+            for old in checkpoints(self.run)[self.config.keep :]:
+                old.unlink()
 
     def _write(self, trainer: pl.Trainer, path: Path) -> None:
         failure = None

@@ -72,9 +72,7 @@ class Throughput(StepCallback):
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit":
             self.pause(time.perf_counter() - self.paused)
-        values = {name: float(x) for name, x in trainer.callback_metrics.items() if name.startswith("val/")}
-        self.latest |= values
-        _log(trainer, values)
+        self.log(trainer, {name: float(x) for name, x in trainer.callback_metrics.items() if name.startswith("val/")})
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -90,7 +88,7 @@ class Throughput(StepCallback):
             loss = trainer.strategy.reduce(self.loss / trainer.accumulate_grad_batches, reduce_op="mean")
             seconds = time.perf_counter() - self.since
             images_per_s = self.images * trainer.world_size / seconds
-            metrics = {
+            measured = {
                 "train/loss": float(loss),
                 "train/lr": module.lr(step - 1),
                 "perf/images_per_s": images_per_s,
@@ -99,12 +97,12 @@ class Throughput(StepCallback):
                 "perf/memory_gb": peak_memory(module.device) / 1e9,
                 "guard/skipped": self.guard.skipped,
             }
-            self.latest |= metrics
-            _log(trainer, metrics)
+            self.log(trainer, measured)
             self._start_window()
         self.loss.zero_()
 
-
-def _log(trainer: pl.Trainer, metrics: dict[str, float]) -> None:
-    for logger in trainer.loggers:
-        logger.log_metrics(metrics, step=trainer.global_step)
+    def log(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+        """Hands metrics of this step to all loggers, and keeps them for the progress display."""
+        self.latest |= metrics
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)

@@ -1,4 +1,4 @@
-"""What a Vision Transformer attends to."""
+"""Attention maps of a Vision Transformer: weights of each block, and attention rollout."""
 
 from typing import cast
 
@@ -14,10 +14,10 @@ from mae.models.vit import Encoder
 
 @torch.no_grad()
 def attention_weights(encoder: Encoder, images: Tensor) -> Tensor:
-    """The attention of every block on whole images, mean over its heads.
+    """Returns the attention weights of every block on unmasked images, averaged over heads.
 
     images   [B, C, H, W]        normalised
-    returns  [B, depth, n, n]    rows look and sum to one; n = N patches, after the class token where there is one
+    returns  [B, depth, n, n]    rows are queries and sum to one; n = 1+N with the class token first, or N without one
     """
     tokens = encoder.embed(patchify(images, encoder.config.patch_size))
     weights = []
@@ -31,7 +31,8 @@ def attention_weights(encoder: Encoder, images: Tensor) -> Tensor:
 
 
 def rollout(weights: Tensor) -> Tensor:
-    """Returns the attention from the input to the output of the last block (Abnar & Zuidema 2020).
+    """Returns the attention rollout from the last block to the input (Abnar & Zuidema 2020): the product over blocks of
+    (I + attention) / 2, where I stands for the residual connection.
 
     weights  [..., depth, n, n]
     returns  [..., n, n]  rows sum to one

@@ -1,4 +1,4 @@
-"""A classifier: the encoder on all patches, one vector of its tokens, and a linear layer."""
+"""Classifier for fine-tuning: the encoder on all patches, pooling, a linear head."""
 
 from typing import Literal, cast
 
@@ -11,17 +11,17 @@ from mae.models.vit import Encoder, LayerNorm
 
 Pool = Literal["patches", "class_token"]
 
-HEAD_STD = 2e-5  # of the published fine-tuning: at first all classes are as good as equal
+HEAD_STD = 2e-5  # as in the published fine-tuning: at first all classes score nearly alike
 
 
 class Classifier(Encoder):
     """ViT classifier with the parameter names of the published fine-tuned weights: the encoder's, fc_norm, head.
 
-    pool       "patches": the mean of the patch tokens, normed after pooling (fc_norm) and not before;
-               "class_token": the class token, normed before (norm)
-    drop_path  share of the images for which the last block is left out in training; earlier blocks linearly less
+    pool       "patches": the mean of the patch tokens, normalised after pooling (fc_norm) instead of before;
+               "class_token": the class token, normalised before (norm)
+    drop_path  stochastic depth: rate of the last block, falling linearly to 0 at the first
 
-    Positions learn, also those that begin as the sine-cosine table. Source: He et al. 2022, section A.1.
+    Positions are trained, also those that start as the sine-cosine table. Source: He et al. 2022, section A.1.
     """
 
     def __init__(self, config: MAEConfig, classes: int, pool: Pool = "patches", drop_path: float = 0.0) -> None:
@@ -45,18 +45,18 @@ class Classifier(Encoder):
                 cast(Block, block).drop_path2 = DropPath(rate)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, C, H, W], normalised -> scores of the classes [B, classes]."""
+        """Returns the class scores [B, classes] of normalised images [B, C, H, W]."""
         return self.scores(self.encode(images))
 
     def scores(self, latent: Tensor) -> Tensor:
-        """What `encode` gives -> scores of the classes [B, classes]."""
+        """Returns the class scores [B, classes] of a latent, the output of `encode`."""
         first = int(self.config.class_token)
         pooled = latent[:, first:].mean(dim=1) if self.pool == "patches" else latent[:, 0]
         return self.head(self.fc_norm(pooled))
 
 
 def classifier_of(encoder: Encoder, classes: int, pool: Pool = "patches", drop_path: float = 0.0) -> Classifier:
-    """A classifier that begins with the weights of a pre-trained encoder; fc_norm and head are fresh."""
+    """Builds a classifier from a pre-trained encoder; fc_norm and head are initialised."""
     model = Classifier(encoder.config, classes, pool, drop_path)
     weights = {name: value for name, value in encoder.state_dict().items() if name in model.state_dict()}
     problems = model.load_state_dict(weights, strict=False)
@@ -64,17 +64,12 @@ def classifier_of(encoder: Encoder, classes: int, pool: Pool = "patches", drop_p
     return model
 
 
-def has_head(state: dict[str, Tensor]) -> bool:
-    """Whether weights are a classifier's."""
-    return "head.weight" in state
-
-
 def classifier_for(state: dict[str, Tensor], config: MAEConfig) -> Classifier:
-    """A classifier, without their values, that the weights fit into."""
+    """Builds a classifier that the state dict fits into, without loading it."""
     return Classifier(config, len(state["head.weight"]), "patches" if "fc_norm.weight" in state else "class_token")
 
 
 def topk_correct(scores: Tensor, labels: Tensor, k: int) -> int:
-    """For how many images [B, classes] the label [B] is among the k highest scores."""
+    """Counts the images whose label [B] is among the k highest scores [B, classes]."""
     best = scores.topk(min(k, scores.shape[1]), dim=1).indices
     return int((best == labels[:, None]).sum())

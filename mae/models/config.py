@@ -1,4 +1,4 @@
-"""What a masked autoencoder is made of, as a frozen and validated description."""
+"""Settings of the model: architecture and objective, frozen and validated."""
 
 from typing import Literal
 
@@ -6,14 +6,14 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 
 class MAEConfig(BaseModel):
-    """The architecture and the objective. Lengths in pixels, widths in channels.
+    """Architecture and objective. Lengths in pixels, widths in channels.
 
     The defaults are ViT-B/16 with the decoder of the paper (He et al. 2022, section 4).
 
-    decoder    "self": visible and hidden patches attend to each other; "cross": hidden to visible ones only (Fu et al.
-               2024), so that not all of them need to be there
+    decoder    "self": visible and hidden patches attend to each other; "cross": hidden patches attend to visible ones
+               only (Fu et al. 2024), so that a part of them can be predicted
     predicted  share of the hidden patches that a cross decoder predicts in training
-    masking    how the hidden patches lie
+    masking    "random" patches, a "block" of rectangles, or a regular "grid"
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,7 +47,7 @@ class MAEConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> "MAEConfig":
-        multiple_of_patch(self.image_size, self.patch_size)
+        require_multiple_of_patch(self.image_size, self.patch_size)
         for name, width, heads in (
             ("width", self.width, self.num_heads),
             ("decoder_width", self.decoder_width, self.decoder_num_heads),
@@ -57,7 +57,7 @@ class MAEConfig(BaseModel):
             if self.positions == "sincos" and width % 4:
                 raise ValueError(f"{name}={width} is not a multiple of 4, which sine-cosine positions need")
         if self.norm_pix and self.patch_values == 1:
-            raise ValueError("norm_pix=true with one value per patch: no variance to take out. Set norm_pix=false")
+            raise ValueError("norm_pix=true with one value per patch, which has no variance: set norm_pix=false")
         if not 0 < self.visible < self.patches:
             raise ValueError(
                 f"mask_ratio={self.mask_ratio} leaves {self.visible} of {self.patches} patches visible: at least one "
@@ -65,8 +65,8 @@ class MAEConfig(BaseModel):
             )
         if self.predicted < 1 and self.decoder == "self":
             raise ValueError(
-                f"predicted={self.predicted} with decoder=self: its hidden patches attend to each other, so that none "
-                "can be left out. Set decoder=cross or predicted=1"
+                f"predicted={self.predicted} is not available with decoder=self, whose hidden patches attend to each "
+                "other, so that none can be left out: set decoder=cross or predicted=1"
             )
         if not self.predictions:
             raise ValueError(
@@ -86,7 +86,7 @@ class MAEConfig(BaseModel):
 
     @property
     def visible(self) -> int:
-        """K, the number of patches that the encoder sees."""
+        """K, the number of visible patches, which the encoder gets."""
         return visible_patches(self.patches, self.mask_ratio)
 
     @property
@@ -100,8 +100,8 @@ class MAEConfig(BaseModel):
         return self.patch_size**2 * self.in_channels
 
 
-def multiple_of_patch(image_size: tuple[int, int], patch_size: int) -> None:
-    """Raises ValueError when a side of the image, (height, width), is no whole number of patches."""
+def require_multiple_of_patch(image_size: tuple[int, int], patch_size: int) -> None:
+    """Raises ValueError if a side of the image, (height, width), is not a multiple of the patch size."""
     for side, length in zip(("height", "width"), image_size, strict=True):
         if length < 1 or length % patch_size:
             below = length // patch_size * patch_size
@@ -113,5 +113,5 @@ def multiple_of_patch(image_size: tuple[int, int], patch_size: int) -> None:
 
 
 def visible_patches(patches: int, mask_ratio: float) -> int:
-    """K, the number of patches that stay visible: int(N * (1 - mask_ratio)) (He et al. 2022, section 3)."""
+    """Returns K, the number of visible patches: int(N * (1 - mask_ratio)) (He et al. 2022, section 3)."""
     return int(patches * (1 - mask_ratio))

@@ -1,4 +1,4 @@
-"""How blocks are computed: what is kept for the backward pass, and whether they are compiled."""
+"""Execution of the blocks: activation checkpointing and compilation, which change no result."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,14 +10,14 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-WHERE = ("none", "attention", "all")
+RECOMPUTE = ("none", "attention", "all")
 
 
 class BlocksConfig(BaseModel):
-    """How the transformer blocks are computed: the same function whatever stands here, so a resume may change it.
+    """Settings of the execution; the function stays the same, so a resume may change them.
 
-    recompute  activations that the backward pass computes a second time instead of keeping: "none", "attention" (inside
-               the attention of every block), "all" (inside every block), or N (inside every N-th block)
+    recompute  activation checkpointing: "none", "attention" (the attention of every block), "all" (every block), or N
+               (every N-th block)
     compile    torch.compile for every block, in training
     """
 
@@ -29,16 +29,16 @@ class BlocksConfig(BaseModel):
     @field_validator("recompute")
     @classmethod
     def _known(cls, value: str | int) -> str | int:
-        if value not in WHERE if isinstance(value, str) else value < 1:
-            raise ValueError(f"recompute={value} is none of {', '.join(WHERE)} or a number of blocks from 1")
+        if value not in RECOMPUTE if isinstance(value, str) else value < 1:
+            raise ValueError(f"recompute={value} is none of {', '.join(RECOMPUTE)} or a number of blocks from 1")
         return value
 
 
 def prepare_blocks(blocks: Sequence[nn.Module], config: BlocksConfig) -> None:
-    """Has transformer blocks computed as `config` says, wherever gradients are wanted.
+    """Wraps the `forward` of transformer blocks for checkpointing or compilation, where gradients are enabled.
 
-    blocks  those that are computed as a whole. A decoder's last one may stay out: the backward pass begins there, so
-            that nothing would be saved by throwing its activations away
+    blocks  those whose `forward` is called. The last block of a decoder may be left out: the backward pass starts
+            there, so that checkpointing it would save no memory
     """
     for number, block in enumerate(blocks):
         if config.recompute == "attention":
@@ -49,9 +49,9 @@ def prepare_blocks(blocks: Sequence[nn.Module], config: BlocksConfig) -> None:
 
 
 def _prepare(module: nn.Module, *, compiled: bool, recomputed: bool) -> None:
-    """Replaces `forward` of this one module; its class, hooks and parameter names stay."""
+    """Replaces the module's `forward`; its class, hooks and parameter names stay."""
     plain = module.forward
-    # Shapes never change in training, and validation, whose last batch is smaller, computes the plain function.
+    # Shapes never change in training. The last validation batch is smaller, and validation runs the plain function.
     trained: Callable[..., Tensor] = torch.compile(plain, dynamic=False) if compiled else plain
     if recomputed:
         draws = any(isinstance(part, DropPath) for part in module.modules())

@@ -1,21 +1,21 @@
-"""Floating-point operations by formula: products of matrices only, a multiply-add counted as two."""
+"""FLOPs by formula: matrix products only, a multiply-add counted as two."""
 
 from mae.models.config import MAEConfig
 
 
 def pretraining_flops(config: MAEConfig) -> int:
-    """Forward and backward of one image as the paper has it: the encoder on visible patches, the decoder on all; a
-    cross decoder on the predicted ones.
+    """Returns the FLOPs of the published algorithm per image, forward and backward, for the MFU.
 
-    The backward pass makes two products for each of the forward. This is the count to divide by for a utilisation: it
-    depends on the model alone, whatever an implementation leaves out or computes twice.
+    The encoder gets the visible patches, the decoder all patches, a cross decoder the predicted ones. The backward pass
+    has two products for each one of the forward pass. The count depends on the model alone, whatever an implementation
+    leaves out or recomputes.
     """
-    return 3 * _pretraining_forward(config, last_queries=_decoder_tokens(config))
+    return 3 * _pretraining_forward(config, last_queries=config.patches + config.class_token)
 
 
 def executed_pretraining_flops(config: MAEConfig) -> int:
-    """What `MaskedAutoencoder` computes of that: its last block of self-attention has the hidden patches for queries
-    only, and pixels get no gradient.
+    """Returns what `MaskedAutoencoder` computes of `pretraining_flops`: the last self-attention block of the decoder
+    has only hidden patches as queries, and pixels get no gradient.
     """
     hidden = config.patches - config.visible
     forward = _pretraining_forward(config, last_queries=hidden)
@@ -23,12 +23,12 @@ def executed_pretraining_flops(config: MAEConfig) -> int:
 
 
 def classification_flops(config: MAEConfig, classes: int) -> int:
-    """Forward and backward of one image through a classifier, the encoder on all patches."""
+    """Returns the FLOPs of a classifier per image, forward and backward, the encoder on all patches."""
     return 3 * _classification_forward(config, classes)
 
 
 def executed_classification_flops(config: MAEConfig, classes: int) -> int:
-    """What is computed of that: pixels get no gradient."""
+    """Returns what is computed of `classification_flops`: pixels get no gradient."""
     return 3 * _classification_forward(config, classes) - linear(config.patches, config.patch_values, config.width)
 
 
@@ -39,8 +39,8 @@ def _classification_forward(config: MAEConfig, classes: int) -> int:
 
 
 def _pretraining_forward(config: MAEConfig, last_queries: int) -> int:
-    """Forward of one image, the last decoder block, if it is of self-attention, with outputs for `last_queries`."""
-    visible, every = config.visible + config.class_token, _decoder_tokens(config)
+    """Counts the forward pass of one image; the last self-attention block of the decoder has `last_queries` queries."""
+    visible, every = config.visible + config.class_token, config.patches + config.class_token
     width, decoder = config.width, config.decoder_width
     flops = linear(config.visible, config.patch_values, width)
     flops += config.depth * _block(visible, visible, width, config.mlp_ratio)
@@ -53,12 +53,8 @@ def _pretraining_forward(config: MAEConfig, last_queries: int) -> int:
     return flops + linear(last_queries, decoder, config.patch_values)
 
 
-def _decoder_tokens(config: MAEConfig) -> int:
-    return config.patches + config.class_token
-
-
 def _block(keys: int, queries: int, width: int, mlp_ratio: float = 4.0) -> int:
-    """A transformer block that computes the outputs of `queries` tokens, which attend to `keys`."""
+    """Counts a transformer block with outputs for `queries` tokens, which attend to `keys` tokens."""
     projections = 2 * linear(queries, width, width) + 2 * linear(keys, width, width)
     return projections + attention(queries, keys, width) + 2 * linear(queries, width, int(width * mlp_ratio))
 

@@ -1,14 +1,14 @@
-"""The objectives: mean squared error on hidden patches, and how well a gate covers what was asked for."""
+"""Objective: mean squared error on hidden patches, each normalised by its own mean and deviation."""
 
 import torch
 from torch import Tensor
 
-# Settings with which the loss is another quantity: a mean over other patches, or of another target.
+# Settings that change what the loss measures: a mean over other patches, or of another target.
 CHANGES_THE_LOSS = ("model.mask_ratio", "model.masking", "model.patch_size", "model.image_size", "model.norm_pix")
 
 
 def patch_statistics(patches: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each patch, the deviation from the unbiased variance + eps.
+    """Returns mean and standard deviation of each patch; the deviation is sqrt(unbiased variance + eps).
 
     patches  [..., P]
     returns  two tensors [..., 1], float32 whatever the input
@@ -18,7 +18,7 @@ def patch_statistics(patches: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor
 
 
 def normalise_patches(patches: Tensor) -> Tensor:
-    """Each patch with its own mean and deviation taken out (He et al. 2022, section 4.2).
+    """Normalises each patch by its own mean and deviation (He et al. 2022, section 4.2).
 
     patches  [B, n, p*p*C]  pixels, any scale
     returns  [B, n, p*p*C]  float32 whatever the input
@@ -28,7 +28,7 @@ def normalise_patches(patches: Tensor) -> Tensor:
 
 
 def reconstruction_loss(pred: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error over hidden patches, in float32 (He et al. 2022, section 3).
+    """Returns the mean squared error over hidden patches, in float32 (He et al. 2022, section 3).
 
     pred, target  [B, N-K, p*p*C]  hidden patches only; as many in every image, so the plain mean is the paper's
     returns       []

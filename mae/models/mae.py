@@ -1,4 +1,4 @@
-"""The masked autoencoder: encoder, decoder and objective as one pure function of images and noise."""
+"""Masked autoencoder: patchify, mask, encode, decode, loss as one pure function of images and noise."""
 
 from typing import NamedTuple
 
@@ -9,22 +9,19 @@ from mae.errors import ConfigError
 from mae.models.config import MAEConfig
 from mae.models.decoder import Decoder
 from mae.models.loss import normalise_patches, patch_statistics, reconstruction_loss
-from mae.models.masking import Masking, draw_masking, given_masking, some_hidden
+from mae.models.masking import Masking, choose_predicted, draw_masking, given_masking
 from mae.models.patches import patchify, unpatchify
 from mae.models.vit import Encoder
 
 
 class Output(NamedTuple):
-    """One masked forward pass; hidden patches in ascending order, so `pred.flatten(0, 1)` goes with `mask.bool()`.
+    """Output of a masked forward pass. Hidden patches ascend: if Q = N-K, `pred.flatten(0, 1)` goes with `mask.bool()`.
 
-    Where a cross decoder predicts Q of the N-K hidden patches, pred and target hold those alone, and loss is theirs;
-    mask still says what is hidden, ids which of it is predicted.
-
-    loss    []             float32
-    pred    [B, Q, p*p*C]  Q = N-K unless the model says that less is predicted
-    target  [B, Q, p*p*C]  normalised per patch when the model says norm_pix
+    loss    []             float32, over the predicted patches
+    pred    [B, Q, p*p*C]  predicted patches: all N-K hidden ones, or the part that a cross decoder predicts
+    target  [B, Q, p*p*C]  normalised per patch under norm_pix
     mask    [B, N]         1 hidden, 0 visible
-    ids     [B, Q]         patch that each prediction is of, ascending
+    ids     [B, Q]         numbers of the predicted patches, ascending
     """
 
     loss: Tensor
@@ -35,11 +32,11 @@ class Output(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """What the decoder says of whole images.
+    """Decoder output for all N patches: predictions, and images with the visible patches pasted in.
 
     pred    [B, N, p*p*C]  every patch, in the scale of the target
-    images  [B, C, H, W]   in the input's scale, visible patches pasted in; under norm_pix the hidden ones carry the
-                           mean and deviation of the true patches, which the model does not predict
+    images  [B, C, H, W]   in the input's scale; under norm_pix hidden patches get the mean and deviation of the true
+                           patches, which the model does not predict
     mask    [B, N]         1 hidden, 0 visible
     """
 
@@ -62,23 +59,23 @@ class MaskedAutoencoder(Encoder, Decoder):
 
     @property
     def whole_blocks(self) -> list[nn.Module]:
-        """The blocks that are computed as a whole: of the decoder's last one `last_tokens` computes a part."""
+        """Blocks whose `forward` is called: all but the decoder's last, of which `last_tokens` computes a part."""
         return [*self.blocks, *self.decoder_blocks[:-1]]
 
     def forward(self, images: Tensor, noise: Tensor | None = None, mask: Tensor | None = None) -> Output:
-        """Loss and predictions under the mask that `noise` stands for, or a given one, of which all is predicted.
+        """Returns loss and predictions under the mask that `noise` draws, or under a given one.
 
         images  [B, C, H, W]  normalised
         noise   [B, N]        uniform
-        mask    [B, N]        instead of noise: 1 hidden, 0 visible, as many hidden in every image
+        mask    [B, N]        instead of noise: 1 hidden, 0 visible, as many hidden in every image; all are predicted
 
-        Raises ConfigError for a mask that cannot be.
+        Raises ConfigError if the mask is invalid.
         """
         config = self.config
         patches = patchify(images, config.patch_size)
         ids_keep, ids, mask = self._masking(patches, noise, mask)
         if noise is not None and config.predictions < ids.shape[1]:
-            ids = some_hidden(noise, ids, config.predictions)
+            ids = choose_predicted(noise, ids, config.predictions)
         latent = self.encode_tokens(self.embed(_take(patches, ids_keep), ids_keep))
         pred = self.decode(latent, ids_keep, ids)
         target = _take(patches, ids)
@@ -88,7 +85,7 @@ class MaskedAutoencoder(Encoder, Decoder):
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, noise: Tensor | None = None, mask: Tensor | None = None) -> Reconstruction:
-        """The picture that the decoder paints, all hidden patches of it; arguments as in `forward`."""
+        """Reconstructs whole images: all hidden patches are predicted. Arguments as in `forward`."""
         config = self.config
         patches = patchify(images, config.patch_size)
         ids_keep, ids_hidden, mask = self._masking(patches, noise, mask)
@@ -98,7 +95,7 @@ class MaskedAutoencoder(Encoder, Decoder):
         return Reconstruction(pred, unpatchify(pasted, config.patch_size, config.grid), mask)
 
     def in_pixels(self, pred: Tensor, patches: Tensor) -> Tensor:
-        """Predictions in the scale of the input: under norm_pix with the mean and deviation of the true patches.
+        """Returns predictions in the scale of the input, under norm_pix with mean and deviation of the true patches.
 
         pred, patches  [B, N, p*p*C]
         """
@@ -112,9 +109,9 @@ class MaskedAutoencoder(Encoder, Decoder):
             return draw_masking(noise, self.config)
         if mask is not None and noise is None:
             return given_masking(mask, patches.shape[0], patches.shape[1])
-        raise ConfigError("a model takes either noise or a mask beside the images, one of them")
+        raise ConfigError(f"pass exactly one of noise and mask; got {'neither' if noise is None else 'both'}")
 
 
 def _take(patches: Tensor, ids: Tensor) -> Tensor:
-    """The patches with the given numbers: [B, N, P], [B, n] -> [B, n, P]."""
+    """Selects patches by number: [B, N, P], [B, n] -> [B, n, P]."""
     return patches.gather(1, ids[..., None].expand(-1, -1, patches.shape[-1]))

@@ -1,4 +1,4 @@
-"""Which patches the encoder sees: noise ranks the patches of each image, and the lowest stay visible.
+"""Masking: noise ranks the patches of each image; the lowest K stay visible, and the encoder gets only those.
 
 Block and grid masks rank the patches by rectangles or a pattern first, and by noise within them. Rows of a batch never
 depend on each other.
@@ -16,7 +16,7 @@ from mae.models.noise import further_noise
 
 
 class Masking(NamedTuple):
-    """One masking of a batch, the same number of patches hidden in every image.
+    """Visible and hidden patches of a batch, as many in every image.
 
     ids_keep    [B, K]    visible patches, ascending
     ids_hidden  [B, N-K]  hidden patches, ascending
@@ -29,12 +29,12 @@ class Masking(NamedTuple):
 
 
 def random_masking(noise: Tensor, keep: int) -> Masking:
-    """Per-sample random masking: the `keep` patches with the lowest noise stay (He et al. 2022, section 3).
+    """Masks each image at random: the `keep` patches with the lowest noise stay visible (He et al. 2022, section 3).
 
-    noise  [B, N]  uniform; ties go to the earlier patch
+    noise  [B, N]  uniform; of equal values the earlier patch comes first
 
-    The paper shuffles the patches and carries the inverse permutation. Attention does not care about order, so both
-    sets stay ascending here and no token is ever moved back: see `Decoder.decode`.
+    The paper shuffles the patches and keeps the inverse permutation. Attention does not depend on order, so both sets
+    stay ascending and no token is moved back: see `Decoder.decode`.
     """
     ids = torch.argsort(noise, dim=1, stable=True)
     ids_keep = ids[:, :keep].sort(dim=1).values
@@ -43,22 +43,22 @@ def random_masking(noise: Tensor, keep: int) -> Masking:
     return Masking(ids_keep, ids_hidden, mask)
 
 
-def some_hidden(noise: Tensor, ids_hidden: Tensor, count: int) -> Tensor:
-    """`count` of the hidden patches, those with the lowest noise: [B, N-K] -> [B, count], ascending."""
+def choose_predicted(noise: Tensor, ids_hidden: Tensor, count: int) -> Tensor:
+    """Returns the `count` hidden patches with the lowest noise: [B, N-K] -> [B, count], ascending."""
     order = noise.gather(1, ids_hidden).argsort(dim=1, stable=True)[:, :count]
     return ids_hidden.gather(1, order.sort(dim=1).values)
 
 
-RECTANGLES = 32  # that may be drawn for an image
-AREA = (0.1, 0.3)  # of a rectangle, as a share of the patches to hide
-ASPECT = 0.3  # flattest rectangle, height / width; the tallest is its inverse (Bao et al. 2022, algorithm 1)
-# Order in which a regular pattern fills up (ordered dithering, Bayer 1973): the first of 16 is every fourth patch in
-# both directions, the first 4 every second, the first 8 a checkerboard.
-FILLING = ((0, 8, 2, 10), (12, 4, 14, 6), (3, 11, 1, 9), (15, 7, 13, 5))
+MAX_RECTANGLES = 32  # per image
+AREA = (0.1, 0.3)  # range of the area of a rectangle, as a share of the hidden patches
+MIN_ASPECT = 0.3  # height / width of the flattest rectangle; of the tallest it is the inverse (Bao et al. 2022, alg. 1)
+# Ranks of a 4 x 4 cell (ordered dithering, Bayer 1973): the lowest one is every fourth patch in both directions, the
+# lowest 4 every second, the lowest 8 a checkerboard.
+DITHER_RANKS = ((0, 8, 2, 10), (12, 4, 14, 6), (3, 11, 1, 9), (15, 7, 13, 5))
 
 
 def draw_masking(noise: Tensor, config: MAEConfig) -> Masking:
-    """The masking that `noise` stands for, `config.visible` patches of each image visible.
+    """Draws a masking of the kind `config.masking` from noise, with `config.visible` visible patches per image.
 
     noise  [B, N]  uniform in [0, 1)
     """
@@ -70,11 +70,11 @@ def draw_masking(noise: Tensor, config: MAEConfig) -> Masking:
 
 
 def given_masking(mask: Tensor, images: int, patches: int) -> Masking:
-    """The masking that a user has drawn.
+    """Returns the masking of a user's mask.
 
     mask  [B, N]  hidden where it is not zero
 
-    Raises ConfigError unless as many patches, some of them, are hidden in every image.
+    Raises ConfigError unless every image has the same number of hidden patches, and some visible and some hidden.
     """
     if mask.shape != (images, patches):
         raise ConfigError(
@@ -93,9 +93,9 @@ def given_masking(mask: Tensor, images: int, patches: int) -> Masking:
 
 
 def grid_ranking(noise: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Ranks patches so that the lowest lie in a regular pattern, that begins at the patch with the lowest noise.
+    """Ranks patches by a regular pattern, which starts at the patch with the lowest noise.
 
-    Noise decides which patches are left over or too many where grid or mask ratio do not fit the pattern.
+    Noise ranks the patches of equal rank, so that any grid and mask ratio is met exactly.
 
     noise    [B, N]
     returns  [B, N]
@@ -104,36 +104,36 @@ def grid_ranking(noise: Tensor, grid: tuple[int, int]) -> Tensor:
     start = noise.argmin(dim=1, keepdim=True)
     place = torch.arange(h * w, device=noise.device)
     row, column = (place // w - start // w) % 4, (place % w - start % w) % 4
-    return torch.tensor(FILLING, device=noise.device)[row, column] + noise
+    return torch.tensor(DITHER_RANKS, device=noise.device)[row, column] + noise
 
 
 def block_ranking(noise: Tensor, grid: tuple[int, int], hidden: int) -> Tensor:
     """Ranks patches so that the `hidden` highest lie in rectangles, drawn one after another (Bao et al. 2022).
 
-    Noise decides which patches of the last rectangle are too many, or are left over after all of them.
+    Noise ranks the patches inside the last rectangle, and those outside of all.
 
     noise    [B, N]
     returns  [B, N]
     """
     h, w = grid
-    area, aspect, *corner = rearrange(further_noise(noise, 4 * RECTANGLES), "b (r four) -> four b r", four=4)
+    area, aspect, *corner = rearrange(further_noise(noise, 4 * MAX_RECTANGLES), "b (r four) -> four b r", four=4)
     area = hidden * (AREA[0] + (AREA[1] - AREA[0]) * area)
-    aspect = ASPECT ** (1 - 2 * aspect)
+    aspect = MIN_ASPECT ** (1 - 2 * aspect)
     inside = [
         _inside(side, (area * ratio).sqrt(), start)
         for side, ratio, start in ((h, aspect, corner[0]), (w, 1 / aspect, corner[1]))
     ]
     covered = rearrange(inside[0], "b r h -> b r h 1") & rearrange(inside[1], "b r w -> b r 1 w")
-    number = rearrange(torch.arange(RECTANGLES, device=noise.device), "r -> r 1 1")
-    first = torch.where(covered, number, RECTANGLES).amin(dim=1)
+    number = rearrange(torch.arange(MAX_RECTANGLES, device=noise.device), "r -> r 1 1")
+    first = torch.where(covered, number, MAX_RECTANGLES).amin(dim=1)
     return noise - rearrange(first, "b h w -> b (h w)")
 
 
 def _inside(side: int, length: Tensor, start: Tensor) -> Tensor:
-    """Which of `side` places a stretch covers.
+    """Returns which of `side` places an interval covers.
 
     length   [B, R]        in places
-    start    [B, R]        0 to 1, from the first possible start to behind the last
+    start    [B, R]        [0, 1), spread evenly over the possible starts
     returns  [B, R, side]  bool
     """
     length = length.round().clamp(1, side)

@@ -1,17 +1,17 @@
-"""Mask noise as a counter-based hash (SplitMix64): a pure function of (seed, step, row, patch)."""
+"""Mask noise: counter-based random numbers (SplitMix64), a pure function of (seed, step, row, patch)."""
 
 import torch
 from torch import Tensor
 
 
 def uniform_noise(seed: int, step: int, rows: Tensor, patches: int) -> Tensor:
-    """Mask noise as a pure function of (seed, step, row of the global batch, patch).
+    """Draws mask noise for rows of the global batch of a step.
 
     rows     [B]     int64, row of each image in the global batch
     returns  [B, N]  float32 in [0, 1), on the device of `rows`
 
-    A counter-based hash (the finaliser of splitmix64, Steele et al. 2014) instead of a generator: a rank computes its
-    own rows only, and every device and version of torch gives the same masks.
+    A hash (the finaliser of SplitMix64, Steele et al. 2014) instead of a generator: a rank computes its own rows only,
+    and every device and version of torch gives the same masks.
     """
     start = _mix(_mix(torch.tensor(seed, dtype=torch.int64)) ^ step).to(rows.device)
     counter = rows.to(torch.int64)[:, None] * patches + torch.arange(patches, device=rows.device)
@@ -19,7 +19,7 @@ def uniform_noise(seed: int, step: int, rows: Tensor, patches: int) -> Tensor:
 
 
 def further_noise(noise: Tensor, count: int) -> Tensor:
-    """More numbers for each image, a hash of its own noise alone.
+    """Draws more numbers for each image, from a hash of its own noise alone.
 
     noise    [B, N]      in [0, 1)
     returns  [B, count]  float32 in [0, 1)
@@ -33,17 +33,17 @@ _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 
 
 def _unit(bits: Tensor) -> Tensor:
-    """Of 64 bits the 24 high ones, which fill a float32 exactly, as a number in [0, 1)."""
+    """Returns the 24 high bits, which fit a float32 exactly, as a number in [0, 1)."""
     return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift: torch's own is arithmetic on signed integers."""
+    """Shifts logically; torch shifts signed integers arithmetically."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _mix(x: Tensor) -> Tensor:
-    """The splitmix64 finaliser on int64, whose products wrap as the unsigned ones do."""
+    """Applies the SplitMix64 finaliser; int64 products wrap like unsigned ones."""
     x = x + _GOLDEN
     x = (x ^ _shift_right(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
     x = (x ^ _shift_right(x, 27)) * -7723592293110705685  # 0x94D049BB133111EB

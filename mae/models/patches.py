@@ -1,11 +1,11 @@
-"""Images to patches and back. Pixels inside a patch are ordered (row, column, channel), as in the published weights."""
+"""Patchify and back. Values inside a patch are ordered (row, column, channel), as in the published weights."""
 
 from einops import rearrange
 from torch import Tensor
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """Images cut into patches, row by row.
+    """Cuts images into patches, row by row.
 
     images   [B, C, H, W]  H and W multiples of the patch size
     returns  [B, N, p*p*C]
@@ -14,7 +14,7 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 
 
 def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
-    """Patches laid out as images again, the inverse of `patchify`.
+    """Puts patches together to images, the inverse of `patchify`.
 
     patches  [B, N, p*p*C]  N = grid rows x grid columns
     returns  [B, C, H, W]

@@ -1,4 +1,4 @@
-"""Integers, as images are stored, and what a model sees of them."""
+"""Pixel scale: integers, as images are stored, to the normalised input of a model and back."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 
 class Pixels(nn.Module):
-    """The scale of a data set's images.
+    """Normalisation by mean and deviation of a data set.
 
-    mean, std  per channel, in units of 1 (ImageNet: .485 ...)
+    mean, std  per channel, for pixels in [0, 1] (ImageNet: .485 ...)
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -20,17 +20,18 @@ class Pixels(nn.Module):
         self.std: Tensor
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 or uint16 [B, C, H, W] -> float32 with the mean and deviation of the data set taken out."""
-        return (_of_255(images) - self.mean) / self.std
+        """Normalises uint8 or uint16 images [B, C, H, W] to float32 by the mean and deviation of the data set."""
+        return (_to_255(images) - self.mean) / self.std
 
     def denormalise(self, images: Tensor) -> Tensor:
-        """The other way round, to the unit interval."""
+        """Maps normalised images to [0, 1]."""
         return (images * self.std + self.mean) / 255
 
     def unit(self, images: Tensor) -> Tensor:
-        """uint8 or uint16 -> float32 in [0, 1]."""
-        return _of_255(images) / 255
+        """Maps uint8 or uint16 images to float32 in [0, 1]."""
+        return _to_255(images) / 255
 
 
-def _of_255(images: Tensor) -> Tensor:
+def _to_255(images: Tensor) -> Tensor:
+    """Maps uint8 or uint16 images to float32 in [0, 255]."""
     return images.float() / 257 if images.dtype == torch.uint16 else images.float()

@@ -1,17 +1,17 @@
-"""Fixed sine-cosine positions on a two-dimensional grid."""
+"""Position embeddings: the fixed sine-cosine table of a two-dimensional grid."""
 
 import torch
 from torch import Tensor
 
 
 def sincos_positions(width: int, grid: tuple[int, int], class_token: bool) -> Tensor:
-    """Sine-cosine positions, channels [sin_w | cos_w | sin_h | cos_h] (column first), as in the published weights.
+    """Returns sine-cosine positions, channels [sin_w | cos_w | sin_h | cos_h], as in the published weights.
 
     width    D, a multiple of 4
     grid     (rows, columns)
     returns  [1, N, D] float32; with a class token [1, 1+N, D], whose row 0 is zero
 
-    Angles are computed in float64: the table equals one made by numpy to the last bits of float32.
+    Angles are computed in float64, so that the table equals NumPy's to the last bits of float32.
     """
     rows, columns = grid
     frequency = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))

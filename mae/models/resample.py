@@ -1,4 +1,4 @@
-"""Weights for another grid of patches, or for patches of another size."""
+"""Resampling of weights: positions for another grid of patches, the projection for another patch size."""
 
 import torch
 from einops import rearrange
@@ -12,9 +12,9 @@ from mae.models.vit import Encoder
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """A grid of positions, resized bicubically with antialiasing: [1, h, w, D] -> [1, *grid, D].
+    """Resizes a grid of positions bicubically with antialiasing: [1, h, w, D] -> [1, *grid, D].
 
-    The very tensor when the grid is the same.
+    Returns the same tensor if the grid is the same.
     """
     if positions.shape[1:3] == grid:
         return positions
@@ -24,11 +24,11 @@ def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def resize_projection(weight: Tensor, patch_size: int) -> Tensor:
-    """The patch projection for patches of another size: [D, C, p, p] -> [D, C, patch_size, patch_size].
+    """Resizes the patch projection by the pseudo-inverse: [D, C, p, p] -> [D, C, patch_size, patch_size].
 
-    Chosen so that a resized patch gives the token of the original one: exactly when patches grow, and in the sense of
-    least squares when they shrink (Beyer et al. 2023, FlexiViT, section 3.4). The resize R x Rᵀ of a patch x is the
-    same along rows and columns, so its pseudo-inverse is one small matrix used twice.
+    A resized patch gives the token of the original one: exactly if patches grow, by least squares if they shrink (Beyer
+    et al. 2023, FlexiViT, section 3.4). The resize R x Rᵀ of a patch x is the same along rows and columns, so its
+    pseudo-inverse is one small matrix used twice.
     """
     before = weight.shape[-1]
     if before == patch_size:
@@ -41,11 +41,11 @@ def resize_projection(weight: Tensor, patch_size: int) -> Tensor:
 
 
 def at_image_size(encoder: Encoder, image_size: int | tuple[int, int]) -> Encoder:
-    """The encoder for images of another size: the same weights, positions resized bicubically.
+    """Returns the encoder for images of another size: the same weights, positions resized bicubically.
 
-    Resized sine-cosine positions are no table of sines any more: the result calls them learned.
+    The result has `positions: learned`, since resized sine-cosine positions are not the table of the new grid.
 
-    Raises ConfigError for a size that is no multiple of the patch.
+    Raises ConfigError if the size is not a multiple of the patch size.
     """
     try:
         config = MAEConfig.model_validate(encoder.config.model_dump() | {"image_size": image_size})
@@ -63,6 +63,6 @@ def at_image_size(encoder: Encoder, image_size: int | tuple[int, int]) -> Encode
 
 
 def grid_of_positions(encoder: Encoder) -> Tensor:
-    """The positions of the patches without the class token's: [1, h, w, D]."""
+    """Returns the positions of the patches, without the class token's: [1, h, w, D]."""
     positions = encoder.pos_embed.detach()[:, int(encoder.config.class_token) :]
     return rearrange(positions, "one (h w) d -> one h w d", h=encoder.config.grid[0])

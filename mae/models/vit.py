@@ -1,4 +1,4 @@
-"""The encoder: a plain pre-norm Vision Transformer that embeds and encodes visible patches only."""
+"""Encoder: a plain pre-norm Vision Transformer on the patches that it is given, visible ones or all."""
 
 from functools import partial
 from typing import cast
@@ -15,7 +15,7 @@ from mae.models.config import MAEConfig
 from mae.models.patches import patchify
 from mae.models.pos_embed import sincos_positions
 
-# The paper's epsilon is not torch's.
+# The paper uses 1e-6; torch's default is 1e-5.
 LayerNorm = cast(type[nn.LayerNorm], partial(nn.LayerNorm, eps=1e-6))
 
 
@@ -41,13 +41,13 @@ class Encoder(nn.Module):
             nn.init.normal_(self.cls_token, std=0.02)
 
     def embed(self, patches: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Tokens of the given patches with their positions, class token first.
+        """Embeds patches and adds their positions, class token first.
 
         patches  [B, n, p*p*C]
-        ids      [B, n]  the grid position of each patch; None when all N patches are given in order
+        ids      [B, n]  number of each patch in the grid; None: all N patches in order
         returns  [B, 1+n, D]  or [B, n, D] without a class token
 
-        A product over the pixels of a patch is the published convolution, for the patches that are needed only.
+        One matrix product per patch equals the published convolution, and computes the given patches only.
         """
         weight = rearrange(self.patch_embed.proj.weight, "d c p q -> d (p q c)")
         tokens = F.linear(patches, weight, self.patch_embed.proj.bias)
@@ -60,37 +60,36 @@ class Encoder(nn.Module):
         return torch.cat([class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:
-        """Embedded tokens through all blocks and the final norm: [B, n, D] -> [B, n, D]."""
+        """Runs embedded tokens through all blocks and the final norm: [B, n, D] -> [B, n, D]."""
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Features of whole images; never masks.
+        """Encodes whole images, without a mask.
 
         images   [B, C, H, W]  normalised
-        returns  [B, 1+N, D]   class token first (absent when the model has none)
+        returns  [B, 1+N, D]   class token first, or [B, N, D] without one
         """
         return self.encode_tokens(self.embed(patchify(images, self.config.patch_size)))
 
 
 def position_parameter(config: MAEConfig, width: int) -> nn.Parameter:
-    """Positions [1, (1+)N, width]: the fixed sine-cosine table, or learned ones that start from N(0, .02)."""
-    table = sincos_positions(width, config.grid, config.class_token) if config.positions == "sincos" else None
-    if table is not None:
-        return nn.Parameter(table, requires_grad=False)
+    """Returns positions [1, 1+N, width] (N without a class token): the sine-cosine table, or learned from N(0, .02)."""
+    if config.positions == "sincos":
+        return nn.Parameter(sincos_positions(width, config.grid, config.class_token), requires_grad=False)
     positions = nn.Parameter(torch.empty(1, config.patches + config.class_token, width))
     nn.init.normal_(positions, std=0.02)
     return positions
 
 
 def transformer_blocks(depth: int, width: int, num_heads: int, mlp_ratio: float = 4.0) -> nn.ModuleList:
-    """`depth` pre-norm blocks of timm with biases on q, k and v, and the paper's LayerNorm epsilon of 1e-6."""
+    """Returns `depth` pre-norm blocks of timm with biases on q, k and v, and the paper's LayerNorm epsilon."""
     return nn.ModuleList(Block(width, num_heads, mlp_ratio, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth))
 
 
 def last_tokens(block: nn.Module, tokens: Tensor, count: int) -> Tensor:
-    """The outputs of a block for its last `count` tokens: every token is a key, only those are queries.
+    """Computes the outputs of a block for its last `count` tokens: all tokens are keys, only those are queries.
 
     tokens   [B, n, D]
     returns  [B, count, D], equal to block(tokens)[:, -count:]
@@ -109,22 +108,23 @@ def last_tokens(block: nn.Module, tokens: Tensor, count: int) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, fused: bool) -> Tensor:
-    """Attention of queries [B, H, n, d] to keys and values [B, H, m, d]: [B, H, n, d]."""
+    """Computes attention of queries [B, H, n, d] to keys and values [B, H, m, d]: [B, H, n, d]."""
     if fused:
         return F.scaled_dot_product_attention(q, k, v)
     return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1) @ v
 
 
 def choose_attention(*blocks: nn.ModuleList, device: torch.device) -> None:
-    """Fused attention kernels on accelerators, batched matrix products on CPUs, where they are faster for the short
-    sequences of pre-training (ViT-tiny, 65 tokens: a step takes 0.6 of the time). The same function either way.
+    """Chooses fused attention on accelerators, batched matrix products on CPUs. The same function either way.
+
+    On CPUs the products are faster for the short sequences of pre-training (ViT-tiny, 65 tokens: 0.6 of the step time).
     """
     for block in (block for many in blocks for block in many):
         block.attn.fused_attn = device.type != "cpu"  # pyright: ignore
 
 
 def initialise(*modules: nn.Module) -> None:
-    """Xavier-uniform weights, the patch embedding seen as a linear layer; zero biases (He et al. 2022, app. A.1)."""
+    """Sets Xavier-uniform weights, the patch embedding's as a linear layer's, and zero biases (He et al. 2022, A.1)."""
     for root in modules:
         for module in root.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):

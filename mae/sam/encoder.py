@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mae.errors import ConfigError
-from mae.models.config import multiple_of_patch
+from mae.models.config import require_multiple_of_patch
 from mae.models.resample import resize_positions
 from mae.models.vit import LayerNorm
 from mae.sam.attention import relative_attention, relative_terms
@@ -41,7 +41,7 @@ class SamConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> "SamConfig":
-        multiple_of_patch(self.image_size, self.patch_size)
+        require_multiple_of_patch(self.image_size, self.patch_size)
         if self.width % self.num_heads:
             raise ValueError(f"width={self.width} cannot be split over {self.num_heads} heads")
         outside = [block for block in self.global_blocks if not 0 <= block < self.depth]
@@ -111,7 +111,7 @@ class SamEncoder(nn.Module):
         """
         height, width = images.shape[-2:]
         try:
-            multiple_of_patch((height, width), self.config.patch_size)
+            require_multiple_of_patch((height, width), self.config.patch_size)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         tokens = self.patch_embed(images)
