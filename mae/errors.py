@@ -12,7 +12,7 @@ class CheckpointError(Exception):
 
 
 class RunEnded(Exception):
-    """The ranks have agreed to end the run before its last step: raised on all of them, after the same step."""
+    """Ends the run before its last step. Raised on all ranks, after the same step."""
 
     exit_code = 2  # never 0 while work remains
 

@@ -29,7 +29,7 @@ from mae.probes.reconstruct import Reconstruct
 from mae.probes.score_figures import draw_suite
 from mae.probes.suite import Suite, select_probes
 from mae.run.folder import run_of, write_json
-from mae.run.tracker_identity import reopened_wandb, tracked_run
+from mae.run.tracker_identity import reopen_wandb, tracked_run
 from tasks.errors import readable_errors
 from tasks.relevance_eval import RelevanceProbe, evaluate_relevance
 from tasks.segment_eval import SegmentProbe, evaluate_segmentation
@@ -100,7 +100,7 @@ def evaluate(config: EvalConfig, topology: Topology) -> None:
 def track(run: Path | None) -> None:
     """What lies in eval/ of the run into the summary of its W&B run, where that is wanted."""
     if run is not None:
-        with reopened_wandb(run):
+        with reopen_wandb(run):
             pass
 
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from data.index.index import ShardIndex
 from mae.errors import ConfigError, first_sentence
 from mae.formats.load import load
-from mae.models.classifier import Classifier, classifier_of
+from mae.models.classifier import Classifier, build_classifier
 from mae.models.config import MAEConfig
 from mae.models.execution import prepare_blocks
 from mae.models.resample import at_image_size
@@ -71,7 +71,7 @@ class Finetune(Task[FinetuneConfig]):
         config, task = self.config, self.settings
         self.refuse_settings()
         if self.encoder is not None:
-            model = classifier_of(self.encoder, self.classes, task.pool, task.drop_path)
+            model = build_classifier(self.encoder, self.classes, task.pool, task.drop_path)
         else:
             model = Classifier(self.architecture, self.classes, task.pool, task.drop_path)
         prepare_blocks(list(model.blocks), config.blocks)

@@ -10,7 +10,7 @@ from timm.optim import param_groups_layer_decay
 
 import mae
 from mae.export.write import export
-from mae.models.classifier import Classifier, Pool, classifier_of
+from mae.models.classifier import Classifier, Pool, build_classifier
 from mae.models.execution import BlocksConfig, prepare_blocks
 from mae.models.vit import LayerNorm
 from mae.train.finetuning import vit_layer
@@ -101,7 +101,7 @@ def test_recomputed_blocks_leave_out_the_same_paths() -> None:
 
 def test_a_classifier_begins_with_the_encoder_and_learns_its_positions() -> None:
     source = mae.MaskedAutoencoder(CONFIG)
-    model = classifier_of(source, 7)
+    model = build_classifier(source, 7)
     own, pretrained = model.state_dict(), source.state_dict()
     assert set(own) - set(pretrained) == {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
     assert all(torch.equal(own[name], pretrained[name]) for name in own if name in pretrained)

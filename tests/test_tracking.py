@@ -26,7 +26,7 @@ from mae.export.__main__ import main as export
 from mae.run.checkpoint_files import checkpoints
 from mae.run.folder import create
 from mae.run.metrics import MetricsCSV, read_metrics
-from mae.run.tracker_identity import open_wandb, reopened_wandb, tracked_run, wandb_id
+from mae.run.tracker_identity import open_wandb, reopen_wandb, tracked_run, wandb_id
 from tests import wandb_files
 from tests.processes import command, finish, losses, run, start, wait_for_checkpoint
 from tests.wandb_server import WandbServer
@@ -215,7 +215,7 @@ def test_what_comes_after_the_training_leaves_its_last_values_in_the_summary(tra
     (tracked / "eval").mkdir()
     found = {"probe": "knn", "trained": {"top1": 0.5}, "untrained": {"top1": 0.25}, "settings": {"k": 20}}
     (tracked / "eval" / "knn.json").write_text(json.dumps(found))
-    with reopened_wandb(tracked):
+    with reopen_wandb(tracked):
         pass
     told = wandb_files.summary(parts(tracked)[-1])
     assert told["eval/knn"] == {"trained": {"top1": 0.5}, "untrained": {"top1": 0.25}}

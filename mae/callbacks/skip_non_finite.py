@@ -91,7 +91,7 @@ class SkipNonFinite(StepCallback):
             raise RunEnded(
                 f"the loss or gradient of {in_a_row} steps in a row, {step - in_a_row + 1} to {step}, was not finite; "
                 + (f"the last good checkpoint is {saved[0]}. " if saved else "there is no checkpoint yet. ")
-                + "Lower optim.base_lr or set optim.grad_clip, and start anew with another name="
+                + "Lower optim.base_lr or set optim.grad_clip, and start a new run with another name="
                 + (" and init_from= that checkpoint" if saved else "")
             )
 

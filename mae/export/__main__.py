@@ -11,7 +11,7 @@ from mae.errors import CheckpointError, ConfigError
 from mae.export.write import export
 from mae.formats.available import FORMATS
 from mae.run.artifacts import log_export
-from mae.run.tracker_identity import reopened_wandb, tracked_run
+from mae.run.tracker_identity import reopen_wandb, tracked_run
 
 
 class ListFormats(argparse.Action):
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
             overwrite=arguments.overwrite,
         )
         if run is not None:
-            with reopened_wandb(run) as wandb_run:
+            with reopen_wandb(run) as wandb_run:
                 log_export(wandb_run, run, arguments.out, card)
     except (ConfigError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -55,7 +55,7 @@ class Classifier(Encoder):
         return self.head(self.fc_norm(pooled))
 
 
-def classifier_of(encoder: Encoder, classes: int, pool: Pool = "patches", drop_path: float = 0.0) -> Classifier:
+def build_classifier(encoder: Encoder, classes: int, pool: Pool = "patches", drop_path: float = 0.0) -> Classifier:
     """Builds a classifier from a pre-trained encoder; fc_norm and head are initialised."""
     model = Classifier(encoder.config, classes, pool, drop_path)
     weights = {name: value for name, value in encoder.state_dict().items() if name in model.state_dict()}
@@ -64,7 +64,7 @@ def classifier_of(encoder: Encoder, classes: int, pool: Pool = "patches", drop_p
     return model
 
 
-def classifier_for(state: dict[str, Tensor], config: MAEConfig) -> Classifier:
+def classifier_for_weights(state: dict[str, Tensor], config: MAEConfig) -> Classifier:
     """Builds a classifier that the state dict fits into, without loading it."""
     return Classifier(config, len(state["head.weight"]), "patches" if "fc_norm.weight" in state else "class_token")
 

@@ -23,7 +23,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with write_atomically(final) as temporary, open(temporary, "wb") as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:
-            reason = error.__context__ if isinstance(error, RuntimeError) else error  # torch puts its own before it
+            # torch replaces the OSError by a RuntimeError of its own.
+            reason = error.__context__ if isinstance(error, RuntimeError) else error
             if not isinstance(reason, OSError):
                 raise
             raise CheckpointError(f"{final} cannot be written ({reason.strerror})") from reason

@@ -133,7 +133,7 @@ def tracked_run(path: Path) -> Path:
 
 
 @contextmanager
-def reopened_wandb(run: Path) -> Iterator[Any]:
+def reopen_wandb(run: Path) -> Iterator[Any]:
     """Reopens the W&B run of a finished training (see tracked_run), to add evaluations or exports.
 
     Fills its summary from the run folder: offline, the summary of the last start replaces those before it.

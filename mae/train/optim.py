@@ -33,7 +33,7 @@ class OptimConfig(BaseModel):
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Selects matrices for weight decay: no biases, norms, tokens or positions."""
+    """Returns True for matrices, which decay; biases, norms, tokens and positions do not."""
     return parameter.ndim >= 2 and name.endswith("weight")
 
 
