@@ -4,7 +4,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from mae.callbacks.step_callback import StepCallback
 from mae.errors import CheckpointError, RunEnded
@@ -12,15 +12,13 @@ from mae.run.artifacts import Artifacts, log_checkpoint
 from mae.run.checkpoint_files import checkpoint_path, checkpoints
 
 
-class CheckpointConfig(BaseModel):
+class CheckpointConfig(BaseModel, frozen=True, extra="forbid"):
     """Settings of checkpoint saving.
 
     every_steps  steps from one checkpoint to the next
     keep         checkpoints that are kept; older ones are deleted
     artifacts    none | reference | upload: what W&B gets of each
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     every_steps: int = Field(1000, ge=1)
     keep: int = Field(2, ge=1)

@@ -1,11 +1,14 @@
 """Settings of the model: architecture and objective, frozen and validated."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
+
+# (height, width) in pixels; one number stands for a square.
+ImageSize = Annotated[tuple[int, int], BeforeValidator(lambda size: (size, size) if isinstance(size, int) else size)]
 
 
-class MAEConfig(BaseModel):
+class MAEConfig(BaseModel, frozen=True, extra="forbid"):
     """Architecture and objective. Lengths in pixels, widths in channels.
 
     The defaults are ViT-B/16 with the decoder of the paper (He et al. 2022, section 4).
@@ -16,9 +19,7 @@ class MAEConfig(BaseModel):
     masking    "random" patches, a "block" of rectangles, or a regular "grid"
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    image_size: tuple[int, int] = (224, 224)
+    image_size: ImageSize = (224, 224)
     patch_size: int = Field(16, ge=1)
     in_channels: int = Field(3, ge=1)
 
@@ -39,11 +40,6 @@ class MAEConfig(BaseModel):
     mask_ratio: float = Field(0.75, gt=0, lt=1)
     masking: Literal["random", "block", "grid"] = "random"
     norm_pix: bool = True
-
-    @field_validator("image_size", mode="before")
-    @classmethod
-    def _square_from_one_number(cls, value: object) -> object:
-        return (value, value) if isinstance(value, int) else value
 
     @model_validator(mode="after")
     def _fits(self) -> "MAEConfig":

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, field_validator
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -13,15 +13,13 @@ from torch.utils.checkpoint import checkpoint
 RECOMPUTE = ("none", "attention", "all")
 
 
-class BlocksConfig(BaseModel):
+class BlocksConfig(BaseModel, frozen=True, extra="forbid"):
     """Settings of the execution; the function stays the same, so a resume may change them.
 
     recompute  activation checkpointing: "none", "attention" (the attention of every block), "all" (every block), or N
                (every N-th block)
     compile    torch.compile for every block, in training
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     recompute: str | int = "none"
     compile: bool = False

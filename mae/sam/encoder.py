@@ -5,14 +5,14 @@ from typing import NamedTuple, cast
 
 import torch
 from einops import rearrange
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mae.errors import ConfigError
-from mae.models.config import require_multiple_of_patch
+from mae.models.config import ImageSize, require_multiple_of_patch
 from mae.models.resample import resize_positions
 from mae.models.vit import LayerNorm
 from mae.sam.attention import relative_attention, relative_terms
@@ -23,7 +23,7 @@ class SamConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    image_size: tuple[int, int] = (1024, 1024)
+    image_size: ImageSize = (1024, 1024)
     patch_size: int = Field(default=16, ge=1)
     in_channels: int = Field(default=3, ge=1)
     width: int = Field(default=768, ge=1)
@@ -33,11 +33,6 @@ class SamConfig(BaseModel):
     window: int = Field(default=14, ge=1)
     global_blocks: tuple[int, ...] = (2, 5, 8, 11)
     out_channels: int = Field(default=256, ge=1)
-
-    @field_validator("image_size", mode="before")
-    @classmethod
-    def _square_from_one_number(cls, value: object) -> object:
-        return (value, value) if isinstance(value, int) else value
 
     @model_validator(mode="after")
     def _fits(self) -> "SamConfig":

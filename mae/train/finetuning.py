@@ -3,13 +3,14 @@
 from typing import Any, Literal, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, Field
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mae.models.classifier import Classifier, Pool, topk_correct
+from mae.models.config import ImageSize
 from mae.models.flops import classification_flops
 from mae.models.vit import choose_attention
 from mae.train.optim import NamedAdamW, layer_decayed_adamw
@@ -17,7 +18,7 @@ from mae.train.strategies import shard
 from mae.train.training import Training
 
 
-class FinetuneConfig(BaseModel):
+class FinetuneConfig(BaseModel, frozen=True, extra="forbid"):
     """Settings of task=finetune (He et al. 2022, table 9).
 
     classes          None: counted from the labels of the training images
@@ -31,11 +32,9 @@ class FinetuneConfig(BaseModel):
                      exported; None: no average
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: Literal["finetune"]
     classes: int | None = Field(None, ge=2)
-    image_size: tuple[int, int] | None = None
+    image_size: ImageSize | None = None
     pool: Pool = "patches"
     drop_path: float = Field(0.1, ge=0, lt=1)
     mixup: float = Field(0.8, ge=0)
@@ -43,11 +42,6 @@ class FinetuneConfig(BaseModel):
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     erasing: float = Field(0.25, ge=0, le=1)
     ema: float | None = Field(None, gt=0, lt=1)
-
-    @field_validator("image_size", mode="before")
-    @classmethod
-    def _square_from_one_number(cls, value: object) -> object:
-        return (value, value) if isinstance(value, int) else value
 
     @property
     def mixes(self) -> bool:

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import nn
 from torch.optim import AdamW
 
 from mae.errors import CheckpointError
 
 
-class OptimConfig(BaseModel):
+class OptimConfig(BaseModel, frozen=True, extra="forbid"):
     """Optimiser settings (He et al. 2022, table 8): lr = base_lr * global_batch / 256.
 
     warmup_steps  replaces warmup_epochs
@@ -18,8 +18,6 @@ class OptimConfig(BaseModel):
     layer_decay   layer-wise learning-rate decay, per block of the encoder from the head down; 1: none
     grad_clip     largest norm of the gradient; None: no clipping
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     base_lr: float = Field(1.5e-4, gt=0)
     min_lr: float = Field(0.0, ge=0)

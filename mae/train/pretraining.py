@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from torch import Tensor
 
 from mae.models.flops import pretraining_flops
@@ -17,10 +17,8 @@ from mae.train.training import Training
 VALIDATION = -1
 
 
-class PretrainConfig(BaseModel):
+class PretrainConfig(BaseModel, frozen=True, extra="forbid"):
     """Settings of task=pretrain: none but those of the model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["pretrain"] = "pretrain"
 
