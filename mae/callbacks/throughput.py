@@ -72,7 +72,8 @@ class Throughput(StepCallback):
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit":
             self.pause(time.perf_counter() - self.paused)
-        self.log(trainer, {name: float(x) for name, x in trainer.callback_metrics.items() if name.startswith("val/")})
+        found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        self.log_metrics(trainer, found)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -97,11 +98,11 @@ class Throughput(StepCallback):
                 "perf/memory_gb": peak_memory(module.device) / 1e9,
                 "guard/skipped": self.guard.skipped,
             }
-            self.log(trainer, measured)
+            self.log_metrics(trainer, measured)
             self._start_window()
         self.loss.zero_()
 
-    def log(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+    def log_metrics(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
         """Hands metrics of this step to all loggers, and keeps them for the progress display."""
         self.latest |= metrics
         for logger in trainer.loggers:
