@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from pydantic import ValidationError
 
 from tasks.search.config import SweepConfig
-from tasks.search.study import open_study
+from tasks.search.sweep import open_study
 from tests.conftest import ROOT
 from tests.test_experiments import REDUCED
 
@@ -153,7 +153,7 @@ def test_real_runs_with_their_probes_make_a_sweep_that_survives(tmp_path: Path, 
         ),
         "a range in a grid": ({"space": {"optim.base_lr": {"low": 0.1, "high": 1.0}}}, "takes values in space"),
         "no end": ({"sampler": "tpe"}, "set n_trials"),
-        "twice": ({"settings": ["optim.base_lr=1"]}, "stands in space and in settings"),
+        "twice": ({"settings": ["optim.base_lr=1"]}, "in both space and settings"),
     }.values(),
 )
 def test_a_sweep_that_cannot_be_is_refused(change: dict, sentence: str) -> None:

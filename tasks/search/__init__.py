@@ -1,1 +1,1 @@
-"""What sweep.py does: trials of a study, one ordinary run of train.py each."""
+"""Hyper-parameter search with Optuna (sweep.py): each trial is one ordinary run of train.py."""

@@ -1,4 +1,4 @@
-"""The settings of a sweep."""
+"""The settings of a sweep; conf/sweep/ holds their values."""
 
 from pathlib import Path
 from typing import Literal
@@ -10,7 +10,7 @@ from mae.models.loss import CHANGES_THE_LOSS
 
 
 class Range(BaseModel):
-    """Numbers from `low` to `high`, both whole or not; `log` draws them by their logarithm."""
+    """Numbers from `low` to `high`, whole if both are; `log` draws them by their logarithm."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,7 +26,7 @@ class Range(BaseModel):
 
 
 class SweepConfig(BaseModel):
-    """All settings of a sweep; conf/sweep/ holds them."""
+    """All settings of a sweep."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -61,7 +61,7 @@ class SweepConfig(BaseModel):
         if self.sampler != "grid" and self.n_trials is None:
             raise ValueError(f"sampler={self.sampler} has no end of its own: set n_trials")
         if fixed := [name for name in self.space if any(given.startswith(f"{name}=") for given in self.settings)]:
-            raise ValueError(f"{fixed[0]} stands in space and in settings: leave it out of one of them")
+            raise ValueError(f"{fixed[0]} is in both space and settings: remove it from one of them")
         return self
 
     @property
@@ -76,5 +76,5 @@ class SweepConfig(BaseModel):
         }
 
     def trial_folder(self, number: int) -> Path:
-        """The run folder of a trial: always the same, so that it goes on from its checkpoints."""
+        """The run folder of a trial, always the same, so that the trial resumes from its checkpoints."""
         return self.folder / f"trial-{number:04d}"

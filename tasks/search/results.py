@@ -1,4 +1,4 @@
-"""What came out of a sweep: results.csv, the best trial, and two figures."""
+"""The results of a sweep: results.csv, the best trial, and two figures."""
 
 import csv
 import warnings
@@ -16,7 +16,7 @@ from tasks.search.config import SweepConfig
 
 
 def show_results(config: SweepConfig, study: optuna.Study) -> None:
-    """Writes SWEEPS/NAME/results.csv and the figures, and says which trial is the best."""
+    """Writes SWEEPS/NAME/results.csv and the figures, and prints the best trial."""
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
     _write_table(config, trials)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
@@ -40,14 +40,16 @@ def _write_table(config: SweepConfig, trials: list[FrozenTrial]) -> None:
         for trial in trials:
             seconds = round(trial.duration.total_seconds()) if trial.duration else ""
             values = [trial.params.get(name, "") for name in config.space]
-            reason = trial.user_attrs.get("reason", "")  # of a trial that is not complete
-            value = trial.value if trial.state == TrialState.COMPLETE else ""  # else Optuna's is the one to prune by
+            reason = trial.user_attrs.get("reason", "")  # why a trial is not complete
+            value = (
+                trial.value if trial.state == TrialState.COMPLETE else ""
+            )  # Optuna's value of another is that of pruning
             name = config.trial_folder(trial.number).name
             writer.writerow([name, trial.state.name.lower(), value, *values, seconds, reason])
 
 
 def _draw(config: SweepConfig, study: optuna.Study) -> None:
-    """parallel_coordinates.png, and importance.png where the trials differ in value."""
+    """Writes parallel_coordinates.png, and importance.png if the trials differ in value."""
     values = {trial.value for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

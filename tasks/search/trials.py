@@ -1,4 +1,4 @@
-"""One trial of a sweep: an ordinary run of train.py, looked at from outside, then the probe that gives its value."""
+"""One trial of a sweep: an ordinary run of train.py, followed in its metrics.csv, then the probe of the objective."""
 
 import fcntl
 import json
@@ -18,7 +18,7 @@ from tasks.search.config import SweepConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PROBES = ("knn", "linear", "attentive")
-SECONDS = 1.0  # between two looks at metrics.csv
+POLL_SECONDS = 1.0  # between two readings of metrics.csv
 
 
 class TrialFailed(Exception):
@@ -26,18 +26,20 @@ class TrialFailed(Exception):
 
 
 class TrialPruned(Exception):
-    """The run was broken off, being worse than others at the same step."""
+    """The run was stopped early: others were better at the same step."""
 
 
-def run_trial(config: SweepConfig, folder: Path, settings: list[str], pruned: Callable[[int, float], bool]) -> float:
-    """The objective's value for `settings`; what the programs print goes to FOLDER.log.
+def run_trial(
+    config: SweepConfig, folder: Path, settings: list[str], should_prune: Callable[[int, float], bool]
+) -> float:
+    """Returns the objective's value for `settings`. The output of the programs goes to FOLDER.log.
 
-    pruned  told each new (step, value) of the metric to prune by; whether to break off
+    should_prune  called with each new (step, value) of the metric to prune by
 
-    The programs hold a lock of the trial. Those of a killed sweep go on by themselves, and are waited for here: no
-    folder has two runs at a time.
+    The programs hold the lock of their trial. Those of a killed sweep run on by themselves, and are waited for here:
+    no folder has two runs at a time.
 
-    Raises TrialFailed, TrialPruned.
+    Raises TrialFailed if a program fails, TrialPruned if `should_prune` says so.
     """
     with open(folder.with_suffix(".log"), "ab") as log, open(folder.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -60,12 +62,12 @@ def run_trial(config: SweepConfig, folder: Path, settings: list[str], pruned: Ca
         place = [f"runs={folder.parent.resolve()}", f"name={folder.name}"]
         train = start("train.py", *config.settings, *settings, *place)
         if config.prune_by:
-            _watch(train, folder / "metrics.csv", config.prune_by, pruned)
-        _end(train, log.name)
+            _prune(train, folder / "metrics.csv", config.prune_by, should_prune)
+        _wait(train, log.name)
         probe, metric = config.objective.split("/")
         if probe in PROBES:
             evaluation = [f"checkpoint={folder.resolve()}", f"probe={probe}", *config.evaluation]
-            _end(start("eval.py", *evaluation), log.name)
+            _wait(start("eval.py", *evaluation), log.name)
             return _read(folder / "eval" / f"{probe}.json", "trained", metric)
         return _read(folder / "summary.json", config.objective)
 
@@ -75,41 +77,42 @@ stopping = threading.Event()
 
 
 def stop_running(signum: int) -> None:
-    """Passes a signal on to all programs that run, which save and stop; their trials stay open."""
+    """Sends a signal to all programs that run: they save and stop, and their trials stay open."""
     stopping.set()
     for process in list(running):
         process.send_signal(signum)
 
 
-def _watch(train: subprocess.Popen, metrics: Path, name: str, pruned: Callable[[int, float], bool]) -> None:
-    """Follows the run until it ends; breaks it off when `pruned` says so."""
+def _prune(train: subprocess.Popen, metrics: Path, name: str, should_prune: Callable[[int, float], bool]) -> None:
+    """Follows a run until it ends. Stops it and raises TrialPruned if `should_prune` says so."""
     seen = -1
     while train.poll() is None:
-        time.sleep(SECONDS)
+        time.sleep(POLL_SECONDS)
         for row in read_metrics(metrics):
             step = int(row["step"])
             if step <= seen or name not in row:
                 continue
             seen = step
-            if pruned(step, float(row[name])):
+            if should_prune(step, float(row[name])):
                 train.send_signal(signal.SIGTERM)  # it saves before it stops
                 train.wait()
                 running.discard(train)
-                raise TrialPruned(f"broken off after step {step} with {name} {float(row[name]):.4f}")
+                raise TrialPruned(f"pruned after step {step} with {name} {float(row[name]):.4f}")
 
 
-def _end(process: subprocess.Popen, log: str) -> None:
-    """Waits for a program; raises TrialFailed with its error, SystemExit when the sweep itself was told to stop."""
+def _wait(process: subprocess.Popen, log: str) -> None:
+    """Waits for a program. Raises TrialFailed with its error, SystemExit if the sweep itself was told to stop."""
     code = process.wait()
     running.discard(process)
     if stopping.is_set():
-        raise SystemExit(code or 143)  # the sweep is not finished even where this run is
+        raise SystemExit(code or 143)  # the sweep is not finished, even if this run is
     if code:
         errors = re.findall(r"^(?:error: .*|\w+(?:Error|Exception)\b.*)$", Path(log).read_text(errors="replace"), re.M)
         raise TrialFailed(errors[-1] if errors else f"exit code {code}")
 
 
 def _read(file: Path, *keys: str) -> float:
+    """Returns a number of a JSON file. Raises TrialFailed if it is not there."""
     value: Any = json.loads(file.read_text()) if file.is_file() else {}
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
