@@ -28,7 +28,7 @@ from data.loader.loader import PREFETCH_FACTOR, ShardLoader
 from data.loader.prefetch import prefetch_remote
 from data.loader.streaming import StreamLoader, StreamShards, first_samples
 from data.order.mixture import Mixture, shares
-from data.order.order import ORDER_VERSION, Order
+from data.order.order import ORDER_VERSION, Order, steps_per_epoch
 from data.order.samplers import AllSamples, MicroBatch, MicroBatches, spread
 from data.pack import builtin
 from data.storage.cache import ShardCache
@@ -165,7 +165,7 @@ class ShardDataModule(lightning.LightningDataModule):
         else:
             self.train_index = open_shards(path, "train", config.shard_cache)
         self.val_index = _open_validation(path, config)
-        self.steps_per_epoch = len(self.train_index) // (global_batch // views)
+        self.steps_per_epoch = steps_per_epoch(len(self.train_index), global_batch, views)
         if self.steps_per_epoch == 0:
             raise DataError(
                 f"{path} has {len(self.train_index)} training samples, fewer than global_batch={global_batch} takes: "

@@ -80,7 +80,7 @@ class Finetune(Task[FinetuneConfig]):
     def refuse_settings(self) -> None:
         """Raises ConfigError if settings do not go together."""
         config, task = self.config, self.settings
-        micro_batch, _ = self.split
+        micro_batch, _ = self.batch_split
         if task.mixes and micro_batch % 2:
             raise ConfigError(
                 f"micro_batch={micro_batch} is odd, and task.mixup and task.cutmix mix images in pairs: set an even "

@@ -24,7 +24,7 @@ def plan_only(config: TrainConfig) -> None:
         return
     ranks = wanted.gpus or (topology.ranks if topology else resolve_devices(config.trainer["devices"]))
     task = task_class(config.task.name)(config, Topology(ranks=ranks, devices=ranks))
-    micro_batch, accumulate = task.split
+    micro_batch, accumulate = task.batch_split
     precision = planned_precision(config.precision, wanted.gpu)
     hardware = find_hardware(wanted.gpu, precision)
     cost = training_cost(task, precision, torch.device(hardware.kind))

@@ -90,5 +90,4 @@ class Pretrain(Task[PretrainConfig]):
         return {"floors": floors, "reconstruction": str(picture)}
 
     def closing(self, summary: dict[str, Any]) -> dict[str, str]:
-        baselines = ", ".join(f"{name} {value:.3f}" for name, value in summary["floors"].items())
-        return {"baselines": baselines}
+        return {"baselines": ", ".join(f"{name} {value:.3f}" for name, value in summary["floors"].items())}

@@ -26,18 +26,17 @@ class Segment(Task[SegmentConfig]):
 
     @cached_property
     def data(self) -> MaskDataModule:
-        config, task = self.config.data, self.settings
-        if task.embeddings is not None and (task.encoder != "frozen" or config.flip):
+        task = self.settings
+        if task.embeddings is not None and (task.encoder != "frozen" or self.config.data.flip):
             raise ConfigError(
                 f"task.embeddings={task.embeddings} keeps what a frozen encoder gives for an image that is "
                 "always the same: set task.encoder=frozen and data.flip=false, or leave it out"
             )
         return MaskDataModule(
-            config,
             image_size=task.image_size,
             masks_per_image=task.masks_per_image,
             min_area=task.min_area,
-            **self.batches,
+            **self.data_arguments,
         )
 
     def recipe(self, precision: str) -> dict[str, Any]:

@@ -54,34 +54,32 @@ class Task(ABC, Generic[TaskSettings]):
         return self.config.model
 
     @cached_property
-    def split(self) -> tuple[int, int]:
+    def batch_split(self) -> tuple[int, int]:
         """(micro_batch, accumulate). Raises ConfigError if the global batch cannot be split over the ranks."""
         return split_batch(self.config.global_batch, self.config.micro_batch, self.topology.ranks)
 
     @property
-    def batches(self) -> dict[str, Any]:
-        """The arguments that data modules have in common."""
-        config, (micro_batch, _) = self.config, self.split
-        bad_samples = config.run / "bad_samples.jsonl"
+    def data_arguments(self) -> dict[str, Any]:
+        """The arguments that every data module takes."""
+        config = self.config
         return {
+            "config": config.data,
             "seed": config.seed,
             "global_batch": config.global_batch,
-            "micro_batch": micro_batch,
-            "bad_samples": bad_samples,
+            "micro_batch": self.batch_split[0],
+            "bad_samples": config.run / "bad_samples.jsonl",
         }
 
     @cached_property
     def data(self) -> ShardDataModule:
         shape = self.architecture
-        return ShardDataModule(
-            self.config.data, image_size=shape.image_size, channels=shape.in_channels, **self.batches
-        )
+        return ShardDataModule(image_size=shape.image_size, channels=shape.in_channels, **self.data_arguments)
 
     @cached_property
     def schedule(self) -> Schedule:
         """Steps, accumulation and learning rate over the training images of `data`."""
         schedule = self.schedule_over(len(self.data.train_index))
-        assert schedule.steps_per_pass == self.data.steps_per_epoch
+        assert schedule.steps_per_pass == self.data.steps_per_epoch, "data/ and mae/ count an epoch differently"
         return schedule
 
     def schedule_over(self, samples: int) -> Schedule:

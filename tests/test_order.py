@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.order.hashing import uniforms
-from data.order.order import ORDER_VERSION, Order, usable
+from data.order.order import ORDER_VERSION, Order, steps_per_epoch
 from data.order.samplers import AllSamples, MicroBatches
 
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=30).map(np.array)
@@ -86,7 +86,7 @@ def test_the_windows_of_a_batch_hold_its_samples(sizes, seed, epoch, window, lan
 
 def test_the_remainder_that_an_epoch_leaves_out_changes():
     order = Order(np.array([10] * 10 + [3]), seed=0, window=4)
-    seen = usable(len(order), 32)
+    seen = 32 * steps_per_epoch(len(order), 32)
     left_out = [frozenset(order.samples(epoch, seen, len(order))) for epoch in range(200)]
     assert seen == 96 and len(set(left_out)) > 190
     assert set().union(*left_out) == set(range(len(order)))

@@ -17,9 +17,9 @@ from data.order.hashing import SAMPLES, SHARDS, key, permutation
 ORDER_VERSION = 1  # Raise it whenever the same arguments would give another order.
 
 
-def usable(samples: int, global_batch: int) -> int:
-    """Returns how many positions an epoch visits. In each epoch other samples are left out."""
-    return samples // global_batch * global_batch
+def steps_per_epoch(samples: int, global_batch: int, views: int = 1) -> int:
+    """Returns how many whole global batches the views of all samples fill. In each epoch other samples are left out."""
+    return samples * views // global_batch
 
 
 class Lane(NamedTuple):

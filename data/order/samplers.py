@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from data.order.mixture import Mixture
-from data.order.order import Order, usable
+from data.order.order import Order, steps_per_epoch
 
 
 class MicroBatch(NamedTuple):
@@ -45,7 +45,7 @@ class MicroBatches(Sampler[MicroBatch]):
         self.order, self.step, self.views = order, step, views
         self.global_batch, self.micro_batch = global_batch, micro_batch
         self.rank, self.ranks = rank, ranks
-        self.steps_per_epoch = usable(len(order) * views, global_batch) // global_batch
+        self.steps_per_epoch = steps_per_epoch(len(order), global_batch, views)
         self.accumulate = global_batch // (micro_batch * ranks)
 
     def __len__(self) -> int:
