@@ -10,7 +10,7 @@ from tasks.cli import run_program
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parent / "conf"), config_name="eval")
 def main(raw: DictConfig) -> None:
-    from tasks.evaluate import launch  # seconds, which --help and the shell's completion do without
+    from tasks.evaluate import launch  # torch takes seconds: --help and completion do without
 
     launch(raw)
 

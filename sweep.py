@@ -12,7 +12,7 @@ from tasks.cli import run_program
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parent / "conf"), config_name="sweep")
 def main(raw: DictConfig) -> None:
     try:
-        from tasks.search.sweep import launch  # seconds, which --help and the shell's completion do without
+        from tasks.search.sweep import launch  # seconds: --help and completion do without
     except ModuleNotFoundError as error:
         sys.exit(f"error: a sweep needs the package {error.name}: pip install -e '.[sweep]'")
 

@@ -12,21 +12,21 @@ from tasks.cli import run_program
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parent / "conf"), config_name="train")
 def main(raw: DictConfig) -> None:
-    from tasks.train import launch  # seconds, which --help and the shell's completion do without
+    from tasks.train import launch  # torch takes seconds: --help and completion do without
 
     launch(raw)
 
 
 def trial_settings(words: list[str]) -> list[str]:
-    """Settings by which the runs of a multirun (-m) get folders of their own, called after what differs among them."""
+    """Returns settings that name the folder of each run of a multirun (-m) after the settings that differ."""
     if not {"-m", "--multirun"} & set(words):
         return []
     parsed = OverridesParser.create().parse_overrides([word for word in words if not word.startswith("-")])
     if not any(override.is_sweep_override() for override in parsed):
-        return []  # one run, sent to a launcher
-    alike = [override.key_or_group for override in parsed if not override.is_sweep_override()]
+        return []  # a single run, for a launcher
+    shared = [override.key_or_group for override in parsed if not override.is_sweep_override()]
     exclude = "hydra.job.config.override_dirname.exclude_keys"
-    return [f"{exclude}=[{','.join([*alike, 'trial'])}]", "trial=${hydra:job.override_dirname}"]
+    return [f"{exclude}=[{','.join([*shared, 'trial'])}]", "trial=${hydra:job.override_dirname}"]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,11 @@
-"""One evaluation of eval.py: the probes of a checkpoint and of its untrained twin."""
+"""One evaluation: from the settings of eval.py to tables, JSON and pictures.
+
+1 launch    validate EvalConfig; join the ranks of torchrun or SLURM
+2 open      the checkpoint, the same model untrained, the images
+3 collect   what the probes want of both models, on all ranks, kept in the feature cache
+4 measure   rank 0: each probe
+5 report    PROBE.json, suite.json, table, summary of the W&B run
+"""
 
 from pathlib import Path
 from typing import Any
@@ -61,7 +68,7 @@ class EvalConfig(BaseModel):
 
 @readable_errors()
 def launch(raw: DictConfig) -> None:
-    """Validates the settings and joins the ranks of torchrun or SLURM, where there are any."""
+    """Validates the settings, joins the ranks of torchrun or SLURM and calls `evaluate`."""
     config = EvalConfig.model_validate(OmegaConf.to_container(raw, resolve=True, throw_on_missing=True))
     topology = Topology.from_environment() or Topology()
     with join_process_group(topology):
@@ -69,7 +76,7 @@ def launch(raw: DictConfig) -> None:
 
 
 def evaluate(config: EvalConfig, topology: Topology) -> None:
-    """The probes of a checkpoint and of its untrained twin: ranks extract features together, rank 0 does the rest."""
+    """Measures the probes on a checkpoint and on the same model untrained. Raises ConfigError if none fits."""
     if config.wandb and config.out is not None:
         raise ConfigError("wandb=true takes the numbers from eval/ of the run: leave out= away")
     run = tracked_run(config.checkpoint) if config.wandb else None
@@ -98,14 +105,14 @@ def evaluate(config: EvalConfig, topology: Topology) -> None:
 
 
 def track(run: Path | None) -> None:
-    """What lies in eval/ of the run into the summary of its W&B run, where that is wanted."""
+    """Copies the results in eval/ to the summary of the W&B run. Does nothing if `run` is None."""
     if run is not None:
         with reopen_wandb(run):
             pass
 
 
 def open_models(config: EvalConfig, topology: Topology) -> ModelsUnderProbe:
-    """The checkpoint, its untrained twin and the images, on this rank's device."""
+    """Opens the checkpoint, its untrained twin and the images, on this rank's device."""
     trained = load(config.checkpoint)
     if config.pool == "class_token" and not trained.config.class_token:
         raise ConfigError(f"pool=class_token, but {config.checkpoint} has no class token. Use pool=patches")
@@ -128,25 +135,24 @@ def open_models(config: EvalConfig, topology: Topology) -> ModelsUnderProbe:
 
 
 def untrained_twin(model: Model) -> Model:
-    """The same architecture with random weights."""
+    """Builds the same architecture with random weights."""
     if isinstance(model, Classifier):
         return Classifier(model.config, model.classes, model.pool)
     return type(model)(model.config)
 
 
 def open_data(config: EvalConfig, model: Model) -> ShardDataModule:
-    """The images of the run that the checkpoint belongs to, with what config.data says instead."""
+    """Opens the data of the checkpoint's run under the overrides of `config.data`."""
     run = run_of(config.checkpoint)
-    of_run: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml")) if run else {"data": {}}
-    given = {name: value for name, value in config.data.items() if value is not None}
-    if of_run["data"].get("mode") == "stream" and "path" not in given:
+    trained_on: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml")["data"]) if run else {}
+    overrides = {name: value for name, value in config.data.items() if value is not None}
+    if trained_on.get("mode") == "stream" and "path" not in overrides:
         raise ConfigError(
             f"{run} read a stream, whose samples have no numbers: set data.path to shards that can be indexed"
         )
-    as_frozen = {"mode": "index", "samples": None, "views_per_image": 1, "weights": None}
-    settings = DataConfig.model_validate(of_run["data"] | given | as_frozen)
+    each_image_once = {"mode": "index", "samples": None, "views_per_image": 1, "weights": None}
     return ShardDataModule(
-        settings,
+        DataConfig.model_validate(trained_on | overrides | each_image_once),
         image_size=model.config.image_size,
         channels=model.config.in_channels,
         seed=0,
@@ -156,7 +162,7 @@ def open_data(config: EvalConfig, model: Model) -> ShardDataModule:
 
 
 def record(config: EvalConfig, probe: Probe, outcome: Outcome) -> dict[str, Any]:
-    """What PROBE.json says."""
+    """Returns the contents of PROBE.json."""
     settings = probe.model_dump(mode="json") | {"pool": config.pool, "seed": config.seed}
     return {
         "probe": outcome.name,
@@ -168,7 +174,7 @@ def record(config: EvalConfig, probe: Probe, outcome: Outcome) -> dict[str, Any]
 
 
 def summarise(config: EvalConfig, outcomes: list[Outcome], left_out: dict[str, str]) -> None:
-    """suite.json and suite.png."""
+    """Writes suite.json and suite.png."""
     numbers = {outcome.name: outcome.numbers for outcome in outcomes}
     contents = {"checkpoint": str(config.checkpoint), "probes": numbers, "left_out": left_out, "seed": config.seed}
     write_json(config.results / "suite.json", contents)
@@ -184,7 +190,7 @@ def summarise(config: EvalConfig, outcomes: list[Outcome], left_out: dict[str, s
 
 
 def report(config: EvalConfig, outcomes: list[Outcome], left_out: dict[str, str]) -> None:
-    """The table on the screen, and where the files are."""
+    """Prints the table and the names of the files."""
     table = Table(title=f"{config.checkpoint}, seed {config.seed}", title_justify="left")
     table.add_column("probe")
     table.add_column("trained", justify="right")

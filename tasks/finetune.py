@@ -19,7 +19,7 @@ from tasks.task import Task
 
 
 class Finetune(Task[FinetuneConfig]):
-    """A classifier on labelled images; its encoder that of `init_from`, or one of `model` from scratch."""
+    """A classifier on labelled images. Its encoder is that of `init_from`, else a new one by `model`."""
 
     settings_type = FinetuneConfig
     training = Finetuning

@@ -17,7 +17,7 @@ from tasks.task import Task
 
 
 class Segment(Task[SegmentConfig]):
-    """A SAM on photographs with instance masks, its encoder that of a masked autoencoder."""
+    """A SAM on photographs with instance masks. Its encoder is that of a masked autoencoder."""
 
     settings_type = SegmentConfig
     training = Segmentation
@@ -64,7 +64,7 @@ class Segment(Task[SegmentConfig]):
                 "model",
                 f"SAM of {encoder.width} x {encoder.depth} blocks at {task.image_size} px, "
                 f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
-                f"{sum(p.numel() for p in parameters) / 1e6:.1f} M of them learn",
+                f"{sum(p.numel() for p in parameters) / 1e6:.1f} M of them trained",
             ),
             (
                 "prompts",

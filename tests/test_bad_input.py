@@ -42,6 +42,11 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
 CASES = {
     "unknown key": (["foo=1"], "foo"),
     "unknown nested key": (["+model.foo=1"], "unknown setting model.foo"),
+    "unknown task": (["task.name=foo"], "task.name=foo is none of pretrain, finetune, segment"),
+    "setting of a task": (
+        ["task=finetune", "task.drop_path=2"],
+        "error: task.drop_path=2: input should be less than 1",
+    ),
     "wrong type": (["global_batch=many"], "global_batch='many'"),
     "mask ratio 0": (["model.mask_ratio=0"], "mask_ratio=0: input should be greater than 0"),
     "mask ratio 1": (["model.mask_ratio=1"], "mask_ratio=1: input should be less than 1"),
