@@ -1,48 +1,252 @@
-"""Python programs as processes of their own that have the imports behind them: they begin in a tenth of a second."""
+"""Python programs as processes of their own that have the imports behind them: they begin in a tenth of a second.
 
-import multiprocessing
+1. `Program` asks a parent, which has imported PRELOADED, for a child with these words, environment, folder and output.
+2. The child leads a session of its own and does what `python WORDS…` does; torchrun gets its ranks in the same way.
+3. The parent answers with the process id at once, and with the exit code when there is one.
+"""
+
+import atexit
+import contextlib
+import functools
+import gc
+import importlib
+import json
 import os
 import runpy
-import shlex
+import select
+import signal
+import socket
+import subprocess
 import sys
+import tempfile
+import threading
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO, Any, NoReturn
 
-import torch
-
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(
-    [
-        "tasks.train",
-        "tasks.evaluate",
-        "tasks.search.sweep",
-        "data.pack.__main__",
-        "data.inspect.__main__",
-        "mae.export.write",
-        "mae.report.page",
-    ]
+PRELOADED = (
+    "tasks.train",
+    "tasks.evaluate",
+    "tasks.search.sweep",
+    "data.index.index",
+    "data.inspect.inspect",
+    "data.pack.pack",
+    "mae.export.write",
+    "mae.plan.forecast",
+    "mae.report.page",
+    "torch.distributed.run",
+    "wandb",
 )
+ADDRESS = "TESTS_FORKED_AT"  # where the parent listens, for programs that start programs
+LARGEST = 1 << 17  # bytes of a request or an answer
 
 
-def run(folder: Path, words: list[str], settings: dict[str, str]) -> None:
-    """`python WORDS…` in a folder, with these environment variables; it has to end with exit code 0."""
-    log = folder / "output.txt"
-    process = _processes.Process(target=_become, args=(folder, log, words, settings))
-    process.start()
-    process.join(180)
-    process.kill()  # nothing, where it has ended
-    assert process.exitcode == 0, f"{shlex.join(words)}: {process.exitcode}\n{log.read_text()[-3000:]}"
+class Program:
+    """`python WORDS…`, to be used as subprocess.Popen is."""
+
+    def __init__(
+        self,
+        args: Sequence[str],
+        env: Mapping[str, str],
+        cwd: Path | str | None = None,
+        stdout: IO[Any] | int | None = None,
+        stderr: IO[Any] | int | None = None,
+        start_new_session: bool = True,
+    ) -> None:
+        assert args[0] == sys.executable and start_new_session, args
+        self.args, self.returncode, self.stdout = list(args), None, None
+        reading = writing = None
+        if stdout == subprocess.PIPE:
+            reading, writing = os.pipe()
+            self.stdout, stdout = os.fdopen(reading), writing
+        outputs = [_descriptor(stdout, 1), _descriptor(stdout if stderr == subprocess.STDOUT else stderr, 2)]
+        address = parent()
+        request = {"words": self.args[1:], "environment": {**env, ADDRESS: address}, "folder": str(cwd or os.getcwd())}
+        self._answers = _ask(address, request, outputs)
+        if writing is not None:
+            os.close(writing)
+        self.pid = int(self._answers.recv(LARGEST))
+
+    def poll(self) -> int | None:
+        if self.returncode is None and select.select([self._answers], [], [], 0)[0]:
+            self.returncode = int(self._answers.recv(LARGEST))
+            self._answers.close()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            select.select([self._answers], [], [], timeout)
+        code = self.poll()
+        if code is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        return code
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        """What was printed, once everything that could print more has ended."""
+        said: list[str] = []
+
+        def read(output: IO[str]) -> None:
+            with output:
+                said.append(output.read())
+
+        reader = threading.Thread(target=read, args=(self.stdout,), daemon=True)
+        reader.start()
+        reader.join(timeout)
+        if not said:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        self.wait(timeout)
+        return said[0], None
+
+    def send_signal(self, signum: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def started(self) -> list[int]:
+        """The programs that it asked for in its turn: under torchrun its ranks, in their order."""
+        with _ask(parent(), {"started by": self.pid}, []) as answer:
+            return json.loads(answer.recv(LARGEST))
 
 
-def _become(folder: Path, log: Path, words: list[str], settings: dict[str, str]) -> None:
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.environ.update(settings)
-    os.chdir(folder)
-    torch.set_num_threads(1)
-    if words[0] == "-m":
-        sys.argv = words[1:]
-        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = words
+def _descriptor(output: IO[Any] | int | None, inherited: int) -> int:
+    return inherited if output is None else output if isinstance(output, int) else output.fileno()
+
+
+def _ask(address: str, request: dict[str, Any], outputs: list[int]) -> socket.socket:
+    """Where the answers to a request come."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.connect(f"\0{address}")
+    socket.send_fds(connection, [json.dumps({"from": os.getpid()} | request).encode()], outputs)
+    return connection
+
+
+@functools.cache
+def parent() -> str:
+    """Where the parent listens; starts it when there is none. It ends with the process that started it."""
+    if ADDRESS in os.environ:
+        return os.environ[ADDRESS]
+    with tempfile.TemporaryFile("w+") as complaints:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.forked"],
+            cwd=Path(__file__).parent.parent,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            text=True,
+            start_new_session=True,
+        )
+        atexit.register(process.communicate)
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        complaints.seek(0)
+        assert address, f"no program can be forked\n{complaints.read()}"
+    return address
+
+
+def serve() -> list[str]:
+    """Forks a child for each request, until standard input ends; returns in the child, with its words."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind("")  # to a name that nobody else has
+    listener.listen(64)
+    print(listener.getsockname()[1:].decode(), flush=True)
+    running: dict[int, tuple[int, socket.socket]] = {}  # by the descriptor that says when it has ended
+    started: dict[int, list[int]] = defaultdict(list)
+    while True:
+        ready, _, _ = select.select([0, listener, *running], [], [])
+        if 0 in ready:
+            sys.exit()
+        for ended in running.keys() & set(ready):
+            pid, connection = running.pop(ended)
+            _answer(connection, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            connection.close()
+            os.close(ended)
+        if listener not in ready:
+            continue
+        connection, _ = listener.accept()
+        message, outputs, _, _ = socket.recv_fds(connection, LARGEST, 2)
+        request = json.loads(message)
+        if "started by" in request:
+            _answer(connection, started[request["started by"]])
+            connection.close()
+            continue
+        pid = os.fork()
+        if pid == 0:
+            for descriptor in (listener, connection, *(other for _, other in running.values())):
+                descriptor.close()
+            for ended in running:
+                os.close(ended)
+            _become(request, *outputs)
+            return request["words"]
+        for descriptor in outputs:
+            os.close(descriptor)
+        running[os.pidfd_open(pid)] = (pid, connection)
+        started[request["from"]].append(pid)
+        _answer(connection, pid)
+
+
+def _answer(connection: socket.socket, contents: int | list[int]) -> None:
+    with contextlib.suppress(BrokenPipeError):  # Who asked has been killed.
+        connection.send(json.dumps(contents).encode())
+
+
+def _become(request: dict[str, Any], stdout: int, stderr: int) -> None:
+    """Makes this process what was asked for."""
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for descriptor, place in ((nothing, 0), (stdout, 1), (stderr, 2)):
+        os.dup2(descriptor, place)
+        os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+
+
+def run(words: list[str]) -> None:
+    """Does what `python WORDS…` does."""
+    if words[0] == "-u":
+        sys.stdout.reconfigure(write_through=True)  # pyright: ignore[reportAttributeAccessIssue]
+        words = words[1:]
+    if words[0] != "-m":
+        sys.argv, sys.path[0] = words, str(Path(words[0]).resolve().parent)
         runpy.run_path(words[0], run_name="__main__")
+        return
+    sys.argv, sys.path[0] = words[1:], os.getcwd()
+    if words[1] == "torch.distributed.run":
+        from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+        from torch.distributed.run import main as torchrun
+
+        subprocess_handler.Popen = Program  # pyright: ignore[reportAttributeAccessIssue]
+        torchrun(words[2:])
+    else:
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+
+
+def end(code: str | int | None) -> NoReturn:
+    """Ends the process as sys.exit does, without taking apart what was imported, which would take seconds."""
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
+
+
+if __name__ == "__main__":
+    for name in PRELOADED:
+        importlib.import_module(name)
+    assert threading.active_count() == 1, threading.enumerate()
+    gc.freeze()
+    try:
+        run(serve())
+    except SystemExit as ended:
+        end(ended.code)
+    end(0)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ import torch
 from mae.run.checkpoint_files import checkpoints, read_own
 from mae.run.metrics import read_metrics
 from tests.conftest import ROOT
+from tests.forked import Program
+
+Process = Program | subprocess.Popen
 
 # 1,438 digits in global batches of 64: 22 steps an epoch.
 STEPS_PER_EPOCH = 22
@@ -39,11 +43,15 @@ def command(runs: Path, root: Path, *overrides: str, ranks: int = 1) -> list[str
     return [*launcher, "train.py", f"runs={runs}", f"data.root={root}", *SMALL, *overrides]
 
 
-def start(words: list[str], folder: Path = ROOT, **environment: str) -> subprocess.Popen:
+def start(words: list[str], folder: Path = ROOT, **environment: str) -> Process:
+    """The process of a command that is a session of its own; a Python program is forked from a warm parent."""
+    settings = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "300"} | environment  # so that no path is folded
+    if words[0] == sys.executable:
+        return Program(words, settings, folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     return subprocess.Popen(
         words,
+        env=settings,
         cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "300"} | environment,  # so that no path is folded
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -52,18 +60,48 @@ def start(words: list[str], folder: Path = ROOT, **environment: str) -> subproce
     )
 
 
-def finish(process: subprocess.Popen, code: int | None = 0) -> str:
+def finish(process: Process, code: int | None = 0) -> str:
     """What the process printed; it has to end with this exit code (None: any)."""
     output, _ = process.communicate(timeout=180)
     assert code is None or process.returncode == code, f"exit code {process.returncode}\n{output}"
     return output
 
 
-def run(words: list[str], code: int | None = 0, **environment: str) -> str:
-    return finish(start(words, **environment), code)
+def run(words: list[str], code: int | None = 0, folder: Path = ROOT, **environment: str) -> str:
+    return finish(start(words, folder, **environment), code)
 
 
-def wait_for_checkpoint(process: subprocess.Popen | None, folder: Path, step: int = 1) -> None:
+def completed(words: list[str], folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A Python program that has ended in whatever way, with what it printed and its complaints apart."""
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        settings = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+        code = Program(words, settings, folder, stdout=output, stderr=errors).wait(180)
+        output.seek(0)
+        errors.seek(0)
+        return subprocess.CompletedProcess(words, code, output.read(), errors.read())
+
+
+def ranks_of(process: Process) -> list[int]:
+    """The ranks that torchrun has started, in their order."""
+    assert isinstance(process, Program)
+    return process.started()
+
+
+def processes_of(process: Process) -> list[int]:
+    """What there is of the sessions of a program and of the ranks that it started: loader workers too."""
+    sessions = {process.pid, *(process.started() if isinstance(process, Program) else ())}
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue  # Not a process, or one that has just ended.
+        if int(session) in sessions and state != "Z":
+            found.append(int(folder.name))
+    return found
+
+
+def wait_for_checkpoint(process: Process | None, folder: Path, step: int = 1) -> None:
     """Returns as soon as the run has a checkpoint of this step or a later one; the process must still be running then.
 
     process  None for a run that was handed to a scheduler
@@ -76,7 +114,7 @@ def wait_for_checkpoint(process: subprocess.Popen | None, folder: Path, step: in
         time.sleep(0.005)
 
 
-def kill(process: subprocess.Popen) -> None:
+def kill(process: Process) -> None:
     """SIGKILL, to the main process alone; it must not have ended by itself."""
     os.kill(process.pid, signal.SIGKILL)
     finish(process, -signal.SIGKILL)

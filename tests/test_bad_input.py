@@ -12,7 +12,7 @@ import mae
 import train
 from tasks.cli import run_program
 from tests.conftest import ROOT
-from tests.processes import SMALL
+from tests.processes import SMALL, completed
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +98,10 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(
 
 def test_the_process_itself_exits_with_2_and_shows_tracebacks_when_asked(tmp_path: Path) -> None:
     words = [sys.executable, "train.py", f"runs={tmp_path}/runs", "model.mask_ratio=2"]
-    plain = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    plain = completed(words)
     assert plain.returncode == 2
     assert plain.stderr.splitlines() == ["error: model.mask_ratio=2: input should be less than 1"]
-    words = ["env", "HYDRA_FULL_ERROR=1", *words]
+    words = ["env", "HYDRA_FULL_ERROR=1", *words]  # is read as soon as the program starts
     full = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert full.returncode != 0 and "Traceback" in full.stderr
     assert not (tmp_path / "runs").exists()

@@ -17,9 +17,19 @@ from mae.distributed.slurm import requeue
 from mae.errors import ConfigError
 from tests import slurm
 from tests.conftest import ROOT
-from tests.processes import SMALL, command, equal, finish, losses, run, start, state, wait_for_checkpoint
+from tests.processes import (
+    SMALL,
+    command,
+    equal,
+    finish,
+    losses,
+    ranks_of,
+    run,
+    start,
+    state,
+    wait_for_checkpoint,
+)
 from tests.test_experiments import compose
-from tests.test_signals import processes_of
 
 LENGTH = ("max_steps=120", "checkpoint.every_steps=5", "val_every=null", "data.workers=1", "precision=32-true")
 
@@ -43,7 +53,7 @@ def test_torchrun_starts_all_ranks_again_when_one_has_died(tmp_path: Path, built
     words.insert(words.index("--standalone"), "--max-restarts=1")
     process = start(words, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
     wait_for_checkpoint(process, tmp_path / "bereft", step=10)
-    (second,) = [pid for pid, environment in processes_of("bereft").items() if environment.get("RANK") == "1"]
+    _, second = ranks_of(process)
     os.kill(second, signal.SIGKILL)
     finish(process)
     same(tmp_path / "bereft", undisturbed, starts=2)

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -27,8 +28,8 @@ from tasks.search.config import SweepConfig
 from tasks.task import read_settings
 from tests.conftest import ROOT
 from tests.documentation import PAGES, Command, commands
-from tests.forked import run
 from tests.masked_photos import shards_of_shapes, write_coco
+from tests.processes import finish, start
 from tests.test_experiments import SEGMENT
 
 ALL = [command for page in PAGES for command in commands(page)]
@@ -129,6 +130,11 @@ def check_module(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -
         pass
     except SystemExit as end:  # of --list and --help
         assert not end.code
+
+
+def run(folder: Path, words: list[str], settings: dict[str, str]) -> None:
+    """`python WORDS…` in a folder, with these environment variables; it has to end with exit code 0."""
+    finish(start([sys.executable, *words], folder, **settings))
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """A run that is killed on two ranks and goes on with one, and then with three, sees what an undisturbed one sees."""
 
+import contextlib
 import json
 import os
 import signal
@@ -7,7 +8,7 @@ import sys
 from pathlib import Path
 
 from mae.run.checkpoint_files import checkpoints
-from tests.processes import SMALL, finish, start, wait_for_checkpoint
+from tests.processes import SMALL, Process, finish, processes_of, start, wait_for_checkpoint
 
 STEPS = 250
 
@@ -37,14 +38,11 @@ def seen(log: Path) -> list[tuple]:
     return [tuple(json.loads(line)) for line in log.read_text().splitlines()]
 
 
-def kill_all(process, mark: str) -> None:
-    """SIGKILL to torchrun and its ranks, which are in process groups of their own."""
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and mark.encode() in (entry / "environ").read_bytes():
-                os.kill(int(entry.name), signal.SIGKILL)
-        except (PermissionError, FileNotFoundError, ProcessLookupError):
-            continue
+def kill_all(process: Process) -> None:
+    """SIGKILL to torchrun, its ranks and their loader workers."""
+    for pid in processes_of(process):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     finish(process, None)
 
 
@@ -57,11 +55,10 @@ def test_two_ranks_killed_then_one_then_three(tmp_path: Path, built_in: Path) ->
     kept: list[tuple] = []
     for micro_batch, ranks, until in ((12, 2, 10), (24, 1, 100), (8, 3, None)):
         log.unlink(missing_ok=True)
-        mark = f"{tmp_path}-{ranks}"
-        process = start(words(log, tmp_path, built_in, "pieces", micro_batch, ranks=ranks), MAE_TEST=mark)
+        process = start(words(log, tmp_path, built_in, "pieces", micro_batch, ranks=ranks))
         if until:
             wait_for_checkpoint(process, tmp_path / "pieces", step=until)
-            kill_all(process, mark)
+            kill_all(process)
             reached = int(checkpoints(tmp_path / "pieces")[0].stem.removeprefix("step-"))
             assert until <= reached < STEPS
         else:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from mae.probes.features import describe, held_out_noise, thumbnails
 from tasks.evaluate import EvalConfig, evaluate
 from tasks.train import train
 from tests.conftest import ROOT
-from tests.processes import run
+from tests.processes import completed, run
 from tests.test_experiments import REDUCED, compose
 
 ALONE = Topology(rank=0, ranks=1, devices=1, nodes=1)
@@ -80,11 +79,9 @@ def test_pooling_leaves_the_class_token_out_or_takes_it_alone() -> None:
     assert describe(latent, True, "tokens").tolist() == [[[3, 4, 5], [6, 7, 8], [9, 10, 11]]]
 
 
-def test_a_run_is_evaluated_and_summarised_from_the_command_line(
-    trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_evaluated_and_summarised_from_the_command_line(trained: Path) -> None:
     command = [sys.executable, "eval.py", f"checkpoint={trained}", *SMALL, *SUITE]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = completed(command)
     assert done.returncode == 0, done.stderr
     for probe in ("knn", "linear"):
         result = json.loads((trained / "eval" / f"{probe}.json").read_text())
@@ -92,10 +89,7 @@ def test_a_run_is_evaluated_and_summarised_from_the_command_line(
         # Four steps of a narrow model, or none: both far above chance (1/10), and not the same encoder.
         assert min(result["trained"]["top1"], result["untrained"]["top1"]) > 0.2
         assert f"{result['trained']['top1']:.2%}" in done.stdout
-    monkeypatch.setenv("COLUMNS", "200")
-    done = subprocess.run(
-        [sys.executable, "-m", "mae.report.summary", trained], cwd=ROOT, capture_output=True, text=True
-    )
+    done = completed([sys.executable, "-m", "mae.report.summary", str(trained)], COLUMNS="200")
     assert done.returncode == 0 and "knn accuracy" in done.stdout and "step-00000004.ckpt" in done.stdout
 
 

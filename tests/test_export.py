@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import stat
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from mae.formats import timm as timm_format
 from mae.formats.available import FORMATS
 from mae.formats.format import Comparison
 from tests.exports import own_checkpoint
+from tests.processes import completed
 
 
 def test_the_card_says_where_it_came_from_and_what_was_compared(tmp_path: Path) -> None:
@@ -127,7 +127,8 @@ def test_from_the_command_line(tmp_path: Path, capsys) -> None:
     _, source = own_checkpoint(tmp_path)
     to = [str(source), "--to", "timm", "--out"]
     command = [sys.executable, "-m", "mae.export", *to, str(tmp_path / "encoder.safetensors")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = completed(command)
+    assert done.returncode == 0, done.stderr
     assert "the same in timm" in done.stdout and (tmp_path / "encoder.safetensors.json").is_file()
     assert main([*to, str(tmp_path / "encoder.pth")]) == 2
     assert "ends in .safetensors" in capsys.readouterr().err

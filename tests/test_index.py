@@ -22,6 +22,7 @@ from data.index.index import open_shards
 from data.index.splits import find_shards, has_split
 from data.index.tar import Member, open_local, walk
 from data.storage.read import read
+from tests.processes import completed
 
 
 def png(value: int = 0, size: tuple[int, int] = (8, 8)) -> bytes:
@@ -50,8 +51,7 @@ def shard(path: Path, samples: int = 3) -> Path:
 
 
 def run_index(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "data.index", *map(str, arguments)]
-    return subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    return completed([sys.executable, "-m", "data.index", *map(str, arguments)])
 
 
 # Members and their places

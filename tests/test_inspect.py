@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from PIL import Image
 
 from data.index.index import open_shards
 from data.inspect.__main__ import main
-from tests.conftest import ROOT
+from tests.processes import completed
 from tests.test_index import write_tar
 
 
@@ -165,8 +164,6 @@ def test_parts_of_a_data_set_may_be_inspected_together(real_images, tmp_path, mo
 def test_what_cannot_be_done_is_one_sentence(tmp_path, words, says):
     write_tar(tmp_path / "a.tar", {"a.png": encoded(np.zeros((4, 4), np.uint8))})
     (tmp_path / "broken.tar").write_bytes(b"x" * 2000)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "data.inspect", *words]
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    ended = completed([sys.executable, "-m", "data.inspect", *words], tmp_path)
     assert ended.returncode == 2 and "Traceback" not in ended.stderr
     assert ended.stderr.strip().splitlines()[-1].startswith("error: ") and says in ended.stderr

@@ -22,8 +22,7 @@ from mae.plan.training_cost import pretraining, pretraining_cost, sam_cost, sam_
 from mae.sam.encoder import SIZES, SamConfig, SamEncoder
 from mae.sam.flops import executed_sam_flops, sam_flops
 from mae.train.optim import OptimConfig, adamw
-from tests.conftest import ROOT
-from tests.processes import SMALL
+from tests.processes import SMALL, completed
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 BASE = mae.MAEConfig()
@@ -182,9 +181,7 @@ def test_unknown_devices_are_said_to_be_so() -> None:
 
 def program(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
     runs = [f"runs={tmp_path / 'runs'}", f"plan.json={tmp_path / 'plan.json'}"]
-    return subprocess.run(
-        [sys.executable, "train.py", "plan=true", *runs, *words], cwd=ROOT, capture_output=True, text=True
-    )
+    return completed([sys.executable, "train.py", "plan=true", *runs, *words])
 
 
 def test_the_plan_of_64_gpus_needs_no_data(tmp_path: Path) -> None:

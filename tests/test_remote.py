@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -28,7 +27,7 @@ from data.storage.cache import ShardCache
 from data.storage.in_use import Pins
 from data.storage.protocols import Retry
 from data.storage.read import read
-from tests.conftest import ROOT
+from tests.processes import completed
 from tests.servers import serving
 
 QUICK = Retry(attempts=6, first=0.01)
@@ -202,7 +201,7 @@ def test_a_missing_package_names_the_command_that_installs_it():
 def test_the_command_indexes_shards_behind_a_url(folder, tmp_path):
     with serving(bare(folder, tmp_path / "bare")) as server:
         command = [sys.executable, "-m", "data.index", f"{server.url}/train/x-train-{{000000..000007}}.tar"]
-        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        ended = completed(command)
     assert ended.returncode == 0, ended.stderr
     fingerprint = json.loads((folder / "train" / "manifest.json").read_text())["fingerprint"]
     assert f"8 shards, 64 samples, fingerprint {fingerprint[:16]}" in ended.stdout

@@ -8,24 +8,21 @@ from pathlib import Path
 import pytest
 
 from mae.run.checkpoint_files import checkpoints
-from tests.processes import command, finish, run, start, wait_for_checkpoint
+from tests.processes import command, finish, processes_of, ranks_of, run, start, wait_for_checkpoint
 
 ENDLESS = ("max_steps=100000", "checkpoint.every_steps=5", "val_every=null", "log_every=1000")
 
 
-def processes_of(run_name: str) -> dict[int, dict[str, str]]:
-    """pid -> environment of the processes of a run; its loader workers share its command line."""
-    found = {}
+def called(name: str) -> list[int]:
+    """The processes of a run that torchrun itself has started; its loader workers share its command line."""
+    found = []
     for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
         try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            pairs = (folder / "environ").read_bytes().split(b"\0")
+            words = (folder / "cmdline").read_bytes().split(b"\0") if folder.name.isdigit() else []
         except OSError:
             continue
-        if f"name={run_name}".encode() in words:
-            found[int(folder.name)] = dict(pair.decode().split("=", 1) for pair in pairs if b"=" in pair)
+        if f"name={name}".encode() in words:
+            found.append(int(folder.name))
     return found
 
 
@@ -45,8 +42,7 @@ def test_a_signalled_run_saves_stops_and_goes_on(tmp_path: Path, built_in: Path,
     output = finish(process, code)
     step = newest_step(tmp_path / name)
     assert f"stopped by {signal.Signals(signum).name} after step {step}" in output
-    time.sleep(0.2)
-    assert not processes_of(name)
+    assert not processes_of(process)
     # The length may change on a resume, which saves this test 100,000 steps.
     assert f"step-{step:08d}.ckpt" in run([*words, f"max_steps={step + 3}"]).replace("\n", "")
     assert newest_step(tmp_path / name) == step + 3
@@ -71,13 +67,13 @@ def test_two_ranks_stop_together_when_only_one_is_told(tmp_path: Path, built_in:
     words = command(tmp_path, built_in, *ENDLESS, "name=pair", "data.workers=0", ranks=2)
     process = start(words)
     wait_for_checkpoint(process, tmp_path / "pair")
-    (second,) = [pid for pid, environment in processes_of("pair").items() if environment.get("RANK") == "1"]
+    _, second = ranks_of(process)
     os.kill(second, signal.SIGUSR1)
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0, output
     step = newest_step(tmp_path / "pair")
     assert f"stopped by SIGUSR1 after step {step}" in output
-    assert not processes_of("pair")
+    assert not processes_of(process)
     run([*words, f"max_steps={step + 2}"])
     assert newest_step(tmp_path / "pair") == step + 2
 
@@ -91,8 +87,8 @@ def test_a_signal_to_torchrun_reaches_the_ranks(tmp_path: Path, built_in: Path) 
         os.kill(process.pid, signal.SIGUSR1)
         assert process.wait(timeout=60) == 1  # torchrun's own code; its ranks end with 143
         time.sleep(0.2)
-        assert not processes_of(name)
+        assert not called(name)
     finally:
-        for left in processes_of(name):
+        for left in called(name):
             os.kill(left, signal.SIGKILL)
     assert f"stopped by SIGUSR1 after step {newest_step(tmp_path / name)}" in finish(process, code=1)

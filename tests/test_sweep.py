@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +15,7 @@ from pydantic import ValidationError
 from tasks.search.config import SweepConfig
 from tasks.search.sweep import open_study
 from tests.conftest import ROOT
+from tests.processes import completed, kill, start
 from tests.test_experiments import REDUCED
 
 RATES = [0.0005, 0.001, 0.002, 0.003, 0.004, 0.006, 0.008, 0.01]
@@ -56,20 +54,14 @@ def study(folder: Path) -> optuna.Study:
     return optuna.load_study(study_name="rates", storage=f"sqlite:///{folder / 'rates' / 'study.db'}")
 
 
-def run(words: list[str], folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
-
-
 def kill_and_start_again(words: list[str], when: Path, pattern: str) -> None:
     """SIGKILL to the sweep once a file is there, then the same command."""
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start(words)
     while not list(when.glob(pattern)):
         assert process.poll() is None
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = run(words)
+    kill(process)
+    done = completed(words)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -80,7 +72,7 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 def test_a_sweep_that_is_killed_goes_on_and_runs_every_trial_once(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = run(command(whole, launch=STAND_IN))
+    done = completed(command(whole, launch=STAND_IN))
     assert done.returncode == 0, done.stdout + done.stderr
     kill_and_start_again(command(killed, launch=STAND_IN), killed, "rates/trial-0003/metrics.csv")
 
@@ -107,7 +99,7 @@ def test_a_trial_that_was_killed_while_its_settings_were_drawn_gets_the_rest(tmp
     sweep = SweepConfig.model_validate(json.loads((tmp_path / "sweep" / "rates.yaml").read_text()))
     open_study(sweep).ask({"optim.base_lr": sweep.distributions["optim.base_lr"]})
     begun = study(tmp_path).trials[0].params
-    done = run(words)
+    done = completed(words)
     assert done.returncode == 0, done.stdout + done.stderr
     trials = study(tmp_path).trials
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3
@@ -117,14 +109,16 @@ def test_a_trial_that_was_killed_while_its_settings_were_drawn_gets_the_rest(tmp
 def test_trials_far_below_the_others_are_broken_off(tmp_path: Path) -> None:
     space = {"optim.base_lr": [0.001, 0.002, 0.003, 0.004, 0.7]}
     pruning = {"prune_by": "knn/top1", "prune_after": 2, "direction": "maximize"}
-    done = run(command(tmp_path, launch=STAND_IN, space=space, jobs=1, **pruning))
+    done = completed(command(tmp_path, launch=STAND_IN, space=space, jobs=1, **pruning))
     assert done.returncode == 0, done.stdout + done.stderr
     assert [row["state"] for row in table(tmp_path)] == ["complete"] * 4 + ["pruned"]
     assert table(tmp_path)[-1]["val/loss"] == "" and "with knn/top1" in table(tmp_path)[-1]["reason"]
 
 
 def test_a_trial_that_fails_is_recorded_and_too_many_end_the_sweep(tmp_path: Path) -> None:
-    done = run(command(tmp_path, launch=STAND_IN, space={"optim.base_lr": [2.0, 0.001, 3.0, 4.0, 5.0, 6.0]}, jobs=1))
+    done = completed(
+        command(tmp_path, launch=STAND_IN, space={"optim.base_lr": [2.0, 0.001, 3.0, 4.0, 5.0, 6.0]}, jobs=1)
+    )
     assert done.returncode == 2
     assert [row["state"] for row in table(tmp_path)] == ["fail", "complete", "fail", "fail"]
     assert table(tmp_path)[0]["reason"] == "error: optim.base_lr=2.0 is too high"
@@ -137,7 +131,7 @@ def test_real_runs_with_their_probes_make_a_sweep_that_survives(tmp_path: Path, 
     settings = [*small, "model.image_size=32", "max_steps=4", "log_every=1", f"data.root={built_in}"]
     changes = {"settings": settings, "objective": "linear/top1", "direction": "maximize"}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = run(command(whole, **changes))
+    done = completed(command(whole, **changes))
     assert done.returncode == 0, done.stdout + done.stderr
     kill_and_start_again(command(killed, **changes), killed, "rates/trial-0003/metrics.csv")
     values = [sorted((t.params["optim.base_lr"], t.value) for t in study(folder).trials) for folder in (whole, killed)]
@@ -164,7 +158,7 @@ def test_a_sweep_that_cannot_be_is_refused(change: dict, sentence: str) -> None:
 def test_runs_of_a_multirun_have_folders_called_after_what_differs(tmp_path: Path, built_in: Path) -> None:
     words = [*REDUCED, "model.image_size=32", f"data.root={built_in}", "name=grid", "optim.base_lr=0.001,0.002"]
     words.append("logger=tensorboard")
-    done = run([sys.executable, str(ROOT / "train.py"), "-m", *words], tmp_path)
+    done = completed([sys.executable, str(ROOT / "train.py"), "-m", *words], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     folders = sorted(path.name for path in (tmp_path / "sweeps" / "grid").iterdir() if path.is_dir())
     assert folders == ["optim.base_lr=0.001", "optim.base_lr=0.002"]
