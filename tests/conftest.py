@@ -1,9 +1,10 @@
-"""What several tests share: where real images lie, and a browser."""
+"""What several tests share: where real images lie, a browser, and what may be skipped."""
 
 import os
 import shutil
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -12,6 +13,29 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 DATASETS = Path(os.environ.get("MAE_DATASETS", ROOT.parent / "shared" / "datasets"))
+
+# Where .ci/run has installed what tests use, a test is skipped for want of these alone.
+REQUIRE_PROGRAMS = os.environ.get("REQUIRE_PROGRAMS") == "1"
+MAY_BE_ABSENT = ("no real images", "may not mount")
+
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    return _not_skipped((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    return _not_skipped((yield))
+
+
+def _not_skipped(report: Report) -> Report:
+    """With REQUIRE_PROGRAMS=1 a test that is skipped for want of a program or a package has failed."""
+    if REQUIRE_PROGRAMS and report.skipped and not any(reason in str(report.longrepr) for reason in MAY_BE_ABSENT):
+        report.outcome = "failed"
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -114,6 +114,17 @@ class Program:
             return json.loads(answer.recv(LARGEST))
 
 
+def sessions() -> dict[int, int]:
+    """Of each process that runs, the process that leads its session."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # It has just ended.
+            state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            if state != "Z":
+                found[int(folder.name)] = int(session)
+    return found
+
+
 def _descriptor(output: IO[Any] | int | None, inherited: int) -> int:
     return inherited if output is None else output if isinstance(output, int) else output.fileno()
 

@@ -14,7 +14,7 @@ import torch
 from mae.run.checkpoint_files import checkpoints, read_own
 from mae.run.metrics import read_metrics
 from tests.conftest import ROOT
-from tests.forked import Program
+from tests.forked import ADDRESS, Program, parent, sessions
 
 Process = Program | subprocess.Popen
 
@@ -50,7 +50,7 @@ def start(words: list[str], folder: Path = ROOT, **environment: str) -> Process:
         return Program(words, settings, folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     return subprocess.Popen(
         words,
-        env=settings,
+        env=settings | {ADDRESS: parent()},
         cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -89,16 +89,8 @@ def ranks_of(process: Process) -> list[int]:
 
 def processes_of(process: Process) -> list[int]:
     """What there is of the sessions of a program and of the ranks that it started: loader workers too."""
-    sessions = {process.pid, *(process.started() if isinstance(process, Program) else ())}
-    found = []
-    for folder in Path("/proc").iterdir():
-        try:
-            state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-        except OSError:
-            continue  # Not a process, or one that has just ended.
-        if int(session) in sessions and state != "Z":
-            found.append(int(folder.name))
-    return found
+    leaders = {process.pid, *(process.started() if isinstance(process, Program) else ())}
+    return [pid for pid, session in sessions().items() if session in leaders]
 
 
 def wait_for_checkpoint(process: Process | None, folder: Path, step: int = 1) -> None:

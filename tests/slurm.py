@@ -12,6 +12,11 @@ import sys
 import time
 from pathlib import Path
 
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT)] * (str(ROOT) not in sys.path)  # also where this file is the program
+
+from tests.forked import Program, sessions  # noqa: E402
+
 JOB = "4242"
 COMMANDS = ("sbatch", "srun", "scontrol", "sacct")
 
@@ -42,11 +47,12 @@ def exit_code(folder: Path, seconds: float = 150) -> int:
 
 def signal_step(folder: Path, signum: int) -> None:
     """To every process of the running step, loader workers and services included, as from a cgroup."""
-    for entry in Path("/proc").iterdir():
+    tasks = {int(task) for task in (folder / "tasks").read_text().split()}
+    for pid, session in sessions().items():
         try:
-            words = (entry / "environ").read_bytes().split(b"\0") if entry.name.isdigit() else []
-            if f"SLURM_STAND_IN={folder}".encode() in words and b"SLURM_STEP_ID=0" in words:
-                os.kill(int(entry.name), signum)
+            words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            if session in tasks or (f"SLURM_STAND_IN={folder}".encode() in words and b"SLURM_STEP_ID=0" in words):
+                os.kill(pid, signum)
         except (PermissionError, FileNotFoundError, ProcessLookupError):
             continue
 
@@ -103,7 +109,9 @@ def srun(words: list[str]) -> None:
     for rank in range(int(os.environ["SLURM_NTASKS"])):
         names = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NODEID": 0, "SLURM_STEP_ID": 0}
         files = {k: open(v.replace("%j", JOB).replace("%t", str(rank)), "ab") for k, v in streams.items()}  # noqa: SIM115
-        tasks.append(subprocess.Popen(words, env=os.environ | {k: str(v) for k, v in names.items()}, **files))
+        start = Program if words[0] == sys.executable else subprocess.Popen
+        environment = os.environ | {name: str(value) for name, value in names.items()}
+        tasks.append(start(words, env=environment, **files, start_new_session=True))
     (FOLDER / "tasks").write_text(" ".join(str(task.pid) for task in tasks))
     while any(task.poll() is None for task in tasks):
         if kill_on_bad_exit and any(task.poll() for task in tasks):

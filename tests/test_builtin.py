@@ -80,7 +80,7 @@ def test_a_second_call_packs_nothing(root):
 
 
 def test_processes_that_ask_at_once_get_the_same(tmp_path):
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
+    with multiprocessing.get_context("fork").Pool(2) as pool:
         folders = pool.starmap(builtin.ensure, [("digits", tmp_path)] * 2)
     assert set(folders) == {str(tmp_path / "digits")}
     assert [path.name for path in tmp_path.iterdir()] == ["digits"]

@@ -31,7 +31,7 @@ from tests.processes import (
 )
 from tests.test_experiments import compose
 
-LENGTH = ("max_steps=120", "checkpoint.every_steps=5", "val_every=null", "data.workers=1", "precision=32-true")
+LENGTH = ("max_steps=60", "checkpoint.every_steps=5", "val_every=null", "data.workers=1", "precision=32-true")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 from mae.run.checkpoint_files import checkpoints
 from tests.processes import SMALL, Process, finish, processes_of, start, wait_for_checkpoint
 
-STEPS = 250
+STEPS = 110
 
 
 def words(log: Path, runs: Path, root: Path, name: str, micro_batch: int, *overrides: str, ranks: int) -> list[str]:
@@ -53,7 +53,7 @@ def test_two_ranks_killed_then_one_then_three(tmp_path: Path, built_in: Path) ->
 
     log = tmp_path / "pieces.jsonl"
     kept: list[tuple] = []
-    for micro_batch, ranks, until in ((12, 2, 10), (24, 1, 100), (8, 3, None)):
+    for micro_batch, ranks, until in ((12, 2, 10), (24, 1, 50), (8, 3, None)):
         log.unlink(missing_ok=True)
         process = start(words(log, tmp_path, built_in, "pieces", micro_batch, ranks=ranks))
         if until:

@@ -83,7 +83,7 @@ def test_the_size_is_1024_unless_told_and_the_fresh_neck_is_always_the_same(tmp_
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-@pytest.mark.parametrize("to", ["timm-sam", "onnx-sam"])
+@pytest.mark.parametrize("to", ["timm-sam", pytest.param("onnx-sam", marks=pytest.mark.slow)])
 def test_rectangles_and_five_channels_where_the_format_has_a_place(tmp_path: Path, to: str) -> None:
     encoder, source = small_sam(image_size=(96, 160), in_channels=5), tmp_path / "source.pth"
     torch.save(encoder.state_dict(), source)

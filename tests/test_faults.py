@@ -138,8 +138,9 @@ def test_a_worker_that_is_killed_is_reported_with_the_sample_it_was_on(shards):
             next(batches)
 
 
-def test_damaged_files_are_refused_and_never_more(tmp_path):
-    """2,000 JPEGs and tars with flipped bits, cut short, with wrong lengths and absurd sizes."""
+@pytest.mark.parametrize("number_of_each", [200, pytest.param(1000, marks=pytest.mark.slow)])
+def test_damaged_files_are_refused_and_never_more(tmp_path, number_of_each):
+    """JPEGs and tars with flipped bits, cut short, with wrong lengths and absurd sizes."""
     noise = np.random.default_rng(0)
     buffer = io.BytesIO()
     Image.effect_noise((120, 90), 60).convert("RGB").resize((200, 150)).save(buffer, "JPEG", quality=85)
@@ -151,7 +152,7 @@ def test_damaged_files_are_refused_and_never_more(tmp_path):
     pack(samples, tmp_path / "out", name="x", classes=[])
     tar = (tmp_path / "out" / "x-000000.tar").read_bytes()
     refused = {"image": 0, "tar": 0}
-    for number in range(1000):
+    for number in range(number_of_each):
         data = damaged(image, noise, number)
         try:
             header = read_header(data)
@@ -166,7 +167,7 @@ def test_damaged_files_are_refused_and_never_more(tmp_path):
             build(str(path))
         except DataError:
             refused["tar"] += 1
-    assert refused["image"] > 300 and refused["tar"] > 300
+    assert min(refused.values()) > 0.3 * number_of_each
 
 
 def damaged(data: bytes, noise: np.random.Generator, number: int, header_size: int = 700) -> bytes:

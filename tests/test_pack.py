@@ -394,7 +394,7 @@ def test_photographs_get_the_shorter_side_that_is_asked_for(real_images, tmp_pat
 def test_all_orientations_come_out_upright(real_images, tmp_path):
     folder = real_images / "large_photos" / "exif_orientation"
     if not folder.is_dir():
-        pytest.skip(f"{folder} does not exist")
+        pytest.skip(f"no real images: {folder} does not exist")
     assert pack(folder, tmp_path / "out", "--shorter-side", 128, "--quality", 95).returncode == 0
     pictures = []
     for data in sample_images(tmp_path / "out").values():

@@ -29,7 +29,7 @@ BASE = mae.MAEConfig()
 LARGE = mae.MAEConfig(width=1024, depth=24, num_heads=16)
 HUGE = mae.MAEConfig(width=1280, depth=32, num_heads=16, patch_size=14)
 TINY = mae.MAEConfig(image_size=(32, 32), patch_size=4, width=64, depth=2, num_heads=2, decoder_depth=2)
-SMALL_SAM = SamConfig(image_size=(512, 512))
+SMALL_SAM = SamConfig(image_size=(512, 512), depth=4, global_blocks=(1, 3))
 # Dry steps of large models take seconds.
 training_cost = cache(pretraining_cost)
 H100 = Hardware("h100", "cuda", 989e12, 80 * 2**30, measured=False)
@@ -42,7 +42,7 @@ def test_the_formula_gives_the_published_count(config: mae.MAEConfig, giga: floa
 
 @pytest.mark.parametrize(
     ("config", "device"),
-    [(BASE, CPU), (BASE, CUDA), (HUGE, CUDA), (TINY, CPU)],
+    [(BASE, CPU), (BASE, CUDA), pytest.param(HUGE, CUDA, marks=pytest.mark.slow), (TINY, CPU)],
     ids=["base", "fused", "huge14", "tiny"],
 )
 def test_pretraining_formula_and_torchs_counter_agree(config: mae.MAEConfig, device: torch.device) -> None:
@@ -136,7 +136,7 @@ def test_activations_grow_with_the_batch_and_shrink_when_blocks_are_recomputed()
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("strategy", ["one device", "DDP", "FSDP"])
 def test_the_largest_micro_batch_is_the_last_that_fits(strategy: str, recompute: bool) -> None:
-    cost = training_cost(HUGE, "bf16-mixed", CUDA)
+    cost = training_cost(BASE, "bf16-mixed", CUDA)
 
     def at(micro_batch: int):
         return layout(strategy, recompute, cost, H100, ranks=8, micro_batch=micro_batch, mfu=0.4)

@@ -21,13 +21,13 @@ from tasks.train import train
 from tests.processes import SMALL, STEPS_PER_EPOCH, command, equal, kill, losses, run, start, state, wait_for_checkpoint
 from tests.test_experiments import compose
 
-LENGTH = "max_steps=90"
+STEPS = 60
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, built_in: Path) -> Path:
     runs = tmp_path_factory.mktemp("uninterrupted")
-    run(command(runs, built_in, LENGTH, "name=whole"))
+    run(command(runs, built_in, f"max_steps={STEPS}", "name=whole"))
     return runs / "whole"
 
 
@@ -47,7 +47,12 @@ def test_a_killed_run_ends_with_the_same_parameters(
     tmp_path: Path, built_in: Path, uninterrupted: Path, workers: int, every: int, where: str
 ) -> None:
     words = command(
-        tmp_path, built_in, LENGTH, "name=killed", f"data.workers={workers}", f"checkpoint.every_steps={every}"
+        tmp_path,
+        built_in,
+        f"max_steps={STEPS}",
+        "name=killed",
+        f"data.workers={workers}",
+        f"checkpoint.every_steps={every}",
     )
     process = start(words)
     wait_for_checkpoint(process, tmp_path / "killed")
@@ -58,7 +63,7 @@ def test_a_killed_run_ends_with_the_same_parameters(
     assert newest is not None
     step = int(newest.stem.removeprefix("step-"))
     assert (step % STEPS_PER_EPOCH == 0) == (where == "edge"), f"killed {delay:.3f} s after a checkpoint, at {step}"
-    assert step < 90
+    assert step < STEPS
     output = run(words)
     assert newest.name in output.replace("\n", "")
     assert equal(state(tmp_path / "killed"), state(uninterrupted))
@@ -66,7 +71,7 @@ def test_a_killed_run_ends_with_the_same_parameters(
 
 
 def test_a_torn_checkpoint_is_skipped_with_a_warning(tmp_path: Path, built_in: Path, uninterrupted: Path) -> None:
-    words = command(tmp_path, built_in, LENGTH, "name=torn", "checkpoint.every_steps=8")
+    words = command(tmp_path, built_in, f"max_steps={STEPS}", "name=torn", "checkpoint.every_steps=8")
     process = start(words)
     wait_for_checkpoint(process, tmp_path / "torn", step=16)
     kill(process)
@@ -113,17 +118,26 @@ def record(tmp_path: Path, root: Path, name: str, micro_batch: int, stop_at: int
     return recorder
 
 
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory, built_in: Path) -> tuple[Path, Recorder]:
+    """A run with accumulation 2 that is not stopped, and what it saw."""
+    runs = tmp_path_factory.mktemp("recorded")
+    return runs / "whole", record(runs, built_in, "whole", 32)
+
+
 @pytest.mark.parametrize("later", [64, 16], ids=["accumulation 1", "accumulation 4"])
-def test_another_accumulation_goes_on_with_the_same_samples(tmp_path: Path, built_in: Path, later: int) -> None:
+def test_another_accumulation_goes_on_with_the_same_samples(
+    tmp_path: Path, built_in: Path, recorded: tuple[Path, Recorder], later: int
+) -> None:
     """Accumulation 2, stopped in the middle of the first epoch, carried on into the second."""
-    whole = record(tmp_path, built_in, "whole", 32)
+    folder, whole = recorded
     first = record(tmp_path, built_in, "stopped", 32, stop_at=12)
     second = record(tmp_path, built_in, "stopped", later)
     assert {step for step, _ in first.seen} == set(range(13))
     assert {step for step, _ in second.seen} == set(range(13, 30))
     assert sorted(first.seen + second.seen) == sorted(whole.seen)
     # The same images under the same masks: the losses agree but for the order of summation.
-    one, other = losses(tmp_path / "whole"), losses(tmp_path / "stopped")
+    one, other = losses(folder), losses(tmp_path / "stopped")
     assert one.keys() == other.keys()
     assert all(float(one[key]) == pytest.approx(float(other[key]), rel=1e-5) for key in one)
 

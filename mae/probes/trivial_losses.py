@@ -9,7 +9,10 @@ from mae.models.loss import normalise_patches, reconstruction_loss
 from mae.models.masking import draw_masking
 from mae.models.patches import patchify
 
-MAX_WEIGHTS = 1_000_000_000  # between hidden and visible pixels: bounds the time for large images
+# Weights between hidden and visible pixels that are worked out at most: bounds the time for large images.
+MAX_WEIGHTS = 1_000_000_000
+# Hidden pixels whose weights are held at a time: 50 MB at 224.
+PIXELS_AT_ONCE = 1024
 
 
 @torch.no_grad()
@@ -54,7 +57,7 @@ def _interpolate(patches: Tensor, mask: Tensor, config: MAEConfig) -> Tensor:
     seen_at = rearrange(places[~mask], "n (q d) -> (n q) d", d=2)
     seen = rearrange(patches[~mask], "n (q c) -> (n q) c", c=config.in_channels)
     predicted = []
-    for patch in places[mask]:
-        weight = torch.cdist(patch.view(-1, 2), seen_at).pow(-4)
-        predicted.append((weight @ seen / weight.sum(1, keepdim=True)).flatten())
-    return torch.stack(predicted)
+    for pixels in rearrange(places[mask], "n (q d) -> (n q) d", d=2).split(PIXELS_AT_ONCE):
+        weight = torch.cdist(pixels, seen_at).pow(-4)
+        predicted.append(weight @ seen / weight.sum(1, keepdim=True))
+    return rearrange(torch.cat(predicted), "(n q) c -> n (q c)", q=config.patch_size**2)
