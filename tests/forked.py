@@ -36,7 +36,6 @@ PRELOADED = (
     "mae.plan.forecast",
     "mae.report.page",
     "torch.distributed.run",
-    "wandb",
 )
 ADDRESS = "TESTS_FORKED_AT"  # where the parent listens, for programs that start programs
 LARGEST = 1 << 17  # bytes of a request or an answer

@@ -12,10 +12,10 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT)] * (str(ROOT) not in sys.path)  # also where this file is the program
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parent.parent)
 
-from tests.forked import Program, sessions  # noqa: E402
+from tests.forked import Program, sessions
 
 JOB = "4242"
 COMMANDS = ("sbatch", "srun", "scontrol", "sacct")
