@@ -144,7 +144,7 @@ def untrained_twin(model: Model) -> Model:
 def open_data(config: EvalConfig, model: Model) -> ShardDataModule:
     """Opens the data of the checkpoint's run under the overrides of `config.data`."""
     run = run_of(config.checkpoint)
-    trained_on: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml")["data"]) if run else {}
+    trained_on: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))["data"] if run else {}
     overrides = {name: value for name, value in config.data.items() if value is not None}
     if trained_on.get("mode") == "stream" and "path" not in overrides:
         raise ConfigError(
