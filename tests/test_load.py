@@ -134,6 +134,10 @@ def test_files_that_are_damaged_missing_or_carry_code_are_refused(tmp_path: Path
         (tmp_path / f"{name}.pth").write_bytes(contents)
         with pytest.raises(mae.CheckpointError, match=f"{name}.pth cannot be read as a checkpoint"):
             mae.load(tmp_path / f"{name}.pth")
+    for contents in (torch.zeros(3), {0: torch.zeros(3)}, {"model": [torch.zeros(3)]}):
+        torch.save(contents, tmp_path / "nameless.pth")
+        with pytest.raises(mae.CheckpointError, match="holds no state dict"):
+            mae.load(tmp_path / "nameless.pth")
     torch.save({"model": Evil()}, tmp_path / "evil.pth")
     with pytest.raises(mae.CheckpointError, match="cannot be read"):
         mae.load(tmp_path / "evil.pth")

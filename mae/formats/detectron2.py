@@ -31,7 +31,7 @@ def parameter_shapes(config: MAEConfig) -> dict[str, tuple[int, ...]]:
 
 
 def write(export: Export, file: Path) -> dict[str, Any]:
-    """Writes the encoder without class token and final norm, which ViTDet has not.
+    """Writes the encoder without class token and final norm, which ViTDet does not have.
 
     The class token's row of the positions stays: the backbone drops it by `pretrain_use_cls_token`, and resizes the
     rest to the image.

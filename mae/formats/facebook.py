@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mae.errors import CheckpointError
 from mae.formats.format import Comparison, Export, Format, require
-from mae.formats.timm import features
+from mae.formats.timm import compare_with_timm
 from mae.models.config import MAEConfig
 from mae.models.pos_embed import sincos_positions
 from mae.run.checkpoint_files import read
@@ -30,13 +30,13 @@ def infer_config(state: dict[str, Tensor], given: dict[str, Any]) -> MAEConfig:
 
     Raises CheckpointError if the weights are no MAE's, or heads or the image size cannot be told.
     """
-    projection = state.get("patch_embed.proj.weight")
-    if projection is None or "pos_embed" not in state:
+    needed = ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight")
+    if missing := [key for key in needed if key not in state]:
         raise CheckpointError(
-            "these are no masked-autoencoder weights: patch_embed.proj.weight or pos_embed is missing; the keys begin "
-            f"with {', '.join(list(state)[:3])}"
+            f"these are no masked-autoencoder weights: {', '.join(missing)} missing; the keys begin with "
+            f"{', '.join(list(state)[:3])}"
         )
-    width, in_channels, patch_size = projection.shape[0], projection.shape[1], projection.shape[2]
+    width, in_channels, patch_size = state["patch_embed.proj.weight"].shape[:3]
     class_token = "cls_token" in state
     shown = {
         "width": width,
@@ -92,8 +92,8 @@ def write(export: Export, file: Path) -> dict[str, Any]:
 
 def compare(export: Export, file: Path, images: Tensor) -> Iterator[Comparison]:
     """Compares the encoder with timm's VisionTransformer, which it is: the published code is no package."""
-    state = read(file)["model"]
-    yield from features(export.encoder, {key: value for key, value in state.items() if not in_decoder(key)}, images)
+    state = {key: value for key, value in read(file)["model"].items() if not in_decoder(key)}
+    yield from compare_with_timm(export.encoder, state, images)
 
 
 def in_decoder(key: str) -> bool:

@@ -34,7 +34,7 @@ def trace(export: Export) -> ExportedProgram:
     else:
         choose_attention(export.encoder.blocks, device=torch.device("cuda"))
         model = Features(export.encoder)
-    # torch.export takes a batch of one for a constant.
+    # A batch of two, because torch.export takes a size of one for a constant.
     images = torch.zeros(2, config.in_channels, *config.image_size)
     return torch.export.export(model, (images,), dynamic_shapes={INPUT: {0: Dim("batch")}})
 

@@ -45,7 +45,7 @@ FIXED = {"use_rel_pos": True, "use_abs_pos": True, "qkv_bias": True, "hidden_act
 
 
 def read(settings: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns fields of SamConfig, and the encoder's weights under our names. Raises CheckpointError if it is none."""
+    """Returns fields of SamConfig, and the encoder's weights under our names. Raises CheckpointError if it has none."""
     kind = settings.get("model_type")
     if kind not in ("sam", "sam_vision_model"):
         raise CheckpointError(f"this is a model of type {kind}: only sam and sam_vision_model have a SAM encoder")

@@ -44,9 +44,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 def write_folder(
     folder: Path, settings: dict[str, Any], weights: dict[str, Tensor], preprocessing: dict[str, Any]
 ) -> None:
-    """Writes config.json, model.safetensors, and preprocessor_config.json if images are in colour: the library prepares
-    no others.
-    """
+    """Writes config.json, model.safetensors, and preprocessor_config.json if the library can prepare the images."""
     folder.mkdir()
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")

@@ -70,13 +70,13 @@ def open_weights(path: str | Path | Opened) -> Opened:
         settings, weights = timm.read(path)
         return Opened(path, "mae", weights, settings)
     contents = read(path)
-    if not isinstance(contents, dict):
-        raise CheckpointError(f"{path} holds a {type(contents).__name__}, not the weights of a model by their names")
-    if "mae" in contents:
+    if isinstance(contents, dict) and "mae" in contents:
         task = contents["mae"]["recipe"].get("task", {}).get("name")
         kind = "segmentation" if task == "segment" else "mae"
         return Opened(path, kind, model_weights(contents["state_dict"]), run=contents["mae"])
-    state = contents.get("model", contents)
+    state = contents.get("model", contents) if isinstance(contents, dict) else contents
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise CheckpointError(f"{path} holds no state dict: weights by the names of their parameters")
     weights = {key.removeprefix("module.").replace("_orig_mod.", ""): value for key, value in state.items()}
     return Opened(path, "sam" if any(key.endswith("neck.0.weight") for key in weights) else "mae", weights)
 

@@ -62,10 +62,10 @@ def write(export: Export, file: Path) -> dict[str, Any]:
 
 
 def compare(export: Export, file: Path, images: Tensor) -> Iterator[Comparison]:
-    yield from features(export.encoder, load_file(file), images)
+    yield from compare_with_timm(export.encoder, load_file(file), images)
 
 
-def features(model: Encoder, state: dict[str, Tensor], images: Tensor) -> Iterator[Comparison]:
+def compare_with_timm(model: Encoder, state: dict[str, Tensor], images: Tensor) -> Iterator[Comparison]:
     """Compares features, and the scores of a classifier, of timm's model with the weights `state` and of `model`."""
     arguments = timm_arguments(model.config) | head_arguments(model)
     with torch.device("meta"):
