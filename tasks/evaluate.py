@@ -31,7 +31,7 @@ from mae.probes.knn import KNN
 from mae.probes.linear import Linear
 from mae.probes.models_under_probe import Model, ModelsUnderProbe
 from mae.probes.neighbours import Neighbours
-from mae.probes.probe import Outcome, Probe
+from mae.probes.probe import Outcome
 from mae.probes.reconstruct import Reconstruct
 from mae.probes.score_figures import draw_suite
 from mae.probes.suite import Suite, select_probes
@@ -96,8 +96,16 @@ def evaluate(config: EvalConfig, topology: Topology) -> None:
     config.results.mkdir(parents=True, exist_ok=True)
     outcomes = []
     for probe in probes:
-        outcomes.append(probe.measure(probed, config.results))
-        write_json(config.results / f"{outcomes[-1].name}.json", record(config, probe, outcomes[-1]))
+        outcome = probe.measure(probed, config.results)
+        about = {
+            "probe": outcome.name,
+            "checkpoint": str(config.checkpoint),
+            **outcome.numbers,
+            "pictures": [str(path) for path in outcome.pictures],
+            "settings": probe.model_dump(mode="json") | {"pool": config.pool, "seed": config.seed},
+        }
+        write_json(config.results / f"{outcome.name}.json", about)
+        outcomes.append(outcome)
     if isinstance(config.probe, Suite):
         summarise(config, outcomes, left_out)
     report(config, outcomes, left_out)
@@ -144,7 +152,7 @@ def untrained_twin(model: Model) -> Model:
 def open_data(config: EvalConfig, model: Model) -> ShardDataModule:
     """Opens the data of the checkpoint's run under the overrides of `config.data`."""
     run = run_of(config.checkpoint)
-    trained_on: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))["data"] if run else {}
+    trained_on: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml").data) if run else {}
     overrides = {name: value for name, value in config.data.items() if value is not None}
     if trained_on.get("mode") == "stream" and "path" not in overrides:
         raise ConfigError(
@@ -159,18 +167,6 @@ def open_data(config: EvalConfig, model: Model) -> ShardDataModule:
         global_batch=1,
         micro_batch=config.batch_size,
     )
-
-
-def record(config: EvalConfig, probe: Probe, outcome: Outcome) -> dict[str, Any]:
-    """Returns the contents of PROBE.json."""
-    settings = probe.model_dump(mode="json") | {"pool": config.pool, "seed": config.seed}
-    return {
-        "probe": outcome.name,
-        "checkpoint": str(config.checkpoint),
-        **outcome.numbers,
-        "pictures": [str(path) for path in outcome.pictures],
-        "settings": settings,
-    }
 
 
 def summarise(config: EvalConfig, outcomes: list[Outcome], left_out: dict[str, str]) -> None:

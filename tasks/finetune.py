@@ -25,6 +25,7 @@ class Finetune(Task[FinetuneConfig]):
     training = Finetuning
     loss = "cross-entropy"
     probe = "classify"
+    metrics, metric_format = ("top1", "top5"), ".2%"
 
     @cached_property
     def encoder(self) -> Encoder | None:
@@ -101,28 +102,18 @@ class Finetune(Task[FinetuneConfig]):
             average.load_state_dict(model.state_dict())
         return {"task": self.settings, "average": average}
 
-    def describe(self, model: Classifier) -> list[tuple[str, str]]:
+    def describe(self, model: Classifier) -> dict[str, str]:
         config, task = self.architecture, self.settings
         parameters = sum(parameter.numel() for parameter in model.parameters())
         rows, columns = config.grid
-        return [
-            (
-                "model",
-                f"classifier of {self.classes} classes, encoder {config.width} x {config.depth} blocks, "
-                f"{parameters / 1e6:.1f} M parameters",
-            ),
-            ("patches", f"{rows} x {columns} of {config.patch_size} px"),
-            (
-                "fine-tuning",
-                f"layer decay {self.config.optim.layer_decay}, drop path {task.drop_path}, mixup {task.mixup}, cutmix "
-                f"{task.cutmix}, erasing {task.erasing}, smoothing {task.label_smoothing}, "
-                f"{self.config.data.rand_augment or 'no RandAugment'}, ema {task.ema or 'none'}",
-            ),
-        ]
-
-    def closing(self, summary: dict[str, Any]) -> dict[str, str]:
-        accuracies = {name: summary[f"val/{name}"] for name in ("top1", "top5") if f"val/{name}" in summary}
-        return {name: f"{accuracy:.2%}" for name, accuracy in accuracies.items()}
+        return {
+            "model": f"classifier of {self.classes} classes, encoder {config.width} x {config.depth} blocks, "
+            f"{parameters / 1e6:.1f} M parameters",
+            "patches": f"{rows} x {columns} of {config.patch_size} px",
+            "fine-tuning": f"layer decay {self.config.optim.layer_decay}, drop path {task.drop_path}, "
+            f"mixup {task.mixup}, cutmix {task.cutmix}, erasing {task.erasing}, smoothing {task.label_smoothing}, "
+            f"{self.config.data.rand_augment or 'no RandAugment'}, ema {task.ema or 'none'}",
+        }
 
 
 def refuse_labels(index: ShardIndex, part: str, classes: int) -> None:

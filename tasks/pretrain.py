@@ -35,21 +35,15 @@ class Pretrain(Task[PretrainConfig]):
         prepare_blocks(model.whole_blocks, config.blocks)
         return model
 
-    def describe(self, model: MaskedAutoencoder) -> list[tuple[str, str]]:
+    def describe(self, model: MaskedAutoencoder) -> dict[str, str]:
         config = self.config.model
         parameters = sum(parameter.numel() for parameter in model.parameters())
         rows, columns = config.grid
-        return [
-            (
-                "model",
-                f"encoder {config.width} x {config.depth} blocks, decoder {config.decoder_width} x "
-                f"{config.decoder_depth}, {parameters / 1e6:.1f} M parameters",
-            ),
-            (
-                "patches",
-                f"{rows} x {columns} of {config.patch_size} px, {config.visible} of {config.patches} visible",
-            ),
-        ]
+        return {
+            "model": f"encoder {config.width} x {config.depth} blocks, decoder {config.decoder_width} x "
+            f"{config.decoder_depth}, {parameters / 1e6:.1f} M parameters",
+            "patches": f"{rows} x {columns} of {config.patch_size} px, {config.visible} of {config.patches} visible",
+        }
 
     def callbacks(self) -> list[pl.Callback]:
         images, _ = self.data.examples(PICTURE_IMAGES)

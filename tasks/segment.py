@@ -23,6 +23,7 @@ class Segment(Task[SegmentConfig]):
     training = Segmentation
     loss = "loss of the masks"
     probe = "segment"
+    metrics = ("first_iou", "last_iou")
 
     @cached_property
     def data(self) -> MaskDataModule:
@@ -56,25 +57,15 @@ class Segment(Task[SegmentConfig]):
             cache = TokenCache(self.settings.embeddings, model.encoder, len(index), seen)
         return {"task": self.settings, "cache": cache}
 
-    def describe(self, model: Segmenter) -> list[tuple[str, str]]:
+    def describe(self, model: Segmenter) -> dict[str, str]:
         encoder, task = model.encoder.config, self.settings
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        return [
-            (
-                "model",
-                f"SAM of {encoder.width} x {encoder.depth} blocks at {task.image_size} px, "
-                f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
-                f"{sum(p.numel() for p in parameters) / 1e6:.1f} M of them trained",
-            ),
-            (
-                "prompts",
-                f"{task.box_share:.0%} boxes, else points; {3 + task.clicks} answers with {task.clicks} clicks",
-            ),
-        ]
-
-    def closing(self, summary: dict[str, Any]) -> dict[str, str]:
-        ious = {name: summary[f"val/{name}"] for name in ("first_iou", "last_iou") if f"val/{name}" in summary}
-        return {name: f"{value:.3f}" for name, value in ious.items()}
+        return {
+            "model": f"SAM of {encoder.width} x {encoder.depth} blocks at {task.image_size} px, "
+            f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
+            f"{sum(p.numel() for p in parameters) / 1e6:.1f} M of them trained",
+            "prompts": f"{task.box_share:.0%} boxes, else points; {3 + task.clicks} answers with {task.clicks} clicks",
+        }
 
 
 def initial_segmenter(config: MAEConfig, task: SegmentConfig, blocks: BlocksConfig, init_from: str | None) -> Segmenter:

@@ -35,13 +35,16 @@ class Task(ABC, Generic[TaskSettings]):
     settings_type  the model of its settings
     training       its Lightning module
     loss           what the loss curve shows
-    probe          of eval.py, that a finished run is told to go on to
+    probe          of eval.py, named as the next step
+    metrics        of validation that the closing lines show
     """
 
     settings_type: ClassVar[type[BaseModel]]
     training: ClassVar[type[Training]]
     loss: ClassVar[str]
     probe: ClassVar[str]
+    metrics: ClassVar[tuple[str, ...]] = ()
+    metric_format: ClassVar[str] = ".3f"
 
     def __init__(self, config: TrainConfig[TaskSettings], topology: Topology) -> None:
         self.config = config
@@ -131,8 +134,8 @@ class Task(ABC, Generic[TaskSettings]):
         return {}
 
     @abstractmethod
-    def describe(self, model: Any) -> list[tuple[str, str]]:
-        """Rows of the start table about the model."""
+    def describe(self, model: Any) -> dict[str, str]:
+        """Returns the rows of the start table about the model."""
 
     def callbacks(self) -> list[pl.Callback]:
         """Builds this task's own callbacks, which run after a step is measured and before it is saved."""
@@ -149,9 +152,10 @@ class Task(ABC, Generic[TaskSettings]):
         """Computes further entries of summary.json; "floors" are drawn into the loss curve."""
         return {}
 
-    @abstractmethod
     def closing(self, summary: dict[str, Any]) -> dict[str, str]:
         """Returns the closing lines of this task, label -> fact, below that of the losses."""
+        found = [name for name in self.metrics if f"val/{name}" in summary]
+        return {name: format(summary[f"val/{name}"], self.metric_format) for name in found}
 
 
 def task_class(name: str | None) -> type[Task]:

@@ -141,7 +141,7 @@ def record_run(task: Task, model: nn.Module, recipe: dict[str, Any], checkpoint:
     create_run_folder(run, config.overwrite)
     OmegaConf.save(OmegaConf.create(config.model_dump(mode="json", exclude={"plan"})), run / "config.yaml")
     record_start(run, start_step, task.topology.ranks)
-    about = {"precision": recipe["precision"], "data": recipe["order"], "model": dict(task.describe(model))}
+    about = {"precision": recipe["precision"], "data": recipe["order"], "model": task.describe(model)}
     write_json(run / "derived.json", {**asdict(schedule), "epochs": schedule.epochs, **about})
     show_start(
         run,

@@ -11,7 +11,7 @@ from mae.train.schedule import Schedule
 def show_start(
     run: Path,
     schedule: Schedule,
-    model: list[tuple[str, str]],
+    model: dict[str, str],
     *,
     shards: int,
     validation: int,
@@ -35,7 +35,7 @@ def show_start(
     table.add_column(style="cyan")
     table.add_column(overflow="fold")
     table.add_row("images", f"{schedule.samples:,} for training in {shards} shards, {validation:,} for validation")
-    for row in model:
+    for row in model.items():
         table.add_row(*row)
     parts = f"{schedule.micro_batch} x {schedule.ranks} ranks x {schedule.accumulate} accumulated"
     table.add_row("batch", f"{schedule.global_batch} = {parts}")
