@@ -70,7 +70,10 @@ CASES = {
     "missing warm start": (["init_from={wrong}/absent.pth"], "does not exist"),
     "run folder cannot be written": (["runs={wrong}/file"], "cannot be written"),
     "ranks in a multirun": (["hydra.mode=MULTIRUN", "trainer.devices=2"], "in a multirun"),
-    "half precision of shards": (["precision=16-mixed", "trainer.strategy=fsdp"], "precision=16-mixed is not available with trainer.strategy=fsdp"),
+    "half precision of shards": (
+        ["precision=16-mixed", "trainer.strategy=fsdp"],
+        "not available with trainer.strategy=fsdp",
+    ),
     "recompute": (["blocks.recompute=often"], "recompute=often is none of"),
     "overwrite without never": (["overwrite=true"], "resume=never"),
 }
