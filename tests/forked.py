@@ -217,6 +217,7 @@ def _become(request: dict[str, Any], stdout: int, stderr: int) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
+    tempfile.tempdir = None  # what the parent has found follows from its own TMPDIR
     # The temporary folders that imports have made are the parent's to remove.
     for finalizer in list(weakref.finalize._registry):  # pyright: ignore[reportAttributeAccessIssue]
         finalizer.atexit = False

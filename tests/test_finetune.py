@@ -112,7 +112,7 @@ def test_from_two_steps_of_pre_training_to_an_export(tmp_path: Path, built_in: P
     validated = next(row for row in rows if "val/top1" in row)
     assert 0 < float(validated["val/top1"]) < float(validated["val/top5"]) < 1
     said = capsys.readouterr().out
-    assert "classifier of 10 classes" in said and f"top1 {float(validated['val/top1']):.2%}" in said
+    assert "classifier of 10 classes" in said and f"top1        {float(validated['val/top1']):.2%}" in said
     model = mae.load(run)
     assert isinstance(model, Classifier) and model.classes == 10
     evaluate(
