@@ -24,7 +24,7 @@ test: install
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile
 
 # Killed twenty times on one and on two ranks, in every phase.
 torture: install

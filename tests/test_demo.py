@@ -262,7 +262,7 @@ def opened(context: Any, address: str) -> tuple[Any, list[str]]:
     """The page in a browser that reaches nothing but this machine, and what is wrong: filled as it is used."""
     complaints: list[str] = []
     page = context.new_page()
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(60_000)
 
     def check(route: Any) -> None:
         if route.request.url.startswith(address):
