@@ -126,7 +126,6 @@ def test_too_many_bad_samples_end_the_run_with_their_list(tmp_path):
     assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == 7
 
 
-@pytest.mark.timeout(60)
 def test_a_worker_that_is_killed_is_reported_with_the_sample_it_was_on(shards):
     loader = module(shards, workers=1).train_loader(lambda: 0)
     batches = iter(loader)

@@ -280,7 +280,7 @@ def test_a_download_whose_process_was_killed_is_started_again(folder):
         urls = [f"{server.url}/x-train-000000.tar"]
         process = multiprocessing.get_context("fork").Process(target=fetch_all, args=(urls,))
         process.start()
-        assert slow.wait(10)
+        assert slow.wait(120)
         process.kill()
         process.join()
         assert os.path.getsize(ShardCache().fetch(urls[0])) == (folder / "train/x-train-000000.tar").stat().st_size
@@ -359,7 +359,7 @@ def test_the_shards_of_this_and_the_next_window_are_downloaded_ahead(folder):
         next(draws)
         wanted = {names([data.train_index.shards[i]])[0] for part in data.order.windows(0, 0) for i in part}
         assert len(wanted) == 6
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while set(cached(data.train_index.cache)) != wanted and time.monotonic() < deadline:
             time.sleep(0.01)
         assert set(cached(data.train_index.cache)) == wanted
@@ -395,7 +395,6 @@ def test_what_may_not_be_read_is_one_sentence_at_once(folder):
         assert server.asked["HEAD", "/x-train-000000.tar"] == 1
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_server_that_dies_is_given_up_with_one_sentence(folder, tmp_path, workers):
     with serving(folder / "train") as server:
@@ -415,7 +414,7 @@ def test_a_background_error_is_left_to_the_reader(folder):
     with serving(folder / "train") as server:
         prefetcher = Prefetcher(ShardCache(retry=QUICK))
         prefetcher.want([f"{server.url}/nowhere.tar", f"{server.url}/x-train-000003.tar"])
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while not cached(prefetcher.cache) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert cached(prefetcher.cache) == ["x-train-000003.tar"]

@@ -161,7 +161,7 @@ def test_wandb_sync_makes_one_run_of_all_starts(tracked: Path) -> None:
     with serving() as server:
         words = [sys.executable, "-m", "wandb", "sync", str(tracked / "wandb")]
         environment = os.environ | server.environment | {"HOME": str(tracked.parent)}
-        subprocess.run(words, cwd=tracked.parent, env=environment, check=True, capture_output=True, timeout=60)
+        subprocess.run(words, cwd=tracked.parent, env=environment, check=True, capture_output=True, timeout=180)
         assert set(server.runs) == {(tracked / "wandb_id.txt").read_text()}
         assert_whole(tracked, server.rows(*server.runs))
 
