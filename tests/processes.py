@@ -75,7 +75,7 @@ def completed(words: list[str], folder: Path = ROOT, **environment: str) -> subp
     """A Python program that has ended in whatever way, with what it printed and its complaints apart."""
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         settings = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-        code = Program(words, settings, folder, stdout=output, stderr=errors).wait(180)
+        code = Program(words, settings, folder, stdout=output, stderr=errors).wait(1800)
         output.seek(0)
         errors.seek(0)
         return subprocess.CompletedProcess(words, code, output.read(), errors.read())

@@ -111,7 +111,8 @@ def test_ranks_that_see_different_folders_are_told_so(tmp_path: Path, built_in: 
     words = command(Path("PLACE"), built_in, "name=split", "max_steps=4", "data.workers=0", ranks=2)
     at = words.index("train.py")
     shell = " ".join([sys.executable, *words[at:]]).replace("runs=PLACE", f"runs={tmp_path}/$RANK")
-    words = [*words[:at], "--no-python", "bash", "-c", f"exec {shell} max_steps=$0"]
+    # `env`, so that torchrun itself starts the shell of each rank: forked ranks are Python programs.
+    words = ["env", *words[:at], "--no-python", "bash", "-c", f"exec {shell} max_steps=$0"]
     run([*words, "4"])  # written by rank 0 alone: rank 1 has no folder
     assert not (tmp_path / "1").exists()
     assert "found different checkpoints" in run([*words, "8"], code=1)
