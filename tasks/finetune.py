@@ -25,7 +25,6 @@ class Finetune(Task[FinetuneConfig]):
     training = Finetuning
     loss = "cross-entropy"
     probe = "classify"
-    metrics, metric_format = ("top1", "top5"), ".2%"
 
     @cached_property
     def encoder(self) -> Encoder | None:

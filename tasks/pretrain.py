@@ -82,6 +82,3 @@ class Pretrain(Task[PretrainConfig]):
         picture = self.config.run / "reconstructions" / f"step-{self.schedule.total_steps:08d}.png"
         floors = trivial_losses(module.pixels.normalise(images), noise, self.config.model)
         return {"floors": floors, "reconstruction": str(picture)}
-
-    def closing(self, summary: dict[str, Any]) -> dict[str, str]:
-        return {"baselines": ", ".join(f"{name} {value:.3f}" for name, value in summary["floors"].items())}

@@ -23,7 +23,6 @@ class Segment(Task[SegmentConfig]):
     training = Segmentation
     loss = "loss of the masks"
     probe = "segment"
-    metrics = ("first_iou", "last_iou")
 
     @cached_property
     def data(self) -> MaskDataModule:

@@ -36,15 +36,12 @@ class Task(ABC, Generic[TaskSettings]):
     training       its Lightning module
     loss           what the loss curve shows
     probe          of eval.py, named as the next step
-    metrics        of validation that the closing lines show
     """
 
     settings_type: ClassVar[type[BaseModel]]
     training: ClassVar[type[Training]]
     loss: ClassVar[str]
     probe: ClassVar[str]
-    metrics: ClassVar[tuple[str, ...]] = ()
-    metric_format: ClassVar[str] = ".3f"
 
     def __init__(self, config: TrainConfig[TaskSettings], topology: Topology) -> None:
         self.config = config
@@ -146,16 +143,11 @@ class Task(ABC, Generic[TaskSettings]):
         run, results = self.config.run, self.results(module)
         curve = draw_loss_curve(run, results.get("floors", {}), self.loss)
         summary = summarise(run, self.schedule, {**results, "loss_curve": str(curve)})
-        say_closing(run, summary, self.closing(summary), f"python eval.py checkpoint={run} probe={self.probe}")
+        say_closing(run, summary, f"python eval.py checkpoint={run} probe={self.probe}")
 
     def results(self, module: Any) -> dict[str, Any]:
         """Computes further entries of summary.json; "floors" are drawn into the loss curve."""
         return {}
-
-    def closing(self, summary: dict[str, Any]) -> dict[str, str]:
-        """Returns the closing lines of this task, label -> fact, below that of the losses."""
-        found = [name for name in self.metrics if f"val/{name}" in summary]
-        return {name: format(summary[f"val/{name}"], self.metric_format) for name in found}
 
 
 def task_class(name: str | None) -> type[Task]:

@@ -142,15 +142,13 @@ def record_run(task: Task, model: nn.Module, recipe: dict[str, Any], checkpoint:
     OmegaConf.save(OmegaConf.create(config.model_dump(mode="json", exclude={"plan"})), run / "config.yaml")
     record_start(run, start_step, task.topology.ranks)
     about = {"precision": recipe["precision"], "data": recipe["order"], "model": task.describe(model)}
-    write_json(run / "derived.json", {**asdict(schedule), "epochs": schedule.epochs, **about})
+    derived = {**asdict(schedule), "epochs": schedule.epochs, **about}
+    write_json(run / "derived.json", derived)
     show_start(
         run,
-        schedule,
-        task.describe(model),
+        derived,
         shards=len(data.train_index.shards),
         validation=len(data.val_index) if data.val_index is not None else 0,
-        base_lr=config.optim.base_lr,
-        precision=recipe["precision"],
         checkpoint=checkpoint,
         start_step=start_step,
         init_from=config.init_from,

@@ -15,6 +15,7 @@ from mae.report.axes import number
 from mae.report.charts import feature_charts, training_charts
 from mae.report.run_pictures import attention_maps, reconstructions
 from mae.report.runs import Run, differences, evaluations, read_runs
+from mae.report.start import recipe_rows
 
 MAX_LISTED = 100  # bad samples per run
 
@@ -116,24 +117,16 @@ def since(run: Run) -> str:
 
 
 def recipe(run: Run) -> list[tuple[str, str]]:
-    """Returns rows like those of the table at the start of the run, from derived.json."""
+    """Returns what followed from the recipe at the last start."""
     derived = run.derived
     if not derived:
         return []
     data = derived["data"]
-    batch = f"{derived['micro_batch']} x {derived['ranks']} ranks x {derived['accumulate']} accumulated"
     return [
         ("images", f"{derived['samples']:,} for training"),
         ("data fingerprint", data["fingerprint"]),
         ("order of the images", ", ".join(f"{name} {data[name]}" for name in ("order_version", "window", "lanes"))),
-        *derived["model"].items(),
-        ("batch", f"{derived['global_batch']} = {batch}"),
-        (
-            "steps",
-            f"{derived['total_steps']:,} = {derived['epochs']:.4g} epochs; {derived['warmup_steps']:,} of warm-up",
-        ),
-        ("learning rate", f"{derived['peak_lr']:.3g} at its peak"),
-        ("precision", derived["precision"]),
+        *recipe_rows(derived),
     ]
 
 

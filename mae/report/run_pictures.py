@@ -1,6 +1,6 @@
 """Pictures on the report: reconstructions cut out of their grids, and attention maps of the encoder."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from mae.errors import CheckpointError
 from mae.formats.load import load
 from mae.models.attention_maps import attention_weights, rollout
 from mae.models.pixels import Pixels
-from mae.pictures import data_url, enlargement, overlay_attention, read_grid
+from mae.pictures import data_url, overlay_attention, read_grid
 from mae.report.axes import spread_evenly
 from mae.report.runs import Run
 from mae.run.checkpoint_files import newest_valid, step_of
@@ -22,25 +22,19 @@ MAX_STEPS = 24  # with reconstructions, of all runs together
 ATTENTION_IMAGES = 4
 
 
-@dataclass(frozen=True)
-class Reconstructions:
+class Reconstructions(NamedTuple):
     """Reconstructions at some steps, as data: URLs.
 
     rows     [images] original, masked, reconstruction at the last of the steps
     rebuilt  [steps][images] reconstructions
-    size     height and width of the images
-    pixels   the images are small and shown with sharp pixels
     """
 
     steps: list[int]
     rows: list[list[str]]
     rebuilt: list[list[str]]
-    size: tuple[int, int]
-    pixels: bool
 
 
-@dataclass(frozen=True)
-class AttentionMaps:
+class AttentionMaps(NamedTuple):
     """Attention on some images, as data: URLs.
 
     rows  [images] original, attention in the last block, rollout through all blocks
@@ -48,8 +42,6 @@ class AttentionMaps:
 
     step: int
     rows: list[list[str]]
-    size: tuple[int, int]
-    pixels: bool
 
 
 def reconstructions(run: Run, runs: int) -> Reconstructions | None:
@@ -59,8 +51,7 @@ def reconstructions(run: Run, runs: int) -> Reconstructions | None:
     """
     grids = {}
     for step in spread_evenly(list(run.pictures), max(3, MAX_STEPS // runs)):
-        grid = read_grid(run.pictures[step], image_size(run))
-        if grid is not None:
+        if grid := read_grid(run.pictures[step], run.image_size):
             grids[step] = grid
     if not grids:
         return None
@@ -69,15 +60,7 @@ def reconstructions(run: Run, runs: int) -> Reconstructions | None:
         steps=list(grids),
         rows=[[picture_url(cell) for cell in row] for row in newest],
         rebuilt=[[picture_url(row[2]) for row in grid] for grid in grids.values()],
-        size=image_size(run),
-        pixels=enlargement(image_size(run)[1]) > 1,
     )
-
-
-def image_size(run: Run) -> tuple[int, int]:
-    """Returns height and width of the images."""
-    height, width = run.config["model"]["image_size"]
-    return height, width
 
 
 def picture_url(image: Image.Image) -> str:
@@ -97,7 +80,7 @@ def attention_maps(run: Run) -> AttentionMaps | str | None:
     channels = run.config["model"]["in_channels"]
     if channels not in (1, 3):
         return f"the pictures do not show all of the {channels} channels"
-    whole = (read_grid(file, image_size(run)) for file in reversed(run.pictures.values()))
+    whole = (read_grid(file, run.image_size) for file in reversed(run.pictures.values()))
     grid = next((grid for grid in whole if grid is not None), None)
     try:
         checkpoint = newest_valid(run.path)
@@ -117,4 +100,4 @@ def attention_maps(run: Run) -> AttentionMaps | str | None:
         [picture_url(image), *(picture_url(overlay_attention(image, one)) for one in maps_of_image)]
         for image, maps_of_image in zip(originals, maps, strict=True)
     ]
-    return AttentionMaps(step_of(checkpoint), rows, image_size(run), enlargement(image_size(run)[1]) > 1)
+    return AttentionMaps(step_of(checkpoint), rows)

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from mae.errors import ConfigError
+from mae.pictures import enlargement
 from mae.run.checkpoint_files import flatten
 from mae.run.metrics import read_metrics
 
@@ -49,6 +50,17 @@ class Run:
     def restarts(self) -> list[int]:
         """The steps at which the run was resumed."""
         return sorted({start["step"] for start in self.starts[1:]})
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width."""
+        height, width = self.config["model"]["image_size"]
+        return height, width
+
+    @property
+    def small_images(self) -> bool:
+        """True if pictures of the run show enlarged pixels."""
+        return enlargement(self.image_size[1]) > 1
 
     @property
     def step(self) -> int:

@@ -1,29 +1,25 @@
 """Table at the start of a run: what follows from its recipe, its data and the number of ranks."""
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from mae.train.schedule import Schedule
-
 
 def show_start(
     run: Path,
-    schedule: Schedule,
-    model: dict[str, str],
+    derived: dict[str, Any],
     *,
     shards: int,
     validation: int,
-    base_lr: float,
-    precision: str,
     checkpoint: Path | None,
     start_step: int,
     init_from: str | None,
 ) -> None:
     """Prints the table.
 
-    model                   rows about it
+    derived                 contents of derived.json
     shards                  of the training images
     validation              number of images
     checkpoint, start_step  to resume from; None and 0 for a fresh start
@@ -34,18 +30,24 @@ def show_start(
     table = Table(title=run.name, title_style="bold", title_justify="left", show_header=False)
     table.add_column(style="cyan")
     table.add_column(overflow="fold")
-    table.add_row("images", f"{schedule.samples:,} for training in {shards} shards, {validation:,} for validation")
-    for row in model.items():
+    table.add_row("images", f"{derived['samples']:,} for training in {shards} shards, {validation:,} for validation")
+    table.add_row("pass over the images", f"{derived['steps_per_pass']:,} steps")
+    for row in recipe_rows(derived):
         table.add_row(*row)
-    parts = f"{schedule.micro_batch} x {schedule.ranks} ranks x {schedule.accumulate} accumulated"
-    table.add_row("batch", f"{schedule.global_batch} = {parts}")
-    crops = f", each of {schedule.views} crops of an image counted" if schedule.views > 1 else ""
-    table.add_row(
-        "steps", f"{schedule.total_steps:,} = {schedule.epochs:.4g} epochs{crops}; {schedule.warmup_steps:,} of warm-up"
-    )
-    table.add_row("pass over the images", f"{schedule.steps_per_pass:,} steps")
-    table.add_row("learning rate", f"{schedule.peak_lr:.3g} = {base_lr:.3g} x {schedule.global_batch} / 256")
-    table.add_row("precision", precision)
     table.add_row("weights", weights)
     table.add_row("run folder", str(run))
     Console().print(table)
+
+
+def recipe_rows(derived: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns the rows that the start table and the report share."""
+    batch, peak, views = derived["global_batch"], derived["peak_lr"], derived.get("views", 1)
+    parts = f"{derived['micro_batch']} x {derived['ranks']} ranks x {derived['accumulate']} accumulated"
+    length = f"{derived['epochs']:.4g} epochs" + (f", each of {views} crops of an image counted" if views > 1 else "")
+    return [
+        *derived["model"].items(),
+        ("batch", f"{batch} = {parts}"),
+        ("steps", f"{derived['total_steps']:,} = {length}; {derived['warmup_steps']:,} of warm-up"),
+        ("learning rate", f"{peak:.3g} = {peak * 256 / batch:.3g} x {batch} / 256"),
+        ("precision", derived["precision"]),
+    ]

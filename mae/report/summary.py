@@ -41,22 +41,22 @@ def summarise(run: Path, schedule: Schedule, more: dict[str, Any]) -> dict[str, 
     return summary
 
 
-def say_closing(run: Path, summary: dict[str, Any], results: dict[str, str], command: str) -> None:
-    """Prints the main numbers, one label and fact a line, and what to run next.
-
-    results  the task's own lines
-    command  the evaluation that suits the task
-    """
+def main_results(summary: dict[str, Any]) -> dict[str, str]:
+    """Returns label -> fact: losses, baselines, other validation metrics (shares of 1), speed, checkpoint."""
     validation = f", val {summary['val/loss']:.4f}" if summary["val/loss"] is not None else ""
-    lines = {
-        "loss": f"train {summary['train/loss']:.4f}{validation}",
-        **results,
-        "speed": f"{summary['images_per_s']:,.0f} images/s, MFU {summary['mfu']:.0%}",
-        "checkpoint": summary["checkpoint"],
-        "next": command,
-        "": f"python -m mae.report {run}",
-    }
-    for label, fact in lines.items():
+    results = {"loss": f"train {summary['train/loss']:.4f}{validation}"}
+    if "floors" in summary:
+        results["baselines"] = ", ".join(f"{name} {value:.4f}" for name, value in summary["floors"].items())
+    for name, value in summary.items():
+        if name.startswith("val/") and name != "val/loss":
+            results[name.removeprefix("val/")] = f"{value:.2%}"
+    results["speed"] = f"{summary['images_per_s']:,.0f} images/s, MFU {summary['mfu']:.0%}"
+    return results | {"checkpoint": summary["checkpoint"]}
+
+
+def say_closing(run: Path, summary: dict[str, Any], evaluation: str) -> None:
+    """Prints the main results, one label and fact a line, and the commands to run next."""
+    for label, fact in (main_results(summary) | {"next": evaluation, "": f"python -m mae.report {run}"}).items():
         print(f"{label:10}  {fact}")
 
 
@@ -70,25 +70,17 @@ def main() -> int:
     table = Table(title=str(run), show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name in ("top1", "top5"):
-        if f"val/{name}" in summary:
-            table.add_row(f"{name} accuracy", f"{summary[f'val/{name}']:.2%}")
-    if summary["val/loss"] is not None:
-        table.add_row("validation loss", f"{summary['val/loss']:.4f}")
-    table.add_row("training loss", f"{summary['train/loss']:.4f}")
-    if "floors" in summary:
-        baselines = ", ".join(f"{name} {value:.4f}" for name, value in summary["floors"].items())
-        table.add_row("baselines", baselines)
+    for row in main_results(summary).items():
+        table.add_row(*row)
     for probe in ("knn", "linear", "attentive"):
         file = run / "eval" / f"{probe}.json"
         if file.is_file():
             result = json.loads(file.read_text())
             trained, untrained = result["trained"]["top1"], result["untrained"]["top1"]
             table.add_row(f"{probe} accuracy", f"{trained:.1%} trained, {untrained:.1%} untrained")
-    table.add_row("speed", f"{summary['images_per_s']:,.0f} images/s, MFU {summary['mfu']:.0%}")
-    for name, key in (("checkpoint", "checkpoint"), ("reconstruction", "reconstruction"), ("loss curve", "loss_curve")):
-        if key in summary:
-            table.add_row(name, summary[key])
+    for name in ("reconstruction", "loss_curve"):
+        if name in summary:
+            table.add_row(name.replace("_", " "), summary[name])
     for exported in sorted((run / "export").glob("*.safetensors")):
         table.add_row("exported model", str(exported))
     if (run / "report.html").is_file():
