@@ -86,17 +86,13 @@ def dry_step(workload: Workload, images: int, precision: str, *, recompute: bool
             with autocast(precision):
                 value = workload.loss(model, images)
             value.backward()
-    activations = tally.highest - tally.casts
-    return DryStep(_bytes(weights), _bytes(gradients), _bytes(moments), tally.casts, activations, tally.flops)
+    held = (sum(tensor.nbytes for tensor in tensors) for tensors in (weights, gradients, moments))
+    return DryStep(*held, tally.casts, tally.highest - tally.casts, tally.flops)
 
 
 def autocast(precision: str) -> AbstractContextManager:
     """Returns the context in which Lightning computes a loss on a CPU in this precision."""
     return torch.autocast("cpu", AUTOCAST[precision]) if precision in AUTOCAST else nullcontext()
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 class Tally(TorchDispatchMode):
