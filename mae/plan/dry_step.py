@@ -86,8 +86,14 @@ def dry_step(workload: Workload, images: int, precision: str, *, recompute: bool
             with autocast(precision):
                 value = workload.loss(model, images)
             value.backward()
-    held = (sum(tensor.nbytes for tensor in tensors) for tensors in (weights, gradients, moments))
-    return DryStep(*held, tally.casts, tally.highest - tally.casts, tally.flops)
+    return DryStep(
+        weights=sum(tensor.nbytes for tensor in weights),
+        gradients=sum(tensor.nbytes for tensor in gradients),
+        optimiser=sum(tensor.nbytes for tensor in moments),
+        copies=tally.casts,
+        activations=tally.highest - tally.casts,
+        flops=tally.flops,
+    )
 
 
 def autocast(precision: str) -> AbstractContextManager:
