@@ -61,7 +61,7 @@ class EvalConfig(BaseModel):
 
     @property
     def results(self) -> Path:
-        """The folder of the results: eval/ of the run, or beside a single file."""
+        """Returns the folder of the results: eval/ of the run, or beside a single file."""
         beside = self.checkpoint if self.checkpoint.is_dir() else self.checkpoint.parent
         return self.out or beside / "eval"
 

@@ -28,7 +28,7 @@ class Finetune(Task[FinetuneConfig]):
 
     @cached_property
     def encoder(self) -> Encoder | None:
-        """The encoder in `init_from`, its positions resized to `task.image_size`; None without `init_from`."""
+        """Loads the encoder in `init_from`, its positions resized to `task.image_size`; None without it."""
         if self.config.init_from is None:
             return None
         found = load(self.config.init_from, decoder_num_heads=1)  # the decoder is dropped: any number will do

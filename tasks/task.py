@@ -50,17 +50,17 @@ class Task(ABC, Generic[TaskSettings]):
 
     @property
     def architecture(self) -> MAEConfig:
-        """The architecture of the encoder, and the size of its images."""
+        """Returns the architecture of the encoder, and the size of its images."""
         return self.config.model
 
     @cached_property
     def batch_split(self) -> tuple[int, int]:
-        """(micro_batch, accumulate). Raises ConfigError if the global batch cannot be split over the ranks."""
+        """Returns (micro_batch, accumulate). Raises ConfigError if the global batch cannot be split over the ranks."""
         return split_batch(self.config.global_batch, self.config.micro_batch, self.topology.ranks)
 
     @property
     def data_arguments(self) -> dict[str, Any]:
-        """The arguments that every data module takes."""
+        """Returns the arguments that every data module takes."""
         config = self.config
         return {
             "config": config.data,
@@ -77,7 +77,7 @@ class Task(ABC, Generic[TaskSettings]):
 
     @cached_property
     def schedule(self) -> Schedule:
-        """Steps, accumulation and learning rate over the training images of `data`."""
+        """Derives steps, accumulation and learning rate from the number of training images."""
         schedule = self.schedule_over(len(self.data.train_index))
         assert schedule.steps_per_pass == self.data.steps_per_epoch, "data/ and mae/ count an epoch differently"
         return schedule
@@ -97,7 +97,7 @@ class Task(ABC, Generic[TaskSettings]):
         )
 
     def recipe(self, precision: str) -> dict[str, Any]:
-        """The settings that decide the result: stored in every checkpoint, and a resume has to have the same."""
+        """Returns the settings that decide the result: every checkpoint stores them, and a resume needs the same."""
         config = self.config
         return {
             "seed": config.seed,
@@ -127,7 +127,7 @@ class Task(ABC, Generic[TaskSettings]):
         )
 
     def module_arguments(self, model: Any, recipe: dict[str, Any]) -> dict[str, Any]:
-        """Further arguments of this task's Lightning module."""
+        """Returns further arguments of this task's Lightning module."""
         return {}
 
     @abstractmethod

@@ -40,7 +40,7 @@ def _not_skipped(report: Report) -> Report:
 
 @pytest.fixture(scope="session")
 def real_images() -> Path:
-    """The folder of real images; tests that need it skip where it is not to be had."""
+    """Returns the folder of real images; tests that need it skip where there is none."""
     if not DATASETS.is_dir():
         pytest.skip(f"no real images: {DATASETS} does not exist (set MAE_DATASETS)")
     return DATASETS

@@ -83,7 +83,7 @@ class Program:
         return code
 
     def communicate(self, timeout: float | None = None) -> tuple[str, None]:
-        """What was printed, once everything that could print more has ended."""
+        """Returns what was printed, once everything that could print more has ended."""
         said: list[str] = []
 
         def read(output: IO[str]) -> None:
@@ -109,13 +109,13 @@ class Program:
         self.send_signal(signal.SIGKILL)
 
     def started(self) -> list[int]:
-        """The programs that it asked for in its turn: under torchrun its ranks, in their order."""
+        """Returns the programs that it asked for in its turn: under torchrun its ranks, in their order."""
         with _ask(parent(), {"started by": self.pid}, []) as answer:
             return json.loads(answer.recv(LARGEST))
 
 
 def sessions() -> dict[int, int]:
-    """Of each process that runs, the process that leads its session."""
+    """Returns process → leader of its session, for each process that runs."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # It has just ended.
@@ -139,7 +139,7 @@ def _ask(address: str, request: dict[str, Any], outputs: list[int]) -> socket.so
 
 @functools.cache
 def parent() -> str:
-    """Where the parent listens; starts it when there is none. It ends with the process that started it."""
+    """Returns where the parent listens; starts it if there is none. It ends with the process that started it."""
     if ADDRESS in os.environ:
         return os.environ[ADDRESS]
     with tempfile.TemporaryFile("w+") as complaints:

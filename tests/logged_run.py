@@ -31,7 +31,7 @@ class Log(pl.Callback):
 
 
 def train_with(callbacks: list[pl.Callback], overrides: list[str]) -> None:
-    """What train.py does, with callbacks added, in a process of its own."""
+    """Does what train.py does, with callbacks added, in a process of its own."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         raw = compose("train", overrides=overrides)

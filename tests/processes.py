@@ -36,7 +36,7 @@ SMALL = (
 
 
 def command(runs: Path, root: Path, *overrides: str, ranks: int = 1) -> list[str]:
-    """The command line of a small run; with ranks > 1 under torchrun."""
+    """Returns the command line of a small run; with ranks > 1 under torchrun."""
     launcher = [sys.executable]
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
@@ -44,7 +44,7 @@ def command(runs: Path, root: Path, *overrides: str, ranks: int = 1) -> list[str
 
 
 def start(words: list[str], folder: Path = ROOT, **environment: str) -> Process:
-    """The process of a command that is a session of its own; a Python program is forked from a warm parent."""
+    """Starts a command as a session of its own; a Python program is forked from a warm parent."""
     settings = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "300"} | environment  # so that no path is folded
     if words[0] == sys.executable:
         return Program(words, settings, folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -61,7 +61,7 @@ def start(words: list[str], folder: Path = ROOT, **environment: str) -> Process:
 
 
 def finish(process: Process, code: int | None = 0) -> str:
-    """What the process printed; it has to end with this exit code (None: any)."""
+    """Returns what the process printed; it has to end with this exit code (None: any)."""
     output, _ = process.communicate(timeout=180)
     assert code is None or process.returncode == code, f"exit code {process.returncode}\n{output}"
     return output
@@ -82,13 +82,13 @@ def completed(words: list[str], folder: Path = ROOT, **environment: str) -> subp
 
 
 def ranks_of(process: Process) -> list[int]:
-    """The ranks that torchrun has started, in their order."""
+    """Returns the ranks that torchrun has started, in their order."""
     assert isinstance(process, Program)
     return process.started()
 
 
 def processes_of(process: Process) -> list[int]:
-    """What there is of the sessions of a program and of the ranks that it started: loader workers too."""
+    """Returns the processes of a program and of the ranks that it started: loader workers too."""
     leaders = {process.pid, *(process.started() if isinstance(process, Program) else ())}
     return [pid for pid, session in sessions().items() if session in leaders]
 

@@ -22,7 +22,7 @@ COMMANDS = ("sbatch", "srun", "scontrol", "sacct")
 
 
 def install(folder: Path) -> dict[str, str]:
-    """The environment in which the commands are found."""
+    """Installs the commands and returns the environment in which they are found."""
     folder.mkdir()
     for command in COMMANDS:
         file = folder / command
@@ -37,7 +37,7 @@ def requeues(folder: Path) -> list[str]:
 
 
 def exit_code(folder: Path, seconds: float = 150) -> int:
-    """Of the job, once it has ended for good."""
+    """Returns the job's, once it has ended for good."""
     deadline = time.monotonic() + seconds
     while not (folder / "exit").exists():
         assert time.monotonic() < deadline, "the job does not end"

@@ -15,7 +15,7 @@ MEGABYTE = 1 << 20
 
 @pytest.fixture
 def flushed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """What is passed to os.fsync, in order: file or folder, and its inode."""
+    """Records what is passed to os.fsync, in order: file or folder, and its inode."""
     calls: list[tuple[str, int]] = []
     fsync = os.fsync
 

@@ -241,7 +241,7 @@ def test_the_command_says_where_it_answers_and_leaves_nothing_behind(real_run: P
 
 @pytest.fixture(scope="module")
 def address(real_run: Path) -> Iterator[str]:
-    """Where the page of the run is to be had."""
+    """Serves the page of the run and yields its address."""
     pytest.importorskip("gradio", reason="needs pip install -e '.[demo]'")
     from mae.demo.page import Page
     from mae.demo.serve import build_server, listen, private_uploads
@@ -259,7 +259,7 @@ def address(real_run: Path) -> Iterator[str]:
 
 
 def opened(context: Any, address: str) -> tuple[Any, list[str]]:
-    """The page in a browser that reaches nothing but this machine, and what is wrong: filled as it is used."""
+    """Opens the page in a browser that reaches this machine alone; the list fills with complaints as it is used."""
     complaints: list[str] = []
     page = context.new_page()
     page.set_default_timeout(60_000)
@@ -285,7 +285,7 @@ def opened(context: Any, address: str) -> tuple[Any, list[str]]:
 
 
 def pixels(page: Any, title: str) -> Tensor:
-    """The picture with this title as it lies in the page, in patches of 4 pixels: [64, 48]."""
+    """Returns the picture with this title as it lies in the page, in patches of 4 pixels: [64, 48]."""
     url = page.get_by_alt_text(title, exact=True).get_attribute("src")
     data = base64.b64decode(url.removeprefix("data:image/png;base64,"))
     image = torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB")))
@@ -293,7 +293,7 @@ def pixels(page: Any, title: str) -> Tensor:
 
 
 def hidden(page: Any) -> Tensor:
-    """The mask as the page has it, once the reconstruction says the same: [64]"""
+    """Returns the mask of the page, once the reconstruction says the same: [64]"""
     mask = torch.tensor([int(one) for one in page.locator("[data-mask]").first.get_attribute("data-mask")])
     page.get_by_text(f"{int(mask.sum())} of 64 patches hidden").wait_for()
     return mask.bool()
@@ -308,7 +308,7 @@ def bits(mask: Tensor) -> str:
 
 
 def centre(page: Any, number: int, place: tuple[int, int]) -> tuple[float, float]:
-    """Where a patch of a picture of patches is in the window: x, y."""
+    """Returns where a patch of a picture of patches is in the window: x, y."""
     field = page.locator(".patches").nth(number)
     field.scroll_into_view_if_needed()
     box = field.bounding_box()

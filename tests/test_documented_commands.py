@@ -84,7 +84,7 @@ def check(words: list[str], needs: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def check_program(program: str, words: list[str]) -> list[Any]:
-    """The settings that a Hydra program gets, validated: several of a multirun, none where they lie elsewhere."""
+    """Validates the settings that a Hydra program gets: several of a multirun, none where they lie elsewhere."""
     if {"--config-dir", "--help", "-sc"} & set(words):
         return []
     if "--cfg" in words:
@@ -195,7 +195,7 @@ def made_by(target: str) -> list[list[str]]:
 
 
 def reduced(words: list[str], checkout: Path) -> list[str]:
-    """The same program at the size of a test."""
+    """Returns the same program at the size of a test."""
     program, *overrides = words
     if {"--help", "--cfg", "plan=true"} & set(words):
         return words

@@ -65,7 +65,7 @@ def numbers(out: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def suite(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of a whole suite."""
+    """Runs a whole suite and returns its results."""
     out = tmp_path_factory.mktemp("suite")
     evaluate(settings(trained, *SUITE, f"out={out}"), ALONE)
     return out

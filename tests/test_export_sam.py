@@ -27,7 +27,7 @@ def _no_gradients():
 
 
 def embedding(to: str, out: Path, images: torch.Tensor) -> torch.Tensor:
-    """What the format's own library computes from the export."""
+    """Computes the embedding by the format's own library from the export."""
     if to == "segment-anything":
         modeling = pytest.importorskip("segment_anything.modeling")
         arguments = json.loads(out.with_name(out.name + ".json").read_text())["load"]["arguments"]

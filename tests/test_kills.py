@@ -29,7 +29,7 @@ def kills(seed: int, of_each: int) -> list[tuple[int, str]]:
 
 
 def killed_again_and_again(runs: Path, root: Path, ranks: int, seed: int, of_each: int) -> list[dict]:
-    """The same command after every kill, and once more to the end; what the runs noted of themselves."""
+    """Runs the same command after every kill, and once more to the end; returns what the runs noted of themselves."""
     log, draw = runs / "kills.jsonl", random.Random(seed)
     micro = f"micro_batch={64 // ranks // 2}"
     for step, phase in [*kills(seed, of_each), (-1, "")]:

@@ -71,7 +71,7 @@ PARTS = {  # of rooms that others ask for
 
 
 def imports(file: Path) -> Iterator[str]:
-    """The modules that a file imports, those inside functions included."""
+    """Yields the modules that a file imports, those inside functions included."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -82,7 +82,7 @@ def imports(file: Path) -> Iterator[str]:
 
 
 def imports_in_functions(file: Path) -> Iterator[str]:
-    """The modules of data, mae and tasks that functions of a file import; "…" where a variable names them."""
+    """Returns modules of data, mae and tasks that functions of a file import; "…" where a variable names them."""
     for function in ast.walk(ast.parse(file.read_text())):
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             for node in ast.walk(function):

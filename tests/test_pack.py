@@ -39,7 +39,7 @@ class Ended(NamedTuple):
 
 
 def pack(*arguments: object, jobs: int = 1) -> Ended:
-    """The command in this process: a new one would spend its time on importing torch."""
+    """Runs the command in this process: a new one would spend its time on importing torch."""
     words = [*map(str, arguments), "--jobs", str(jobs)]
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
         try:
@@ -185,7 +185,7 @@ def many(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def packed(many, tmp_path_factory) -> dict[str, str]:
-    """The shards that an undisturbed pack of them gives."""
+    """Returns the shards that an undisturbed pack of them gives."""
     out = tmp_path_factory.mktemp("packed") / "out"
     assert pack(many, out, "--shard-size", 10).returncode == 0
     return digests(out)

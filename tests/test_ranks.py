@@ -23,7 +23,7 @@ def one_process(tmp_path_factory: pytest.TempPathFactory, built_in: Path) -> Pat
 
 
 def agree(one: Path, other: Path) -> None:
-    """The logged losses of all 20 steps to 1e-5, and the checkpoints of step 7 to 1e-6."""
+    """Compares the logged losses of all 20 steps to 1e-5, and the checkpoints of step 7 to 1e-6."""
     expected, got = losses(one), losses(other)
     assert len([key for key in expected if key[1] == "train/loss"]) == 20
     assert expected.keys() == got.keys()
@@ -55,7 +55,7 @@ def same_contents(one: dict, other: dict) -> None:
 
 
 def forget(folder: Path, after: int) -> None:
-    """The run as it was when it had saved step `after`."""
+    """Sets the run back to when it had saved step `after`."""
     for path in (folder / "checkpoints").glob("step-*.ckpt"):
         if path > checkpoint_path(folder, after):
             path.unlink()

@@ -33,7 +33,7 @@ def encoder_of(config: SamConfig = SMALL) -> SamEncoder:
 
 
 def trained() -> RelevanceAwareEncoder:
-    """As if it had been trained: no weight at its start."""
+    """Draws all weights, as if it had been trained."""
     model = RelevanceAwareEncoder(encoder_of())
     with torch.no_grad():
         for parameter in (*model.projection.parameters(), *model.gate.parameters(), *model.attention.parameters()):
@@ -85,7 +85,7 @@ def test_maps_have_the_grid_of_the_image() -> None:
 
 
 def peers_attention(encoder: SamEncoder, images: Tensor) -> list[Tensor]:
-    """The softmax of segment-anything's own blocks, [B, heads, N, N] over the image, without the filling of windows."""
+    """Returns the softmax of segment-anything's own blocks, [B, heads, N, N] over the image, padding left out."""
     config = encoder.config
     theirs = image_encoder.ImageEncoderViT(
         img_size=80,

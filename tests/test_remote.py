@@ -84,7 +84,7 @@ def bucket(s3, folder) -> str:
 
 
 def bare(folder: Path, out: Path) -> Path:
-    """The shards alone, without indexes and manifests."""
+    """Copies the shards alone, without indexes and manifests."""
     shutil.copytree(folder, out, ignore=shutil.ignore_patterns("*.idx", "*.idx.bin", "manifest.json"))
     return out
 

@@ -62,7 +62,7 @@ class Page(HTMLParser):
 
 
 def report(*runs: Path, out: Path | None = None, maps: bool = False) -> Page:
-    """The report of some runs, which is a whole, accessible page without a way out."""
+    """Writes the report of some runs and checks that it is a whole, accessible page without a way out."""
     words = [*map(str, runs), *(["--out", str(out)] if out else []), *([] if maps else ["--no-attention"])]
     assert main(words) == 0
     page = Page((out or runs[0] / "report.html").read_text())
@@ -95,7 +95,7 @@ def real_run(tmp_path_factory: pytest.TempPathFactory, built_in: Path) -> Path:
 
 
 def synthetic(run: Path, steps: int, *changes: str, pictures: int = 0) -> Path:
-    """The folder of a run of ViT-B with so many logged steps, and so many reconstructions of photographs."""
+    """Makes the folder of a run of ViT-B with so many logged steps, and so many reconstructions of photographs."""
     run.mkdir()
     config = compose("experiment=imagenet_base", "data.path=somewhere", *changes)
     settings = config.model_dump(mode="json", exclude={"plan"}) | {"name": run.name}

@@ -30,7 +30,7 @@ PIXELS = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # SAM's 123.675 â
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a run of a narrow SAM at 1024 would have saved, with random weights everywhere."""
+    """Writes what a run of a narrow SAM at 1024 would have saved, with random weights everywhere."""
     task = SegmentConfig(name="segment", global_blocks=(1,))
     config = MAEConfig(width=48, depth=2, num_heads=3)
     torch.manual_seed(0)
@@ -65,7 +65,7 @@ POINT, BOX = np.array([[230, 140]]), np.array([60, 30, 400, 280])  # pixels of t
 
 
 def ours(model: Segmenter, photograph: Photograph, boxed: bool) -> np.ndarray:
-    """The three masks, for the coordinates as segment-anything scales them."""
+    """Returns the three masks, for the coordinates as segment-anything scales them."""
     transform = segment_anything.utils.transforms.ResizeLongestSide(1024)
     point = torch.from_numpy(transform.apply_coords(POINT, photograph.original)).float()[None]
     box = torch.from_numpy(transform.apply_boxes(BOX[None], photograph.original)).float()

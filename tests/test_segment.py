@@ -249,7 +249,7 @@ def test_scores_stand_beside_what_the_run_started_from(uninterrupted: Path, tmp_
 
 
 def examine(checkpoint: Path, out: Path, *overrides: str) -> dict[str, Any]:
-    """What `eval.py probe=relevance` writes about two photographs."""
+    """Returns what `eval.py probe=relevance` writes about two photographs."""
     words = [f"checkpoint={checkpoint}", "probe=relevance", "probe.images=2", "data.workers=0", f"out={out}"]
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         launch(hydra.compose("eval", overrides=[*words, *overrides]))

@@ -25,7 +25,7 @@ GROUPS = {
 
 
 def ask(program: str, *words: str, **environment: str) -> str:
-    """What the program prints; fails when it loads torch for it, which takes seconds."""
+    """Returns what the program prints; fails if it loads torch for it, which takes seconds."""
     command = [sys.executable, "-X", "importtime", f"{program}.py", *words]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ ENDLESS = ("max_steps=100000", "checkpoint.every_steps=5", "val_every=null", "lo
 
 
 def called(name: str) -> list[int]:
-    """The processes of a run that torchrun itself has started; its loader workers share its command line."""
+    """Returns the processes of a run that torchrun itself has started; loader workers share its command line."""
     found = []
     for folder in Path("/proc").iterdir():
         try:

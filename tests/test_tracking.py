@@ -100,7 +100,7 @@ def wait_for_step(process: subprocess.Popen, folder: Path, step: int) -> None:
 
 
 def parts(folder: Path) -> list[Path]:
-    """The offline files of a run, in the order of its starts."""
+    """Returns the offline files of a run, in the order of its starts."""
     return sorted((folder / "wandb").glob("offline-run-*/*.wandb"))
 
 

@@ -16,7 +16,7 @@ SHORT = ["max_steps=6", "log_every=2", "val_every=6", "online_probe.every=3", "t
 
 
 def agent_command(trial: dict[str, object]) -> list[str]:
-    """What the agent makes of the file and of a trial's parameters."""
+    """Returns the command that the agent makes of the file and of a trial's parameters."""
     sweep = yaml.safe_load((ROOT / "docs" / "examples" / "wandb_sweep.yaml").read_text())
     assert set(sweep["parameters"]) == set(trial)
     filled = create_sweep_command_args({"args": {name: {"value": value} for name, value in trial.items()}})

@@ -48,7 +48,7 @@ class Run:
 
     @property
     def restarts(self) -> list[int]:
-        """The steps at which the run was resumed."""
+        """Returns the steps at which the run was resumed."""
         return sorted({start["step"] for start in self.starts[1:]})
 
     @property
@@ -64,7 +64,7 @@ class Run:
 
     @property
     def step(self) -> int:
-        """The last logged step."""
+        """Returns the last logged step."""
         return max((max(values) for values in self.metrics.values()), default=0)
 
     @property

@@ -68,7 +68,7 @@ class PromptGate(nn.Module):
 
     @property
     def is_identity(self) -> bool:
-        """Whether embeddings stay as they are for all prompts, as at the start of training."""
+        """Returns True if embeddings stay as they are for all prompts, as at the start of training."""
         return not any(weight.any() for layer in (self.projection, self.gate) for weight in layer.parameters())
 
     def propose(self, embedding: Tensor) -> Tensor:

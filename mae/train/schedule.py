@@ -25,7 +25,7 @@ class Schedule:
 
     @property
     def epochs(self) -> float:
-        """How often each image is shown."""
+        """Returns how often each image is shown."""
         return self.total_steps * self.views / self.steps_per_pass
 
 

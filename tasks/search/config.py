@@ -76,5 +76,5 @@ class SweepConfig(BaseModel):
         }
 
     def trial_folder(self, number: int) -> Path:
-        """The run folder of a trial, always the same, so that the trial resumes from its checkpoints."""
+        """Returns the run folder of a trial, always the same, so that the trial resumes from its checkpoints."""
         return self.folder / f"trial-{number:04d}"
