@@ -128,12 +128,18 @@ def state(folder: Path) -> dict[str, Any]:
     return {"step": contents["mae"]["step"], "model": contents["state_dict"], "optimiser": contents["optimizer_states"]}
 
 
-def equal(one: Any, other: Any) -> bool:
-    """Bit for bit, through dictionaries, lists and tensors."""
+def bit_equal(one: Any, other: Any) -> bool:
+    """Compares dictionaries, lists and tensors bit for bit."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(value, other[key]) for key, value in one.items())
+        return one.keys() == other.keys() and all(bit_equal(value, other[key]) for key, value in one.items())
     if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(equal(a, b) for a, b in zip(one, other, strict=True))
+        return len(one) == len(other) and all(bit_equal(a, b) for a, b in zip(one, other, strict=True))
     return one == other
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Two runs have bit-equal parameters and optimiser states, and logged the same losses."""
+    assert bit_equal(state(one), state(other))
+    assert losses(one) == losses(other)

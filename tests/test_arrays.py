@@ -43,7 +43,7 @@ def whole(data: bytes, channels: int, bits: int) -> np.ndarray:
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5, 12])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_npy_and_tiff_give_their_own_values(channels, dtype):
+def test_npy_and_tiff_decode_to_the_written_values(channels, dtype):
     values, bits = image(channels, dtype), 8 * np.dtype(dtype).itemsize
     files = [npy(values), npy(values.astype(np.dtype(dtype).newbyteorder(">")))]
     if channels > 4:
@@ -58,14 +58,14 @@ def test_npy_and_tiff_give_their_own_values(channels, dtype):
         assert kind(data)[2:] == (40, 56)
 
 
-def test_values_of_other_bits_are_scaled():
+def test_values_are_scaled_between_8_and_16_bits():
     values = image(5)
     np.testing.assert_array_equal(whole(npy(values), 5, 8), np.round(values / 257))
     small = values.astype(np.uint8)
     np.testing.assert_array_equal(whole(npy(small), 5, 16), small.astype(np.uint16) * 257)
 
 
-def test_crops_of_16_bits_are_resized_without_losing_them():
+def test_16_bit_crops_are_resized_at_16_bit_precision():
     values = image(5)
     data = npy(values)
     header = read_header(data, 5)
@@ -87,12 +87,12 @@ def test_crops_of_16_bits_are_resized_without_losing_them():
         (b"II*\0" + bytes(50), 5, "TIFF header is damaged"),
     ],
 )
-def test_what_is_no_such_image_is_refused(data, channels, says):
+def test_unreadable_array_image_raises_data_error(data, channels, says):
     with pytest.raises(DataError, match=says):
         whole(data, channels, 8)
 
 
-def test_an_absurd_shape_is_refused_before_anything_is_allocated():
+def test_npy_header_of_absurd_shape_raises_data_error_before_allocation():
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         header, {"descr": "|u1", "fortran_order": False, "shape": (1 << 20, 1 << 20, 5)}
@@ -101,7 +101,7 @@ def test_an_absurd_shape_is_refused_before_anything_is_allocated():
         read_header(header.getvalue(), 5)
 
 
-def test_five_channels_of_16_bits_go_from_folder_to_normalised_batches(tmp_path):
+def test_five_channel_16_bit_folder_packs_and_loads_as_normalised_batches(tmp_path):
     (tmp_path / "in").mkdir()
     for i in range(12):
         np.save(tmp_path / "in" / f"{i:02d}.npy", image(5, height=30 + i))
@@ -115,7 +115,7 @@ def test_five_channels_of_16_bits_go_from_folder_to_normalised_batches(tmp_path)
     assert abs(images.mean()) < 0.1 and images.min() > -2.1 and images.max() < 2.1
 
 
-def test_foreign_tars_with_tiff_members_are_indexed(tmp_path):
+def test_foreign_tar_with_tiff_members_loads(tmp_path):
     member = tiff(image(6), photometric="minisblack", planarconfig="contig")
     write_tar(tmp_path / "x.tar", {f"{i}.tif": member for i in range(4)})
     config = DataConfig(path=str(tmp_path / "x.tar"), workers=0, mean=[0.5] * 6, std=[0.25] * 6)

@@ -10,7 +10,7 @@ from mae.atomic import write_atomically
 
 
 @pytest.mark.parametrize("before", ["old", None], ids=["replaces a file", "new file"])
-def test_a_writer_that_raises_leaves_what_was_there_and_nothing_else(tmp_path: Path, before: str | None) -> None:
+def test_failing_write_leaves_the_old_file_and_no_temporary_file(tmp_path: Path, before: str | None) -> None:
     path = tmp_path / "file.json"
     if before is not None:
         path.write_text(before)
@@ -22,7 +22,9 @@ def test_a_writer_that_raises_leaves_what_was_there_and_nothing_else(tmp_path: P
     assert [file.read_text() for file in tmp_path.iterdir()] == ([before] if before is not None else [])
 
 
-def test_a_file_appears_only_when_it_is_whole_and_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_is_synced_before_the_rename_and_its_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """fsync of the new file while the old one is in place, then fsync of the folder that holds the new name."""
     path, synced, fsync = tmp_path / "file.json", [], os.fsync
     path.write_text("old")
@@ -49,7 +51,7 @@ def test_two_writers_of_one_file_do_not_share_a_temporary_file(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_that_cannot_be_synced_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_succeeds_in_a_folder_that_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some network file systems answer EINVAL; the new file is in place by then."""
     fsync = os.fsync
 

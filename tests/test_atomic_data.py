@@ -72,9 +72,7 @@ def test_file_is_flushed_before_the_rename_and_its_folder_after(
     assert flushed == [("file", inode), ("rename", inode), ("folder", tmp_path.stat().st_ino)]
 
 
-def test_folder_is_published_with_its_names_and_its_own_on_the_disk(
-    tmp_path: Path, flushed: list[tuple[str, int]]
-) -> None:
+def test_publish_flushes_the_folder_and_its_parent(tmp_path: Path, flushed: list[tuple[str, int]]) -> None:
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "manifest.json").write_text("{}")
 
@@ -107,7 +105,7 @@ def test_permissions_follow_the_umask_as_with_open(tmp_path: Path, umask: int) -
 
 
 @pytest.mark.parametrize(("code", "raises"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
-def test_only_a_folder_that_cannot_be_flushed_at_all_is_accepted(
+def test_folder_flush_errors_are_ignored_only_where_flushing_is_unsupported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, raises: bool
 ) -> None:
     fsync = os.fsync

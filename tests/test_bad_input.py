@@ -80,7 +80,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_wrong_input_is_one_sentence_and_exit_code_2(
+def test_wrong_setting_prints_one_error_line_and_exits_with_2(
     case: str, wrong: Path, built_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:
     overrides, said = CASES[case]
@@ -99,7 +99,7 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_process_itself_exits_with_2_and_shows_tracebacks_when_asked(tmp_path: Path) -> None:
+def test_train_process_exits_with_2_and_prints_a_traceback_only_when_asked(tmp_path: Path) -> None:
     words = [sys.executable, "train.py", f"runs={tmp_path}/runs", "model.mask_ratio=2"]
     plain = completed(words)
     assert plain.returncode == 2

@@ -22,7 +22,7 @@ MICRO = {
 }
 
 
-def test_the_gpu_table_is_written_at_small_sizes(tmp_path: Path) -> None:
+def test_gpu_benchmark_writes_its_table_at_small_sizes(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "benchmarks.gpu", "--small", "--rounds", "2", "--out", str(tmp_path / "table.md")]
     finished = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr
@@ -30,7 +30,7 @@ def test_the_gpu_table_is_written_at_small_sizes(tmp_path: Path) -> None:
     assert "ViT of width 64, 4 images" in table and "SAM-style encoder" in table
 
 
-def test_the_contenders_of_the_step_benchmark_compute_the_same_loss() -> None:
+def test_step_benchmark_contenders_compute_the_same_loss() -> None:
     steps = Steps(2, torch.device("cpu"), MICRO, peers=("transformers",))
     steps.check()
     assert all(steps.time_step(name, 0, bf16=False) > 0 for name in steps.models)

@@ -34,7 +34,7 @@ def root(tmp_path_factory):
     return tmp_path_factory.mktemp("datasets")
 
 
-def test_digits_are_scikit_learns(root):
+def test_built_in_digits_equal_those_of_scikit_learn(root):
     folder = builtin.ensure("digits", root)
     train, test = open_shards(folder, "train"), open_shards(folder, "test")
     assert (len(train), len(test)) == (1438, 359)
@@ -50,13 +50,13 @@ def test_digits_are_scikit_learns(root):
     assert np.all(np.abs(share - 0.2) < 0.01)
 
 
-def test_digits_can_be_told_apart(root):
+def test_nearest_neighbour_classifies_built_in_digits_above_97_percent(root):
     folder = builtin.ensure("digits", root)
     train, test = (pictures(open_shards(folder, part), (32, 32)) for part in ("train", "test"))
     assert KNeighborsClassifier(1).fit(*train).score(*test) > 0.97
 
 
-def test_test_photographs_share_no_pixel_with_training(root):
+def test_built_in_test_photos_share_no_pixel_with_training_photos(root):
     folder = builtin.ensure("photos", root)
     train, test = open_shards(folder, "train"), open_shards(folder, "test")
     assert len(train) > 1000 and len(test) > 90
@@ -73,13 +73,13 @@ def test_test_photographs_share_no_pixel_with_training(root):
     assert all(max(lefts[photo]) + builtin.CROP <= min(rights[photo]) for photo in lefts)
 
 
-def test_a_second_call_packs_nothing(root):
+def test_built_in_data_set_is_packed_once(root):
     folder = builtin.ensure("digits", root)
     before = open_shards(folder, "train").fingerprint
     assert builtin.ensure("digits", root) == folder and open_shards(folder, "train").fingerprint == before
 
 
-def test_processes_that_ask_at_once_get_the_same(tmp_path):
+def test_concurrent_processes_get_the_same_built_in_data_set(tmp_path):
     with multiprocessing.get_context("fork").Pool(2) as pool:
         folders = pool.starmap(builtin.ensure, [("digits", tmp_path)] * 2)
     assert set(folders) == {str(tmp_path / "digits")}
@@ -87,7 +87,7 @@ def test_processes_that_ask_at_once_get_the_same(tmp_path):
     assert len(open_shards(folders[0], "train")) == 1438
 
 
-def test_a_root_that_cannot_be_written_is_one_sentence(tmp_path):
+def test_unwritable_data_root_raises_data_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"cannot be created .* Set data\.root"):
         builtin.ensure("digits", tmp_path / "file")

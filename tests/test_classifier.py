@@ -43,7 +43,7 @@ def with_large_head(model: Classifier) -> Classifier:
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_scores_and_gradients_equal_timms(pool: Pool) -> None:
+def test_classifier_scores_and_gradients_equal_those_of_timm(pool: Pool) -> None:
     torch.manual_seed(0)
     ours, theirs = with_large_head(Classifier(CONFIG, 7, pool)), timms(pool)
     theirs.load_state_dict(ours.state_dict(), strict=True)
@@ -59,7 +59,7 @@ def test_scores_and_gradients_equal_timms(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_layer_decay_is_timms_and_every_parameter_is_in_one_group(pool: Pool) -> None:
+def test_layer_decay_equals_timms_with_each_parameter_in_one_group(pool: Pool) -> None:
     ours, theirs = Classifier(CONFIG, 7, pool), timms(pool)
     config = OptimConfig(layer_decay=0.65, weight_decay=0.05)
     optimizer = layer_decayed_adamw(ours.named_parameters(), config, 1e-3, lambda name: vit_layer(name, 3), 4)
@@ -80,14 +80,14 @@ def test_layer_decay_is_timms_and_every_parameter_is_in_one_group(pool: Pool) ->
     assert found == expected
 
 
-def test_drop_path_rises_as_timms() -> None:
+def test_drop_path_rates_rise_with_depth_as_in_timm() -> None:
     ours, theirs = Classifier(CONFIG, 7, drop_path=0.3), timms("patches", drop_path=0.3)
     rates = [[getattr(block.drop_path1, "drop_prob", 0.0) for block in model.blocks] for model in (ours, theirs)]
     assert rates[0] == pytest.approx(rates[1]) and rates[0][-1] == pytest.approx(0.3)
     assert all(one < other for one, other in pairwise(rates[0]))
 
 
-def test_recomputed_blocks_leave_out_the_same_paths() -> None:
+def test_drop_path_under_activation_checkpointing_gives_equal_gradients() -> None:
     gradients = []
     for recompute in ("none", "all"):
         torch.manual_seed(0)
@@ -99,7 +99,7 @@ def test_recomputed_blocks_leave_out_the_same_paths() -> None:
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 
-def test_a_classifier_begins_with_the_encoder_and_learns_its_positions() -> None:
+def test_new_classifier_has_the_encoder_weights_and_trainable_positions() -> None:
     source = mae.MaskedAutoencoder(CONFIG)
     model = build_classifier(source, 7)
     own, pretrained = model.state_dict(), source.state_dict()
@@ -111,9 +111,7 @@ def test_a_classifier_begins_with_the_encoder_and_learns_its_positions() -> None
 
 @pytest.mark.parametrize(("to", "suffix"), [("timm", ".safetensors"), ("facebook", ".pth")])
 @pytest.mark.parametrize("pool", POOLS)
-def test_a_classifier_is_exported_with_its_head_and_loaded_again(
-    tmp_path: Path, pool: Pool, to: str, suffix: str
-) -> None:
+def test_exported_classifier_loads_with_its_head(tmp_path: Path, pool: Pool, to: str, suffix: str) -> None:
     config = CONFIG.model_copy(update={"width": 192})  # of known heads
     model = with_large_head(Classifier(config, 7, pool)).eval()
     torch.save({"model": model.state_dict()}, tmp_path / "finetuned.pth")
@@ -124,7 +122,7 @@ def test_a_classifier_is_exported_with_its_head_and_loaded_again(
     assert torch.allclose(again(images), model(images), atol=1e-6)
 
 
-def test_other_formats_refuse_a_classifier_in_a_sentence(tmp_path: Path) -> None:
+def test_export_of_a_classifier_to_an_encoder_format_raises_config_error(tmp_path: Path) -> None:
     model = Classifier(CONFIG.model_copy(update={"width": 192}), 7)
     torch.save({"model": model.state_dict()}, tmp_path / "finetuned.pth")
     for to, out in (("hf-vit", "folder"), ("onnx", "x.onnx"), ("segment-anything", "sam.pth")):

@@ -19,14 +19,12 @@ from tests import slurm
 from tests.conftest import ROOT
 from tests.processes import (
     SMALL,
+    assert_same_run,
     command,
-    equal,
     finish,
-    losses,
     ranks_of,
     run,
     start,
-    state,
     wait_for_checkpoint,
 )
 from tests.test_experiments import compose
@@ -35,20 +33,21 @@ LENGTH = ("max_steps=60", "checkpoint.every_steps=5", "val_every=null", "data.wo
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, built_in: Path) -> Path:
+def uninterrupted_run(tmp_path_factory: pytest.TempPathFactory, built_in: Path) -> Path:
     """Two ranks from the first step to the last."""
-    runs = tmp_path_factory.mktemp("undisturbed")
+    runs = tmp_path_factory.mktemp("uninterrupted_run")
     run(command(runs, built_in, *LENGTH, "name=whole", ranks=2))
     return runs / "whole"
 
 
-def same(folder: Path, undisturbed: Path, starts: int) -> None:
-    assert equal(state(folder), state(undisturbed))
-    assert losses(folder) == losses(undisturbed)
+def assert_resumed_run(folder: Path, uninterrupted_run: Path, starts: int) -> None:
+    assert_same_run(folder, uninterrupted_run)
     assert len(json.loads((folder / "environment.json").read_text())["starts"]) == starts
 
 
-def test_torchrun_starts_all_ranks_again_when_one_has_died(tmp_path: Path, built_in: Path, undisturbed: Path) -> None:
+def test_torchrun_restart_after_a_dead_rank_equals_the_uninterrupted_run(
+    tmp_path: Path, built_in: Path, uninterrupted_run: Path
+) -> None:
     words = command(tmp_path, built_in, *LENGTH, "name=bereft", "data.workers=0", ranks=2)
     words.insert(words.index("--standalone"), "--max-restarts=1")
     process = start(words, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
@@ -56,10 +55,12 @@ def test_torchrun_starts_all_ranks_again_when_one_has_died(tmp_path: Path, built
     _, second = ranks_of(process)
     os.kill(second, signal.SIGKILL)
     finish(process)
-    same(tmp_path / "bereft", undisturbed, starts=2)
+    assert_resumed_run(tmp_path / "bereft", uninterrupted_run, starts=2)
 
 
-def test_a_job_is_requeued_once_before_its_time_is_up(tmp_path: Path, built_in: Path, undisturbed: Path) -> None:
+def test_slurm_job_signalled_before_its_limit_is_requeued_once_and_resumes(
+    tmp_path: Path, built_in: Path, uninterrupted_run: Path
+) -> None:
     """The documented batch script, SIGUSR1 to every process; the same folder and W&B run, written by rank 0 alone."""
     cluster = tmp_path / "slurm"
     settings = (*SMALL, *LENGTH, f"runs={tmp_path}", f"data.root={built_in}", "name=job", "logger=wandb")
@@ -73,7 +74,7 @@ def test_a_job_is_requeued_once_before_its_time_is_up(tmp_path: Path, built_in: 
     assert slurm.exit_code(cluster) == 0, output.read_text()
     assert slurm.requeues(cluster) == [slurm.JOB]
     assert output.read_text().count(f"job {slurm.JOB} requeued") == 1
-    same(tmp_path / "job", undisturbed, starts=2)
+    assert_resumed_run(tmp_path / "job", uninterrupted_run, starts=2)
     tracked = [path.name.rpartition("-")[2] for path in (tmp_path / "job" / "wandb").glob("offline-run-*")]
     assert tracked == [(tmp_path / "job" / "wandb_id.txt").read_text()] * 2
     assert len(list((tmp_path / "job" / "reconstructions").iterdir())) == 1
@@ -88,7 +89,7 @@ def test_submitit_starts_one_task_per_gpu() -> None:
 
 
 @pytest.mark.slow
-def test_submitit_requeues_its_own_jobs(tmp_path: Path, built_in: Path, undisturbed: Path) -> None:
+def test_submitit_job_is_requeued_once_and_resumes(tmp_path: Path, built_in: Path, uninterrupted_run: Path) -> None:
     """launcher=slurm: SIGUSR2 is submitit's; our checkpoint comes first."""
     cluster = tmp_path / "slurm"
     words = command(tmp_path, built_in, *LENGTH, "name=submitted", "launcher=slurm", "trainer.devices=2")
@@ -103,11 +104,11 @@ def test_submitit_requeues_its_own_jobs(tmp_path: Path, built_in: Path, undistur
     slurm.signal_step(cluster, signal.SIGUSR2)
     finish(process)
     assert slurm.requeues(cluster) == [slurm.JOB]
-    same(tmp_path / "submitted", undisturbed, starts=2)
+    assert_resumed_run(tmp_path / "submitted", uninterrupted_run, starts=2)
 
 
 @pytest.mark.slow
-def test_ranks_that_see_different_folders_are_told_so(tmp_path: Path, built_in: Path) -> None:
+def test_ranks_with_different_run_folders_end_with_an_error(tmp_path: Path, built_in: Path) -> None:
     words = command(Path("PLACE"), built_in, "name=split", "max_steps=4", "data.workers=0", ranks=2)
     at = words.index("train.py")
     shell = " ".join([sys.executable, *words[at:]]).replace("runs=PLACE", f"runs={tmp_path}/$RANK")
@@ -118,7 +119,7 @@ def test_ranks_that_see_different_folders_are_told_so(tmp_path: Path, built_in: 
     assert "found different checkpoints" in run([*words, "8"], code=1)
 
 
-def test_the_example_for_kubernetes_is_one_that_torchrun_and_train_understand() -> None:
+def test_kubernetes_example_is_accepted_by_torchrun_and_train() -> None:
     _, job = yaml.safe_load_all((ROOT / "docs" / "examples" / "job.yaml").read_text())
     (container,) = job["spec"]["template"]["spec"]["containers"]
     _, *words = container["command"]
@@ -146,7 +147,9 @@ SUBMITIT = ALONE | {"SUBMITIT_EXECUTOR": "slurm"}
         ({}, signal.SIGUSR1, 0, []),
     ],
 )
-def test_who_asks_for_a_requeue(tmp_path: Path, monkeypatch, environment, signum, rank, asked) -> None:
+def test_only_rank_0_requeues_and_only_on_the_warning_signal(
+    tmp_path: Path, monkeypatch, environment, signum, rank, asked
+) -> None:
     folder = tmp_path / "slurm"
     for name, value in (slurm.install(folder) | environment).items():
         monkeypatch.setenv(name, value)
@@ -159,7 +162,7 @@ def test_who_asks_for_a_requeue(tmp_path: Path, monkeypatch, environment, signum
     assert slurm.requeues(folder) == asked
 
 
-def test_a_requeue_that_is_refused_is_said(tmp_path: Path, monkeypatch, capfd) -> None:
+def test_refused_requeue_prints_the_reason(tmp_path: Path, monkeypatch, capfd) -> None:
     (tmp_path / "scontrol").write_text("#!/bin/sh\necho 'Requested operation is presently disabled' >&2\nexit 1\n")
     (tmp_path / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -179,7 +182,7 @@ def test_a_requeue_that_is_refused_is_said(tmp_path: Path, monkeypatch, capfd) -
         ({"SLURM_NTASKS": "8", "SLURM_STEP_ID": "0"}, "set --ntasks-per-node"),
     ],
 )
-def test_half_a_launch_is_refused(monkeypatch, environment: dict[str, str], said: str) -> None:
+def test_incomplete_slurm_launch_raises_config_error(monkeypatch, environment: dict[str, str], said: str) -> None:
     for name, value in {"SLURM_PROCID": "0", **environment}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=said):

@@ -32,8 +32,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(2, 3, 32, 32), torch.rand(2, 16)
 
 
-def test_every_prediction_stands_for_itself(batch) -> None:
-    """No prediction depends on which others are made."""
+def test_predictions_do_not_depend_on_which_others_are_made(batch) -> None:
     every, some = model_of(decoder="cross"), model_of(**THIRD)
     expected, got = every(*batch), some(*batch)
     assert expected.pred.shape[1] == 12 and got.pred.shape[1] == 4
@@ -53,7 +52,7 @@ def test_every_prediction_stands_for_itself(batch) -> None:
     st.floats(0.01, 1),
     st.sampled_from(["random", "block", "grid"]),
 )
-def test_what_is_predicted_is_hidden_and_follows_from_the_noise(rows, columns, ratio, share, kind) -> None:
+def test_predicted_patches_are_hidden_ones_determined_by_the_noise(rows, columns, ratio, share, kind) -> None:
     hidden = rows * columns - int(rows * columns * (1 - ratio))
     if hidden in (0, rows * columns) or round(hidden * share) == 0:
         return
@@ -69,7 +68,7 @@ def test_what_is_predicted_is_hidden_and_follows_from_the_noise(rows, columns, r
     assert torch.equal(model(images[1:2], noise[1:2]).ids, out.ids[1:2])
 
 
-def test_all_hidden_patches_have_their_turn() -> None:
+def test_predicted_patches_are_evenly_spread_over_steps() -> None:
     model = model_of(**THIRD)
     counts = torch.zeros(16)
     for step in range(50):
@@ -78,13 +77,13 @@ def test_all_hidden_patches_have_their_turn() -> None:
     assert counts.min() > 0.7 * counts.mean()
 
 
-def test_of_a_given_mask_all_is_predicted(batch) -> None:
+def test_given_mask_has_all_its_hidden_patches_predicted(batch) -> None:
     model = model_of(**THIRD)
     out = model(batch[0], mask=model(*batch).mask)
     assert out.pred.shape[1] == 12 and torch.equal(out.ids, out.mask.nonzero()[:, 1].view(2, -1))
 
 
-def test_changing_hidden_pixels_never_changes_a_prediction(batch) -> None:
+def test_hidden_pixels_do_not_change_the_predictions(batch) -> None:
     images, noise = batch
     model = model_of(**THIRD)
     original, patches = model(images, noise), patchify(images, 8)
@@ -103,7 +102,7 @@ def test_visible_pixels_change_every_prediction(batch) -> None:
 
 
 @pytest.mark.parametrize("class_token", [True, False])
-def test_attention_is_the_same_function_fused_and_as_products(batch, class_token: bool) -> None:
+def test_fused_and_explicit_attention_give_the_same_loss(batch, class_token: bool) -> None:
     model = model_of(decoder="cross", class_token=class_token)
     losses = []
     for device in (CPU, CUDA):
@@ -112,7 +111,7 @@ def test_attention_is_the_same_function_fused_and_as_products(batch, class_token
     torch.testing.assert_close(*losses)
 
 
-def test_every_parameter_learns(batch) -> None:
+def test_backward_gives_each_parameter_a_gradient(batch) -> None:
     """DDP waits for gradients of all parameters."""
     model = model_of(**THIRD, positions="learned")
     model(*batch).loss.backward()
@@ -120,7 +119,7 @@ def test_every_parameter_learns(batch) -> None:
 
 
 @pytest.mark.parametrize("recompute", ["attention", "all", 2])
-def test_recomputing_gives_the_same_gradients_bit_for_bit(batch, recompute: str | int) -> None:
+def test_activation_checkpointing_gives_bit_equal_gradients(batch, recompute: str | int) -> None:
     gradients = []
     for setting in ("none", recompute):
         model = model_of(**THIRD, decoder_depth=3)
@@ -131,7 +130,7 @@ def test_recomputing_gives_the_same_gradients_bit_for_bit(batch, recompute: str 
 
 
 @pytest.mark.parametrize("share", [1.0, 0.25])
-def test_the_loss_falls(share: float) -> None:
+def test_loss_falls_within_60_training_steps(share: float) -> None:
     model = model_of(decoder="cross", predicted=share).train()
     torch.manual_seed(1)
     ramp = torch.linspace(-1, 1, 32)
@@ -149,14 +148,14 @@ def test_the_loss_falls(share: float) -> None:
 
 @pytest.mark.parametrize("device", [CPU, CUDA])
 @pytest.mark.parametrize("share", [1.0, 1 / 3])
-def test_formula_and_torchs_counter_agree(device: torch.device, share: float) -> None:
+def test_flops_formula_agrees_with_torchs_counter(device: torch.device, share: float) -> None:
     config = mae.MAEConfig(width=192, num_heads=3, decoder="cross", predicted=share)
     cost = pretraining_cost(config, "bf16-mixed", device)
     assert cost.kept.flops == pytest.approx(executed_pretraining_flops(config), rel=0.02)
     assert cost.recomputed.activations < cost.kept.activations
 
 
-def test_own_checkpoints_come_back(tmp_path: Path) -> None:
+def test_cross_decoder_checkpoint_loads_as_the_same_model(tmp_path: Path) -> None:
     fields = THIRD | {"masking": "block"}
     model, path = own_checkpoint(tmp_path, **fields)
     loaded = mae.load(path)
@@ -177,7 +176,7 @@ def test_own_checkpoints_come_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["facebook", "hf-vitmae"])
-def test_formats_of_the_published_decoder_have_no_place_for_it(tmp_path: Path, to: str) -> None:
+def test_export_to_formats_of_the_published_decoder_raises_config_error(tmp_path: Path, to: str) -> None:
     _, source = own_checkpoint(tmp_path, **THIRD)
     with pytest.raises(mae.ConfigError, match=r"knows only models with a decoder of self-attention.*choose another"):
         export(source, to, tmp_path / "out" / ("mae.pth" if to == "facebook" else "folder"))
@@ -185,7 +184,7 @@ def test_formats_of_the_published_decoder_have_no_place_for_it(tmp_path: Path, t
 
 
 @pytest.mark.parametrize(("to", "name"), [("timm", "encoder.safetensors"), ("hf-vit", "folder")])
-def test_its_encoder_is_exported(tmp_path: Path, to: str, name: str) -> None:
+def test_cross_decoder_model_exports_its_encoder(tmp_path: Path, to: str, name: str) -> None:
     _, source = own_checkpoint(tmp_path, **THIRD)
     assert export(source, to, tmp_path / name).is_file()
 
@@ -200,6 +199,6 @@ def test_its_encoder_is_exported(tmp_path: Path, to: str, name: str) -> None:
         ({"decoder": "both"}, "'self' or 'cross'"),
     ],
 )
-def test_what_makes_no_sense_is_refused_with_a_reason(fields, said) -> None:
+def test_conflicting_decoder_settings_raise_validation_error(fields, said) -> None:
     with pytest.raises(ValidationError, match=said):
         mae.MAEConfig(**({"image_size": 32, "patch_size": 8} | SMALL | fields))

@@ -50,7 +50,7 @@ BOXES = [((0, 0, 427, 640), (224, 224)), ((13, 57, 300, 401), (224, 224)), ((100
 
 @pytest.mark.parametrize(("box", "size"), BOXES)
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-def test_crop_and_resize_are_those_of_pil(photo, form, box, size):
+def test_resized_crops_match_those_of_pil(photo, form, box, size):
     options = {"quality": 90} if form != "PNG" else {}
     data = encoded(photo, form, **options)
     top, left, height, width = box
@@ -60,7 +60,7 @@ def test_crop_and_resize_are_those_of_pil(photo, form, box, size):
     assert difference(found, expected) < 0.05 and np.abs(found.astype(int) - expected).max() <= 2
 
 
-def test_a_box_of_the_right_size_is_not_resampled(photo):
+def test_crop_of_the_output_size_is_not_resampled(photo):
     found = decode(encoded(photo), (11, 22, 64, 48), (64, 48), 3)
     np.testing.assert_array_equal(found.permute(1, 2, 0).numpy(), np.asarray(photo)[11:75, 22:70])
 
@@ -77,7 +77,7 @@ def test_exif_rotated_images_come_out_upright(real_images, orientation):
     assert difference(decode(data, box, (60, 90), 3).numpy(), decode(upright, box, (60, 90), 3).numpy()) < 4
 
 
-def test_exif_in_a_png_counts_too(photo):
+def test_exif_rotated_png_comes_out_upright(photo):
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encoded(photo, exif=exif)
@@ -85,7 +85,7 @@ def test_exif_in_a_png_counts_too(photo):
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
-def test_grey_and_colour_become_what_is_asked_for(photo, form):
+def test_grey_and_colour_images_convert_to_one_or_three_channels(photo, form):
     grey = photo.convert("L")
     assert difference(whole(encoded(grey, form), 1), whole(encoded(grey, form), 3)[..., :1]) == 0
     colour = whole(encoded(grey, form), 3)
@@ -94,7 +94,7 @@ def test_grey_and_colour_become_what_is_asked_for(photo, form):
     assert difference(whole(data, 1), Image.open(io.BytesIO(data)).convert("L")) < 0.6
 
 
-def test_alpha_is_dropped(photo):
+def test_alpha_channel_is_dropped(photo):
     rgba = photo.convert("RGBA")
     rgba.putalpha(Image.linear_gradient("L").resize(photo.size))
     np.testing.assert_array_equal(whole(encoded(rgba)), np.asarray(photo))
@@ -103,7 +103,7 @@ def test_alpha_is_dropped(photo):
     np.testing.assert_array_equal(whole(encoded(la), 1)[..., 0], np.asarray(grey))
 
 
-def test_palettes_and_bitmaps(photo):
+def test_palette_and_bitmap_images_decode_as_in_pil(photo):
     palette = photo.quantize(64)
     np.testing.assert_array_equal(whole(encoded(palette)), np.asarray(palette.convert("RGB")))
     np.testing.assert_array_equal(whole(encoded(palette, transparency=bytes([128] * 64))), palette.convert("RGB"))
@@ -119,14 +119,14 @@ def test_cmyk_jpegs_keep_their_colours(photo):
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])
-def test_sixteen_bits_are_scaled(form):
+def test_16_bit_images_are_scaled_to_8_bits(form):
     values = np.linspace(0, 65535, 64 * 32).astype(np.uint16).reshape(32, 64)
     data = encoded(Image.fromarray(values), form)
     assert difference(whole(data, 1), np.round(values / 257)) == 0
     assert difference(whole(data, 3)[..., 1:2], np.round(values / 257)) == 0
 
 
-def test_progressive_jpegs(photo):
+def test_progressive_jpeg_decodes_as_in_pil(photo):
     data = encoded(photo, "JPEG", quality=90, progressive=True)
     np.testing.assert_array_equal(whole(data), np.asarray(Image.open(io.BytesIO(data))))
 
@@ -138,7 +138,7 @@ def test_jpegs_with_harmless_damage_are_decoded(photo):
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_a_truncated_image_is_refused(photo, form):
+def test_truncated_image_raises_data_error(photo, form):
     data = encoded(photo, form)
     for length in (len(data) // 2, len(data) // 3, 40):
         with pytest.raises(DataError):
@@ -146,12 +146,12 @@ def test_a_truncated_image_is_refused(photo, form):
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"no image", bytes(1000)])
-def test_what_is_no_image_is_refused(data):
+def test_bytes_that_are_no_image_raise_data_error(data):
     with pytest.raises(DataError, match="bytes are"):
         image_size(data)
 
 
-def test_an_absurdly_large_header_is_refused(photo):
+def test_image_above_the_pixel_limit_raises_data_error(photo):
     data = bytearray(encoded(photo, "JPEG"))
     at = data.index(b"\xff\xc0") + 5
     data[at : at + 4] = b"\xff\xff\xff\xff"
@@ -163,7 +163,7 @@ def test_an_absurdly_large_header_is_refused(photo):
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(0, 2**32))
-def test_random_boxes_lie_inside_and_have_the_area_and_aspect_asked_for(height, width, seed):
+def test_random_crop_lies_inside_the_image_with_area_and_aspect_in_range(height, width, seed):
     u = np.random.default_rng(seed).random(DRAWS).tolist()
     top, left, h, w = random_resized_crop(height, width, u, (0.2, 1.0))
     assert 0 <= top <= top + h <= height and 0 <= left <= left + w <= width and h > 0 and w > 0
@@ -171,7 +171,7 @@ def test_random_boxes_lie_inside_and_have_the_area_and_aspect_asked_for(height, 
         assert 0.19 < h * w / (height * width) <= 1 and 0.74 < w / h < 1.36
 
 
-def test_random_boxes_are_distributed_as_torchvisions():
+def test_random_crops_have_the_distribution_of_torchvision():
     from torchvision.transforms import RandomResizedCrop
 
     torch.manual_seed(0)
@@ -184,12 +184,12 @@ def test_random_boxes_are_distributed_as_torchvisions():
     assert abs(np.mean([flipped(u) for u in draws]) - 0.5) < 0.03
 
 
-def test_an_extreme_image_falls_back_to_its_centre():
+def test_random_crop_of_an_extreme_aspect_falls_back_to_the_centre():
     assert random_resized_crop(10, 1000, [0.99] * DRAWS) == (0, 493, 10, 13)
     assert random_resized_crop(1000, 12, [0.99] * DRAWS) == (492, 0, 16, 12)
 
 
-def test_centre_crops_keep_the_aspect_of_the_result():
+def test_centre_crop_has_the_aspect_of_the_output():
     assert centre_crop(375, 500, (224, 224)) == (0, 62, 375, 375)
     assert centre_crop(400, 400, (224, 224), keep=0.875) == (25, 25, 350, 350)
     assert centre_crop(375, 500, (100, 200)) == (62, 0, 250, 500)

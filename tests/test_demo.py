@@ -76,7 +76,7 @@ def turned(file: Path) -> Path:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_photograph_is_the_same_in_whatever_form_it_comes(channels: int, tmp_path: Path) -> None:
+def test_photograph_reads_the_same_from_each_file_format(channels: int, tmp_path: Path) -> None:
     model = config(in_channels=channels)
     expected = seen(fit_to_model(CAT.convert("L") if channels == 1 else CAT, model))
     assert expected.shape == (48, 96, channels)
@@ -100,7 +100,7 @@ def test_a_photograph_is_the_same_in_whatever_form_it_comes(channels: int, tmp_p
 
 
 @pytest.mark.parametrize("shape", [(20, 2000), (2000, 20), (1, 1)])
-def test_a_photograph_of_any_shape_gives_its_centre(shape: tuple[int, int]) -> None:
+def test_photograph_of_extreme_shape_is_fitted_to_the_model(shape: tuple[int, int]) -> None:
     assert fit_to_model(Image.new("RGB", shape, "red"), config()).flatten(2).float().mean(2).tolist() == [[255, 0, 0]]
 
 
@@ -114,7 +114,7 @@ def broken(tmp_path: Path) -> list[tuple[Path, str]]:
     return [*found, (real, "real.tiff holds real numbers")]
 
 
-def test_a_file_that_is_no_photograph_is_one_sentence(tmp_path: Path) -> None:
+def test_unreadable_photograph_raises_one_line_config_error(tmp_path: Path) -> None:
     for file, said in broken(tmp_path):
         with pytest.raises(mae.ConfigError, match=said) as raised:
             read_photograph(file)
@@ -126,7 +126,9 @@ def random_model(tmp_path: Path, **fields: Any) -> DemoModel:
 
 
 @pytest.mark.parametrize("fields", [{}, {"image_size": (32, 64)}, {"in_channels": 1}, {"norm_pix": False}])
-def test_visible_patches_stay_and_the_loss_is_that_of_the_model(fields: dict[str, Any], tmp_path: Path) -> None:
+def test_reconstruction_keeps_visible_patches_and_has_the_loss_of_the_model(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
     model = random_model(tmp_path, **fields)
     photo, mask = fit_to_model(CAT, model.config), draw_mask(model.config, 0.6, "random", 1)
     painted = model.reconstruct(photo, mask)
@@ -140,7 +142,7 @@ def test_visible_patches_stay_and_the_loss_is_that_of_the_model(fields: dict[str
     assert painted.loss == float(model.encoder(model.images(photo), mask=mask[None]).loss.detach())
 
 
-def test_a_mask_follows_from_the_seed_and_hides_what_the_slider_says() -> None:
+def test_mask_is_determined_by_the_seed_and_never_hides_all_or_no_patches() -> None:
     model = mae.MAEConfig(image_size=(64, 96), patch_size=16)  # 24 patches
     for kind in ("random", "block", "grid"):
         masks = [draw_mask(model, 0.7, kind, seed) for seed in (3, 3, 4)]
@@ -150,7 +152,7 @@ def test_a_mask_follows_from_the_seed_and_hides_what_the_slider_says() -> None:
     assert max_mask_percent(model) == 95
 
 
-def test_attention_is_that_of_the_chosen_patch(tmp_path: Path) -> None:
+def test_attention_map_is_that_of_the_chosen_patch(tmp_path: Path) -> None:
     for class_token in (True, False):
         model = random_model(tmp_path, class_token=class_token, image_size=(32, 64))
         photo = fit_to_model(CAT, model.config)
@@ -160,7 +162,7 @@ def test_attention_is_that_of_the_chosen_patch(tmp_path: Path) -> None:
             torch.testing.assert_close(model.attention(photo, 5, block).flatten(), expected.detach())
 
 
-def test_the_nearest_neighbour_of_a_training_image_is_itself(real_run: Path) -> None:
+def test_nearest_neighbour_of_a_training_image_is_itself(real_run: Path) -> None:
     model = open_model(real_run)
     gallery = open_gallery(model)
     assert gallery is not None and len(gallery.thumbnails) == 300
@@ -173,7 +175,7 @@ def test_the_nearest_neighbour_of_a_training_image_is_itself(real_run: Path) -> 
         assert all(0 <= one.label <= 9 for one in nearest)
 
 
-def test_features_of_other_weights_are_not_used(real_run: Path, tmp_path: Path) -> None:
+def test_gallery_of_other_weights_is_not_used(real_run: Path, tmp_path: Path) -> None:
     _, path = own_checkpoint(tmp_path)
     shutil.copytree(real_run / "eval", tmp_path / "eval")
     model = open_model(path)
@@ -182,7 +184,7 @@ def test_features_of_other_weights_are_not_used(real_run: Path, tmp_path: Path) 
     assert f"python eval.py checkpoint={path} probe=neighbours" in shown
 
 
-def test_an_encoder_without_a_decoder_has_attention_only(tmp_path: Path) -> None:
+def test_demo_of_an_encoder_shows_attention_without_reconstruction(tmp_path: Path) -> None:
     encoder = mae.Encoder(mae.MAEConfig(image_size=32, patch_size=8, width=192, depth=2, num_heads=3))
     torch.save({"model": encoder.state_dict()}, tmp_path / "encoder.pth")
     model = open_model(tmp_path / "encoder.pth")
@@ -192,7 +194,7 @@ def test_an_encoder_without_a_decoder_has_attention_only(tmp_path: Path) -> None
     assert "row 1, column 3 in block 2" in views.attention(photo, 2, 1)[1]
 
 
-def test_what_a_path_is_called_becomes_no_markup(tmp_path: Path) -> None:
+def test_markup_in_a_path_is_escaped(tmp_path: Path) -> None:
     folder = tmp_path / "<b>&\"'"
     folder.mkdir()
     model = random_model(folder)
@@ -200,7 +202,9 @@ def test_what_a_path_is_called_becomes_no_markup(tmp_path: Path) -> None:
     assert "<b>" not in shown and "&lt;b&gt;" in shown
 
 
-def test_what_cannot_be_shown_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_command_with_wrong_arguments_prints_one_error_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("gradio", reason="needs pip install -e '.[demo]'")
     _, thirteen = own_checkpoint(tmp_path, in_channels=13)
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -216,7 +220,7 @@ def test_what_cannot_be_shown_is_one_sentence(tmp_path: Path, capsys: pytest.Cap
             assert error.startswith("error: ") and said in error and error.count("\n") == 1
 
 
-def test_without_gradio_the_command_says_what_to_install(
+def test_demo_command_without_gradio_names_the_package_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
@@ -224,7 +228,7 @@ def test_without_gradio_the_command_says_what_to_install(
     assert "pip install -e '.[demo]'" in capsys.readouterr().err
 
 
-def test_the_command_says_where_it_answers_and_leaves_nothing_behind(real_run: Path, tmp_path: Path) -> None:
+def test_demo_command_prints_its_address_and_removes_its_uploads(real_run: Path, tmp_path: Path) -> None:
     httpx = pytest.importorskip("httpx", reason="comes with gradio")
     process = start([sys.executable, "-m", "mae.demo", str(real_run), "--port", "0"], TMPDIR=str(tmp_path))
     assert process.stdout is not None
@@ -342,7 +346,7 @@ def check_reconstruction(page: Any) -> float:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # gradio's own use of pandas
-def test_the_page_is_used_from_the_photograph_to_its_neighbours(
+def test_demo_page_answers_each_control_from_upload_to_neighbours(
     browser: Any, address: str, real_run: Path, tmp_path: Path
 ) -> None:
     with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
@@ -407,7 +411,7 @@ def test_the_page_is_used_from_the_photograph_to_its_neighbours(
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # gradio's own use of pandas
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_fits_a_phone(browser: Any, scheme: str, address: str) -> None:
+def test_demo_page_fits_a_phone_in_light_and_dark(browser: Any, scheme: str, address: str) -> None:
     phone = {"viewport": {"width": 390, "height": 800}, "color_scheme": scheme, "has_touch": True}
     with browser.new_context(**phone) as context:
         page, complaints = opened(context, address)

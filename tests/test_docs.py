@@ -29,7 +29,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_site_asks_no_server_for_anything(site: Path) -> None:
+def test_documentation_site_loads_nothing_from_a_server(site: Path) -> None:
     for page in site.rglob("*.html"):
         loaded = re.findall(
             r'<(?:script|img|iframe|link rel="stylesheet")[^>]*? (?:src|href)="([^"]+)"', page.read_text()
@@ -38,7 +38,7 @@ def test_the_site_asks_no_server_for_anything(site: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_site_is_read_from_disk_at_any_width(width: int, browser: Any, site: Path) -> None:
+def test_documentation_site_works_from_disk_at_desktop_and_phone_width(width: int, browser: Any, site: Path) -> None:
     complaints: list[str] = []
     with browser.new_context(viewport={"width": width, "height": 900}, offline=True) as context:
         page = context.new_page()
@@ -61,7 +61,7 @@ def test_tables_of_shapes_keep_their_columns(site: Path) -> None:
     assert "images  [B, C, H, W]  normalised\nnoise   [B, N]        uniform\n" in shown
 
 
-def test_docstrings_become_markdown_that_shows_what_they_say() -> None:
+def test_docstring_converts_to_escaped_markdown_and_fenced_tables() -> None:
     table = ["sizes   [S]  samples", "lanes        sequences", "    and more"]
     text = "\n".join(["Patches [B, n] of *all*, in `step-*.ckpt`.", "", *table, "", "End."])
     prose, fenced, end = markdown(text).split("\n\n")
@@ -92,7 +92,7 @@ def test_names_that_link_to_a_source_file_are_defined_there(page: Path) -> None:
             scope = inside[0]
 
 
-def test_every_refusal_is_among_the_messages_or_hands_another_one_on() -> None:
+def test_raised_errors_are_listed_as_messages_or_pass_another_one_on() -> None:
     listed = {(message.file, message.line) for message in SAID if message.text}
     handed_on = re.compile(r"error\b|reason")
     for file in sources(ROOT):
@@ -102,7 +102,7 @@ def test_every_refusal_is_among_the_messages_or_hands_another_one_on() -> None:
                 assert place in listed or handed_on.search(given), (place, given)
 
 
-def test_every_sentence_of_troubleshooting_is_one_that_the_programs_say() -> None:
+def test_messages_quoted_in_troubleshooting_exist_in_the_source() -> None:
     said = [message.text for message in SAID]
     quoted = [row[0].strip("`") for row in rows(ROOT / "docs" / "troubleshooting.md") if row[0].startswith("`")]
     assert len(quoted) > 25
@@ -111,7 +111,7 @@ def test_every_sentence_of_troubleshooting_is_one_that_the_programs_say() -> Non
         assert any(re.fullmatch(pattern, text, re.DOTALL) for text in said), sentence
 
 
-def test_every_recipe_is_in_the_table_of_recipes_with_its_state() -> None:
+def test_table_of_recipes_lists_each_recipe_with_its_state() -> None:
     table = {name: row for row in rows(ROOT / "docs" / "recipes.md") for name in re.findall(r"`(\w+)`", row[0])}
     for file in (ROOT / "conf" / "experiment").glob("*.yaml"):
         row, head = table[file.stem], " ".join(line for line in file.read_text().splitlines() if line.startswith("#"))

@@ -47,11 +47,11 @@ SHORT = ["epochs=1", "max_steps=2", "global_batch=8", "micro_batch=4", "val_ever
 
 
 @pytest.mark.parametrize("command", ALL, ids=[command.place for command in ALL])
-def test_the_programs_accept_it(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documented_command_is_accepted_by_its_program(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     check(command.words, command.needs, monkeypatch)
 
 
-def test_the_pages_hold_commands_and_what_is_not_run_says_why() -> None:
+def test_most_documented_commands_are_run_and_launchers_say_what_they_need() -> None:
     assert len(ALL) > 50
     assert all(command.needs for command in ALL if command.words[0] in ("torchrun", "srun", "sbatch", "kubectl"))
     assert sum(not command.needs for command in ALL) > len(ALL) / 2
@@ -169,7 +169,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
-def test_the_commands_of_a_page_run_in_their_order(page: Path, checkout: Path, tmp_path: Path) -> None:
+def test_commands_of_a_page_run_in_their_order(page: Path, checkout: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(checkout, tmp_path / "checkout", symlinks=True))
     for command in commands(page):
         if command.words[0] == "make":

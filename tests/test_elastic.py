@@ -1,4 +1,4 @@
-"""A run that is killed on two ranks and goes on with one, and then with three, sees what an undisturbed one sees."""
+"""A run that is killed on two ranks and goes on with one, and then with three, sees what an uninterrupted one sees."""
 
 import contextlib
 import json
@@ -46,7 +46,7 @@ def kill_all(process: Process) -> None:
     finish(process, None)
 
 
-def test_two_ranks_killed_then_one_then_three(tmp_path: Path, built_in: Path) -> None:
+def test_resume_on_two_one_three_ranks_sees_the_same_samples_and_masks(tmp_path: Path, built_in: Path) -> None:
     finish(start(words(tmp_path / "whole.jsonl", tmp_path, built_in, "whole", 48, ranks=1)))
     whole = seen(tmp_path / "whole.jsonl")
     assert len(whole) == STEPS * 48 and len({(step, key) for step, key, _, _ in whole}) == len(whole)

@@ -71,7 +71,7 @@ def suite(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_pooling_leaves_the_class_token_out_or_takes_it_alone() -> None:
+def test_pooling_averages_the_patches_or_takes_the_class_token() -> None:
     latent = torch.arange(12, dtype=torch.float32).view(1, 4, 3)
     assert describe(latent, True, "patches").tolist() == [[6, 7, 8]]
     assert describe(latent, False, "patches").tolist() == [[4.5, 5.5, 6.5]]
@@ -79,7 +79,7 @@ def test_pooling_leaves_the_class_token_out_or_takes_it_alone() -> None:
     assert describe(latent, True, "tokens").tolist() == [[[3, 4, 5], [6, 7, 8], [9, 10, 11]]]
 
 
-def test_a_run_is_evaluated_and_summarised_from_the_command_line(trained: Path) -> None:
+def test_eval_and_summary_commands_print_the_scores_of_a_run(trained: Path) -> None:
     command = [sys.executable, "eval.py", f"checkpoint={trained}", *SMALL, *SUITE]
     done = completed(command)
     assert done.returncode == 0, done.stderr
@@ -93,7 +93,7 @@ def test_a_run_is_evaluated_and_summarised_from_the_command_line(trained: Path) 
     assert done.returncode == 0 and "knn accuracy" in done.stdout and "step-00000004.ckpt" in done.stdout
 
 
-def test_a_suite_has_everything_in_one_table_one_file_and_one_figure(suite: Path, trained: Path) -> None:
+def test_suite_writes_its_probes_to_one_file_with_their_figures(suite: Path, trained: Path) -> None:
     found = numbers(suite)
     assert list(found) == ["knn", "linear", "attentive", "reconstruct"]
     assert found["knn"]["train_images"] == 300 and found["attentive"]["test_images"] == 100
@@ -113,7 +113,9 @@ def test_a_suite_has_everything_in_one_table_one_file_and_one_figure(suite: Path
             assert min(image.size) > 100
 
 
-def test_the_loss_at_the_ratio_of_the_run_is_that_of_the_model(suite: Path, trained: Path, built_in: Path) -> None:
+def test_reconstruction_loss_at_the_ratio_of_the_run_equals_that_of_the_model(
+    suite: Path, trained: Path, built_in: Path
+) -> None:
     model = mae.load(trained)
     assert isinstance(model, MaskedAutoencoder)
     stored = OmegaConf.to_container(OmegaConf.load(trained / "config.yaml"))
@@ -125,7 +127,7 @@ def test_the_loss_at_the_ratio_of_the_run_is_that_of_the_model(suite: Path, trai
     assert numbers(suite)["reconstruct"]["trained"]["loss"]["0.75"] == pytest.approx(float(loss), rel=0.01)  # bf16
 
 
-def test_kept_features_give_the_same_numbers_and_other_weights_are_extracted(
+def test_cached_features_are_reused_and_other_weights_extracted_again(
     suite: Path, trained: Path, tmp_path: Path
 ) -> None:
     out = shutil.copytree(suite, tmp_path / "out")
@@ -141,7 +143,9 @@ def test_kept_features_give_the_same_numbers_and_other_weights_are_extracted(
     assert numbers(out)["knn"]["untrained"] != numbers(suite)["knn"]["untrained"]
 
 
-def test_two_ranks_see_every_sample_once_and_find_what_one_finds(suite: Path, trained: Path, tmp_path: Path) -> None:
+def test_eval_on_two_ranks_finds_the_features_and_scores_of_one_rank(
+    suite: Path, trained: Path, tmp_path: Path
+) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run([*launcher, "eval.py", f"checkpoint={trained}", *SMALL, *SUITE, f"out={tmp_path}"])
     kept, expected = (sorted((out / "features").iterdir()) for out in (tmp_path, suite))
@@ -156,7 +160,7 @@ def test_two_ranks_see_every_sample_once_and_find_what_one_finds(suite: Path, tr
             assert got == pytest.approx(wanted, abs=2 / 359)
 
 
-def test_the_linear_probe_of_the_paper_sees_augmented_images(trained: Path, tmp_path: Path) -> None:
+def test_lars_linear_probe_trains_on_augmented_views(trained: Path, tmp_path: Path) -> None:
     overrides = ("probe=linear", "probe.fit=lars", "probe.train_images=200", "probe.lars.views=2")
     few = ("probe.lars.base_lr=500", "probe.lars.epochs=30", "probe.lars.batch=50", "probe.lars.warmup_epochs=1")
     evaluate(settings(trained, *overrides, *few, f"out={tmp_path}"), ALONE)
@@ -179,13 +183,13 @@ def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "shards"
 
 
-def test_a_suite_without_labels_reconstructs(trained: Path, unlabelled: Path, tmp_path: Path, capsys) -> None:
+def test_suite_without_labels_runs_reconstruction_only(trained: Path, unlabelled: Path, tmp_path: Path, capsys) -> None:
     evaluate(settings(trained, *SUITE, f"data.path={unlabelled}", f"out={tmp_path}"), ALONE)
     assert list(numbers(tmp_path)) == ["reconstruct"]
     assert "left out: knn needs labels" in capsys.readouterr().out
 
 
-def test_images_are_kept_for_the_demo_with_and_without_labels(
+def test_neighbours_probe_keeps_features_and_thumbnails_with_and_without_labels(
     trained: Path, unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for part, overrides, count in (("all", (), 1438), ("none", (f"data.path={unlabelled}",), 12)):
@@ -200,7 +204,7 @@ def test_images_are_kept_for_the_demo_with_and_without_labels(
         evaluate(settings(trained, "probe=neighbours", "cache_gb=0", f"out={tmp_path}"), ALONE)
 
 
-def test_thumbnails_are_small_copies() -> None:
+def test_thumbnails_keep_the_aspect_and_mean_of_their_images() -> None:
     images = torch.rand(2, 3, 96, 160)
     small = thumbnails(images)
     assert small.dtype == torch.uint8 and small.shape == (2, 3, 38, 64)
@@ -208,7 +212,7 @@ def test_thumbnails_are_small_copies() -> None:
     assert torch.equal(thumbnails(images[..., :40, :40]), (images[..., :40, :40] * 255).round().byte())
 
 
-def test_what_does_not_fit_is_said_before_anything_is_extracted(
+def test_probe_that_does_not_fit_raises_config_error_before_extraction(
     trained: Path, unlabelled: Path, built_in: Path, tmp_path: Path
 ) -> None:
     encoder = mae.MAEConfig(image_size=32, patch_size=8, width=192, depth=1, num_heads=3)

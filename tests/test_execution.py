@@ -35,13 +35,13 @@ def step(model: mae.MaskedAutoencoder, dtype: torch.dtype) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("recompute", ["attention", "all", 1, 2])
-def test_recomputing_gives_the_same_gradients_bit_for_bit(recompute: str | int, dtype: torch.dtype) -> None:
+def test_activation_checkpointing_gives_bit_equal_gradients(recompute: str | int, dtype: torch.dtype) -> None:
     expected, got = step(prepared(), dtype), step(prepared(recompute=recompute), dtype)
     assert expected.keys() == got.keys() and len(got) > 40
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
-def test_recomputing_keeps_a_small_part_of_the_activations_of_vit_large() -> None:
+def test_activation_checkpointing_keeps_under_15_percent_of_vit_large_activations() -> None:
     whole = saved_per_image(LARGE, "none")
     assert saved_per_image(LARGE, "all") < 0.15 * whole
     assert saved_per_image(LARGE, "all") < saved_per_image(LARGE, "2") < saved_per_image(LARGE, "attention") < whole
@@ -50,7 +50,7 @@ def test_recomputing_keeps_a_small_part_of_the_activations_of_vit_large() -> Non
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, while it traces
 @pytest.mark.parametrize("recompute", ["none", "all"])
-def test_compiled_blocks_compute_the_same_and_are_compiled_once(recompute: str) -> None:
+def test_compiled_blocks_give_close_gradients_and_compile_once(recompute: str) -> None:
     from torch._dynamo.utils import counters
 
     torch.compiler.reset()
@@ -69,6 +69,6 @@ def test_compiled_blocks_compute_the_same_and_are_compiled_once(recompute: str) 
 
 
 @pytest.mark.parametrize("value", ["every", 0, -1])
-def test_an_unknown_recompute_is_refused(value: str | int) -> None:
+def test_unknown_recompute_raises_validation_error(value: str | int) -> None:
     with pytest.raises(ValidationError, match="is none of none, attention, all or a number of blocks"):
         BlocksConfig(recompute=value)

@@ -49,13 +49,13 @@ def compose(*overrides: str) -> TrainConfig:
         return read_settings(hydra.compose("train", overrides=list(overrides)))
 
 
-def test_all_the_recipes_are_there() -> None:
+def test_recipe_folder_holds_the_expected_experiments() -> None:
     expected = {"digits_tiny", "cifar10_tiny", "imagenet_base", "imagenet_large", "imagenet_huge", "imagenet_huge14"}
     assert expected | {"sa1b_huge"} <= set(EXPERIMENTS)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_a_recipe_builds_at_its_full_size(experiment: str) -> None:
+def test_recipe_builds_at_its_full_size(experiment: str) -> None:
     config = compose(f"experiment={experiment}", "data.path=somewhere")
     with torch.device("meta"):
         model = mae.MaskedAutoencoder(config.model)
@@ -66,8 +66,7 @@ def test_a_recipe_builds_at_its_full_size(experiment: str) -> None:
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_a_recipe_has_the_last_word(experiment: str) -> None:
-    """Every value that an experiment states is the value that the run gets."""
+def test_values_stated_in_a_recipe_are_those_of_the_run(experiment: str) -> None:
     stated = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "experiment" / f"{experiment}.yaml"))
     assert isinstance(stated, dict)
     stated.pop("defaults")
@@ -88,7 +87,7 @@ def test_a_recipe_has_the_last_word(experiment: str) -> None:
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_a_recipe_runs_two_steps_at_reduced_size(experiment: str, tmp_path: Path, built_in: Path) -> None:
+def test_recipe_runs_two_steps_at_reduced_size(experiment: str, tmp_path: Path, built_in: Path) -> None:
     full = compose(f"experiment={experiment}", "data.path=somewhere")
     patch = full.model.patch_size
     reduced = [*REDUCED, f"model.image_size={4 * patch}"]

@@ -19,7 +19,7 @@ from tests.exports import own_checkpoint
 from tests.processes import completed
 
 
-def test_the_card_says_where_it_came_from_and_what_was_compared(tmp_path: Path) -> None:
+def test_export_card_names_source_config_checksum_and_comparison(tmp_path: Path) -> None:
     model, source = own_checkpoint(tmp_path)
     out = tmp_path / "out" / "encoder.safetensors"
     card = export(source, "timm", out)
@@ -34,7 +34,7 @@ def test_the_card_says_where_it_came_from_and_what_was_compared(tmp_path: Path) 
     assert stat.S_IMODE(out.stat().st_mode) == stat.S_IMODE(card.stat().st_mode)
 
 
-def test_an_export_that_is_another_function_is_refused_and_leaves_no_file(tmp_path: Path, monkeypatch) -> None:
+def test_export_that_computes_another_function_raises_and_leaves_no_file(tmp_path: Path, monkeypatch) -> None:
     _, source = own_checkpoint(tmp_path)
     arguments = timm_format.timm_arguments
     monkeypatch.setattr(timm_format, "timm_arguments", lambda config: arguments(config) | {"num_heads": 8})
@@ -43,7 +43,7 @@ def test_an_export_that_is_another_function_is_refused_and_leaves_no_file(tmp_pa
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_keys_that_the_peer_lacks_or_misses_are_named(tmp_path: Path, monkeypatch) -> None:
+def test_export_error_names_missing_and_left_over_keys(tmp_path: Path, monkeypatch) -> None:
     _, source = own_checkpoint(tmp_path)
     arguments = timm_format.timm_arguments
     monkeypatch.setattr(
@@ -53,7 +53,7 @@ def test_keys_that_the_peer_lacks_or_misses_are_named(tmp_path: Path, monkeypatc
         export(source, "timm", tmp_path / "encoder.safetensors")
 
 
-def test_an_answer_that_is_no_number_is_a_difference(tmp_path: Path, monkeypatch) -> None:
+def test_nan_in_the_comparison_raises_checkpoint_error(tmp_path: Path, monkeypatch) -> None:
     _, source = own_checkpoint(tmp_path)
     nothing, equal = Comparison(torch.tensor([torch.nan]), torch.ones(1)), Comparison(torch.ones(1), torch.ones(1))
     fmt = dataclasses.replace(FORMATS["timm"], compare=lambda *_: [equal, nothing])
@@ -62,7 +62,7 @@ def test_an_answer_that_is_no_number_is_a_difference(tmp_path: Path, monkeypatch
         export(source, "timm", tmp_path / "encoder.safetensors")
 
 
-def test_without_the_peer_the_card_does_not_say_verified(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_export_without_the_peer_library_is_marked_unverified(tmp_path: Path, monkeypatch, capsys) -> None:
     _, source = own_checkpoint(tmp_path)
     monkeypatch.setattr("mae.export.verify.find_spec", lambda name: None)
     card = json.loads(export(source, "hf-vit", tmp_path / "vit").read_text())
@@ -74,7 +74,7 @@ def test_without_the_peer_the_card_does_not_say_verified(tmp_path: Path, monkeyp
     assert "only names and shapes were checked" in capsys.readouterr().out
 
 
-def test_an_existing_export_is_replaced_only_when_told_and_nothing_else_ever(tmp_path: Path) -> None:
+def test_overwrite_replaces_an_export_and_never_other_files(tmp_path: Path) -> None:
     _, source = own_checkpoint(tmp_path)
     for to, out in (("timm", tmp_path / "encoder.safetensors"), ("timm-folder", tmp_path / "folder")):
         export(source, to, out)
@@ -109,21 +109,21 @@ def test_an_existing_export_is_replaced_only_when_told_and_nothing_else_ever(tmp
         ("detectron2", {"image_size": (32, 48)}, "only models with square images"),
     ],
 )
-def test_what_a_format_has_no_place_for_is_refused_in_one_sentence(tmp_path: Path, to, fields, reason) -> None:
+def test_export_of_an_unsupported_architecture_raises_config_error(tmp_path: Path, to, fields, reason) -> None:
     _, source = own_checkpoint(tmp_path, **fields)
     with pytest.raises(mae.ConfigError, match=reason):
         export(source, to, tmp_path / "out" / f"export{FORMATS[to].suffix}")
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_an_encoder_alone_is_no_autoencoder(tmp_path: Path) -> None:
+def test_export_of_an_encoder_as_autoencoder_raises_config_error(tmp_path: Path) -> None:
     _, source = own_checkpoint(tmp_path)
     export(source, "hf-vit", tmp_path / "vit")
     with pytest.raises(mae.ConfigError, match="holds no decoder"):
         export(tmp_path / "vit", "hf-vitmae", tmp_path / "vitmae")
 
 
-def test_from_the_command_line(tmp_path: Path, capsys) -> None:
+def test_export_command_exports_reports_errors_and_lists_formats(tmp_path: Path, capsys) -> None:
     _, source = own_checkpoint(tmp_path)
     to = [str(source), "--to", "timm", "--out"]
     command = [sys.executable, "-m", "mae.export", *to, str(tmp_path / "encoder.safetensors")]

@@ -32,7 +32,7 @@ def _no_gradients():
         yield
 
 
-def equal(one: mae.Encoder, other: mae.Encoder) -> bool:
+def weights_equal(one: mae.Encoder, other: mae.Encoder) -> bool:
     a, b = one.state_dict(), other.state_dict()
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
@@ -52,7 +52,7 @@ def named(fields: dict) -> str:
 
 
 @pytest.mark.parametrize("fields", VARIANTS, ids=named)
-def test_timms_vision_transformer(tmp_path: Path, fields) -> None:
+def test_timm_export_gives_the_same_features_in_timm(tmp_path: Path, fields) -> None:
     model, source = own_checkpoint(tmp_path, **fields)
     card = json.loads(export(source, "timm", tmp_path / "encoder.safetensors").read_text())
     theirs = VisionTransformer(**card["load"]["arguments"], norm_layer=LayerNorm).eval()
@@ -65,7 +65,7 @@ def test_timms_vision_transformer(tmp_path: Path, fields) -> None:
 
 
 @pytest.mark.parametrize("fields", VARIANTS, ids=named)
-def test_timms_create_model_from_a_folder(tmp_path: Path, fields) -> None:
+def test_timm_folder_export_loads_by_create_model_with_the_same_features(tmp_path: Path, fields) -> None:
     model, source = own_checkpoint(tmp_path, **fields)
     export(source, "timm-folder", tmp_path / "folder")
     theirs = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).eval()
@@ -79,7 +79,7 @@ def test_timms_create_model_from_a_folder(tmp_path: Path, fields) -> None:
     assert torch.equal(back.encode(images), model.encode(images))
 
 
-def test_timms_own_vit_of_the_same_size_loads_it_strictly(tmp_path: Path) -> None:
+def test_timm_export_loads_strictly_into_timms_own_vit(tmp_path: Path) -> None:
     model, source = own_checkpoint(tmp_path, image_size=224, patch_size=16, width=192, depth=12, num_heads=3)
     export(source, "timm", tmp_path / "encoder.safetensors")
     theirs = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
@@ -91,7 +91,7 @@ def test_timms_own_vit_of_the_same_size_loads_it_strictly(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "fields", [f for f in VARIANTS if f.get("class_token", True) and named(f) != "image_size"], ids=named
 )
-def test_vitmae_of_transformers(tmp_path: Path, fields) -> None:
+def test_hf_vitmae_export_gives_the_same_loss_and_predictions(tmp_path: Path, fields) -> None:
     model, source = own_checkpoint(tmp_path, **fields)
     export(source, "hf-vitmae", tmp_path / "vitmae")
     theirs = transformers.ViTMAEForPreTraining.from_pretrained(tmp_path / "vitmae").eval()
@@ -100,11 +100,11 @@ def test_vitmae_of_transformers(tmp_path: Path, fields) -> None:
     close(expected.loss, out.loss)
     close(expected.logits[expected.mask.bool()], out.pred.flatten(0, 1))
     back = mae.load(tmp_path / "vitmae")
-    assert back.config == model.config and equal(back, model)
+    assert back.config == model.config and weights_equal(back, model)
 
 
 @pytest.mark.parametrize("fields", [f for f in VARIANTS if f.get("class_token", True)], ids=named)
-def test_vit_of_transformers(tmp_path: Path, fields) -> None:
+def test_hf_vit_export_gives_the_same_features(tmp_path: Path, fields) -> None:
     model, source = own_checkpoint(tmp_path, **fields)
     export(source, "hf-vit", tmp_path / "vit")
     theirs = transformers.ViTModel.from_pretrained(tmp_path / "vit", add_pooling_layer=False).eval()
@@ -114,7 +114,7 @@ def test_vit_of_transformers(tmp_path: Path, fields) -> None:
     assert type(back) is mae.Encoder and torch.equal(back.encode(images), model.encode(images))
 
 
-def test_the_image_processor_of_transformers_sees_the_scale_of_the_run(tmp_path: Path) -> None:
+def test_hf_image_processor_has_the_mean_and_std_of_the_run(tmp_path: Path) -> None:
     _, source = own_checkpoint(tmp_path)
     for to in ("hf-vit", "hf-vitmae"):
         export(source, to, tmp_path / to)
@@ -127,7 +127,7 @@ def test_the_image_processor_of_transformers_sees_the_scale_of_the_run(tmp_path:
     assert card["pixels"]["mean"] == [0.3, 0.4, 0.5]
 
 
-def test_facebooks_file_and_back_is_bit_identical(tmp_path: Path) -> None:
+def test_facebook_export_exported_again_is_bit_identical(tmp_path: Path) -> None:
     model, source = own_checkpoint(tmp_path, width=192, num_heads=3, decoder_width=512, decoder_num_heads=16)
     export(source, "facebook", tmp_path / "first.pth")
     export(tmp_path / "first.pth", "facebook", tmp_path / "second.pth")
@@ -137,7 +137,7 @@ def test_facebooks_file_and_back_is_bit_identical(tmp_path: Path) -> None:
     assert all(torch.equal(first["model"][key], second["model"][key]) for key in first["model"])
 
 
-def test_the_published_code_s_encoder_loads_facebooks_file(tmp_path: Path) -> None:
+def test_facebook_export_of_an_encoder_loads_into_the_published_architecture(tmp_path: Path) -> None:
     model, source = own_checkpoint(tmp_path)
     export(source, "hf-vit", tmp_path / "vit")
     export(tmp_path / "vit", "facebook", tmp_path / "encoder.pth")  # an encoder stays one
@@ -148,7 +148,7 @@ def test_the_published_code_s_encoder_loads_facebooks_file(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", ["ViTMAEForPreTraining", "ViTModel"])
-def test_a_folder_of_transformers_and_back_is_bit_identical(tmp_path: Path, kind: str) -> None:
+def test_hf_folder_exported_to_its_own_format_is_bit_identical(tmp_path: Path, kind: str) -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
     sizes |= {"image_size": 32, "patch_size": 8}
@@ -172,7 +172,7 @@ def test_a_folder_of_transformers_and_back_is_bit_identical(tmp_path: Path, kind
         assert (back.config.mask_ratio, back.config.norm_pix_loss) == (0.6, True)
 
 
-def test_what_transformers_has_and_an_encoder_has_not_is_named(tmp_path: Path) -> None:
+def test_hf_pooler_without_counterpart_raises_checkpoint_error(tmp_path: Path) -> None:
     sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 256}
     transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=32, patch_size=8)).save_pretrained(
         tmp_path / "vit"
@@ -182,7 +182,7 @@ def test_what_transformers_has_and_an_encoder_has_not_is_named(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("fields", [{}, {"class_token": False}, {"in_channels": 5}], ids=named)
-def test_detectron2s_documented_names(tmp_path: Path, fields) -> None:
+def test_detectron2_export_has_the_documented_names_and_shapes(tmp_path: Path, fields) -> None:
     model, source = own_checkpoint(tmp_path, **fields)
     card = json.loads(export(source, "detectron2", tmp_path / "vitdet.pth").read_text())
     assert card["verification"]["compared_with"] is None
@@ -214,7 +214,7 @@ def test_detectron2s_documented_names(tmp_path: Path, fields) -> None:
 
 
 @pytest.mark.parametrize("fields", [{}, {"class_token": False, "image_size": (16, 40), "in_channels": 5}], ids=named)
-def test_onnxruntime_with_batches_of_any_size(tmp_path: Path, fields) -> None:
+def test_onnx_export_gives_the_same_features_at_each_batch_size(tmp_path: Path, fields) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     model, source = own_checkpoint(tmp_path, **fields)
     export(source, "onnx", tmp_path / "encoder.onnx")
@@ -237,7 +237,7 @@ def test_onnx_weights_above_the_limit_lie_in_a_file_of_their_own(tmp_path: Path,
     close(torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), model.encode(images))
 
 
-def test_a_torch_export_program_with_batches_of_any_size(tmp_path: Path) -> None:
+def test_pt2_export_gives_the_same_features_at_each_batch_size(tmp_path: Path) -> None:
     model, source = own_checkpoint(tmp_path)
     export(source, "pt2", tmp_path / "encoder.pt2")
     program = torch.export.load(tmp_path / "encoder.pt2").module()
@@ -247,7 +247,7 @@ def test_a_torch_export_program_with_batches_of_any_size(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("to", ["timm", "hf-vit", "facebook", "onnx"])
-def test_another_image_size_resizes_the_positions(tmp_path: Path, to: str) -> None:
+def test_export_at_another_image_size_resizes_positions_as_timm(tmp_path: Path, to: str) -> None:
     model, source = own_checkpoint(tmp_path, width=192, num_heads=3, decoder_width=512, decoder_num_heads=16)
     out = tmp_path / "out" / f"export{FORMATS[to].suffix}"
     card = json.loads(export(source, to, out, image_size=(48, 48)).read_text())
@@ -260,7 +260,7 @@ def test_another_image_size_resizes_the_positions(tmp_path: Path, to: str) -> No
         close(theirs.eval().forward_features(images), mae.load(out).encode(images))
 
 
-def test_a_decoder_is_not_resized(tmp_path: Path) -> None:
+def test_export_at_an_unsupported_image_size_raises_config_error(tmp_path: Path) -> None:
     _, source = own_checkpoint(tmp_path)
     with pytest.raises(mae.ConfigError, match="a decoder is not resized"):
         export(source, "hf-vitmae", tmp_path / "vitmae", image_size=(48, 48))
@@ -268,5 +268,5 @@ def test_a_decoder_is_not_resized(tmp_path: Path) -> None:
         export(source, "timm", tmp_path / "encoder.safetensors", image_size=(50, 50))
 
 
-def test_every_format_has_a_sentence() -> None:
+def test_each_format_has_a_short_description() -> None:
     assert all(fmt.sentence and len(fmt.sentence) < 120 for fmt in FORMATS.values())

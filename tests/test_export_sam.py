@@ -47,7 +47,7 @@ def embedding(to: str, out: Path, images: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("to", SAM_FORMATS)
-def test_a_sam_of_any_relative_positions_goes_to_every_format_and_back(tmp_path: Path, to: str) -> None:
+def test_sam_encoder_export_gives_the_same_embedding_and_loads_back(tmp_path: Path, to: str) -> None:
     encoder, source = small_sam(), tmp_path / "source.pth"
     torch.save(encoder.state_dict(), source)
     out = tmp_path / "out" / f"export{FORMATS[to].suffix}"
@@ -62,7 +62,7 @@ def test_a_sam_of_any_relative_positions_goes_to_every_format_and_back(tmp_path:
 
 
 @pytest.mark.parametrize("to", ["segment-anything", "hf-sam", "timm-sam"])
-def test_a_masked_autoencoder_becomes_a_sam_of_the_size_that_is_asked_for(tmp_path: Path, to: str) -> None:
+def test_masked_autoencoder_exports_as_sam_at_the_given_image_size(tmp_path: Path, to: str) -> None:
     _, source = own_checkpoint(tmp_path, depth=4, image_size=64, patch_size=16)
     out = tmp_path / "out" / f"export{FORMATS[to].suffix}"
     card = json.loads(export(source, to, out, image_size=(256, 256)).read_text())
@@ -72,7 +72,7 @@ def test_a_masked_autoencoder_becomes_a_sam_of_the_size_that_is_asked_for(tmp_pa
     assert embedding(to, out, images).shape == (1, 256, 16, 16)
 
 
-def test_the_size_is_1024_unless_told_and_the_fresh_neck_is_always_the_same(tmp_path: Path) -> None:
+def test_sam_export_defaults_to_size_1024_and_a_deterministic_neck(tmp_path: Path) -> None:
     _, source = own_checkpoint(tmp_path, depth=4, patch_size=16, image_size=64)
     states = []
     for seed in (1, 2):
@@ -84,7 +84,7 @@ def test_the_size_is_1024_unless_told_and_the_fresh_neck_is_always_the_same(tmp_
 
 
 @pytest.mark.parametrize("to", ["timm-sam", pytest.param("onnx-sam", marks=pytest.mark.slow)])
-def test_rectangles_and_five_channels_where_the_format_has_a_place(tmp_path: Path, to: str) -> None:
+def test_rectangular_five_channel_sam_exports_only_where_the_format_allows(tmp_path: Path, to: str) -> None:
     encoder, source = small_sam(image_size=(96, 160), in_channels=5), tmp_path / "source.pth"
     torch.save(encoder.state_dict(), source)
     out = tmp_path / "out" / f"export{FORMATS[to].suffix}"
@@ -96,7 +96,7 @@ def test_rectangles_and_five_channels_where_the_format_has_a_place(tmp_path: Pat
             export(source, square, tmp_path / f"square{FORMATS[square].suffix}")
 
 
-def test_timms_norms_have_sams_epsilon_and_not_timms(tmp_path: Path) -> None:
+def test_timm_sam_export_has_the_norm_epsilon_of_sam(tmp_path: Path) -> None:
     torch.save(small_sam().state_dict(), tmp_path / "source.pth")
     export(tmp_path / "source.pth", "timm-sam", tmp_path / "folder")
     theirs = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True)
@@ -104,7 +104,7 @@ def test_timms_norms_have_sams_epsilon_and_not_timms(tmp_path: Path) -> None:
     assert epsilons == {1e-6}
 
 
-def test_merged_into_a_whole_sam_it_loads_as_one(tmp_path: Path) -> None:
+def test_encoder_merged_into_a_sam_file_loads_strictly_in_segment_anything(tmp_path: Path) -> None:
     encoder, sam = small_sam(), whole_sam()
     torch.save(encoder.state_dict(), tmp_path / "source.pth")
     torch.save(sam.state_dict(), tmp_path / "sam.pth")
@@ -118,7 +118,7 @@ def test_merged_into_a_whole_sam_it_loads_as_one(tmp_path: Path) -> None:
     assert all(torch.equal(after[key], before[key]) for key in before if not key.startswith("image_encoder."))
 
 
-def test_merged_into_a_sam_model_of_transformers_it_loads_as_one(tmp_path: Path) -> None:
+def test_encoder_merged_into_a_hf_sam_folder_loads_in_transformers(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     encoder = small_sam()
     torch.save(encoder.state_dict(), tmp_path / "source.pth")
@@ -135,7 +135,7 @@ def test_merged_into_a_sam_model_of_transformers_it_loads_as_one(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_sam_b_at_1024_is_the_same_in_onnxruntime(tmp_path: Path) -> None:
+def test_onnx_export_of_sam_b_at_1024_differs_by_at_most_1e_4(tmp_path: Path) -> None:
     encoder = mae.SamEncoder(mae.SamConfig())
     for name, parameter in encoder.named_parameters():
         if parameter.ndim > 1 or name.endswith("bias"):
@@ -146,7 +146,7 @@ def test_sam_b_at_1024_is_the_same_in_onnxruntime(tmp_path: Path) -> None:
     assert card["verification"]["difference"] <= 1e-4
 
 
-def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
+def test_unsupported_sam_export_raises_config_error(tmp_path: Path) -> None:
     torch.save(small_sam().state_dict(), tmp_path / "sam.pth")
     with pytest.raises(mae.ConfigError, match="holds a SAM-style encoder"):
         export(tmp_path / "sam.pth", "hf-vit", tmp_path / "vit")

@@ -55,7 +55,7 @@ def finished(loader) -> list[dict]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_bad_sample_is_written_down_and_replaced_by_one_of_its_shard(shards, tmp_path, workers):
+def test_bad_sample_is_recorded_and_replaced_by_one_of_its_shard(shards, tmp_path, workers):
     data = module(shards, workers=workers, bad_samples=tmp_path / "bad.jsonl")
     before = finished(data.train_loader(lambda: 0))
     damage(data, 5, 6)
@@ -89,7 +89,7 @@ def test_replacements_do_not_depend_on_ranks_workers_and_micro_batches(shards):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("how", ["removed", "cut short"])
-def test_a_shard_that_goes_away_while_in_use_is_replaced(shards, tmp_path, workers, how):
+def test_samples_of_a_shard_lost_while_in_use_are_replaced(shards, tmp_path, workers, how):
     data = module(shards, workers=workers, bad_samples=tmp_path / "bad.jsonl")
     if how == "removed":
         (shards / "x-000001.tar").unlink()
@@ -102,7 +102,7 @@ def test_a_shard_that_goes_away_while_in_use_is_replaced(shards, tmp_path, worke
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_when_nothing_can_be_read_the_run_ends_at_once(shards, workers):
+def test_loader_that_can_read_no_sample_raises_data_error(shards, workers):
     data = module(shards, workers=workers)
     damage(data, *range(40))
     loader = data.train_loader(lambda: 0)
@@ -112,7 +112,7 @@ def test_when_nothing_can_be_read_the_run_ends_at_once(shards, workers):
         loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
-def test_too_many_bad_samples_end_the_run_with_their_list(tmp_path):
+def test_bad_samples_above_the_fraction_raise_data_error_with_their_list(tmp_path):
     record = {"shard": "a.tar", "key": "k", "reason": "its bytes are damaged", "epoch": 0, "position": 1}
     faults = Faults(tmp_path / "bad.jsonl", fraction=1e-3)
     faults.note(500, [record, record])  # too early to judge
@@ -126,7 +126,7 @@ def test_too_many_bad_samples_end_the_run_with_their_list(tmp_path):
     assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == 7
 
 
-def test_a_worker_that_is_killed_is_reported_with_the_sample_it_was_on(shards):
+def test_killed_worker_raises_data_error_with_its_sample(shards):
     loader = module(shards, workers=1).train_loader(lambda: 0)
     batches = iter(loader)
     next(batches)
@@ -138,7 +138,7 @@ def test_a_worker_that_is_killed_is_reported_with_the_sample_it_was_on(shards):
 
 
 @pytest.mark.parametrize("number_of_each", [200, pytest.param(1000, marks=pytest.mark.slow)])
-def test_damaged_files_are_refused_and_never_more(tmp_path, number_of_each):
+def test_damaged_images_and_tars_raise_nothing_but_data_error(tmp_path, number_of_each):
     """JPEGs and tars with flipped bits, cut short, with wrong lengths and absurd sizes."""
     noise = np.random.default_rng(0)
     buffer = io.BytesIO()
@@ -189,7 +189,7 @@ def damaged(data: bytes, noise: np.random.Generator, number: int, header_size: i
     return bytes(broken)
 
 
-def test_names_that_leave_the_folder_are_only_names(tmp_path):
+def test_member_names_outside_the_folder_are_keys_and_write_nothing(tmp_path):
     """A key is never used as a path: a tar with such names is read, and nothing is written outside."""
     import tarfile
 

@@ -15,15 +15,15 @@ def some(samples: list[int]) -> Features:
     return Features(torch.tensor(samples), torch.tensor(samples) % 3, torch.randn(len(samples), 8))
 
 
-def same(one: Features | None, other: Features) -> bool:
+def features_equal(one: Features | None, other: Features) -> bool:
     return one is not None and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_features_come_back_as_they_were_also_of_some_samples(tmp_path: Path) -> None:
+def test_cached_features_are_found_for_all_or_some_of_their_samples(tmp_path: Path) -> None:
     cache, features = FeatureCache(tmp_path, 1e6), some([1, 4, 5, 9])
     cache.keep(KEY, features)
-    assert same(cache.find(KEY, features.samples), features)
-    assert same(cache.find(KEY, torch.tensor([4, 9])), Features(*(column[[1, 3]] for column in features)))
+    assert features_equal(cache.find(KEY, features.samples), features)
+    assert features_equal(cache.find(KEY, torch.tensor([4, 9])), Features(*(column[[1, 3]] for column in features)))
     assert cache.find(KEY, torch.tensor([4, 6])) is None
     assert cache.find(KEY | {"weights": "c"}, features.samples) is None
     assert cache.find(KEY | {"images": {"fingerprint": "d"}}, features.samples) is None
@@ -31,7 +31,7 @@ def test_features_come_back_as_they_were_also_of_some_samples(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "foreign"])
-def test_a_damaged_file_is_not_used(tmp_path: Path, damage: str) -> None:
+def test_damaged_cache_file_is_removed_with_a_warning(tmp_path: Path, damage: str) -> None:
     cache, features = FeatureCache(tmp_path, 1e6), some(list(range(100)))
     cache.keep(KEY, features)
     (file,) = tmp_path.iterdir()
@@ -42,10 +42,10 @@ def test_a_damaged_file_is_not_used(tmp_path: Path, damage: str) -> None:
         assert cache.find(KEY, features.samples) is None
     assert not file.exists()
     cache.keep(KEY, features)
-    assert same(cache.find(KEY, features.samples), features)
+    assert features_equal(cache.find(KEY, features.samples), features)
 
 
-def test_what_is_kept_is_found_by_a_part_of_its_key(tmp_path: Path) -> None:
+def test_cached_features_are_found_by_part_of_their_key(tmp_path: Path) -> None:
     cache, features = FeatureCache(tmp_path, 1e6), [some([1, 2]), some([3]), some([4, 5])]
     for number, key in enumerate((KEY, KEY | {"kind": "patches"}, KEY | {"weights": "c"})):
         cache.keep(key, features[number])
@@ -54,11 +54,11 @@ def test_what_is_kept_is_found_by_a_part_of_its_key(tmp_path: Path) -> None:
         found = list(cache.kept(weights="a"))
     (tmp_path / "damaged.pt").unlink()
     assert [key.get("kind") for key, _ in found] == ["patches", None]  # newest first
-    assert same(found[0][1], features[1]) and same(found[1][1], features[0])
+    assert features_equal(found[0][1], features[1]) and features_equal(found[1][1], features[0])
     assert [key["weights"] for key, _ in cache.kept(images=KEY["images"])] == ["c", "a", "a"]
 
 
-def test_a_file_under_the_name_of_another_key_is_not_used(tmp_path: Path) -> None:
+def test_cache_file_named_for_another_key_is_not_used(tmp_path: Path) -> None:
     cache, features = FeatureCache(tmp_path, 1e6), some([1, 2])
     cache.keep(KEY, features)
     (file,) = tmp_path.iterdir()
@@ -68,7 +68,7 @@ def test_a_file_under_the_name_of_another_key_is_not_used(tmp_path: Path) -> Non
     assert cache.find(KEY, features.samples) is None
 
 
-def test_the_oldest_go_when_it_is_too_much(tmp_path: Path) -> None:
+def test_cache_above_its_limit_drops_the_oldest_features(tmp_path: Path) -> None:
     features = some(list(range(1000)))
     cache = FeatureCache(tmp_path, 120_000)
     for number in range(4):
@@ -80,7 +80,7 @@ def test_the_oldest_go_when_it_is_too_much(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_a_fingerprint_is_of_the_values() -> None:
+def test_weights_fingerprint_changes_with_the_values_only() -> None:
     torch.manual_seed(0)
     model, other = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
     assert weights_fingerprint(model) != weights_fingerprint(other)

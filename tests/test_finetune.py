@@ -28,7 +28,7 @@ from tasks.config import TrainConfig
 from tasks.evaluate import EvalConfig, evaluate
 from tasks.pretrain import Pretrain
 from tasks.train import match_recipe, train
-from tests.processes import SMALL, equal, losses, state
+from tests.processes import SMALL, assert_same_run, bit_equal
 from tests.test_experiments import compose
 
 ONE = Topology(rank=0, ranks=1, devices=1, nodes=1)
@@ -81,7 +81,9 @@ class Stop(pl.Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_stopped_fine_tuning_ends_with_the_same_parameters(tmp_path: Path, built_in: Path, pretrained: Path) -> None:
+def test_stopped_and_resumed_finetuning_equals_the_uninterrupted_run(
+    tmp_path: Path, built_in: Path, pretrained: Path
+) -> None:
     """Drop path, mixup, cutmix, erasing, RandAugment and the moving average, over the edge of an epoch."""
     words = [f"init_from={pretrained}", "max_steps=26", "micro_batch=32"]
     whole = finetune(tmp_path, built_in, "whole", *words)
@@ -89,7 +91,7 @@ def test_a_stopped_fine_tuning_ends_with_the_same_parameters(tmp_path: Path, bui
         finetune(tmp_path, built_in, "stopped", *words, extra=[Stop(9)])
     assert read_own(newest_valid(tmp_path / "stopped") or Path())["mae"]["step"] == 10
     stopped = finetune(tmp_path, built_in, "stopped", *words)
-    assert equal(state(whole), state(stopped)) and losses(whole) == losses(stopped)
+    assert_same_run(stopped, whole)
     weights = read_own(newest_valid(whole) or Path())["state_dict"]
     assert not torch.equal(weights["average.head.weight"], weights["model.head.weight"])
     with pytest.raises(ConfigError, match=r"task.drop_path \(0.3 in the checkpoint, 0.1 now\)"):
@@ -98,7 +100,7 @@ def test_a_stopped_fine_tuning_ends_with_the_same_parameters(tmp_path: Path, bui
         train(compose(f"runs={tmp_path}", f"data.root={built_in}", "name=stopped", *SMALL, *TINY), ONE)
 
 
-def test_a_checkpoint_from_before_a_setting_had_its_default(tmp_path: Path, built_in: Path) -> None:
+def test_checkpoint_without_newer_settings_matches_with_their_defaults(tmp_path: Path, built_in: Path) -> None:
     task = Pretrain(compose(f"runs={tmp_path}", f"data.root={built_in}", "name=old", *SMALL, *TINY), ONE)
     recipe = task.recipe("32-true")
     del recipe["optim"]["layer_decay"], recipe["data"]["rand_augment"]
@@ -106,7 +108,9 @@ def test_a_checkpoint_from_before_a_setting_had_its_default(tmp_path: Path, buil
     assert match_recipe(task, tmp_path / "old.ckpt") == (task.recipe("32-true"), 7)
 
 
-def test_from_two_steps_of_pre_training_to_an_export(tmp_path: Path, built_in: Path, pretrained: Path, capsys) -> None:
+def test_finetuned_run_is_validated_evaluated_and_exported(
+    tmp_path: Path, built_in: Path, pretrained: Path, capsys
+) -> None:
     run = finetune(tmp_path, built_in, "end", f"init_from={pretrained}", "max_steps=2", "val_every=2")
     rows = read_metrics(run / "metrics.csv")
     validated = next(row for row in rows if "val/top1" in row)
@@ -131,7 +135,9 @@ def test_from_two_steps_of_pre_training_to_an_export(tmp_path: Path, built_in: P
 
 
 @pytest.mark.parametrize("source", ["facebook", "hf-vit"])
-def test_foreign_weights_at_another_size(tmp_path: Path, built_in: Path, pretrained: Path, source: str) -> None:
+def test_finetuning_starts_from_foreign_weights_at_another_image_size(
+    tmp_path: Path, built_in: Path, pretrained: Path, source: str
+) -> None:
     """With next to no learning rate the weights are still those that came in, positions resized."""
     out = tmp_path / ("mae.pth" if source == "facebook" else "folder")
     export(pretrained, source, out)
@@ -153,7 +159,9 @@ class Rates(pl.Callback):
         self.seen.append(([group["lr"] for group in optimizer.param_groups], module.lr(trainer.global_step)))
 
 
-def test_every_group_follows_the_schedule_at_its_own_rate(tmp_path: Path, built_in: Path, pretrained: Path) -> None:
+def test_parameter_groups_follow_the_schedule_at_their_decayed_rates(
+    tmp_path: Path, built_in: Path, pretrained: Path
+) -> None:
     rates = Rates()
     words = [f"init_from={pretrained}", "max_steps=4", "epochs=1", "optim.warmup_epochs=0.5", "optim.layer_decay=0.5"]
     finetune(tmp_path, built_in, "rates", *words, extra=[rates])
@@ -176,9 +184,9 @@ def augmented(root: Path, ranks: int, micro_batch: int, workers: int) -> dict[in
     }
 
 
-def test_randaugment_follows_from_the_place_of_the_sample(built_in: Path) -> None:
+def test_randaugment_does_not_depend_on_ranks_workers_or_micro_batch(built_in: Path) -> None:
     one, other = augmented(built_in, 1, 64, 0), augmented(built_in, 2, 16, 1)
-    assert len(one) == 256 and equal(one, other)
+    assert len(one) == 256 and bit_equal(one, other)
     plain = ShardDataModule(
         DataConfig(source="digits", root=str(built_in), workers=0),
         image_size=(24, 24),
@@ -193,7 +201,7 @@ def test_randaugment_follows_from_the_place_of_the_sample(built_in: Path) -> Non
     assert 40 < changed < 64  # each of two operations is left out half of the time
 
 
-def test_a_policy_that_timm_does_not_know_is_refused() -> None:
+def test_unsupported_randaugment_policy_raises_validation_error() -> None:
     for policy in ("augmix", "rand-x9-inc1", "rand-m-inc1", "rand-m9"):
         with pytest.raises(ValidationError, match="rand_augment"):
             DataConfig(source="digits", rand_augment=policy)
@@ -212,7 +220,7 @@ def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "packed"
 
 
-def test_what_does_not_go_together_is_one_sentence(
+def test_conflicting_finetune_settings_raise_an_error_and_leave_no_run(
     tmp_path: Path, built_in: Path, pretrained: Path, unlabelled: Path
 ) -> None:
     torch.save({"model": Classifier(mae.load(pretrained).config, 10).state_dict()}, tmp_path / "finetuned.pth")

@@ -18,7 +18,7 @@ from mae.run.checkpoint_writer import AtomicCheckpointIO
 from mae.run.metrics import read_metrics
 from tasks.train import train
 from tests.poisoned_run import Poison
-from tests.processes import SMALL, command, equal, losses, run, state
+from tests.processes import SMALL, bit_equal, command, losses, run, state
 from tests.test_experiments import compose
 from tests.test_resume import Recorder
 
@@ -42,7 +42,7 @@ def skipped(folder: Path) -> dict[str, str]:
     [(True, "micro_batch=32"), (False, "optim.grad_clip=0.5")],
     ids=["gradient, accumulated", "loss alone, clipped"],
 )
-def test_a_bad_step_changes_nothing_and_counts_as_a_step(
+def test_non_finite_step_leaves_the_weights_and_counts_as_a_step(
     tmp_path: Path, built_in: Path, spread: bool, overrides: str
 ) -> None:
     clean, seen, poison = Recorder(), Recorder(), Poison({0, 5, 6, 15}, spread=spread)
@@ -61,13 +61,13 @@ def test_a_bad_step_changes_nothing_and_counts_as_a_step(
     assert json.loads((tmp_path / "poisoned" / "summary.json").read_text())["skipped_steps"] == 4
 
 
-def test_a_run_stopped_among_bad_steps_goes_on_as_if_it_had_not(tmp_path: Path, built_in: Path) -> None:
+def test_run_stopped_among_non_finite_steps_resumes_bit_equal(tmp_path: Path, built_in: Path) -> None:
     bad = {4, 5, 6, 9}
     train_small(tmp_path, built_in, "whole", [Poison(bad)])
     with pytest.raises(RunEnded, match="stopped by SIGTERM after step 6"):
         train_small(tmp_path, built_in, "stopped", [Poison(bad), Recorder(stop_at=5)])
     train_small(tmp_path, built_in, "stopped", [Poison(bad)])
-    assert equal(state(tmp_path / "stopped"), state(tmp_path / "whole"))
+    assert bit_equal(state(tmp_path / "stopped"), state(tmp_path / "whole"))
     # The key of earlier versions, whose checkpoints shall keep their count.
     assert list(read_own(checkpoints(tmp_path / "stopped")[0])["callbacks"]) == ["Guard"]
     assert skipped(tmp_path / "stopped") == skipped(tmp_path / "whole")
@@ -82,7 +82,7 @@ class Late(pl.Callback):
 
 
 @pytest.mark.parametrize("late", [[], [Late()]], ids=["at once", "a step later"])
-def test_ten_bad_steps_in_a_row_end_the_run(tmp_path: Path, built_in: Path, late: list[pl.Callback]) -> None:
+def test_ten_non_finite_steps_in_a_row_end_the_run(tmp_path: Path, built_in: Path, late: list[pl.Callback]) -> None:
     message = r"of 10 steps in a row, 4 to 13, was not finite; the last good checkpoint is .*step-00000012.ckpt"
     with pytest.raises(RunEnded, match=message) as end:
         train_small(tmp_path, built_in, "lost", [*late, Poison(range(3, 100))], "max_steps=40")
@@ -94,7 +94,7 @@ def test_ten_bad_steps_in_a_row_end_the_run(tmp_path: Path, built_in: Path, late
         train_small(tmp_path, built_in, "lost", [*late, Poison(range(3, 100))], "max_steps=40")
 
 
-def test_what_is_bad_on_one_rank_is_skipped_by_all(tmp_path: Path, built_in: Path) -> None:
+def test_step_not_finite_on_one_rank_is_skipped_by_all_ranks(tmp_path: Path, built_in: Path) -> None:
     words = command(tmp_path, built_in, *STEPS, "max_steps=40", "name=pair", ranks=2)
     at = words.index("train.py")
     log = tmp_path / "learnt.jsonl"
@@ -130,7 +130,7 @@ def small(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_full_disk_leaves_the_checkpoint_before_it(built_in: Path, small) -> None:
+def test_full_disk_ends_the_run_and_keeps_the_previous_checkpoint(built_in: Path, small) -> None:
     """Two ranks, of which one writes; both end."""
     runs, fill = small
     words = command(runs, built_in, *STEPS, "name=large", "checkpoint.every_steps=16", ranks=2)
@@ -147,7 +147,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(built_in: Path, small) -> N
     assert newest_valid(runs / "large") == before.with_name("step-00000008.ckpt")
 
 
-def test_other_names_are_no_checkpoints(tmp_path: Path) -> None:
+def test_files_not_named_like_checkpoints_are_ignored(tmp_path: Path) -> None:
     """A stale `last.ckpt`, a renamed copy or a half-written file never wins over the newest step."""
     for name in ("step-00000001.ckpt", "last.ckpt", "last-v1.ckpt", "step-00000002-v1.ckpt", "step-00000009.ckpt.tmp"):
         AtomicCheckpointIO().save_checkpoint({"mae": {"step": 1}}, tmp_path / "checkpoints" / name)

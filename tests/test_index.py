@@ -58,7 +58,7 @@ def run_index(*arguments: object) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_members_are_those_of_tarfile(tmp_path, form):
+def test_tar_members_equal_those_of_tarfile(tmp_path, form):
     files = {"a.jpg": b"x" * 700, "d/é b.png": b"", "d/" + "n" * 90 + ".cls": b"5"}
     if form != tarfile.USTAR_FORMAT:
         files["long/" + "m" * 300 + ".png"] = b"y" * 512
@@ -67,7 +67,7 @@ def test_members_are_those_of_tarfile(tmp_path, form):
         assert [tuple(m) for m in members(path)] == [(m.name, m.offset_data, m.size) for m in tar.getmembers()]
 
 
-def test_other_kinds_of_members_are_passed_over(tmp_path):
+def test_folders_and_links_in_a_tar_are_skipped(tmp_path):
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for name, kind in (("folder", tarfile.DIRTYPE), ("link.jpg", tarfile.SYMTYPE), ("hard.jpg", tarfile.LNKTYPE)):
             info = tarfile.TarInfo(name)
@@ -78,7 +78,7 @@ def test_other_kinds_of_members_are_passed_over(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its files to the garbage collector.
-def test_real_shards_give_the_bytes_that_webdataset_gives(real_images, tmp_path, monkeypatch):
+def test_real_shards_give_the_samples_of_webdataset(real_images, tmp_path, monkeypatch):
     monkeypatch.setenv("MAE_CACHE", str(tmp_path))
     index = open_shards(real_images / "grocery", "val")
     expected = list(webdataset.WebDataset(index.shards, shardshuffle=False))
@@ -90,7 +90,7 @@ def test_real_shards_give_the_bytes_that_webdataset_gives(real_images, tmp_path,
         assert index.label(sample) == int(expected[sample]["cls"])
 
 
-def test_the_text_index_is_that_of_wds2idx(tmp_path):
+def test_text_index_equals_that_of_wds2idx(tmp_path):
     """`v1.2 SAMPLES`, then `EXTENSION OFFSET SIZE NAME` of each member of a sample on one line (DALI's wds2idx.py)."""
     files = {"d/a.jpg": png(), "d/a.seg.png": b"ss", "d/.hidden.jpg": b"h", "no_extension": b"n", "b.cls": b"1"}
     tar = write_tar(tmp_path / "x.tar", files)
@@ -166,7 +166,7 @@ def same_member_twice(path: Path) -> None:
         (same_member_twice, "two members with the key 'a'"),
     ],
 )
-def test_a_bad_tar_is_one_sentence(tmp_path, damage, says):
+def test_bad_tar_raises_one_line_data_error_and_leaves_no_index(tmp_path, damage, says):
     path = shard(tmp_path / "x.tar")
     damage(path)
     with pytest.raises(DataError, match=re.escape(says)) as error:
@@ -178,7 +178,7 @@ def test_a_bad_tar_is_one_sentence(tmp_path, damage, says):
     assert ended.stderr.strip().splitlines()[-1].startswith("error: ")
 
 
-def test_a_compressed_tar_names_the_command_that_unpacks_it(tmp_path):
+def test_compressed_tar_raises_data_error_naming_the_unpack_command(tmp_path):
     tar = shard(tmp_path / "in" / "x.tar")
     packed = tar.with_suffix(".tar.gz")
     packed.write_bytes(gzip.compress(tar.read_bytes()))
@@ -198,7 +198,7 @@ def test_a_compressed_tar_names_the_command_that_unpacks_it(tmp_path):
 # The index files
 
 
-def test_an_index_is_built_once_and_again_when_the_tar_changes(tmp_path):
+def test_index_is_built_once_and_again_when_the_tar_changes(tmp_path):
     path = shard(tmp_path / "x.tar", 3)
     first = open_shards(path)
     built = (tmp_path / "x.idx.bin").stat().st_mtime_ns
@@ -214,7 +214,7 @@ def test_an_index_is_built_once_and_again_when_the_tar_changes(tmp_path):
     assert len(open_shards(path)) == 9
 
 
-def test_an_index_of_a_read_only_folder_goes_to_the_cache(tmp_path, monkeypatch):
+def test_index_of_a_read_only_folder_goes_to_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MAE_CACHE", str(tmp_path / "cache"))
     path = shard(tmp_path / "fixed" / "x.tar")
     path.parent.chmod(0o555)
@@ -227,7 +227,7 @@ def test_an_index_of_a_read_only_folder_goes_to_the_cache(tmp_path, monkeypatch)
         path.parent.chmod(0o755)
 
 
-def test_a_torn_index_is_replaced(tmp_path):
+def test_torn_index_is_rebuilt(tmp_path):
     path = shard(tmp_path / "x.tar")
     open_shards(path)
     for contents in (b"", b"x" * 30, (tmp_path / "x.idx.bin").read_bytes()[:-8]):
@@ -235,7 +235,7 @@ def test_a_torn_index_is_replaced(tmp_path):
         assert open_shards(path).key(1) == "x_001"
 
 
-def test_a_changed_text_index_is_noticed(tmp_path):
+def test_changed_text_index_raises_data_error(tmp_path):
     path = shard(tmp_path / "x.tar")
     index = open_shards(path)
     (tmp_path / "x.idx").write_text("v1.2 1\npng 512 70 other.png\n")
@@ -243,21 +243,21 @@ def test_a_changed_text_index_is_noticed(tmp_path):
         index.key(2)
 
 
-def test_the_fingerprint_does_not_depend_on_the_place_but_on_the_shards(tmp_path):
+def test_fingerprint_depends_on_the_shards_and_not_on_their_folder(tmp_path):
     shard(tmp_path / "one" / "a.tar"), shard(tmp_path / "two" / "a.tar"), shard(tmp_path / "two" / "b.tar")
     assert open_shards(tmp_path / "one").fingerprint == open_shards(tmp_path / "two" / "a.tar").fingerprint
     both = [str(tmp_path / "two" / "a.tar"), str(tmp_path / "two" / "b.tar")]
     assert len({open_shards(paths).fingerprint for paths in (both, both[::-1], both[:1])}) == 3
 
 
-def test_an_index_pickles_small_and_reads_after(tmp_path):
+def test_index_of_100_shards_pickles_below_40_kb_and_reads_keys(tmp_path):
     index = open_shards([shard(tmp_path / f"{i:03d}.tar") for i in range(100)])
     assert index.key(250) == "083_001"
     pickled = pickle.dumps(index)
     assert len(pickled) < 40_000 and pickle.loads(pickled).key(299) == "099_002"
 
 
-def test_thousands_of_shards_open_without_their_records(tmp_path):
+def test_index_of_3000_shards_opens_and_pickles_below_1_mb(tmp_path):
     """Three thousand, in three elevenths of the memory that is allowed for 11,000; benchmarks/index.py has the time."""
     first = shard(tmp_path / "00000.tar", 100)
     index_file.build(str(first))
@@ -286,13 +286,13 @@ def names(shards) -> list[str]:
     return [os.path.basename(name) for name in shards]
 
 
-def test_a_folder_with_named_parts_gives_the_part_that_is_asked_for(folder):
+def test_folder_of_tars_named_by_split_gives_the_split_asked_for(folder):
     assert names(find_shards(folder, "train")) == ["x-train-000000.tar", "x-train-000001.tar"]
     assert names(find_shards(folder, "val")) == ["x-val-000000.tar"]
     assert has_split(folder, "test") and not has_split(folder / "x-train-000000.tar", "train")
 
 
-def test_a_folder_with_sub_folders_gives_the_part_that_is_asked_for(tmp_path):
+def test_folder_with_split_subfolders_gives_the_split_asked_for(tmp_path):
     shard(tmp_path / "train" / "a.tar"), shard(tmp_path / "validation" / "b.tar")
     assert names(find_shards(tmp_path, "train")) == ["a.tar"] and names(find_shards(tmp_path, "val")) == ["b.tar"]
     with pytest.raises(DataError, match="has no test part, only train and val"):
@@ -301,7 +301,7 @@ def test_a_folder_with_sub_folders_gives_the_part_that_is_asked_for(tmp_path):
         find_shards(tmp_path)
 
 
-def test_a_manifest_names_the_parts(tmp_path):
+def test_manifest_names_the_shards_of_each_split(tmp_path):
     for name in "abc":
         shard(tmp_path / f"{name}.tar")
     splits = {"train": {"shards": [{"file": "a.tar"}, {"file": "b.tar"}]}, "val": {"shards": [{"file": "c.tar"}]}}
@@ -314,13 +314,13 @@ def test_a_manifest_names_the_parts(tmp_path):
         find_shards(tmp_path, "train")
 
 
-def test_a_folder_without_parts_is_taken_whole(tmp_path):
+def test_folder_without_splits_gives_all_shards(tmp_path):
     shard(tmp_path / "a.tar"), shard(tmp_path / "b.tar")
     assert len(find_shards(tmp_path, "train")) == len(find_shards(tmp_path, "val")) == len(find_shards(tmp_path)) == 2
     assert not has_split(tmp_path, "val")
 
 
-def test_two_splits_are_never_mixed_silently(folder):
+def test_paths_that_mix_splits_raise_data_error(folder):
     for paths in (f"{folder}/*.tar", sorted(map(str, folder.glob("*.tar"))), folder):
         with pytest.raises(DataError, match="mixes the splits"):
             find_shards(paths, None if paths == folder else "train")
@@ -329,7 +329,7 @@ def test_two_splits_are_never_mixed_silently(folder):
         find_shards(folder, "train")
 
 
-def test_globs_lists_and_braces(folder):
+def test_globs_lists_and_braces_find_the_same_shards(folder):
     train = ["x-train-000000.tar", "x-train-000001.tar"]
     for paths in (f"{folder}/*train*", f"{folder}/x-train-{{000000..000001}}.tar", [folder / name for name in train]):
         assert names(find_shards(paths, "train")) == train
@@ -347,25 +347,25 @@ def test_globs_lists_and_braces(folder):
         ("ftp://host/x.tar", "unknown protocol ftp"),
     ],
 )
-def test_a_path_that_means_nothing_is_one_sentence(tmp_path, path, says):
+def test_path_without_shards_raises_data_error(tmp_path, path, says):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=says):
         find_shards(path if "://" in path else f"{tmp_path}/{path}")
 
 
-def test_a_shard_listed_twice_is_refused(folder):
+def test_shard_listed_twice_raises_data_error(folder):
     path = str(folder / "x-train-000000.tar")
     with pytest.raises(DataError, match="listed 2 times"):
         find_shards([path, path])
 
 
-def test_the_command_indexes_all_parts(folder):
+def test_index_command_indexes_all_splits_of_a_folder(folder):
     ended = run_index(folder)
     assert ended.returncode == 0 and "4 shards, 12 samples" in ended.stdout
     assert len(list(folder.glob("*.idx"))) == len(list(folder.glob("*.idx.bin"))) == 4
 
 
-def test_sizes_are_numbers_of_samples(folder):
+def test_index_sizes_are_samples_per_shard(folder):
     index = open_shards(folder, "train")
     assert index.sizes.dtype == np.int64 and index.sizes.tolist() == [3, 3] and len(index) == 6
 
@@ -381,7 +381,7 @@ def test_sizes_are_numbers_of_samples(folder):
         ["12 34/a.png"],
     ],
 )
-def test_the_quick_way_to_a_key_agrees_with_the_thorough_one(names):
+def test_parse_key_agrees_with_parse_members(names):
     members = [(name.rpartition("/")[2].partition(".")[2], 512 + 1024 * i, 12, name) for i, name in enumerate(names)]
     line = " ".join(f"{extension} {offset} {size} {name}" for extension, offset, size, name in members)
     listed = list(index_file.parse_members(line))

@@ -53,7 +53,7 @@ def overwrite(folder: Path, sample: int, data: bytes) -> str:
     return index.key(sample)
 
 
-def test_samples_classes_formats_and_sizes_are_counted(shards, capsys):
+def test_inspect_counts_samples_classes_formats_and_sizes(shards, capsys):
     found = findings(shards)
     said = capsys.readouterr().out
     assert (found["shards"], found["samples"], found["read"], found["decoded"]) == (2, 100, 100, 100)
@@ -72,7 +72,7 @@ def test_samples_classes_formats_and_sizes_are_counted(shards, capsys):
     assert all(len(line.rstrip()) <= 80 for line in said.splitlines())
 
 
-def test_mean_and_deviation_are_those_of_the_pixels(tmp_path):
+def test_inspect_mean_and_std_equal_those_of_the_pixels(tmp_path):
     noise = np.random.default_rng(1)
     images = [noise.integers(0, 40 * i + 60, (50, 70, 3), np.uint8) for i in range(4)]
     (tmp_path / "in").mkdir()
@@ -83,14 +83,14 @@ def test_mean_and_deviation_are_those_of_the_pixels(tmp_path):
     np.testing.assert_allclose(found["std"], values.std(axis=0), atol=1e-5)
 
 
-def test_grey_images_have_one_mean(tmp_path):
+def test_inspect_of_grey_images_gives_one_mean_and_std(tmp_path):
     write_tar(tmp_path / "in" / "x.tar", {"a.png": encoded(np.full((8, 8), 51, np.uint8))})
     found = findings(tmp_path / "in")
     np.testing.assert_allclose(found["mean"], [0.2], atol=1e-6)
     np.testing.assert_allclose(found["std"], [0], atol=1e-3)
 
 
-def test_corrupt_samples_are_named(shards, capsys):
+def test_inspect_names_corrupt_samples_with_shard_and_reason(shards, capsys):
     no_image = overwrite(shards, 7, b"no image at all")
     damaged = overwrite(shards, 40, open_image(shards, 40)[:2000] + b"\xff" * 200_000)
     found = findings(shards, "--deep")
@@ -108,7 +108,7 @@ def open_image(folder: Path, sample: int) -> bytes:
         return os.pread(file.fileno(), size, offset)
 
 
-def test_equal_images_are_found_across_shards(tmp_path):
+def test_inspect_finds_duplicate_images_across_shards(tmp_path):
     one, other = (encoded(np.full((8, 8, 3), value, np.uint8)) for value in (1, 2))
     write_tar(tmp_path / "in" / "a.tar", {"x.png": one, "y.png": other})
     write_tar(tmp_path / "in" / "b.tar", {"z.png": one, "w.png": one})
@@ -116,7 +116,7 @@ def test_equal_images_are_found_across_shards(tmp_path):
     assert [[place["key"] for place in group] for group in found["duplicates"]] == [["x", "z", "w"]]
 
 
-def test_corrupt_samples_fail_on_demand_only(shards):
+def test_inspect_exits_with_1_for_corrupt_samples_only_if_strict(shards):
     overwrite(shards, 3, b"no image at all")
     findings(shards)
     with pytest.raises(SystemExit) as end:
@@ -124,7 +124,7 @@ def test_corrupt_samples_fail_on_demand_only(shards):
     assert end.value.code == 1
 
 
-def test_a_quick_look_decodes_some_samples_and_a_deep_one_all(tmp_path, capsys):
+def test_inspect_decodes_500_samples_by_default_and_all_if_deep(tmp_path, capsys):
     image = encoded(np.zeros((4, 4), np.uint8))
     write_tar(tmp_path / "in" / "x.tar", {f"{i:04d}.png": image + bytes([i % 256, i // 256]) for i in range(700)})
     found = findings(tmp_path / "in")
@@ -134,7 +134,7 @@ def test_a_quick_look_decodes_some_samples_and_a_deep_one_all(tmp_path, capsys):
     assert (deep["read"], deep["decoded"]) == (700, 700)
 
 
-def test_the_contact_sheet_shows_samples_of_all_shards(shards, tmp_path):
+def test_contact_sheet_shows_samples_and_greys_out_corrupt_ones(shards, tmp_path):
     overwrite(shards, 0, b"no image at all")
     findings(shards, "--sheet", str(tmp_path / "sheet.png"))
     with Image.open(tmp_path / "sheet.png") as sheet:
@@ -144,7 +144,7 @@ def test_the_contact_sheet_shows_samples_of_all_shards(shards, tmp_path):
     assert pixels[300, :, :].std() > 10
 
 
-def test_parts_of_a_data_set_may_be_inspected_together(real_images, tmp_path, monkeypatch):
+def test_inspect_of_a_data_set_covers_all_its_splits(real_images, tmp_path, monkeypatch):
     monkeypatch.setenv("MAE_CACHE", str(tmp_path / "cache"))
     main([str(real_images / "grocery"), "--json", str(tmp_path / "found.json"), "--jobs", "1"])
     found = json.loads((tmp_path / "found.json").read_text())
@@ -161,7 +161,7 @@ def test_parts_of_a_data_set_may_be_inspected_together(real_images, tmp_path, mo
         (["a.tar", "--json", "no/folder/x.json"], "--json no/folder/x.json cannot be written"),
     ],
 )
-def test_what_cannot_be_done_is_one_sentence(tmp_path, words, says):
+def test_inspect_with_wrong_arguments_exits_with_2_and_an_error_line(tmp_path, words, says):
     write_tar(tmp_path / "a.tar", {"a.png": encoded(np.zeros((4, 4), np.uint8))})
     (tmp_path / "broken.tar").write_bytes(b"x" * 2000)
     ended = completed([sys.executable, "-m", "data.inspect", *words], tmp_path)

@@ -41,7 +41,7 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("scale", [1, *DCT_SCALES])
-def test_the_upper_part_of_an_image_has_the_pixels_of_the_whole(photo, kind, scale):
+def test_partial_decode_gives_the_pixels_of_a_whole_decode(photo, kind, scale):
     for image in (photo, photo.crop((0, 0, 333, 251)), photo.convert("L")):
         data = encoded(image, **kind)
         header = jpeg.parse(data)
@@ -55,11 +55,11 @@ def test_the_upper_part_of_an_image_has_the_pixels_of_the_whole(photo, kind, sca
             np.testing.assert_array_equal(upper[: bottom // scale], whole[: bottom // scale])
 
 
-def test_only_one_pass_images_are_cut_short(photo):
+def test_header_marks_all_but_progressive_jpegs_as_one_pass(photo):
     assert [jpeg.parse(encoded(photo, **kind)).one_pass for kind in KINDS] == [True] * 5 + [False]  # type: ignore
 
 
-def test_real_photographs_too(real_images):
+def test_partial_decode_of_real_photographs_gives_the_pixels_of_a_whole_decode(real_images):
     for path in sorted((real_images / "large_photos").rglob("*.jpg")):
         data = path.read_bytes()
         header = jpeg.parse(data)
@@ -71,7 +71,7 @@ def test_real_photographs_too(real_images):
         np.testing.assert_array_equal(jpeg.decode(data, header, "RGB", half)[:half], whole[:half])
 
 
-def test_damage_within_the_rows_is_noticed_and_below_them_is_not(photo):
+def test_partial_decode_raises_only_for_damaged_rows_and_truncation(photo):
     data = encoded(photo)
     header = jpeg.parse(data)
     start = data.index(b"\xff\xda") + 14
@@ -87,7 +87,7 @@ def test_damage_within_the_rows_is_noticed_and_below_them_is_not(photo):
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 600), st.integers(0, 255))
-def test_no_header_is_too_broken_to_be_looked_at(stray, at, value):
+def test_parsing_a_broken_header_gives_none_or_a_valid_header(stray, at, value):
     whole = encoded(Image.new("RGB", (40, 30)), exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\1\3\0\1\0\0\0\6\0\0\0")
     assert jpeg.parse(whole).orientation == 6  # type: ignore[union-attr]
     data = bytearray(whole)
@@ -99,7 +99,7 @@ def test_no_header_is_too_broken_to_be_looked_at(stray, at, value):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("scale", [1, 2])
-def test_boxes_of_rotated_images_are_those_of_the_upright_one(orientation, scale):
+def test_crop_boxes_of_exif_rotated_jpegs_count_in_the_upright_image(orientation, scale):
     # A picture that is the same at any orientation would prove nothing.
     upright = Image.new("RGB", (320, 192))
     upright.paste((250, 10, 10), (0, 0, 160, 96))
@@ -130,7 +130,7 @@ def pil_crop(image: Image.Image, box: tuple[int, int, int, int], size: int) -> n
 
 
 @pytest.mark.parametrize("size", [(500, 375), (2250, 1500)])
-def test_exact_crops_are_those_of_pil_and_fast_ones_close(real_images, size):
+def test_exact_crops_match_pil_and_fast_crops_are_close(real_images, size):
     differences: dict[bool, list[np.ndarray]] = {True: [], False: []}
     for number, name in enumerate(["car_2164x1626", "leaf_3264x2448", "saw_2725x2225", "wisteria_3264x2448"]):
         with Image.open(real_images / "large_photos" / f"{name}.jpg") as original:
@@ -150,7 +150,7 @@ def test_exact_crops_are_those_of_pil_and_fast_ones_close(real_images, size):
 
 @given(st.integers(900, 3000), st.integers(900, 3000), st.integers(0, 2**32))
 @settings(max_examples=30, deadline=None)
-def test_fast_boxes_stay_inside_and_near_what_was_asked_for(height, width, seed):
+def test_fast_crop_boxes_stay_inside_and_move_by_less_than_the_scale(height, width, seed):
     u = np.random.default_rng(seed).random(DRAWS).tolist()
     box = random_resized_crop(height, width, u)
     header = read_header(encoded(Image.new("L", (width, height))))
@@ -162,7 +162,7 @@ def test_fast_boxes_stay_inside_and_near_what_was_asked_for(height, width, seed)
     assert all(abs(a - b) <= scale for a, b in zip(box, (top, left, h, w), strict=True))
 
 
-def test_an_absurd_size_is_refused_before_anything_is_allocated(photo):
+def test_jpeg_above_the_pixel_limit_raises_data_error(photo):
     data = bytearray(encoded(photo))
     struct.pack_into(">HH", data, data.index(b"\xff\xc0") + 5, 65535, 65535)
     with pytest.raises(DataError, match="above the limit"):

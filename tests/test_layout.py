@@ -122,7 +122,7 @@ def test_rooms_import_only_the_rooms_below_them(package: str, allowed: dict[str,
 
 
 @pytest.mark.parametrize(("package", "allowed"), [("data", DATA), ("mae", MAE)])
-def test_the_table_of_rooms_is_complete_and_has_no_circle(package: str, allowed: dict[str, str]) -> None:
+def test_table_of_rooms_is_complete_and_acyclic(package: str, allowed: dict[str, str]) -> None:
     rooms = {room_of(file, package) for file in files(package)} - OPEN
     assert rooms - {"__init__"} == set(allowed) - {"__init__"}
     below: set[str] = set()
@@ -131,26 +131,26 @@ def test_the_table_of_rooms_is_complete_and_has_no_circle(package: str, allowed:
     assert below == set(allowed)
 
 
-def test_data_and_mae_never_meet_and_neither_knows_hydra() -> None:
+def test_data_and_mae_import_neither_each_other_nor_hydra() -> None:
     for package, others in (("mae", {"data", "tasks", "webdataset"}), ("data", {"mae", "tasks"})):
         for file in files(package):
             tops = {name.split(".")[0] for name in imports(file)}
             assert not tops & (others | {"hydra", "omegaconf"}), file
 
 
-def test_models_know_no_lightning() -> None:
+def test_models_do_not_import_lightning() -> None:
     for file in (ROOT / "mae" / "models").glob("*.py"):
         assert "lightning" not in {name.split(".")[0] for name in imports(file)}, file
 
 
-def test_functions_import_rooms_only_at_the_doors() -> None:
+def test_functions_import_rooms_only_in_the_listed_files() -> None:
     programs = [ROOT / name for name in ("train.py", "eval.py", "sweep.py")]
     for file in [*programs, *files("data"), *files("mae"), *files("tasks")]:
         found = sorted(set(imports_in_functions(file)))
         assert bool(found) == (str(file.relative_to(ROOT)) in DOORS), f"{file} imports {found} inside functions"
 
 
-def test_pretraining_loads_its_own_rooms_alone(tmp_path: Path, built_in: Path) -> None:
+def test_pretraining_loads_only_its_own_rooms(tmp_path: Path, built_in: Path) -> None:
     script = "import runpy, sys; runpy.run_path('train.py', run_name='__main__'); print('loaded', *sys.modules)"
     words = [*SMALL, f"runs={tmp_path}", f"data.root={built_in}", "max_steps=2", "data.workers=0"]
     done = subprocess.run([sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True)

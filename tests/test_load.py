@@ -32,7 +32,7 @@ def same_function(one: mae.MaskedAutoencoder, other) -> bool:
 
 
 @pytest.mark.parametrize("wrap", ["published", "bare", "training", "ddp", "torch 1.5"])
-def test_facebook_files_of_every_kind_give_the_same_function(tmp_path: Path, model, wrap: str) -> None:
+def test_facebook_file_of_each_kind_loads_as_the_same_model(tmp_path: Path, model, wrap: str) -> None:
     state = model.state_dict()
     contents = {
         "published": {"model": state},
@@ -48,7 +48,7 @@ def test_facebook_files_of_every_kind_give_the_same_function(tmp_path: Path, mod
     assert not loaded.pos_embed.requires_grad and loaded.blocks[0].attn.qkv.weight.requires_grad
 
 
-def test_a_model_keeps_its_weights_when_its_file_is_overwritten(tmp_path: Path, model) -> None:
+def test_loaded_model_keeps_its_weights_when_its_file_is_overwritten(tmp_path: Path, model) -> None:
     torch.save(model.state_dict(), tmp_path / "mae.pth")
     save_file(mae.Encoder(model.config).state_dict(), tmp_path / "encoder.safetensors")
     for file in (tmp_path / "mae.pth", tmp_path / "encoder.safetensors"):
@@ -60,7 +60,7 @@ def test_a_model_keeps_its_weights_when_its_file_is_overwritten(tmp_path: Path, 
         assert all(torch.equal(value, before[key]) for key, value in loaded.state_dict().items())
 
 
-def test_what_a_bare_file_cannot_say_may_be_given(tmp_path: Path) -> None:
+def test_bare_state_dict_loads_with_the_settings_given_to_load(tmp_path: Path) -> None:
     config = mae.MAEConfig(
         **FIELDS | {"num_heads": 4, "width": 64, "decoder_width": 32, "decoder_num_heads": 4}, norm_pix=False
     )
@@ -77,7 +77,7 @@ def test_what_a_bare_file_cannot_say_may_be_given(tmp_path: Path) -> None:
         mae.load(tmp_path / "mae.pth", num_heads=7, decoder_num_heads=4)
 
 
-def test_a_rectangular_image_size_may_be_given(tmp_path: Path) -> None:
+def test_bare_state_dict_loads_with_a_given_rectangular_image_size(tmp_path: Path) -> None:
     model = mae.MaskedAutoencoder(mae.MAEConfig(**FIELDS | {"image_size": (16, 64)})).eval()
     torch.save(model.state_dict(), tmp_path / "mae.pth")
     assert mae.load(tmp_path / "mae.pth").config.positions == "learned"  # as a 32 x 32 grid the table does not fit
@@ -85,14 +85,14 @@ def test_a_rectangular_image_size_may_be_given(tmp_path: Path) -> None:
     assert loaded.config == model.config
 
 
-def test_learned_positions_are_recognised(tmp_path: Path) -> None:
+def test_learned_positions_are_recognised_from_the_weights(tmp_path: Path) -> None:
     model = mae.MaskedAutoencoder(mae.MAEConfig(**FIELDS, positions="learned")).eval()
     torch.save(model.state_dict(), tmp_path / "mae.pth")
     loaded = mae.load(tmp_path / "mae.pth")
     assert loaded.config.positions == "learned" and loaded.pos_embed.requires_grad
 
 
-def test_a_file_with_an_encoder_only_gives_an_encoder(tmp_path: Path, model) -> None:
+def test_file_without_decoder_loads_as_an_encoder(tmp_path: Path, model) -> None:
     encoder = {key: value for key, value in model.state_dict().items() if not key.startswith(("decoder", "mask"))}
     torch.save({"model": encoder}, tmp_path / "encoder.pth")
     loaded = mae.load(tmp_path / "encoder.pth")
@@ -110,7 +110,7 @@ def test_a_file_with_an_encoder_only_gives_an_encoder(tmp_path: Path, model) -> 
         (lambda state: state.pop("pos_embed"), "no masked-autoencoder weights"),
     ],
 )
-def test_weights_that_do_not_fit_are_named(tmp_path: Path, model, spoil, said) -> None:
+def test_weights_that_do_not_fit_raise_checkpoint_error_naming_them(tmp_path: Path, model, spoil, said) -> None:
     state = dict(model.state_dict())
     spoil(state)
     torch.save(state, tmp_path / "mae.pth")
@@ -123,7 +123,7 @@ class Evil:
         return (print, ("code from a checkpoint",))
 
 
-def test_files_that_are_damaged_missing_or_carry_code_are_refused(tmp_path: Path, model, capsys) -> None:
+def test_damaged_missing_or_code_carrying_file_raises_checkpoint_error(tmp_path: Path, model, capsys) -> None:
     with pytest.raises(mae.CheckpointError, match="does not exist"):
         mae.load(tmp_path / "absent.pth")
     torch.save(model.state_dict(), tmp_path / "whole.pth")
@@ -198,7 +198,7 @@ def write_run(folder: Path, task: str) -> tuple[Path, Segmenter]:
     ],
     ids=["load", "demo", "start SAM", "timm", "hf-vitmae", "load_segmenter", "start SAM from SAM", "segment-anything"],
 )
-def test_a_run_is_opened_once_for_its_checksums_and_once_mapped(
+def test_run_checkpoint_is_read_once_for_checksums_and_mapped_once(
     tmp_path: Path, task: str, use: Callable[[Path, Segmenter], Any], opened_ckpts: list[str]
 ) -> None:
     run, segmenter = write_run(tmp_path / "run", task)
@@ -209,7 +209,7 @@ def test_a_run_is_opened_once_for_its_checksums_and_once_mapped(
     assert opened_ckpts == ["step-00000500.ckpt", "mapped", "step-00000500.ckpt"]
 
 
-def test_a_whole_sam_is_left_to_its_own_loader(tmp_path: Path) -> None:
+def test_loading_a_whole_sam_raises_checkpoint_error_naming_load_segmenter(tmp_path: Path) -> None:
     recipe = {"task": {"name": "segment"}, "model": {}}
     torch.save({"mae": {"step": 1, "recipe": recipe}, "state_dict": {}}, tmp_path / "step-00000001.ckpt")
     with pytest.raises(mae.CheckpointError, match=r"mae\.load_segmenter"):

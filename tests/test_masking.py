@@ -26,7 +26,7 @@ def masks(kind: str, ratio: float = 0.75, images: int = 64, size: tuple[int, int
 
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(KINDS), st.integers(1, 20), st.integers(1, 20), st.floats(0.02, 0.98), st.integers(0, 2**31))
-def test_the_same_number_is_hidden_in_every_image(kind, rows, columns, ratio, seed) -> None:
+def test_masks_hide_the_same_number_of_patches_in_each_image(kind, rows, columns, ratio, seed) -> None:
     keep = int(rows * columns * (1 - ratio))
     if not 0 < keep < rows * columns:
         return
@@ -38,7 +38,7 @@ def test_the_same_number_is_hidden_in_every_image(kind, rows, columns, ratio, se
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_mask_follows_from_the_noise_of_its_own_image(kind: str) -> None:
+def test_mask_is_determined_by_the_noise_of_its_own_image(kind: str) -> None:
     config = mae.MAEConfig(masking=kind)
     noise = uniform_noise(3, 17, torch.arange(16), config.patches)
     whole = draw_masking(noise, config).mask
@@ -52,32 +52,32 @@ def test_masks_differ_between_images(kind: str, different: int) -> None:
     assert len({tuple(mask.flatten().tolist()) for mask in masks(kind)}) == different
 
 
-def test_random_masks_stay_those_of_the_paper() -> None:
+def test_random_masks_equal_those_of_the_paper() -> None:
     config = mae.MAEConfig()
     noise = torch.rand(4, config.patches)
     assert torch.equal(draw_masking(noise, config).mask, random_masking(noise, config.visible).mask)
 
 
 @pytest.mark.parametrize("size", [(224, 224), (96, 160)])
-def test_a_grid_at_three_quarters_keeps_every_second_patch_in_both_directions(size: tuple[int, int]) -> None:
+def test_grid_mask_at_ratio_3_4_keeps_alternate_rows_and_columns(size: tuple[int, int]) -> None:
     for mask in masks("grid", size=size):
         rows, columns = (1 - mask).nonzero().T
         assert set((rows - rows[0]).tolist()) == set(range(0, size[0] // 16 - int(rows[0]), 2))
         assert len(set((columns % 2).tolist())) == 1
 
 
-def test_a_grid_at_one_half_is_a_checkerboard() -> None:
+def test_grid_mask_at_ratio_1_2_is_a_checkerboard() -> None:
     for mask in masks("grid", 0.5):
         assert (mask[1:] != mask[:-1]).all() and (mask[:, 1:] != mask[:, :-1]).all()
 
 
-def test_a_grid_at_fifteen_sixteenths_keeps_every_fourth_patch() -> None:
+def test_grid_mask_at_ratio_15_16_keeps_each_fourth_row_and_column() -> None:
     for mask in masks("grid", 15 / 16, size=(256, 256)):
         rows, columns = (1 - mask).nonzero().T
         assert len(set((rows % 4).tolist())) == len(set((columns % 4).tolist())) == 1
 
 
-def test_blocks_leave_large_areas_hidden() -> None:
+def test_block_masks_hide_larger_areas_than_random_and_grid_masks() -> None:
     """A hidden patch has mostly hidden neighbours, more of them than under a random mask."""
 
     def alike(mask: Tensor) -> float:
@@ -96,7 +96,7 @@ def test_further_noise_is_uniform_and_differs_between_rows() -> None:
 
 
 @pytest.mark.parametrize("kind", ["block", "grid"])
-def test_changing_hidden_pixels_never_changes_what_the_encoder_says(kind: str) -> None:
+def test_hidden_pixels_do_not_change_the_predictions(kind: str) -> None:
     model = model_of(masking=kind)
     images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
     original = model(images, noise)
@@ -107,7 +107,7 @@ def test_changing_hidden_pixels_never_changes_what_the_encoder_says(kind: str) -
 
 
 @pytest.mark.parametrize("kind", ["block", "grid"])
-def test_pictures_and_floors_are_of_the_same_mask(kind: str) -> None:
+def test_reconstructions_and_trivial_losses_use_the_mask_of_the_model(kind: str) -> None:
     model = model_of(masking=kind)
     images, noise = torch.randn(8, 3, 32, 32), torch.rand(8, 16)
     mask = model(images, noise).mask
@@ -122,7 +122,7 @@ def test_pictures_and_floors_are_of_the_same_mask(kind: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
-def test_a_given_mask_is_that_of_noise_which_ranks_alike(dtype: torch.dtype) -> None:
+def test_forward_with_a_mask_equals_forward_with_the_noise_that_draws_it(dtype: torch.dtype) -> None:
     model = model_of()
     images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
     expected, got = model(images, noise), model(images, mask=model(images, noise).mask.to(dtype))
@@ -131,7 +131,7 @@ def test_a_given_mask_is_that_of_noise_which_ranks_alike(dtype: torch.dtype) -> 
     assert torch.equal(pictures[0].images, pictures[1].images)
 
 
-def test_a_given_mask_may_hide_another_number_than_the_recipe() -> None:
+def test_given_mask_may_hide_another_number_of_patches_than_the_config() -> None:
     mask = torch.zeros(2, 16)
     mask[:, :5] = 1
     out = model_of()(torch.randn(2, 3, 32, 32), mask=mask)
@@ -147,19 +147,19 @@ def test_a_given_mask_may_hide_another_number_than_the_recipe() -> None:
         (torch.ones(2, 15), r"shape \(2, 15\).*need \(2, 16\)"),
     ],
 )
-def test_a_mask_that_cannot_be_is_refused_in_one_sentence(mask: Tensor, said: str) -> None:
+def test_invalid_mask_raises_config_error(mask: Tensor, said: str) -> None:
     for call in (model_of(), model_of().reconstruct):
         with pytest.raises(mae.ConfigError, match=said):
             call(torch.randn(2, 3, 32, 32), mask=mask)
 
 
-def test_noise_or_a_mask_and_not_both() -> None:
+def test_forward_with_both_or_neither_of_noise_and_mask_raises_config_error() -> None:
     images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
     for arguments in ({}, {"noise": noise, "mask": noise > 0.5}):
         with pytest.raises(mae.ConfigError, match="exactly one of noise and mask"):
             model_of()(images, **arguments)
 
 
-def test_an_unknown_kind_is_refused() -> None:
+def test_unknown_masking_kind_raises_value_error() -> None:
     with pytest.raises(ValueError, match="'random', 'block' or 'grid'"):
         mae.MAEConfig.model_validate({"masking": "stripes"} | SMALL)

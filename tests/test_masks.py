@@ -37,13 +37,13 @@ def first(tar: Path, frame: Frame, seed: int | None = None, epoch: int = 0):
 
 
 @given(SIDES, SIDES, st.sampled_from([64, 256, 1024]))
-def test_the_frame_is_segment_anythings(height: int, width: int, side: int) -> None:
+def test_frame_size_equals_that_of_segment_anything(height: int, width: int, side: int) -> None:
     assert fit(height, width, side) == transforms.ResizeLongestSide.get_preprocess_shape(height, width, side)
 
 
 @given(st.tuples(st.integers(8, 5000), st.integers(8, 5000)), st.data())
 @settings(max_examples=200)
-def test_a_click_on_a_cell_is_a_click_on_the_pixel_whose_mask_it_shows(size: tuple[int, int], data: st.DataObject):
+def test_click_on_a_mask_cell_names_the_pixel_that_the_cell_shows(size: tuple[int, int], data: st.DataObject):
     """Cells of the mask frame, pixels of the image frame and pixels of the photograph name the same place."""
     side, stride = 256, 4
     inside = fit(*size, side)
@@ -62,7 +62,9 @@ def test_a_click_on_a_cell_is_a_click_on_the_pixel_whose_mask_it_shows(size: tup
 
 
 @given(st.tuples(st.integers(8, 5000), st.integers(8, 5000)), st.floats(0, 1), st.floats(0, 1))
-def test_points_lie_within_half_a_pixel_of_segment_anythings(size: tuple[int, int], x: float, y: float) -> None:
+def test_points_in_the_frame_lie_within_half_a_pixel_of_segment_anything(
+    size: tuple[int, int], x: float, y: float
+) -> None:
     """Theirs scales the number of a pixel, ours its centre."""
     point = np.array([[int(x * (size[1] - 1)), int(y * (size[0] - 1))]])
     theirs = transforms.ResizeLongestSide(1024).apply_coords(point, size)
@@ -78,7 +80,7 @@ def test_points_lie_within_half_a_pixel_of_segment_anythings(size: tuple[int, in
     [((200, 300), turn) for turn in range(1, 9)] + [((300, 200), 6), ((3024, 4032), 1), ((3024, 4032), 6)],
     ids=str,
 )
-def test_a_square_is_where_its_mask_and_its_coordinates_say(tmp_path: Path, size, orientation: int) -> None:
+def test_image_mask_and_points_of_a_square_agree_in_the_frame(tmp_path: Path, size, orientation: int) -> None:
     height, width = size
     top, left, edge = height // 5, width * 3 // 5, height // 5
     mask = np.zeros(size, bool)
@@ -103,7 +105,9 @@ def test_a_square_is_where_its_mask_and_its_coordinates_say(tmp_path: Path, size
     assert (back.numpy() & mask).sum() / (back.numpy() | mask).sum() > 0.85
 
 
-def test_the_eight_turns_of_one_picture_are_the_same_batch(tmp_path: Path, real_images: Path) -> None:
+def test_eight_exif_orientations_of_a_photograph_give_the_same_image_and_masks(
+    tmp_path: Path, real_images: Path
+) -> None:
     files = sorted((real_images / "large_photos" / "exif_orientation").glob("*.jpg"))
     with Image.open(files[0]) as upright:
         mask = np.zeros((upright.height, upright.width), bool)
@@ -116,7 +120,7 @@ def test_the_eight_turns_of_one_picture_are_the_same_batch(tmp_path: Path, real_
     assert (images - images[0]).abs().mean() < 3  # they were compressed one by one
 
 
-def test_a_mirrored_photograph_has_mirrored_masks(tmp_path: Path) -> None:
+def test_mirrored_photograph_has_mirrored_masks(tmp_path: Path) -> None:
     pixels, masks = shapes(3, 96, 128)
     tar = write_tar(tmp_path / "a.tar", [(jpeg(pixels), record(masks))])
     frame = Frame(128, stride=4)
@@ -148,7 +152,7 @@ def test_run_lengths_round_trip_through_pycocotools(height: int, width: int, see
     assert np.array_equal(decode({"size": [height, width], "counts": counts}), mask)
 
 
-def test_which_masks_are_taken_follows_from_seed_epoch_and_position(tmp_path: Path) -> None:
+def test_chosen_masks_are_determined_by_seed_epoch_and_position(tmp_path: Path) -> None:
     masks = [np.zeros((64, 64), bool) for _ in range(20)]
     for number, mask in enumerate(masks):
         mask[number * 3 : number * 3 + 4] = True
@@ -171,7 +175,7 @@ def test_which_masks_are_taken_follows_from_seed_epoch_and_position(tmp_path: Pa
     assert len(first(mixed, frame._replace(min_area=0.5), 0)["numbers"]) == 5
 
 
-def test_the_public_photographs_give_the_masks_that_pycocotools_decodes(real_images: Path) -> None:
+def test_masks_of_public_photographs_equal_those_of_pycocotools(real_images: Path) -> None:
     config = DataConfig(path=str(real_images / "coco_sa1b"), workers=0)
     data = MaskDataModule(config, image_size=256, masks_per_image=None, seed=0, global_batch=1, micro_batch=1)
     assert data.val_index is not None and (len(data.train_index), len(data.val_index)) == (137, 69)
@@ -188,7 +192,7 @@ def test_the_public_photographs_give_the_masks_that_pycocotools_decodes(real_ima
         assert np.array_equal(mask, coco.decode(annotation["segmentation"])) and mask.sum() == annotation["area"]
 
 
-def test_masks_of_a_photograph_that_was_packed_smaller_are_those_of_its_original(tmp_path: Path) -> None:
+def test_photograph_packed_smaller_keeps_the_masks_of_its_original(tmp_path: Path) -> None:
     pixels, masks = shapes(5, 300, 401)
     folder = tmp_path / "large"
     write_tar(folder / "a-train-000000.tar", [(jpeg(pixels), record(masks))])
@@ -203,7 +207,7 @@ def test_masks_of_a_photograph_that_was_packed_smaller_are_those_of_its_original
 # What is wrong with a file.
 
 
-def sentence(tar: Path) -> str:
+def reason_of_bad_sample(tar: Path) -> str:
     batch = MaskDataset(open_shards(str(tar)), Frame(64))[MicroBatch(0, np.array([0]), np.array([0]))]
     return batch["bad"][0]["reason"]
 
@@ -220,13 +224,13 @@ def sentence(tar: Path) -> str:
         (b'{"annotations": [{"segmentation": {"size": [90, 120], "counts": [1, "x"]}}]}', "cannot be decoded"),
     ],
 )
-def test_a_sample_without_usable_masks_is_replaced_and_said_so(tmp_path: Path, contents, expected: str) -> None:
+def test_sample_without_usable_masks_is_reported_as_bad(tmp_path: Path, contents, expected: str) -> None:
     pixels, masks = shapes(0)
     tar = write_tar(tmp_path / "a.tar", [(jpeg(pixels), contents), (jpeg(pixels), record(masks))])
-    assert expected in sentence(tar)
+    assert expected in reason_of_bad_sample(tar)
 
 
-def test_shards_without_records_are_refused_at_once(tmp_path: Path) -> None:
+def test_shards_without_mask_records_raise_data_error(tmp_path: Path) -> None:
     write_tar(tmp_path / "a-train-000000.tar", [(jpeg(shapes(0)[0]), None)] * 4)
     config = DataConfig(path=str(tmp_path), workers=0)
     with pytest.raises(DataError, match=r"has no .json with masks .* --masks instances.json"):
@@ -272,7 +276,7 @@ def test_coco_annotations_are_packed_as_records_and_read_back(tmp_path: Path, co
         assert batch["masks"][0][y, x]
 
 
-def test_bad_annotations_are_refused_in_a_sentence(tmp_path: Path, coco_folder) -> None:
+def test_bad_coco_annotations_raise_data_error(tmp_path: Path, coco_folder) -> None:
     images, file = coco_folder
     source = find_images(images)
     (tmp_path / "other.json").write_text("[]")

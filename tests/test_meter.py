@@ -7,7 +7,7 @@ from mae.run.metrics import read_metrics
 from tests.processes import command, run
 
 
-def test_a_run_measures_itself_and_traces_ten_steps_on_demand(tmp_path: Path, built_in: Path) -> None:
+def test_run_logs_utilisation_and_memory_and_traces_ten_steps_if_asked(tmp_path: Path, built_in: Path) -> None:
     output = run(command(tmp_path, built_in, "name=measured", "max_steps=24", "profile=true", "micro_batch=32"))
     assert "MFU" in output
     rows = [row for row in read_metrics(tmp_path / "measured" / "metrics.csv") if "perf/mfu" in row]

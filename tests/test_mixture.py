@@ -23,7 +23,7 @@ def mixture(seed: int = 0, batch: int = 20) -> Mixture:
     return Mixture([Order(np.array(sizes), seed, window=2) for sizes in SIZES], shares([1.0, 3.0, 1.0], batch))
 
 
-def test_every_batch_has_the_same_shares_and_mixes_them():
+def test_batches_have_constant_shares_in_mixed_order():
     mixed = mixture()
     assert mixed.counts == [4, 12, 4] and len(mixed) == 117
     for epoch in (0, 1, 7):
@@ -33,7 +33,7 @@ def test_every_batch_has_the_same_shares_and_mixes_them():
             assert sets.tolist() != sorted(sets.tolist())
 
 
-def test_each_data_set_is_read_in_passes_of_its_own():
+def test_mixed_data_sets_are_each_read_in_whole_passes():
     mixed = mixture()
     batches = [mixed.samples(epoch, start, start + 20) for epoch in range(14) for start in range(0, 100, 20)]
     found = np.concatenate(batches)
@@ -44,7 +44,7 @@ def test_each_data_set_is_read_in_passes_of_its_own():
 
 
 @given(st.integers(0, 50), st.integers(0, 116), st.integers(0, 2**32))
-def test_seeking_equals_iterating(epoch, start, seed):
+def test_mixture_from_a_position_equals_the_rest_of_an_iteration(epoch, start, seed):
     mixed = mixture(seed)
     whole = mixed.samples(epoch, 0, 117)
     np.testing.assert_array_equal(mixture(seed).samples(epoch, start, 117), whole[start:])
@@ -54,7 +54,7 @@ def test_seeking_equals_iterating(epoch, start, seed):
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=8), st.integers(8, 4096))
-def test_shares_are_whole_and_add_up(weights, batch):
+def test_shares_are_integers_that_add_up_to_the_batch(weights, batch):
     try:
         counts = shares(weights, batch)
     except DataError as error:

@@ -14,7 +14,7 @@ from mae.probes.features import Features, describe, rankme
 from mae.probes.knn import knn_accuracy
 from mae.run.metrics import read_metrics
 from tasks.train import train
-from tests.processes import SMALL, command, equal, losses, run, state
+from tests.processes import SMALL, assert_same_run, command, run
 from tests.test_experiments import compose
 
 ALONE = Topology(rank=0, ranks=1, devices=1, nodes=1)
@@ -48,8 +48,7 @@ def test_a_run_is_the_same_with_and_without(plain: Path, with_probe: Path, built
     """Bit for bit, whichever process reads the images that are probed."""
     assert list(probed(with_probe)) == [2, 4, 6]
     for folder in (with_probe, trained(tmp_path, built_in, "workers", "data.workers=2", *PROBE)):
-        assert equal(state(folder), state(plain))
-        assert losses(folder) == losses(plain)
+        assert_same_run(folder, plain)
 
 
 def test_what_is_logged_is_what_the_weights_of_that_step_give(with_probe: Path, built_in: Path) -> None:

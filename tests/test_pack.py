@@ -185,7 +185,7 @@ def many(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def packed(many, tmp_path_factory) -> dict[str, str]:
-    """Returns the shards that an undisturbed pack of them gives."""
+    """Returns the shards that an uninterrupted pack of them gives."""
     out = tmp_path_factory.mktemp("packed") / "out"
     assert pack(many, out, "--shard-size", 10).returncode == 0
     return digests(out)

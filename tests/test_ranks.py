@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mae.run.checkpoint_files import checkpoint_path, read_own
-from tests.processes import command, equal, losses, run, state
+from tests.processes import assert_same_run, command, losses, run
 
 # The clipping is always at work: the norm of the gradients is between .3 and 2.
 STEPS = ("precision=32-true", "max_steps=20", "val_every=7", "data.workers=0", "global_batch=48")
@@ -108,5 +108,4 @@ def test_three_ranks_go_on_bit_for_bit(tmp_path: Path, built_in: Path, one_proce
     whole = shutil.copytree(tmp_path / "three", tmp_path / "whole")
     forget(tmp_path / "three", after=14)
     run(words)
-    assert equal(state(tmp_path / "three"), state(whole))
-    assert losses(tmp_path / "three") == losses(whole)
+    assert_same_run(tmp_path / "three", whole)

@@ -29,6 +29,7 @@ from data.storage.protocols import Retry
 from data.storage.read import read
 from tests.processes import completed
 from tests.servers import serving
+from tests.test_stream import batches_equal
 
 QUICK = Retry(attempts=6, first=0.01)
 
@@ -94,14 +95,6 @@ def module(path, **changes) -> ShardDataModule:
     return ShardDataModule(config, image_size=(24, 24), channels=3, seed=3, global_batch=16, micro_batch=8)
 
 
-def same(one, other) -> bool:
-    tensors = ("images", "labels", "positions", "samples")
-    return all(
-        a["keys"] == b["keys"] and all(torch.equal(a[name], b[name]) for name in tensors)
-        for a, b in zip(one, other, strict=True)
-    )
-
-
 def equal_pairs(one, other) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
@@ -117,9 +110,9 @@ def batches(data: ShardDataModule) -> list:
 def test_s3_gives_the_batches_of_the_local_disk(folder, bucket, workers):
     local, remote = module(folder), module(bucket, workers=workers)
     assert remote.identity == local.identity
-    assert same(batches(remote), batches(local))
+    assert batches_equal(batches(remote), batches(local))
     assert remote.val_index is not None and local.val_index is not None
-    assert same(remote.val_dataloader(), local.val_dataloader())
+    assert batches_equal(remote.val_dataloader(), local.val_dataloader())
 
 
 @pytest.mark.parametrize("ranges", [True, False])
@@ -130,7 +123,7 @@ def test_http_gives_the_batches_of_the_local_disk(folder, tmp_path, workers, ran
         urls = [f"{server.url}/train/x-train-{{000000..000007}}.tar"]
         remote = module(urls, workers=workers, val_path=f"{server.url}/val/x-val-000000.tar")
         assert remote.identity == local.identity
-        assert same(batches(remote), batches(local))
+        assert batches_equal(batches(remote), batches(local))
 
 
 def test_a_second_start_downloads_nothing(folder, bucket):
@@ -314,7 +307,7 @@ def test_a_run_keeps_the_cache_within_its_limit(folder):
         data = module(f"{server.url}/train", window=2, workers=1, cache_gb=limit / 1e9)
         local, cache = module(folder / "train", window=2), data.train_index.cache
         for step in (0, 4, 8):
-            assert same(data.train_loader(lambda step=step: step), local.train_loader(lambda step=step: step))
+            assert batches_equal(data.train_loader(lambda step=step: step), local.train_loader(lambda step=step: step))
             assert sum(path.stat().st_size for path in Path(cache.shards).glob("*/*.tar")) <= limit
         assert sum(server.downloads().values()) < 24  # Some of the copies served a second epoch.
 
@@ -333,7 +326,7 @@ def test_an_evicted_copy_can_be_read_by_whoever_has_it_open(folder):
 def test_a_cache_smaller_than_a_window_warns_and_gives_the_same_batches(folder, capfd):
     with serving(folder) as server:
         data = module(server.url, cache_gb=1e-4, workers=2)
-        assert same(batches(data), batches(module(folder)))
+        assert batches_equal(batches(data), batches(module(folder)))
         assert all(number <= 2 for number in server.downloads().values())
     warning = capfd.readouterr().err
     assert warning.count("data.cache_gb=0.0001 holds less than is read at a time: 3 shards take") == 1

@@ -18,15 +18,25 @@ from mae.run.checkpoint_files import checkpoint_path, newest_valid, verify
 from mae.run.checkpoint_writer import AtomicCheckpointIO
 from mae.run.folder import starting_point
 from tasks.train import train
-from tests.processes import SMALL, STEPS_PER_EPOCH, command, equal, kill, losses, run, start, state, wait_for_checkpoint
+from tests.processes import (
+    SMALL,
+    STEPS_PER_EPOCH,
+    assert_same_run,
+    command,
+    kill,
+    losses,
+    run,
+    start,
+    wait_for_checkpoint,
+)
 from tests.test_experiments import compose
 
 STEPS = 60
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory, built_in: Path) -> Path:
-    runs = tmp_path_factory.mktemp("uninterrupted")
+def uninterrupted_run(tmp_path_factory: pytest.TempPathFactory, built_in: Path) -> Path:
+    runs = tmp_path_factory.mktemp("uninterrupted_run")
     run(command(runs, built_in, f"max_steps={STEPS}", "name=whole"))
     return runs / "whole"
 
@@ -44,7 +54,7 @@ slow = pytest.mark.slow
     ],
 )
 def test_a_killed_run_ends_with_the_same_parameters(
-    tmp_path: Path, built_in: Path, uninterrupted: Path, workers: int, every: int, where: str
+    tmp_path: Path, built_in: Path, uninterrupted_run: Path, workers: int, every: int, where: str
 ) -> None:
     words = command(
         tmp_path,
@@ -66,11 +76,10 @@ def test_a_killed_run_ends_with_the_same_parameters(
     assert step < STEPS
     output = run(words)
     assert newest.name in output.replace("\n", "")
-    assert equal(state(tmp_path / "killed"), state(uninterrupted))
-    assert losses(tmp_path / "killed") == losses(uninterrupted)
+    assert_same_run(tmp_path / "killed", uninterrupted_run)
 
 
-def test_a_torn_checkpoint_is_skipped_with_a_warning(tmp_path: Path, built_in: Path, uninterrupted: Path) -> None:
+def test_a_torn_checkpoint_is_skipped_with_a_warning(tmp_path: Path, built_in: Path, uninterrupted_run: Path) -> None:
     words = command(tmp_path, built_in, f"max_steps={STEPS}", "name=torn", "checkpoint.every_steps=8")
     process = start(words)
     wait_for_checkpoint(process, tmp_path / "torn", step=16)
@@ -79,8 +88,7 @@ def test_a_torn_checkpoint_is_skipped_with_a_warning(tmp_path: Path, built_in: P
     assert newest is not None
     newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
     assert "was probably cut off" in run(words).replace("\n", " ")
-    assert equal(state(tmp_path / "torn"), state(uninterrupted))
-    assert losses(tmp_path / "torn") == losses(uninterrupted)
+    assert_same_run(tmp_path / "torn", uninterrupted_run)
 
 
 class Recorder(pl.Callback):

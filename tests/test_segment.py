@@ -36,7 +36,7 @@ from tasks.train import train
 from tests.conftest import ROOT
 from tests.exports import own_checkpoint
 from tests.masked_photos import shards_of_shapes
-from tests.processes import equal, kill, losses, run, start, state, wait_for_checkpoint
+from tests.processes import assert_same_run, kill, run, start, state, wait_for_checkpoint
 from tests.test_experiments import compose
 
 SMALL = (
@@ -83,11 +83,13 @@ def trained(runs: Path, shapes: Path, *overrides: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory, shapes_folder: Path) -> Path:
+def uninterrupted_run(tmp_path_factory: pytest.TempPathFactory, shapes_folder: Path) -> Path:
     return trained(tmp_path_factory.mktemp("runs"), shapes_folder, "name=whole")
 
 
-def test_a_killed_run_ends_with_the_same_parameters(tmp_path: Path, shapes_folder: Path, uninterrupted: Path) -> None:
+def test_a_killed_run_ends_with_the_same_parameters(
+    tmp_path: Path, shapes_folder: Path, uninterrupted_run: Path
+) -> None:
     """Drop path, choice of masks, clicks and noise of boxes are drawn again as they were; across an epoch's edge."""
     command = [sys.executable, "train.py", *words(tmp_path, shapes_folder, "name=killed")]
     process = start(command)
@@ -96,13 +98,12 @@ def test_a_killed_run_ends_with_the_same_parameters(tmp_path: Path, shapes_folde
     newest = newest_valid(tmp_path / "killed")
     assert newest is not None and newest.stem < "step-00000016"
     run(command)
-    assert equal(state(tmp_path / "killed"), state(uninterrupted))
-    assert losses(tmp_path / "killed") == losses(uninterrupted)
+    assert_same_run(tmp_path / "killed", uninterrupted_run)
 
 
-def test_a_run_from_another_prompting_is_another_run(uninterrupted: Path, shapes_folder: Path) -> None:
+def test_a_run_from_another_prompting_is_another_run(uninterrupted_run: Path, shapes_folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"task\.clicks"):
-        trained(uninterrupted.parent, shapes_folder, "name=whole", "task.clicks=2")
+        trained(uninterrupted_run.parent, shapes_folder, "name=whole", "task.clicks=2")
 
 
 def test_a_masked_autoencoder_is_where_a_run_starts(tmp_path: Path, shapes_folder: Path) -> None:
@@ -219,28 +220,30 @@ def test_kept_tokens_belong_to_one_encoder_and_one_data_set(tmp_path: Path) -> N
 # What comes out.
 
 
-def test_a_run_is_exported_as_a_whole_sam_that_both_libraries_answer_from(uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_run_is_exported_as_a_whole_sam_that_both_libraries_answer_from(
+    uninterrupted_run: Path, tmp_path: Path
+) -> None:
     """The exporter compares embeddings and masks itself; what it wrote is read back here."""
-    export(uninterrupted, "segment-anything", tmp_path / "sam.pth")
-    export(uninterrupted, "hf-sam", tmp_path / "hf")
-    own = load_segmenter(uninterrupted).state_dict()
+    export(uninterrupted_run, "segment-anything", tmp_path / "sam.pth")
+    export(uninterrupted_run, "hf-sam", tmp_path / "hf")
+    own = load_segmenter(uninterrupted_run).state_dict()
     for path in (tmp_path / "sam.pth", tmp_path / "hf"):
         back = load_segmenter(path).state_dict()
         assert back.keys() == own.keys() and all(torch.equal(back[key], own[key]) for key in own)
     with pytest.raises(CheckpointError, match="without a prompt encoder"):
-        torch.save(load_segmenter(uninterrupted).encoder.state_dict(), tmp_path / "bare.pth")
+        torch.save(load_segmenter(uninterrupted_run).encoder.state_dict(), tmp_path / "bare.pth")
         load_segmenter(tmp_path / "bare.pth")
 
 
-def test_scores_stand_beside_what_the_run_started_from(uninterrupted: Path, tmp_path: Path) -> None:
+def test_scores_stand_beside_what_the_run_started_from(uninterrupted_run: Path, tmp_path: Path) -> None:
     probe = SegmentProbe(name="segment", clicks=[1, 2], pictures=2, images=3)
-    scores = evaluate_segmentation(probe, uninterrupted, {"workers": 0}, 7, tmp_path)
+    scores = evaluate_segmentation(probe, uninterrupted_run, {"workers": 0}, 7, tmp_path)
     written = json.loads((tmp_path / "segment.json").read_text())
     assert scores["trained"]["objects"] == scores["untrained"]["objects"] == 6
     assert written["trained"]["box"] == scores["trained"]["box"] and set(written["untrained"]["clicks"]) == {"1", "2"}
     assert (tmp_path / "segment.png").is_file() and (tmp_path / "segment_pictures.png").is_file()
-    settings = OmegaConf.to_container(OmegaConf.load(uninterrupted / "config.yaml"))
-    start = before(load_segmenter(uninterrupted), settings, seed=7).state_dict()  # pyright: ignore[reportArgumentType]
+    settings = OmegaConf.to_container(OmegaConf.load(uninterrupted_run / "config.yaml"))
+    start = before(load_segmenter(uninterrupted_run), settings, seed=7).state_dict()  # pyright: ignore[reportArgumentType]
     fresh = segmenter()[0].state_dict()  # of the run's seed, and not of the probe's
     assert all(torch.equal(value, fresh[key]) for key, value in start.items())
 
@@ -273,11 +276,11 @@ def gated(tmp_path_factory: pytest.TempPathFactory, shapes_folder: Path) -> Path
 
 
 def test_relevance_probe_without_trained_gate_changes_nothing_and_says_so(
-    uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    uninterrupted_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = examine(uninterrupted, tmp_path)
+    found = examine(uninterrupted_run, tmp_path)
     said = capsys.readouterr().out
-    assert f"{uninterrupted} has no trained gate (train with task.relevance=true)" in said
+    assert f"{uninterrupted_run} has no trained gate (train with task.relevance=true)" in said
     assert str(tmp_path / "relevance.json") in said
     assert found["identity"] and len(found["photographs"]) == 2
     for photograph in found["photographs"]:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -39,9 +40,12 @@ def module(path, **changes) -> ShardDataModule:
     return ShardDataModule(DataConfig(path=str(path), **{"workers": 0, "window": 3, **changes}), **shape)
 
 
-def equal(one: dict, other: dict) -> bool:
+def batches_equal(one: Iterable[dict], other: Iterable[dict]) -> bool:
     tensors = ("images", "labels", "positions", "samples", "boxes")
-    return all(torch.equal(one[name], other[name]) for name in tensors) and one["keys"] == other["keys"]
+    return all(
+        a["keys"] == b["keys"] and all(torch.equal(a[name], b[name]) for name in tensors)
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def test_a_batch_holds_what_it_says(folder):
@@ -65,19 +69,19 @@ def test_workers_do_not_change_the_batches(folder):
     for workers in (1, 2, 3, 4):
         several = module(folder, workers=workers).train_loader(lambda: 0)
         for _ in range(2):  # Workers stay alive from one epoch to the next.
-            assert all(equal(a, b) for a, b in zip(one, several, strict=True))
+            assert batches_equal(one, several)
     frozen = module(folder).evaluation_loader
     index = open_shards(folder, "val")
     again = module(folder, workers=2).evaluation_loader(index, 4)
-    assert all(equal(a, b) for a, b in zip(frozen(index, 4), again, strict=True))
+    assert batches_equal(frozen(index, 4), again)
 
 
 def test_a_resume_in_the_middle_of_an_epoch_carries_on(folder):
     data = module(folder)
     whole = [list(data.train_loader(lambda step=step: step)) for step in (0, 6)]
     carried_on = list(data.train_loader(lambda: 8))
-    assert len(carried_on) == 8 and all(equal(a, b) for a, b in zip(carried_on, whole[1][4:], strict=True))
-    assert not equal(whole[0][0], whole[1][0])
+    assert len(carried_on) == 8 and batches_equal(carried_on, whole[1][4:])
+    assert not batches_equal(whole[0][:1], whole[1][:1])
 
 
 def test_ranks_and_micro_batches_do_not_change_images_or_crops(folder):
@@ -127,7 +131,7 @@ def test_validation_is_every_sample_once_as_a_centre_crop(folder):
         for rank in range(3)
     ]
     assert sorted(key for keys in ranks for key in keys) == sorted(key for batch in batches for key in batch["keys"])
-    assert all(equal(a, b) for a, b in zip(batches, data.val_dataloader(), strict=True))
+    assert batches_equal(batches, data.val_dataloader())
 
 
 def test_grey_images_have_one_channel(folder):
