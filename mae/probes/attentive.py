@@ -6,14 +6,14 @@ from typing import Literal, NamedTuple
 
 import torch
 from einops import einsum, rearrange
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mae.probes.features import Features
 from mae.probes.models_under_probe import ModelsUnderProbe, Want
-from mae.probes.probe import Outcome, measure_accuracy
+from mae.probes.probe import Outcome, Probe, measure_accuracy
 from mae.train.schedule import learning_rate
 
 
@@ -24,10 +24,8 @@ class Setting(NamedTuple):
     weight_decay: float
 
 
-class AttentiveConfig(BaseModel):
+class AttentiveConfig(BaseModel, frozen=True, extra="forbid"):
     """Settings of the fit; the best pair of `lrs` × `weight_decays` is chosen on held-out training images."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     lrs: list[float] = Field(min_length=1)
     weight_decays: list[float] = Field(min_length=1)
@@ -148,15 +146,12 @@ def attentive_accuracy(
     return float(fitter.accuracy(fitter.fit(rows, [best]), test)), best
 
 
-class Attentive(AttentiveConfig):
+class Attentive(AttentiveConfig, Probe):
     """Attentive probe (`probe=attentive`)."""
 
     name: Literal["attentive"]
     train_images: int | None = Field(10_000, ge=5)
     test_images: int | None = Field(10_000, ge=1)
-
-    def refusal(self, probed: ModelsUnderProbe) -> str | None:
-        return probed.lacks_labels(*self.wants(probed))
 
     def wants(self, probed: ModelsUnderProbe) -> list[Want]:
         return [Want("train", "tokens", self.train_images), Want("test", "tokens", self.test_images)]

@@ -3,24 +3,20 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from mae.models.classifier import Classifier, topk_correct
 from mae.probes.models_under_probe import ModelsUnderProbe, Want
-from mae.probes.probe import Outcome, Row
+from mae.probes.probe import Outcome, Probe, Row
 
 
-class Classify(BaseModel):
+class Classify(Probe):
     """Top-1 and top-5 accuracy on the test images (`probe=classify`)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["classify"]
 
     def refusal(self, probed: ModelsUnderProbe) -> str | None:
         if not isinstance(probed.models["trained"], Classifier):
             return "needs a fine-tuned classifier: train one with task=finetune"
-        return probed.lacks_labels(*self.wants(probed))
+        return super().refusal(probed)
 
     def wants(self, probed: ModelsUnderProbe) -> list[Want]:
         return [Want("test", "scores")]

@@ -6,14 +6,14 @@ from typing import Literal
 import torch
 from einops import rearrange
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from mae.pictures import add_caption, tiles
 from mae.probes.features import Features
 from mae.probes.models_under_probe import ModelsUnderProbe, Want
-from mae.probes.probe import Outcome, measure_accuracy
+from mae.probes.probe import Outcome, Probe, measure_accuracy
 
 NEIGHBOURS_SHOWN = 8  # at most, for each test image in the picture
 FRAMES = torch.tensor([[0.75, 0.75, 0.75], [0.12, 0.35, 0.85], [0.85, 0.2, 0.15]])  # grey, blue, red
@@ -44,18 +44,13 @@ def knn_accuracy(train: Features, test: Features, k: int = 20) -> float:
     return float((vote(similarity, train.labels[nearest], classes) == test.labels).double().mean())
 
 
-class KNN(BaseModel):
+class KNN(Probe):
     """kNN probe (`probe=knn`)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["knn"]
     train_images: int | None = Field(None, ge=1)
     k: int = Field(20, ge=1)
     shown: int = Field(8, ge=1)
-
-    def refusal(self, probed: ModelsUnderProbe) -> str | None:
-        return probed.lacks_labels(*self.wants(probed))
 
     def wants(self, probed: ModelsUnderProbe) -> list[Want]:
         return [Want("train", probed.pool, self.train_images), Want("test", probed.pool)]

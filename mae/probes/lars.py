@@ -1,7 +1,7 @@
 """The paper's linear probe: batch norm without affine, one linear layer, LARS (He et al. 2022, table 10)."""
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from timm.optim import Lars
 from torch import nn
 from torch.nn import functional as F
@@ -10,15 +10,13 @@ from mae.probes.features import Features
 from mae.train.schedule import learning_rate
 
 
-class LarsConfig(BaseModel):
+class LarsConfig(BaseModel, frozen=True, extra="forbid"):
     """Settings of the fit.
 
     batch   cut to the number of training images
     views   augmented passes over the training images whose features are kept; epoch e sees pass e modulo `views`, so
             that as many as `epochs` are what a loader with augmentation would give
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     base_lr: float = Field(0.1, gt=0)
     batch: int = Field(16_384, ge=2)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from mae.probes.features import Features
 from mae.probes.lars import LarsConfig, lars_accuracy
 from mae.probes.models_under_probe import ModelsUnderProbe, Want
-from mae.probes.probe import Outcome, measure_accuracy
+from mae.probes.probe import Outcome, Probe, measure_accuracy
 
 
 def linear_accuracy(train: Features, test: Features, strengths: list[float], seed: int = 0) -> tuple[float, float]:
@@ -31,23 +31,18 @@ def _classifier(strength: float):
     return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=5000, tol=1e-3))
 
 
-class Linear(BaseModel):
+class Linear(Probe):
     """Linear probe (`probe=linear`).
 
     fit        "lbfgs": logistic regression; "lars": the paper's, on augmented images
     strengths  values of C, of which L-BFGS takes the best on held-out training images
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: Literal["linear"]
     train_images: int | None = Field(10_000, ge=2)
     fit: Literal["lbfgs", "lars"] = "lbfgs"
     strengths: list[float] = Field(min_length=1)
     lars: LarsConfig
-
-    def refusal(self, probed: ModelsUnderProbe) -> str | None:
-        return probed.lacks_labels(Want("train", probed.pool, self.train_images), Want("test", probed.pool))
 
     def wants(self, probed: ModelsUnderProbe) -> list[Want]:
         views = range(self.lars.views) if self.fit == "lars" else [None]

@@ -3,16 +3,14 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from mae.probes.models_under_probe import ModelsUnderProbe, Want
-from mae.probes.probe import Outcome, Row
+from mae.probes.probe import Outcome, Probe, Row
 
 
-class Neighbours(BaseModel):
+class Neighbours(Probe):
     """Measures nothing (`probe=neighbours`): no labels are needed, and the untrained encoder is left out."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["neighbours"]
     train_images: int | None = Field(10_000, ge=1)

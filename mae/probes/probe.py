@@ -1,8 +1,11 @@
 """The interface of a probe, and its outcome."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
 
 from mae.probes.features import Features
 from mae.probes.models_under_probe import ModelsUnderProbe, Want
@@ -30,25 +33,22 @@ class Outcome(NamedTuple):
     pictures: list[Path]
 
 
-class Probe(Protocol):
+class Probe(BaseModel, ABC, frozen=True, extra="forbid"):
     """Settings of a probe, with what it needs and how it measures. Each has a file in mae/probes/."""
 
-    @property
-    def name(self) -> str: ...
-
-    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
+    name: str
 
     def refusal(self, probed: ModelsUnderProbe) -> str | None:
-        """Returns why it cannot measure these models; None if it can."""
-        ...
+        """Returns why it cannot measure these models, as here for lack of labels; None if it can."""
+        return probed.lacks_labels(self.wants(probed))
 
+    @abstractmethod
     def wants(self, probed: ModelsUnderProbe) -> list[Want]:
         """Returns the features that it needs, which `probed.collect` finds on all ranks together."""
-        ...
 
+    @abstractmethod
     def measure(self, probed: ModelsUnderProbe, out: Path) -> Outcome:
         """Measures, and writes pictures below `out`; rank 0 only."""
-        ...
 
 
 def measure_accuracy(

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from mae.errors import ConfigError, first_sentence
 from mae.models.mae import MaskedAutoencoder
@@ -11,20 +11,18 @@ from mae.models.masking import draw_masking
 from mae.pictures import reconstruction_grid
 from mae.probes.features import at_ratio, held_out_noise
 from mae.probes.models_under_probe import ModelsUnderProbe, Want
-from mae.probes.probe import Outcome, Row
+from mae.probes.probe import Outcome, Probe, Row
 from mae.probes.score_figures import draw_losses_over_ratio
 from mae.probes.trivial_losses import trivial_losses
 
 
-class Reconstruct(BaseModel):
+class Reconstruct(Probe):
     """Loss on test images over the mask ratio (`probe=reconstruct`). Masks follow from the number of the sample.
 
     ratios        mask ratios; the model's own is added
     floor_images  number of images for the losses of trivial predictors
     shown         number of images in each picture
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["reconstruct"]
     test_images: int | None = Field(2000, ge=1)

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from mae.errors import ConfigError
 from mae.probes.attentive import Attentive
@@ -13,10 +13,8 @@ from mae.probes.probe import Probe
 from mae.probes.reconstruct import Reconstruct
 
 
-class Suite(BaseModel):
+class Suite(BaseModel, frozen=True, extra="forbid"):
     """Settings of each probe of the suite (`probe=suite`)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["suite"]
     knn: KNN

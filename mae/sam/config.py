@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from mae.errors import ConfigError
 from mae.models.config import MAEConfig
@@ -14,7 +14,7 @@ from mae.sam.lora import add_lora
 from mae.sam.segmenter import Segmenter
 
 
-class SegmentConfig(BaseModel):
+class SegmentConfig(BaseModel, frozen=True, extra="forbid"):
     """Settings of task=segment; the defaults are SAM's (Kirillov et al. 2023, appendix A).
 
     image_size, window, global_blocks, out_channels
@@ -30,8 +30,6 @@ class SegmentConfig(BaseModel):
     relevance        prompts gate the embedding, as in a RelevanceAwareEncoder; no other library loads such a model
     alignment        weight of `relevance_alignment_loss`, by which the gate learns to cover the object
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["segment"]
     image_size: int = Field(1024, ge=1)

@@ -5,7 +5,7 @@ from typing import NamedTuple, cast
 
 import torch
 from einops import rearrange
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,10 +18,8 @@ from mae.models.vit import LayerNorm
 from mae.sam.attention import relative_attention, relative_terms
 
 
-class SamConfig(BaseModel):
+class SamConfig(BaseModel, frozen=True, extra="forbid"):
     """Architecture of a SAM-style encoder. The defaults are SAM-B (Kirillov et al. 2023, appendix A)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     image_size: ImageSize = (1024, 1024)
     patch_size: int = Field(default=16, ge=1)
