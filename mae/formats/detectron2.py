@@ -67,8 +67,6 @@ FORMAT = Format(
     sentence=".pth for the ViTDet backbone of detectron2: the encoder without class token and final norm",
     suffix=".pth",
     peer="detectron2",
-    compared="nothing",
     write=write,
-    compare=None,
     read_back=False,
 )

@@ -69,12 +69,12 @@ class Format:
     """A foreign format: how to write it, and how to compare it with the library that reads it, its peer.
 
     sentence  for the list of formats
-    suffix    what --out ends in; empty for a folder
     peer      the module that reads the format
-    compared  the outputs that are compared
     write     (export, path) writes the file or folder, and returns what the card says of how to load it
+    suffix    what --out ends in; empty for a folder
     compare   (export, path, images [1, C, H, W]) loads it strictly with the peer and runs it; None for a peer that is
               never at hand
+    compared  the outputs that are compared
     holds     what it has a place for: whole autoencoders, encoders, either, or SAM-style encoders
     read_back `mae.load` or `mae.load_sam` understands it
     heads     it has a place for the head of a classifier too
@@ -83,11 +83,11 @@ class Format:
     """
 
     sentence: str
-    suffix: str
     peer: str
-    compared: str
     write: Callable[[Export, Path], dict[str, Any]]
-    compare: Callable[[Export, Path, Tensor], Iterable[Comparison]] | None
+    suffix: str = ""
+    compare: Callable[[Export, Path, Tensor], Iterable[Comparison]] | None = None
+    compared: str = "features of all tokens"
     holds: Literal["autoencoder", "encoder", "either", "sam"] = "encoder"
     read_back: bool = True
     heads: bool = False

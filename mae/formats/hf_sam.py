@@ -142,7 +142,6 @@ def their_name(key: str) -> str:
 
 FORMAT = Format(
     sentence="folder for transformers' SamVisionModel, of a whole SAM (or with --merge-into FOLDER) for SamModel",
-    suffix="",
     peer="transformers",
     compared="image embeddings (and masks of a whole SAM)",
     write=write,

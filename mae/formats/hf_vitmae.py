@@ -8,23 +8,13 @@ import torch
 from torch import Tensor
 
 from mae.errors import CheckpointError
+from mae.formats import hf_vit
 from mae.formats.format import Comparison, Export, Format, require
-from mae.formats.huggingface import (
-    encoder_fields,
-    encoder_settings,
-    load_peer,
-    preprocessor_settings,
-    to_hub_names,
-    to_our_names,
-    write_folder,
-)
+from mae.formats.hf_vit import encoder_fields, encoder_settings, to_hub_names, to_our_names
+from mae.formats.huggingface import load_peer, preprocessor_settings, write_folder
 from mae.models.mae import MaskedAutoencoder
 
-TOP = {
-    "vit.embeddings.cls_token": "cls_token",
-    "vit.embeddings.position_embeddings": "pos_embed",
-    "vit.embeddings.patch_embeddings.projection": "patch_embed.proj",
-    "vit.layernorm": "norm",
+TOP = {f"vit.{theirs}": ours for theirs, ours in hf_vit.TOP.items()} | {
     "decoder.decoder_embed": "decoder_embed",
     "decoder.mask_token": "mask_token",
     "decoder.decoder_pos_embed": "decoder_pos_embed",
@@ -85,7 +75,6 @@ def compare(export: Export, folder: Path, images: Tensor) -> Iterator[Comparison
 
 FORMAT = Format(
     sentence="folder for transformers' ViTMAEForPreTraining: encoder and decoder",
-    suffix="",
     peer="transformers",
     compared="loss and predictions",
     write=write,

@@ -42,7 +42,6 @@ FORMAT = Format(
     sentence="ONNX, batches of any size, weights above 2 GB beside it: the encoder",
     suffix=".onnx",
     peer="onnxruntime",
-    compared="features of all tokens",
     write=write,
     compare=compare,
     read_back=False,

@@ -25,7 +25,6 @@ FORMAT = Format(
     sentence="torch.export program, batches of any size: the encoder",
     suffix=".pt2",
     peer="torch",
-    compared="features of all tokens",
     write=write,
     compare=compare,
     read_back=False,

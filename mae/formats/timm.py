@@ -14,12 +14,14 @@ from torch import Tensor
 from mae.errors import CheckpointError
 from mae.formats.format import Comparison, Export, Format, refuse_other_keys
 from mae.models.classifier import Classifier
-from mae.models.config import MAEConfig
 from mae.models.vit import Encoder, LayerNorm
 
 
-def timm_arguments(config: MAEConfig) -> dict[str, Any]:
-    """Returns arguments of timm's VisionTransformer that give the architecture of our encoder, without a head."""
+def timm_arguments(model: Encoder) -> dict[str, Any]:
+    """Returns arguments of timm's VisionTransformer that give the architecture of our encoder or classifier."""
+    config, pool, classes = model.config, "token" if model.config.class_token else "", 0
+    if isinstance(model, Classifier):
+        pool, classes = "avg" if model.pool == "patches" else "token", model.classes
     return {
         "img_size": list(config.image_size),
         "patch_size": config.patch_size,
@@ -29,16 +31,9 @@ def timm_arguments(config: MAEConfig) -> dict[str, Any]:
         "num_heads": config.num_heads,
         "mlp_ratio": config.mlp_ratio,
         "class_token": config.class_token,
-        "global_pool": "token" if config.class_token else "",
-        "num_classes": 0,
+        "global_pool": pool,
+        "num_classes": classes,
     }
-
-
-def head_arguments(model: Encoder) -> dict[str, Any]:
-    """Returns the arguments that differ for a classifier."""
-    if not isinstance(model, Classifier):
-        return {}
-    return {"num_classes": model.classes, "global_pool": "avg" if model.pool == "patches" else "token"}
 
 
 def read(file: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
@@ -55,10 +50,9 @@ def read(file: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
 
 
 def write(export: Export, file: Path) -> dict[str, Any]:
-    config = export.encoder.config
-    arguments = timm_arguments(config) | head_arguments(export.encoder)
-    save_file(export.encoder.state_dict(), file, {"format": "pt", "config": config.model_dump_json()})
-    return {"class": "timm.models.vision_transformer.VisionTransformer", "arguments": arguments}
+    model = export.encoder
+    save_file(model.state_dict(), file, {"format": "pt", "config": model.config.model_dump_json()})
+    return {"class": "timm.models.vision_transformer.VisionTransformer", "arguments": timm_arguments(model)}
 
 
 def compare(export: Export, file: Path, images: Tensor) -> Iterator[Comparison]:
@@ -67,9 +61,8 @@ def compare(export: Export, file: Path, images: Tensor) -> Iterator[Comparison]:
 
 def compare_with_timm(model: Encoder, state: dict[str, Tensor], images: Tensor) -> Iterator[Comparison]:
     """Compares features, and the scores of a classifier, of timm's model with the weights `state` and of `model`."""
-    arguments = timm_arguments(model.config) | head_arguments(model)
     with torch.device("meta"):
-        peer = VisionTransformer(**arguments, norm_layer=LayerNorm).eval()
+        peer = VisionTransformer(**timm_arguments(model), norm_layer=LayerNorm).eval()
     problems = peer.load_state_dict(state, strict=False, assign=True)
     refuse_other_keys("timm", problems.missing_keys, problems.unexpected_keys)
     if isinstance(model, Classifier):
@@ -81,7 +74,6 @@ FORMAT = Format(
     sentence="safetensors for timm's VisionTransformer: the encoder, or a classifier",
     suffix=".safetensors",
     peer="timm",
-    compared="features of all tokens",
     write=write,
     compare=compare,
     heads=True,

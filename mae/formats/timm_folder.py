@@ -27,9 +27,9 @@ def read(settings: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str
 
 
 def write(export: Export, folder: Path) -> dict[str, Any]:
-    config = export.encoder.config
-    architecture = f"vit_{ARCHITECTURES.get(config.width, 'base_patch16')}_224"
-    return write_folder(folder, architecture, timm_arguments(config), export, export.encoder.state_dict())
+    model = export.encoder
+    architecture = f"vit_{ARCHITECTURES.get(model.config.width, 'base_patch16')}_224"
+    return write_folder(folder, architecture, timm_arguments(model), export, model.state_dict())
 
 
 def write_folder(
@@ -72,9 +72,7 @@ def compare(export: Export, folder: Path, images: Tensor) -> Iterator[Comparison
 
 FORMAT = Format(
     sentence='folder for timm.create_model("local-dir:FOLDER", pretrained=True): the encoder',
-    suffix="",
     peer="timm",
-    compared="features of all tokens",
     write=write,
     compare=compare,
 )
