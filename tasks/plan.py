@@ -6,7 +6,7 @@ import torch
 
 from mae.distributed.launch import Topology, resolve_devices
 from mae.plan.devices import find_hardware, planned_precision
-from mae.plan.forecast import forecast
+from mae.plan.forecast import Forecast
 from mae.plan.tables import show_forecast
 from mae.plan.training_cost import TrainingCost, classification_cost, pretraining_cost, sam_cost
 from mae.run.folder import write_json
@@ -36,7 +36,7 @@ def plan_only(config: TrainConfig) -> None:
     images = None
     if samples is not None:
         images = task.schedule_over(samples).total_steps * config.global_batch
-    expected = forecast(
+    expected = Forecast(
         cost,
         hardware,
         ranks=ranks,

@@ -111,9 +111,7 @@ def open_model(path: Path) -> DemoModel:
     scale = scale_of(opened, channels)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     choose_float32_products(device)
-    choose_attention(encoder.blocks, device=device)
-    if isinstance(encoder, MaskedAutoencoder):
-        choose_attention(encoder.decoder_blocks, device=device)
+    choose_attention(encoder, device=device)
     pixels = Pixels(scale.mean, scale.std).to(device)
     return DemoModel(path, opened.step, encoder.to(device), pixels, assumed=not scale.known)
 

@@ -32,7 +32,7 @@ def trace(export: Export) -> ExportedProgram:
     if isinstance(export.model, SamEncoder):
         model = export.model
     else:
-        choose_attention(export.encoder.blocks, device=torch.device("cuda"))
+        choose_attention(export.encoder, device=torch.device("cuda"))
         model = Features(export.encoder)
     # A batch of two, because torch.export takes a size of one for a constant.
     images = torch.zeros(2, config.in_channels, *config.image_size)

@@ -47,7 +47,13 @@ class DiskUse(NamedTuple):
 
 @dataclass(frozen=True)
 class Forecast:
-    """Forecast of a run that sees `images` images, repetitions counted; None if the size of the data is unknown."""
+    """Forecast of training on `ranks` devices.
+
+    mfu          expected model FLOPs utilisation: FLOPs by formula as a share of the peak
+    images       seen by the run, repetitions counted; None if the size of the data is unknown
+    shards       number and bytes of the training shards, as far as they are known
+    checkpoints  kept at a time
+    """
 
     cost: TrainingCost
     hardware: Hardware
@@ -57,8 +63,24 @@ class Forecast:
     precision: str
     mfu: float
     images: int | None
-    layouts: list[Layout]
-    stored: DiskUse
+    shards: tuple[int, int | None] | None
+    checkpoints: int
+
+    @property
+    def layouts(self) -> list[Layout]:
+        """Returns memory and speed under each strategy, without and with activation checkpointing."""
+        sizes = {"ranks": self.ranks, "micro_batch": self.micro_batch}
+        return [
+            layout(strategy, recompute, self.cost, self.hardware, mfu=self.mfu, **sizes)
+            for strategy in (["one device"] if self.ranks == 1 else ["DDP", "FSDP"])
+            for recompute in (False, True)
+        ]
+
+    @property
+    def stored(self) -> DiskUse:
+        """Returns what lies on disk while a checkpoint is being written."""
+        checkpoint_bytes = self.cost.kept.weights + self.cost.kept.optimiser
+        return DiskUse(*(self.shards or (None, None)), self.checkpoints + 1, checkpoint_bytes)
 
     def days(self, layout: Layout) -> float | None:
         """Returns the length of the run, None if the number of images is unknown."""
@@ -66,46 +88,16 @@ class Forecast:
 
     def plain(self) -> dict[str, Any]:
         """Returns everything as plain values, for JSON."""
-        layouts = [x._asdict() | {"total": x.total, "days": self.days(x)} for x in self.layouts]
         steps = {name: getattr(self.cost, name)._asdict() for name in ("kept", "recomputed")}
         fields = asdict(self)
-        del fields["cost"]
+        for name in ("cost", "shards", "checkpoints"):
+            del fields[name]
         return fields | {
             "work": self.cost._asdict() | steps,
             "hardware": self.hardware._asdict(),
-            "layouts": layouts,
+            "layouts": [x._asdict() | {"total": x.total, "days": self.days(x)} for x in self.layouts],
             "stored": self.stored._asdict(),
         }
-
-
-def forecast(
-    cost: TrainingCost,
-    hardware: Hardware,
-    *,
-    ranks: int,
-    micro_batch: int,
-    accumulate: int,
-    precision: str,
-    mfu: float,
-    images: int | None,
-    shards: tuple[int, int | None] | None,
-    checkpoints: int,
-) -> Forecast:
-    """Forecasts training on `ranks` devices.
-
-    mfu          expected model FLOPs utilisation: FLOPs by formula as a share of the peak
-    shards       their number and bytes, as far as they are known
-    checkpoints  kept at a time
-    """
-    strategies = ["one device"] if ranks == 1 else ["DDP", "FSDP"]
-    layouts = [
-        layout(strategy, recompute, cost, hardware, ranks=ranks, micro_batch=micro_batch, mfu=mfu)
-        for strategy in strategies
-        for recompute in (False, True)
-    ]
-    checkpoint_bytes = cost.kept.weights + cost.kept.optimiser
-    stored = DiskUse(*(shards or (None, None)), checkpoints + 1, checkpoint_bytes)
-    return Forecast(cost, hardware, ranks, micro_batch, accumulate, precision, mfu, images, layouts, stored)
 
 
 def layout(

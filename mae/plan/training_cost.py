@@ -50,7 +50,7 @@ def pretraining(config: MAEConfig, device: torch.device) -> Workload:
 
     def build(recompute: bool) -> MaskedAutoencoder:
         model = MaskedAutoencoder(config)
-        choose_attention(model.blocks, model.decoder_blocks, device=device)
+        choose_attention(model, device=device)
         prepare_blocks(model.whole_blocks, BlocksConfig(recompute="all" if recompute else "none"))
         return model
 
@@ -66,7 +66,7 @@ def classification(config: MAEConfig, classes: int, drop_path: float, device: to
 
     def build(recompute: bool) -> Classifier:
         model = Classifier(config, classes, drop_path=drop_path)
-        choose_attention(model.blocks, device=device)
+        choose_attention(model, device=device)
         prepare_blocks(list(model.blocks), BlocksConfig(recompute="all" if recompute else "none"))
         return model
 

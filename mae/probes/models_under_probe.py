@@ -92,9 +92,7 @@ class ModelsUnderProbe:
         self.fingerprints = {name: weights_fingerprint(model) for name, model in models.items()}
         for model in models.values():
             model.to(device).eval()
-            choose_attention(model.blocks, device=device)
-            if isinstance(model, MaskedAutoencoder):
-                choose_attention(model.decoder_blocks, device=device)
+            choose_attention(model, device=device)
 
     def lacks_labels(self, wants: list[Want]) -> str | None:
         """Returns why there are no test images, or no labels for all images of `wants`; None if there are."""

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -18,14 +18,6 @@ from mae.report.runs import Run, differences, evaluations, read_runs
 from mae.report.start import recipe_rows
 
 MAX_LISTED = 100  # bad samples per run
-
-
-class KeyNumber(NamedTuple):
-    """A number at the top of the page."""
-
-    name: str
-    value: str
-    note: str = ""
 
 
 def write_report(paths: list[Path], out: Path | None, *, with_attention: bool = True) -> Path:
@@ -82,14 +74,14 @@ def describe(run: Run, runs: int, with_attention: bool) -> dict[str, Any]:
     }
 
 
-def key_numbers(run: Run) -> list[KeyNumber]:
-    """Returns the numbers to see first, as far as the run has logged them."""
+def key_numbers(run: Run) -> list[tuple[str, str, str]]:
+    """Returns the numbers to see first, as far as the run has logged them: name, value, note."""
     numbers = []
     baselines = run.summary.get("floors")
     note = f"best baseline {min(baselines.values()):.4f}" if baselines else ""
     for name, title in (("val/loss", "validation loss"), ("train/loss", "training loss")):
         if (value := run.latest(name)) is not None:
-            numbers.append(KeyNumber(title, f"{value:.4f}", note))
+            numbers.append((title, f"{value:.4f}", note))
             note = ""
     for name, title in (
         ("val/top1", "top-1"),
@@ -98,12 +90,12 @@ def key_numbers(run: Run) -> list[KeyNumber]:
         ("knn/top1", "nearest neighbours"),
     ):
         if (value := run.latest(name)) is not None:
-            numbers.append(KeyNumber(title, f"{value:.1%}"))
+            numbers.append((title, f"{value:.1%}", ""))
     for name, title, form in (("images_per_s", "images per second", "{:,.0f}"), ("mfu", "MFU", "{:.0%}")):
         if values := run.metrics.get(f"perf/{name}"):
-            numbers.append(KeyNumber(title, form.format(median(values.values())), "median"))
+            numbers.append((title, form.format(median(values.values())), "median"))
     if (memory := run.latest("perf/memory_gb")) is not None:
-        numbers.append(KeyNumber("memory", f"{memory:.3g} GB", "peak, on rank 0"))
+        numbers.append(("memory", f"{memory:.3g} GB", "peak, on rank 0"))
     return numbers
 
 

@@ -7,10 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import yaml
 from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
@@ -65,11 +63,14 @@ def open_wandb(run: Path, make: Callable[..., Logger]) -> WandbLogger:
     Without a key W&B would wait for somebody to type one.
     """
     import wandb  # slow to import, and only tracked runs need it
+    from requests.utils import get_netrc_auth
 
     identity = {"id": wandb_id(run), "resume": "allow"}
     (run / "wandb_id.txt").write_text(identity["id"])
     os.environ.setdefault("WANDB_DATA_DIR", str((run / "wandb").resolve()))  # not the home folder, which is often small
-    logger = make(**identity, offline=not _has_key())
+    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    has_key = bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(server))  # `wandb login` puts it into ~/.netrc
+    logger = make(**identity, offline=not has_key)
     assert isinstance(logger, WandbLogger)
     try:
         _ = logger.experiment
@@ -105,18 +106,6 @@ def wandb_id(run: Path) -> str:
             "folder of its own, such as name=${oc.env:WANDB_RUN_ID} in a sweep, or unset WANDB_RUN_ID"
         )
     return own or given or secrets.token_hex(4)
-
-
-def _has_key() -> bool:
-    """Looks for W&B's key in the environment and where `wandb login` puts it."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    try:
-        return file.is_file() and netrc(file).authenticators(host or "") is not None
-    except NetrcParseError:
-        return False
 
 
 def tracked_run(path: Path) -> Path:

@@ -1,7 +1,6 @@
 """Converts a masked autoencoder's encoder to a SAM-style one: weights copied, resampled, dropped or fresh."""
 
 from pydantic import ValidationError
-from torch import Tensor
 
 from mae.errors import ConfigError, first_sentence
 from mae.models.config import MAEConfig
@@ -25,7 +24,11 @@ def to_sam(encoder: Encoder, **given: object) -> SamEncoder:
     config = sam_config(encoder.config, given)
     model = SamEncoder(config)
     own = model.state_dict()
-    carried = _carried(encoder, config)
+    dropped = ("cls_token", "norm.", "pos_embed", "mask_token", "decoder_")
+    weights = {key: value for key, value in encoder.state_dict().items() if not key.startswith(dropped)}
+    carried = {key.replace(".mlp.fc", ".mlp.lin"): value for key, value in weights.items()}
+    carried["pos_embed"] = resize_positions(grid_of_positions(encoder), config.grid)
+    carried["patch_embed.proj.weight"] = resize_projection(carried["patch_embed.proj.weight"], config.patch_size)
     fresh = [key for key in own if key not in carried and not key.startswith("neck.") and ".attn.rel_pos_" not in key]
     assert not fresh and carried.keys() <= own.keys(), f"nothing is carried over to {fresh}"
     model.load_state_dict(own | carried)
@@ -50,16 +53,3 @@ def sam_config(config: MAEConfig, given: dict[str, object]) -> SamConfig:
         return SamConfig.model_validate(carried | given)
     except ValidationError as error:
         raise ConfigError(first_sentence(error)) from error
-
-
-def _carried(encoder: Encoder, config: SamConfig) -> dict[str, Tensor]:
-    """Returns the weights that the SAM-style encoder takes over, under its names."""
-    dropped = ("cls_token", "norm.", "pos_embed", "mask_token", "decoder_")
-    state = {
-        key.replace(".mlp.fc", ".mlp.lin"): value
-        for key, value in encoder.state_dict().items()
-        if not key.startswith(dropped)
-    }
-    state["pos_embed"] = resize_positions(grid_of_positions(encoder), config.grid)
-    state["patch_embed.proj.weight"] = resize_projection(state["patch_embed.proj.weight"], config.patch_size)
-    return state

@@ -6,7 +6,7 @@ from typing import NamedTuple, cast
 import torch
 from einops import rearrange
 from pydantic import BaseModel, Field, model_validator
-from timm.layers import DropPath
+from timm.layers import DropPath, LayerNorm2d, PatchEmbed
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -69,7 +69,8 @@ class SamEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.checkpointing = checkpointing
-        self.patch_embed = PatchEmbed(config)
+        sizes = config.patch_size, config.in_channels, config.width
+        self.patch_embed = PatchEmbed(None, *sizes, output_fmt="NHWC")
         self.pos_embed = nn.Parameter(torch.zeros(1, *config.grid, config.width))
         rates = [drop_path * index / max(1, config.depth - 1) for index in range(config.depth)]
         self.blocks = nn.ModuleList(
@@ -77,9 +78,9 @@ class SamEncoder(nn.Module):
         )
         self.neck = nn.Sequential(
             nn.Conv2d(config.width, config.out_channels, 1, bias=False),
-            LayerNorm2d(config.out_channels, eps=1e-6),
+            LayerNorm2d(config.out_channels),
             nn.Conv2d(config.out_channels, config.out_channels, 3, padding=1, bias=False),
-            LayerNorm2d(config.out_channels, eps=1e-6),
+            LayerNorm2d(config.out_channels),
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -107,7 +108,7 @@ class SamEncoder(nn.Module):
             require_multiple_of_patch((height, width), self.config.patch_size)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        tokens = self.patch_embed(images)
+        tokens = self.patch_embed(images).contiguous()  # everything after it reads and adds token by token
         return tokens + resize_positions(self.pos_embed, tokens.shape[1:3])
 
     def attentions(self, images: Tensor) -> Iterator["Projections"]:
@@ -121,18 +122,6 @@ class SamEncoder(nn.Module):
         """Compiles each block (`torch.compile`): two graphs at any depth, a windowed and a global one."""
         for block in self.blocks:
             block.compile()
-
-
-class PatchEmbed(nn.Module):
-    """Patches to tokens: [B, C, H, W] -> [B, h, w, D]."""
-
-    def __init__(self, config: SamConfig) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(config.in_channels, config.width, config.patch_size, config.patch_size)
-
-    def forward(self, images: Tensor) -> Tensor:
-        # Everything after it reads and adds token by token.
-        return rearrange(self.proj(images), "b d h w -> b h w d").contiguous()
 
 
 class Block(nn.Module):
@@ -220,10 +209,3 @@ class Mlp(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.lin2(F.gelu(self.lin1(tokens)))
-
-
-class LayerNorm2d(nn.LayerNorm):
-    """LayerNorm over the channels of [B, C, H, W]."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return rearrange(super().forward(rearrange(input, "b c h w -> b h w c")), "b h w c -> b c h w")

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from mae.models.classifier import Classifier, Pool, topk_correct
 from mae.models.config import ImageSize
 from mae.models.flops import classification_flops
-from mae.models.vit import choose_attention
 from mae.train.optim import NamedAdamW, layer_decayed_adamw
 from mae.train.strategies import shard
 from mae.train.training import Training
@@ -90,12 +89,6 @@ class Finetuning(Training):
         return layer_decayed_adamw(
             named, self.optim, self.schedule.peak_lr, lambda name: vit_layer(name, depth), depth + 1
         )
-
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        for model in (self.model, self.average):
-            if model is not None:
-                choose_attention(model.blocks, device=self.device)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         images, targets = self.pixels.normalise(batch["images"]), batch["labels"]

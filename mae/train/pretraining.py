@@ -9,7 +9,6 @@ from torch import Tensor
 from mae.models.flops import pretraining_flops
 from mae.models.mae import MaskedAutoencoder
 from mae.models.noise import uniform_noise
-from mae.models.vit import choose_attention
 from mae.train.strategies import shard
 from mae.train.training import Training
 
@@ -37,10 +36,6 @@ class Pretraining(Training):
 
     def shard(self, mesh: Any) -> None:
         shard(self.model, self.model.whole_blocks, mesh, entrances=("encode", "reconstruct"))
-
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        choose_attention(self.model.blocks, self.model.decoder_blocks, device=self.device)
 
     def noise(self, step: int, rows: Tensor) -> Tensor:
         """Returns mask noise [B, N] for rows of the global batch of `step`."""
