@@ -13,6 +13,7 @@ A name is imported when it is first used, so that `import mae.run` loads neither
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+# ruff: noqa: F401 (imported for type checkers alone)
 if TYPE_CHECKING:
     from mae.errors import CheckpointError, ConfigError
     from mae.formats.load import load
@@ -42,23 +43,6 @@ _HOMES = {
     "to_sam": "sam.convert",
 }
 
-__all__ = [
-    "CheckpointError",
-    "Classifier",
-    "ConfigError",
-    "Encoder",
-    "MAEConfig",
-    "MaskedAutoencoder",
-    "Output",
-    "Reconstruction",
-    "SamConfig",
-    "SamEncoder",
-    "load",
-    "load_sam",
-    "load_segmenter",
-    "to_sam",
-]
-
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
@@ -67,4 +51,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return list(_HOMES)

@@ -146,7 +146,7 @@ def attentive_accuracy(
     return float(fitter.accuracy(fitter.fit(rows, [best]), test)), best
 
 
-class Attentive(AttentiveConfig, Probe):
+class Attentive(AttentiveConfig, Probe, frozen=True):
     """Attentive probe (`probe=attentive`)."""
 
     name: Literal["attentive"]

@@ -8,7 +8,7 @@ from mae.probes.models_under_probe import ModelsUnderProbe, Want
 from mae.probes.probe import Outcome, Probe, Row
 
 
-class Classify(Probe):
+class Classify(Probe, frozen=True):
     """Top-1 and top-5 accuracy on the test images (`probe=classify`)."""
 
     name: Literal["classify"]

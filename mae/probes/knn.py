@@ -44,7 +44,7 @@ def knn_accuracy(train: Features, test: Features, k: int = 20) -> float:
     return float((vote(similarity, train.labels[nearest], classes) == test.labels).double().mean())
 
 
-class KNN(Probe):
+class KNN(Probe, frozen=True):
     """kNN probe (`probe=knn`)."""
 
     name: Literal["knn"]

@@ -31,7 +31,7 @@ def _classifier(strength: float):
     return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=5000, tol=1e-3))
 
 
-class Linear(Probe):
+class Linear(Probe, frozen=True):
     """Linear probe (`probe=linear`).
 
     fit        "lbfgs": logistic regression; "lars": the paper's, on augmented images

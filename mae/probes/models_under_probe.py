@@ -98,8 +98,9 @@ class ModelsUnderProbe:
         """Returns why there are no test images, or no labels for all images of `wants`; None if there are."""
         if not self.images.has("test"):
             return "needs test images: set data.val_path"
-        for split, at_most in dict.fromkeys((want.split, want.at_most) for want in wants):
-            if (self.images.labels(split, self.images.samples(split, at_most)) < 0).any():
+        for want in {want._replace(view=None) for want in wants}:
+            samples = self.images.samples(want.split, want.at_most)
+            if (self.images.labels(want.split, samples) < 0).any():
                 return "needs labels, and some images have none (no .cls in the shards)"
         return None
 

@@ -9,7 +9,7 @@ from mae.probes.models_under_probe import ModelsUnderProbe, Want
 from mae.probes.probe import Outcome, Probe, Row
 
 
-class Neighbours(Probe):
+class Neighbours(Probe, frozen=True):
     """Measures nothing (`probe=neighbours`): no labels are needed, and the untrained encoder is left out."""
 
     name: Literal["neighbours"]

@@ -16,7 +16,7 @@ from mae.probes.score_figures import draw_losses_over_ratio
 from mae.probes.trivial_losses import trivial_losses
 
 
-class Reconstruct(Probe):
+class Reconstruct(Probe, frozen=True):
     """Loss on test images over the mask ratio (`probe=reconstruct`). Masks follow from the number of the sample.
 
     ratios        mask ratios; the model's own is added
