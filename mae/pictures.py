@@ -15,8 +15,6 @@ from torch.nn import functional as F
 from mae.models.mae import Reconstruction
 from mae.models.patches import patchify, unpatchify
 
-matplotlib.use("Agg")
-
 TRUE_STATISTICS = "normalised pixels: hidden patches carry the mean and deviation of the true patches"
 MIN_WIDTH = 128  # pixels: narrower images are enlarged
 BORDER = 2  # white pixels around each tile

@@ -62,7 +62,7 @@ def test_classifier_scores_and_gradients_equal_those_of_timm(pool: Pool) -> None
 def test_layer_decay_equals_timms_with_each_parameter_in_one_group(pool: Pool) -> None:
     ours, theirs = Classifier(CONFIG, 7, pool), timms(pool)
     config = OptimConfig(layer_decay=0.65, weight_decay=0.05)
-    optimizer = layer_decayed_adamw(ours.named_parameters(), config, 1e-3, lambda name: vit_layer(name, 3), 4)
+    optimizer = layer_decayed_adamw(ours.named_parameters(), config, 1e-3, vit_layer, 3)
     names = [name for group in optimizer.param_groups for name in group["param_names"]]
     assert sorted(names) == sorted(name for name, _ in ours.named_parameters())
     groups = param_groups_layer_decay(

@@ -137,9 +137,7 @@ def segmenter(encoder: str = "all", **fields) -> tuple[Segmenter, SegmentConfig]
 
 def test_every_parameter_is_in_one_layer_and_learns_at_its_rate() -> None:
     model, _ = segmenter()
-    optimizer = layer_decayed_adamw(
-        model.named_parameters(), OptimConfig(layer_decay=0.8), 1.0, lambda name: sam_layer(name, 2), 3
-    )
+    optimizer = layer_decayed_adamw(model.named_parameters(), OptimConfig(layer_decay=0.8), 1.0, sam_layer, 2)
     names = [name for group in optimizer.param_groups for name in group["param_names"]]
     assert sorted(names) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
     rates = {name: group["lr"] for group in optimizer.param_groups for name in group["param_names"]}

@@ -17,7 +17,7 @@ from mae.errors import CheckpointError, ConfigError, first_sentence
 from mae.formats import hf_vit, hf_vitmae, timm_folder
 from mae.formats.facebook import has_decoder, infer_config
 from mae.formats.opened import Opened, open_weights
-from mae.models.classifier import classifier_for_weights
+from mae.models.classifier import Classifier
 from mae.models.config import MAEConfig
 from mae.models.mae import MaskedAutoencoder
 from mae.models.vit import Encoder
@@ -57,7 +57,8 @@ def load(path: str | Path | Opened, **given: Any) -> MaskedAutoencoder | Encoder
         raise CheckpointError(f"{opened.path}: {error}") from error
     with torch.device("meta"):
         if "head.weight" in state:
-            model = classifier_for_weights(state, config)
+            pool = "patches" if "fc_norm.weight" in state else "class_token"
+            model = Classifier(config, len(state["head.weight"]), pool)
         else:
             model = MaskedAutoencoder(config) if has_decoder(state) else Encoder(config)
     load_strictly(model, state, opened.path, copy=not isinstance(path, Opened))

@@ -64,11 +64,6 @@ def build_classifier(encoder: Encoder, classes: int, pool: Pool = "patches", dro
     return model
 
 
-def classifier_for_weights(state: dict[str, Tensor], config: MAEConfig) -> Classifier:
-    """Builds a classifier that the state dict fits into, without loading it."""
-    return Classifier(config, len(state["head.weight"]), "patches" if "fc_norm.weight" in state else "class_token")
-
-
 def topk_correct(scores: Tensor, labels: Tensor, k: int) -> int:
     """Counts the images whose label [B] is among the k highest scores [B, classes]."""
     best = scores.topk(min(k, scores.shape[1]), dim=1).indices

@@ -63,16 +63,11 @@ class AttentivePool(nn.Module):
 
     def groups(self, settings: list[Setting]) -> list[dict]:
         """Returns the parameter groups of AdamW: per probe its matrices, and its bias without weight decay."""
-        matrices = zip(self.query, self.value, self.head, strict=True)
-        decaying = [
-            {"params": list(parts), "lr": setting.lr, "weight_decay": setting.weight_decay}
-            for parts, setting in zip(matrices, settings, strict=True)
-        ]
-        biases = [
-            {"params": [bias], "lr": setting.lr, "weight_decay": 0.0}
-            for bias, setting in zip(self.bias, settings, strict=True)
-        ]
-        return [group | {"peak": group["lr"]} for group in decaying + biases]
+        groups = []
+        for (lr, decay), *matrices, bias in zip(settings, self.query, self.value, self.head, self.bias, strict=True):
+            groups.append({"params": matrices, "lr": lr, "peak": lr, "weight_decay": decay})
+            groups.append({"params": [bias], "lr": lr, "peak": lr, "weight_decay": 0.0})
+        return groups
 
 
 class Fitter:

@@ -2,11 +2,8 @@
 
 from pathlib import Path
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-matplotlib.use("Agg")
 
 COLOURS = {"trained": "tab:blue", "untrained": "tab:grey"}
 

@@ -132,17 +132,13 @@ def reopen_wandb(run: Path) -> Iterator[Any]:
     code = 1
     try:
         wandb_run = open_wandb(run, partial(WandbLogger, **settings)).experiment
-        wandb_run.summary.update(_last_values(run) | _evaluations(run))
+        rows = read_metrics(run / "metrics.csv")
+        latest = {name: float(value) for row in rows for name, value in row.items() if name != "step"}
+        wandb_run.summary.update(latest | _evaluations(run))
         yield wandb_run
         code = 0
     finally:
         finish_wandb(code)
-
-
-def _last_values(run: Path) -> dict[str, float]:
-    """Returns the last value of each metric of a run."""
-    rows = read_metrics(run / "metrics.csv")
-    return {name: float(value) for row in rows for name, value in row.items() if name != "step"}
 
 
 def _evaluations(run: Path) -> dict[str, Any]:

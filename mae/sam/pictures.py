@@ -15,8 +15,6 @@ from torch.nn import functional as F
 
 from mae.sam.segmenter import BACKGROUND, FOREGROUND
 
-matplotlib.use("Agg")
-
 COLUMN_WIDTH = 300  # pixels
 MASK_COLOURS = {"truth": (255, 200, 0), "mask": (30, 120, 255)}
 LABEL_COLOURS = {FOREGROUND: (0, 170, 0), BACKGROUND: (220, 0, 0)}

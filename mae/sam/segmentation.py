@@ -50,11 +50,8 @@ class Segmentation(Training):
         shard(self.model, cast(Any, self.model.encoder.blocks), mesh, entrances=("answer",))
 
     def build_optimizer(self) -> NamedAdamW:
-        depth = self.model.encoder.config.depth
-        named = self.model.named_parameters()
-        return layer_decayed_adamw(
-            named, self.optim, self.schedule.peak_lr, lambda name: sam_layer(name, depth), depth + 1
-        )
+        named, depth = self.model.named_parameters(), self.model.encoder.config.depth
+        return layer_decayed_adamw(named, self.optim, self.schedule.peak_lr, sam_layer, depth)
 
     def embed(self, batch: dict[str, Any], cache: TokenCache | None = None) -> Tensor:
         """Returns the image embeddings of a batch; the tokens of a frozen encoder come from `cache`."""

@@ -84,11 +84,8 @@ class Finetuning(Training):
         shard(self.model, cast(Any, self.model.blocks), mesh)
 
     def build_optimizer(self) -> NamedAdamW:
-        depth = self.model.config.depth
-        named = self.model.named_parameters()
-        return layer_decayed_adamw(
-            named, self.optim, self.schedule.peak_lr, lambda name: vit_layer(name, depth), depth + 1
-        )
+        named, depth = self.model.named_parameters(), self.model.config.depth
+        return layer_decayed_adamw(named, self.optim, self.schedule.peak_lr, vit_layer, depth)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         images, targets = self.pixels.normalise(batch["images"]), batch["labels"]
