@@ -25,7 +25,6 @@ def test_failing_write_leaves_the_old_file_and_no_temporary_file(tmp_path: Path,
 def test_write_is_synced_before_the_rename_and_its_folder_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """fsync of the new file while the old one is in place, then fsync of the folder that holds the new name."""
     path, synced, fsync = tmp_path / "file.json", [], os.fsync
     path.write_text("old")
 

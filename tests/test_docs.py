@@ -56,7 +56,7 @@ def test_documentation_site_works_from_disk_at_desktop_and_phone_width(width: in
     assert complaints == []
 
 
-def test_tables_of_shapes_keep_their_columns(site: Path) -> None:
+def test_tables_of_shapes_keep_their_columns_on_the_site(site: Path) -> None:
     shown = re.sub(r"<[^>]+>", "", (site / "api" / "use.html").read_text())
     assert "images  [B, C, H, W]  normalised\nnoise   [B, N]        uniform\n" in shown
 

@@ -53,7 +53,9 @@ def test_sizes_have_the_published_parameter_counts(width, depth, heads, patch, e
     class_token=st.booleans(),
     positions=st.sampled_from(["sincos", "learned"]),
 )
-def test_any_grid_channels_and_ratio_work(rows, columns, patch, channels, ratio, class_token, positions) -> None:
+def test_forward_and_encode_shapes_hold_for_any_grid_channels_and_ratio(
+    rows, columns, patch, channels, ratio, class_token, positions
+) -> None:
     patches = rows * columns
     keep = int(patches * (1 - ratio))
     if not 0 < keep < patches:
@@ -75,7 +77,7 @@ def test_any_grid_channels_and_ratio_work(rows, columns, patch, channels, ratio,
     assert model.reconstruct(images, noise).images.shape == images.shape
 
 
-def test_patches_go_back_to_the_same_image_in_row_column_channel_order() -> None:
+def test_unpatchify_inverts_patchify_in_row_column_channel_order() -> None:
     images = torch.arange(2 * 3 * 4 * 6).view(2, 3, 4, 6)
     patches = patchify(images, 2)
     assert torch.equal(unpatchify(patches, 2, (2, 3)), images)
@@ -84,7 +86,7 @@ def test_patches_go_back_to_the_same_image_in_row_column_channel_order() -> None
     ]
 
 
-def test_positions_equal_the_published_formula() -> None:
+def test_sincos_positions_equal_the_published_formula() -> None:
     """Column first, as a numpy table of the formula in float64 says."""
     omega = 1 / 10000 ** (np.arange(16) / 16)
     table = sincos_positions(64, (3, 5), True)[0].numpy()
@@ -95,7 +97,7 @@ def test_positions_equal_the_published_formula() -> None:
             np.testing.assert_allclose(table[1 + row * 5 + column], np.concatenate(expected), atol=1e-7)
 
 
-def test_changing_hidden_pixels_never_changes_what_the_encoder_says() -> None:
+def test_hidden_pixels_do_not_change_the_predictions() -> None:
     model = model_of()
     images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
     masking = random_masking(noise, model.config.visible)
@@ -110,7 +112,7 @@ def test_changing_hidden_pixels_never_changes_what_the_encoder_says() -> None:
     assert not torch.equal(out.loss, original.loss)
 
 
-def test_what_is_predicted_for_visible_patches_never_changes_the_loss() -> None:
+def test_predictions_of_visible_patches_do_not_change_the_loss() -> None:
     """The loss is the paper's masked mean over all patches, in which visible ones count nothing."""
     model = model_of()
     images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
@@ -130,7 +132,7 @@ def test_encode_never_masks_and_does_not_depend_on_the_mask_ratio() -> None:
 
 
 @pytest.mark.parametrize("norm_pix", [True, False])
-def test_a_reconstruction_keeps_visible_patches_and_undoes_the_normalisation(norm_pix: bool) -> None:
+def test_reconstruction_keeps_visible_patches_and_undoes_the_normalisation(norm_pix: bool) -> None:
     model = model_of(norm_pix=norm_pix)
     images, noise = torch.randn(2, 3, 32, 32) * 3 + 1, torch.rand(2, 16)
     result = model.reconstruct(images, noise)
@@ -144,13 +146,13 @@ def test_a_reconstruction_keeps_visible_patches_and_undoes_the_normalisation(nor
     torch.testing.assert_close(pasted[hidden], expected[hidden])
 
 
-def test_the_target_has_unit_variance_per_patch() -> None:
+def test_normalised_target_has_zero_mean_and_unit_variance_per_patch() -> None:
     target = normalise_patches(torch.rand(2, 5, 48) * 7 + 3)
     torch.testing.assert_close(target.mean(-1), torch.zeros(2, 5), atol=1e-5, rtol=0)
     torch.testing.assert_close(target.var(-1), torch.ones(2, 5), atol=1e-4, rtol=0)
 
 
-def test_predicting_zero_costs_exactly_one_less_degree_of_freedom() -> None:
+def test_trivial_losses_of_noise_equal_their_expected_values() -> None:
     config = mae.MAEConfig(image_size=32, patch_size=4, **SMALL)
     images = torch.rand(16, 3, 32, 32)
     floors = trivial_losses(images, torch.rand(16, 64), config)
@@ -184,13 +186,13 @@ def held_out_loss(model: mae.MaskedAutoencoder, images: torch.Tensor) -> float:
         return float(model(images, uniform_noise(0, -1, torch.arange(len(images)), 16)).loss)
 
 
-def test_training_beats_the_trivial_predictors(trained) -> None:
+def test_trained_model_beats_the_trivial_losses(trained) -> None:
     model, images = trained
     floors = trivial_losses(images, uniform_noise(0, -1, torch.arange(len(images)), 16), model.config)
     assert held_out_loss(model, images) < 0.8 * min(floors.values())
 
 
-def test_without_decoder_positions_the_loss_is_clearly_worse(trained) -> None:
+def test_zeroed_decoder_positions_raise_the_loss_by_30_percent(trained) -> None:
     model, images = trained
     good = held_out_loss(model, images)
     positions = model.decoder_pos_embed.data.clone()
@@ -201,7 +203,7 @@ def test_without_decoder_positions_the_loss_is_clearly_worse(trained) -> None:
         model.decoder_pos_embed.data.copy_(positions)
 
 
-def test_with_shuffled_restore_indices_the_loss_is_clearly_worse(trained) -> None:
+def test_shuffled_predictions_raise_the_loss_by_30_percent(trained) -> None:
     """Predictions given to the wrong hidden patches: what a broken un-shuffling would do."""
     model, images = trained
     noise = uniform_noise(0, -1, torch.arange(len(images)), 16)
@@ -224,6 +226,6 @@ def test_with_shuffled_restore_indices_the_loss_is_clearly_worse(trained) -> Non
         ({"patch_size": 1, "in_channels": 1}, "has no variance: set norm_pix=false"),
     ],
 )
-def test_an_impossible_architecture_is_refused_with_a_reason(fields, said) -> None:
+def test_impossible_architecture_raises_validation_error(fields, said) -> None:
     with pytest.raises(ValidationError, match=said):
         mae.MAEConfig(**({"image_size": 32, "patch_size": 8} | SMALL | fields))

@@ -44,14 +44,16 @@ def with_probe(tmp_path_factory: pytest.TempPathFactory, built_in: Path) -> Path
     return trained(tmp_path_factory.mktemp("probed"), built_in, "probed", "data.workers=0", *PROBE)
 
 
-def test_a_run_is_the_same_with_and_without(plain: Path, with_probe: Path, built_in: Path, tmp_path: Path) -> None:
+def test_run_with_online_probe_equals_the_run_without(
+    plain: Path, with_probe: Path, built_in: Path, tmp_path: Path
+) -> None:
     """Bit for bit, whichever process reads the images that are probed."""
     assert list(probed(with_probe)) == [2, 4, 6]
     for folder in (with_probe, trained(tmp_path, built_in, "workers", "data.workers=2", *PROBE)):
         assert_same_run(folder, plain)
 
 
-def test_what_is_logged_is_what_the_weights_of_that_step_give(with_probe: Path, built_in: Path) -> None:
+def test_logged_probe_scores_equal_those_of_the_checkpoint_of_that_step(with_probe: Path, built_in: Path) -> None:
     model = mae.load(with_probe / "checkpoints" / "step-00000006.ckpt")
     config = DataConfig(source="digits", root=str(built_in), workers=0, mean=(0.3,) * 3, std=(0.34,) * 3)
     data = ShardDataModule(config, image_size=(32, 32), channels=3, seed=0, global_batch=1, micro_batch=1)
@@ -70,7 +72,7 @@ def test_what_is_logged_is_what_the_weights_of_that_step_give(with_probe: Path, 
     assert 0 < logged["perf/probe_share"] < 1
 
 
-def test_two_ranks_log_what_one_logs(with_probe: Path, built_in: Path, tmp_path: Path) -> None:
+def test_online_probe_on_two_ranks_logs_the_scores_of_one(with_probe: Path, built_in: Path, tmp_path: Path) -> None:
     words = (*STEPS, *PROBE, "data.workers=0")
     run(command(tmp_path, built_in, *words, "name=two", ranks=2))
     one, two = probed(with_probe), probed(tmp_path / "two")
@@ -80,7 +82,7 @@ def test_two_ranks_log_what_one_logs(with_probe: Path, built_in: Path, tmp_path:
         assert two[step]["knn/top1"] == pytest.approx(one[step]["knn/top1"], abs=0.02)
 
 
-def test_without_test_images_the_rank_alone_is_logged(built_in: Path, tmp_path: Path) -> None:
+def test_online_probe_without_test_images_logs_rankme_only(built_in: Path, tmp_path: Path) -> None:
     only_train = ("data.source=null", f"data.path={built_in}/digits/train", "data.workers=0", "val_every=null")
     folder = trained(tmp_path, built_in, "rank", *only_train, *PROBE)
     assert list(probed(folder)) == [2, 4, 6]

@@ -17,7 +17,7 @@ lanes = st.tuples(st.integers(1, 6), st.integers(1, 25))  # lanes, batch
 topologies = st.sampled_from([(1, 24), (1, 4), (2, 12), (2, 3), (3, 8), (3, 1), (4, 3), (6, 2), (8, 3), (8, 1)])
 
 
-def test_the_order_of_version_1_is_what_it_was():
+def test_order_version_1_gives_the_recorded_samples_and_draws():
     """Checkpoints rely on it: a change here needs a new ORDER_VERSION."""
     assert ORDER_VERSION == 1
     order = Order(np.array([5, 3, 7, 4]), seed=7, window=2)
@@ -26,13 +26,13 @@ def test_the_order_of_version_1_is_what_it_was():
 
 
 @given(sizes, seeds, epochs, windows, lanes)
-def test_an_epoch_is_a_permutation_of_all_samples(sizes, seed, epoch, window, lanes):
+def test_epoch_is_a_permutation_of_all_samples(sizes, seed, epoch, window, lanes):
     order = Order(sizes, seed, window, *lanes)
     assert sorted(order.samples(epoch, 0, len(order))) == list(range(sizes.sum()))
 
 
 @given(sizes, seeds, epochs, windows, lanes, st.data())
-def test_seeking_equals_iterating(sizes, seed, epoch, window, lanes, data):
+def test_order_from_a_position_equals_the_rest_of_an_iteration(sizes, seed, epoch, window, lanes, data):
     order = Order(sizes, seed, window, *lanes)
     whole = order.samples(epoch, 0, len(order))
     start = data.draw(st.integers(0, len(order)))
@@ -59,7 +59,7 @@ def test_each_window_holds_whole_shards(sizes, seed, epoch, window):
 
 
 @given(seeds, epochs, windows)
-def test_each_lane_fills_its_own_rows_of_every_batch(seed, epoch, window):
+def test_lanes_fill_their_own_rows_of_each_batch_from_their_own_shards(seed, epoch, window):
     order = Order(np.full(24, 10), seed, window, lanes=3, batch=12)
     lanes_of_shards: dict[int, set[int]] = {0: set(), 1: set(), 2: set()}
     for position in range(0, 240, 4):
@@ -68,13 +68,13 @@ def test_each_lane_fills_its_own_rows_of_every_batch(seed, epoch, window):
     assert sum(map(len, lanes_of_shards.values())) == 24  # No shard is read by two of them.
 
 
-def test_without_lanes_nothing_depends_on_the_batch():
+def test_order_without_lanes_does_not_depend_on_the_batch():
     sizes = np.array([5, 3, 7, 4])
     np.testing.assert_array_equal(Order(sizes, 7, 2, 1, 5).samples(3, 0, 19), Order(sizes, 7, 2).samples(3, 0, 19))
 
 
 @given(sizes, seeds, epochs, windows, lanes, st.data())
-def test_the_windows_of_a_batch_hold_its_samples(sizes, seed, epoch, window, lanes, data):
+def test_windows_of_a_batch_hold_its_samples(sizes, seed, epoch, window, lanes, data):
     order = Order(sizes, seed, window, *lanes)
     position = data.draw(st.integers(0, len(order) - 1))
     now, _ = order.windows(epoch, position)
@@ -84,7 +84,7 @@ def test_the_windows_of_a_batch_hold_its_samples(sizes, seed, epoch, window, lan
     assert set(np.searchsorted(ends, samples, side="right").tolist()) <= set(now)
 
 
-def test_the_remainder_that_an_epoch_leaves_out_changes():
+def test_remainder_left_out_of_an_epoch_changes_with_the_epoch():
     order = Order(np.array([10] * 10 + [3]), seed=0, window=4)
     seen = 32 * steps_per_epoch(len(order), 32)
     left_out = [frozenset(order.samples(epoch, seen, len(order))) for epoch in range(200)]
@@ -118,7 +118,7 @@ def test_global_batches_do_not_depend_on_ranks_and_micro_batches(sizes, seed, to
         np.testing.assert_array_equal(np.concatenate([part[2] for part in parts]), samples)
 
 
-def test_a_sampler_asks_for_the_step_when_an_iteration_starts():
+def test_sampler_asks_for_the_step_when_an_iteration_starts():
     order, step = Order(np.array([50]), seed=0), 0
     draws = MicroBatches(order, lambda: step, 10, 5)
     assert len(draws) == 10
@@ -129,7 +129,7 @@ def test_a_sampler_asks_for_the_step_when_an_iteration_starts():
     assert [(draw.epoch, draw.positions[0]) for draw in draws] == [(1, start) for start in first]
 
 
-def test_views_of_an_image_are_neighbours_and_count_one_by_one():
+def test_views_of_an_image_are_adjacent_with_positions_of_their_own():
     order = Order(np.array([50]), seed=0)
     draws = list(MicroBatches(order, lambda: 0, 12, 6, views=3))
     assert len(draws) == 150 // 12 * 2
@@ -139,7 +139,7 @@ def test_views_of_an_image_are_neighbours_and_count_one_by_one():
 
 
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 5))
-def test_validation_visits_every_sample_once_in_equally_many_batches(samples, batch, ranks):
+def test_validation_ranks_visit_each_sample_once_in_equally_many_batches(samples, batch, ranks):
     per_rank = [list(AllSamples(np.arange(samples), batch, rank, ranks)) for rank in range(ranks)]
     assert len({len(draws) for draws in per_rank}) == 1
     visited = [sample for draws in per_rank for draw in draws for sample in draw.samples]
@@ -147,7 +147,7 @@ def test_validation_visits_every_sample_once_in_equally_many_batches(samples, ba
     assert all(len(draw.samples) <= batch for draws in per_rank for draw in draws)
 
 
-def test_uniforms_are_uniform_and_follow_from_seed_epoch_and_position():
+def test_uniforms_are_uniform_and_determined_by_seed_epoch_and_position():
     u = uniforms(0, 0, np.arange(20_000), 5)
     assert u.shape == (20_000, 5) and u.min() >= 0 and u.max() < 1
     np.testing.assert_allclose(u.mean(0), 0.5, atol=0.01)
@@ -159,7 +159,7 @@ def test_uniforms_are_uniform_and_follow_from_seed_epoch_and_position():
         assert (other == u[:100]).sum() == 0
 
 
-def test_seeking_in_eleven_million_samples_permutes_one_window():
+def test_seek_in_eleven_million_samples_permutes_one_window():
     """benchmarks/index.py has the time."""
     order = Order(np.full(11_000, 1000), seed=5)
     assert len(order.samples(3, 7_654_321, 7_654_385)) == 64

@@ -72,7 +72,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.tar"))}
 
 
-def test_a_folder_of_classes_becomes_shards_with_labels(classes, tmp_path):
+def test_folder_of_classes_packs_to_shards_with_labels_and_a_manifest(classes, tmp_path):
     (classes / "notes.txt").write_text("no image")
     ended = pack(classes, tmp_path / "out", "--name", "pets", "--shard-size", 6)
     assert ended.returncode == 0, ended.stderr
@@ -98,7 +98,7 @@ def test_a_folder_of_classes_becomes_shards_with_labels(classes, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its files to the garbage collector.
-def test_webdataset_reads_the_shards(classes, tmp_path):
+def test_webdataset_reads_the_packed_shards(classes, tmp_path):
     assert pack(classes, tmp_path / "out").returncode == 0
     index = open_shards(tmp_path / "out")
     samples = list(webdataset.WebDataset(index.shards, shardshuffle=False).decode("pil"))
@@ -109,7 +109,7 @@ def test_webdataset_reads_the_shards(classes, tmp_path):
         assert picture.size == (16, 12)
 
 
-def test_equal_seeds_give_equal_bytes(classes, tmp_path):
+def test_pack_with_equal_seeds_writes_equal_bytes(classes, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         assert pack(classes, tmp_path / name, "--name", "x", "--seed", seed).returncode == 0
         time.sleep(0.01)
@@ -118,7 +118,7 @@ def test_equal_seeds_give_equal_bytes(classes, tmp_path):
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
-def test_a_flat_folder_has_no_labels_and_a_part_is_named_after_its_data_set(tmp_path):
+def test_flat_folder_packs_without_labels_and_named_after_its_data_set(tmp_path):
     for i in range(5):
         image(tmp_path / "flat" / f"my picture.v{i}.png", i)
     assert pack(tmp_path / "flat", tmp_path / "pets" / "train").returncode == 0
@@ -128,7 +128,7 @@ def test_a_flat_folder_has_no_labels_and_a_part_is_named_after_its_data_set(tmp_
     assert {index.label(i) for i in range(5)} == {-1}
 
 
-def test_unreadable_images_are_listed_and_left_out(classes, tmp_path):
+def test_unreadable_images_are_listed_and_left_out_up_to_max_bad(classes, tmp_path):
     (classes / "cat" / "broken.jpg").write_bytes(b"\xff\xd8 no jpeg")
     whole = image(classes / "owl" / "cut.png").read_bytes()
     (classes / "owl" / "cut.png").write_bytes(whole[:-30])
@@ -144,14 +144,14 @@ def test_unreadable_images_are_listed_and_left_out(classes, tmp_path):
     assert not (tmp_path / "out2.partial").exists()
 
 
-def test_nothing_readable_is_refused(tmp_path):
+def test_pack_without_a_readable_image_ends_with_an_error(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jpg").write_bytes(b"nothing")
     refused(pack(tmp_path / "in", tmp_path / "out"), "none of the 1 images can be decoded", "a.jpg")
     assert not list(tmp_path.glob("out*"))
 
 
-def test_an_existing_folder_is_replaced_only_on_demand_and_only_by_a_complete_one(classes, tmp_path):
+def test_overwrite_replaces_a_packed_folder_only_by_a_complete_one(classes, tmp_path):
     out = tmp_path / "out"
     assert pack(classes, out).returncode == 0
     before = digests(out)
@@ -214,7 +214,7 @@ def stamps(folder: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_killed_pack_goes_on_where_it_was(many, packed, tmp_path, jobs):
+def test_killed_pack_resumes_and_keeps_its_finished_shards(many, packed, tmp_path, jobs):
     out, partial = tmp_path / "out", tmp_path / "out.partial"
     process = start(many, out, "--shard-size", 10, "--jobs", jobs)
     wait_for(".pack/*-000002.json", partial, process)
@@ -238,7 +238,7 @@ def test_a_killed_pack_goes_on_where_it_was(many, packed, tmp_path, jobs):
         assert (out / f"{name}.tar").stat().st_mtime_ns == stamp
 
 
-def test_another_pack_starts_over_on_demand(many, classes, packed, tmp_path):
+def test_overwrite_discards_an_unfinished_pack_of_another_source(many, classes, packed, tmp_path):
     (tmp_path / "bad").mkdir()
     image(tmp_path / "bad" / "a.png")
     (tmp_path / "bad" / "b.png").write_bytes(b"")
@@ -251,7 +251,7 @@ def test_another_pack_starts_over_on_demand(many, classes, packed, tmp_path):
     refused(pack(classes, tmp_path / "new", "--overwrite"), "holds no plan")
 
 
-def test_a_damaged_shard_is_not_taken_for_finished(classes, tmp_path):
+def test_damaged_shards_are_not_merged_and_are_packed_again(classes, tmp_path):
     assert pack(classes, tmp_path / "one", "--name", "x", "--shard-size", 5).returncode == 0
     for part in (1, 2):
         assert pack(classes, tmp_path / "two", "--name", "x", "--shard-size", 5, "--part", f"{part}/2").returncode == 0
@@ -269,7 +269,7 @@ def test_a_damaged_shard_is_not_taken_for_finished(classes, tmp_path):
     assert digests(tmp_path / "two") == digests(tmp_path / "one")
 
 
-def test_a_shard_that_is_not_what_was_written_is_refused(tmp_path):
+def test_read_back_of_a_shard_that_differs_raises_data_error(tmp_path):
     data = image(tmp_path / "a.png").read_bytes()
     index = index_file.build(str(write_tar(tmp_path / "x.tar", {"a.png": data, "a.cls": b"3"})))
     meant = [Written("a.png", len(data), digest_of(data)), Written("a.cls", 1, digest_of(b"3"))]
@@ -279,13 +279,13 @@ def test_a_shard_that_is_not_what_was_written_is_refused(tmp_path):
             read_back(index, wrong)
 
 
-def test_any_number_of_processes_gives_the_same_bytes(many, packed, tmp_path):
+def test_pack_in_three_processes_writes_the_bytes_of_one(many, packed, tmp_path):
     ended = pack(many, tmp_path / "out", "--shard-size", 10, jobs=3)
     assert ended.returncode == 0, ended.stderr
     assert digests(tmp_path / "out") == packed
 
 
-def test_a_full_disk_is_one_sentence_and_the_pack_goes_on_later(many, packed, tmp_path):
+def test_pack_on_a_full_disk_ends_with_an_error_and_resumes(many, packed, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
     try:
@@ -297,7 +297,7 @@ def test_a_full_disk_is_one_sentence_and_the_pack_goes_on_later(many, packed, tm
     assert digests(tmp_path / "out") == packed
 
 
-def test_ctrl_c_ends_before_it_is_through_and_the_pack_goes_on_later(many, packed, tmp_path):
+def test_pack_stopped_by_ctrl_c_exits_with_130_and_resumes(many, packed, tmp_path):
     out = tmp_path / "out"
     process = start(many, out, "--shard-size", 10, "--jobs", 2)
     wait_for(".pack/*-000000.json", tmp_path / "out.partial", process)
@@ -312,7 +312,7 @@ def children(process: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
-def test_a_killed_worker_is_one_sentence(many, tmp_path):
+def test_killed_pack_worker_ends_the_pack_with_an_error(many, tmp_path):
     process = start(many, tmp_path / "out", "--shard-size", 10, "--jobs", 2)
     wait_for("*.tmp", tmp_path / "out.partial", process)
     workers = [worker for child in children(process.pid) for worker in children(child)]
@@ -321,7 +321,7 @@ def test_a_killed_worker_is_one_sentence(many, tmp_path):
     refused(Ended(process.returncode, "", said), "a worker process was killed", "fewer --jobs")
 
 
-def test_parts_and_a_merge_give_what_one_call_gives(many, packed, tmp_path):
+def test_parts_and_merge_write_the_bytes_of_one_call(many, packed, tmp_path):
     out, size = tmp_path / "out", ("--shard-size", 10)
     refused(pack(many, out, *size, "--merge"), "holds no unfinished pack")
     for part in ("3/3", "1/3"):
@@ -337,7 +337,7 @@ def test_parts_and_a_merge_give_what_one_call_gives(many, packed, tmp_path):
     assert digests(out) == packed
 
 
-def test_unreadable_images_are_counted_over_all_parts(classes, tmp_path):
+def test_merge_counts_unreadable_images_over_all_parts(classes, tmp_path):
     for name in ("cat/x.png", "dog/y.png", "owl/z.png"):
         (classes / name).write_bytes(b"broken")
     words = (classes, tmp_path / "out", "--shard-size", 3, "--max-bad", 2)
@@ -349,7 +349,7 @@ def test_unreadable_images_are_counted_over_all_parts(classes, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["0/3", "4/3", "2", "a/b"])
-def test_a_part_that_does_not_exist_is_refused(classes, tmp_path, part):
+def test_invalid_part_exits_with_2_and_an_error(classes, tmp_path, part):
     ended = pack(classes, tmp_path / "out", "--part", part)
     assert ended.returncode == 2 and f"{part} is not I/N with I from 1 to N" in ended.stderr
 
@@ -366,7 +366,7 @@ def sample_images(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def test_photographs_get_the_shorter_side_that_is_asked_for(real_images, tmp_path):
+def test_shorter_side_scales_down_larger_photographs_only(real_images, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     for name in ("lamps_2048x1536_exif6", "saw_2725x2225"):
@@ -391,7 +391,7 @@ def test_photographs_get_the_shorter_side_that_is_asked_for(real_images, tmp_pat
     assert 10 * np.log10(255**2 / error) > 35  # dB, of which JPEG of quality 90 alone costs most (38.5).
 
 
-def test_all_orientations_come_out_upright(real_images, tmp_path):
+def test_shorter_side_stores_exif_rotated_images_upright(real_images, tmp_path):
     folder = real_images / "large_photos" / "exif_orientation"
     if not folder.is_dir():
         pytest.skip(f"no real images: {folder} does not exist")
@@ -405,14 +405,14 @@ def test_all_orientations_come_out_upright(real_images, tmp_path):
     assert all(np.corrcoef(pictures[0].ravel(), other.ravel())[0, 1] > 0.98 for other in pictures)
 
 
-def test_quality_without_a_size_is_refused(classes, tmp_path):
+def test_quality_without_shorter_side_ends_with_an_error(classes, tmp_path):
     refused(pack(classes, tmp_path / "out", "--quality", 80), "--quality 80 has no effect without --shorter-side")
 
 
 # Other sources
 
 
-def test_side_files_stay_with_their_image(tmp_path):
+def test_side_files_are_packed_with_their_image(tmp_path):
     for name in ("a.jpg", "a.b.jpg", "c.png"):
         image(tmp_path / "in" / name)
     sides = {"a.json": b"{}", "a.b.seg.txt": b"of a.b", "c.cls": b"4", "README.md": b"?", "a.c.txt": b"of a"}
@@ -431,12 +431,12 @@ def test_side_files_stay_with_their_image(tmp_path):
     assert {index.key(i): index.label(i) for i in range(3)} == {"a": -1, "a_b": -1, "c": 4}
 
 
-def test_a_label_beside_the_image_and_one_of_its_folder_are_refused(classes, tmp_path):
+def test_second_label_of_an_image_ends_with_an_error(classes, tmp_path):
     (classes / "cat" / "cat0.cls").write_text("3")
     refused(pack(classes, tmp_path / "out"), "cat0.cls would give its image a second label")
 
 
-def test_tars_of_masks_keep_all_members(real_images, tmp_path, monkeypatch):
+def test_packing_tars_of_masks_keeps_all_members(real_images, tmp_path, monkeypatch):
     monkeypatch.setenv("MAE_CACHE", str(tmp_path / "cache"))
     source = real_images / "coco_sa1b" / "coco_sa1b-val-000000.tar"
     ended = pack(source, tmp_path / "out", "--shard-size", 20, "--shorter-side", 400)
@@ -468,20 +468,20 @@ def test_packing_shards_again_keeps_bytes_labels_and_classes(classes, tmp_path):
     assert third.returncode == 0 and "18 samples" in third.stdout
 
 
-def test_a_key_in_two_tars_is_refused_with_both(classes, tmp_path):
+def test_key_in_two_tars_ends_with_an_error_naming_both(classes, tmp_path):
     for name in ("a", "b"):
         assert pack(classes, tmp_path / "in" / name, "--shard-size", 50).returncode == 0
     ended = pack(f"{tmp_path}/in/*/*.tar", tmp_path / "out")
     refused(ended, "a-000000.tar: ", "b-000000.tar: ", "would both get the key")
 
 
-def test_two_parts_of_a_data_set_are_not_packed_into_one(classes, tmp_path):
+def test_folder_of_two_splits_ends_with_an_error(classes, tmp_path):
     for part in ("train", "val"):
         assert pack(classes / "cat", tmp_path / "pets" / part).returncode == 0
     refused(pack(tmp_path / "pets", tmp_path / "out"), "holds the parts train and val", "Pack each on its own")
 
 
-def test_a_list_names_images_and_their_labels(classes, tmp_path):
+def test_csv_list_packs_its_images_with_their_labels(classes, tmp_path):
     lines = [f"images/{path.parent.name}/{path.name},{path.parent.name}" for path in sorted(classes.glob("*/*"))]
     (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
     assert pack(tmp_path / "list.csv", tmp_path / "out").returncode == 0
@@ -506,12 +506,12 @@ def test_a_list_names_images_and_their_labels(classes, tmp_path):
         ("path\n\xff.jpg\n", "is no CSV file in UTF-8"),
     ],
 )
-def test_a_wrong_list_is_one_sentence(tmp_path, text, says):
+def test_invalid_csv_list_ends_with_an_error(tmp_path, text, says):
     (tmp_path / "list.csv").write_text(text, encoding="latin-1")
     refused(pack(tmp_path / "list.csv", tmp_path / "out"), says)
 
 
-def test_awkward_names_in_tars_are_kept(tmp_path):
+def test_packing_tars_keeps_awkward_member_names(tmp_path):
     data = image(tmp_path / "a.png").read_bytes()
     files = {
         "./two words.png": data,
@@ -527,7 +527,7 @@ def test_awkward_names_in_tars_are_kept(tmp_path):
     assert found == files | {"y.png": data}
 
 
-def test_something_else_is_refused(tmp_path):
+def test_unsupported_source_ends_with_an_error(tmp_path):
     image(tmp_path / "both" / "cat" / "a.png")
     write_tar(tmp_path / "both" / "x.tar", {"a.txt": b""})
     refused(pack(tmp_path / "both", tmp_path / "out"), "holds both tars", "x.tar", "a.png")
@@ -545,7 +545,7 @@ def test_something_else_is_refused(tmp_path):
         (["x.txt"], "holds no image among its 1 files"),
     ],
 )
-def test_an_ambiguous_folder_is_refused(tmp_path, files, says):
+def test_ambiguous_folder_ends_with_an_error(tmp_path, files, says):
     for name in files:
         if name.endswith(".txt"):
             (tmp_path / name).write_text("")
@@ -554,14 +554,14 @@ def test_an_ambiguous_folder_is_refused(tmp_path, files, says):
     refused(pack(tmp_path, tmp_path.parent / f"{tmp_path.name}.out"), says)
 
 
-def test_hidden_files_are_not_looked_at(tmp_path):
+def test_hidden_files_and_folders_are_not_packed(tmp_path):
     for name in ("a.png", "._a.png", ".cache/b.png"):
         image(tmp_path / name)
     samples, classes, ignored = find_images(tmp_path)
     assert [sample.key for sample in samples] == ["a"] and not classes and not ignored
 
 
-def test_long_names_and_percent_signs(tmp_path):
+def test_long_and_non_ascii_names_and_percent_signs_are_packed(tmp_path):
     for name in ("n" * 150, "größe"):
         image(tmp_path / "in" / f"{name}.png")
     ended = pack(tmp_path / "in", tmp_path / "100%d")

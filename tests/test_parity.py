@@ -52,7 +52,9 @@ def peer(tmp_path: Path, size: str, norm_pix: bool, mask_ratio: float):
 
 @pytest.mark.parametrize("norm_pix", [True, False])
 @pytest.mark.parametrize(("size", "mask_ratio"), [("micro", 0.75), ("patch14", 0.61), ("tiny", 0.37)])
-def test_loss_and_gradients_equal_the_peers(tmp_path: Path, size: str, norm_pix: bool, mask_ratio: float) -> None:
+def test_loss_and_gradients_equal_those_of_transformers(
+    tmp_path: Path, size: str, norm_pix: bool, mask_ratio: float
+) -> None:
     theirs, ours = peer(tmp_path, size, norm_pix, mask_ratio)
     torch.manual_seed(1)
     images = torch.randn(3, 3, *[SIZES[size]["image_size"]] * 2)
@@ -92,7 +94,7 @@ def test_loss_and_gradients_equal_the_peers(tmp_path: Path, size: str, norm_pix:
     assert compared == len(list(ours.named_parameters())) - 2
 
 
-def test_encode_equals_the_peer_without_masking(tmp_path: Path) -> None:
+def test_encode_equals_transformers_without_masking(tmp_path: Path) -> None:
     theirs, ours = peer(tmp_path, "micro", True, 0.75)
     images = torch.randn(2, 3, 32, 32)
     theirs.vit.config.mask_ratio = 0.0
@@ -103,7 +105,7 @@ def test_encode_equals_the_peer_without_masking(tmp_path: Path) -> None:
     torch.testing.assert_close(ours.encode(images), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_noise_does_not_depend_on_which_rows_are_asked_for() -> None:
+def test_noise_of_a_row_does_not_depend_on_the_other_rows() -> None:
     rows = torch.arange(64)
     whole = uniform_noise(3, 17, rows, 49)
     assert torch.equal(uniform_noise(3, 17, rows[10:20], 49), whole[10:20])
@@ -111,7 +113,7 @@ def test_noise_does_not_depend_on_which_rows_are_asked_for() -> None:
     assert not torch.equal(uniform_noise(4, 17, rows, 49), whole)
 
 
-def test_noise_is_uniform() -> None:
+def test_noise_is_uniform_and_uncorrelated() -> None:
     noise = uniform_noise(0, 0, torch.arange(4096), 196)
     assert noise.min() >= 0 and noise.max() < 1
     counts = torch.histc(noise, 64, 0, 1) / noise.numel() * 64
@@ -124,7 +126,7 @@ def test_noise_is_uniform() -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_the_last_block_for_hidden_patches_only_is_the_same_function(fused: bool) -> None:
+def test_decoding_hidden_patches_only_gives_the_predictions_of_all_patches(fused: bool) -> None:
     torch.manual_seed(0)
     config = mae.MAEConfig(
         image_size=32, patch_size=8, width=64, depth=1, num_heads=4, decoder_width=32, decoder_depth=2

@@ -36,7 +36,7 @@ H100 = Hardware("h100", "cuda", 989e12, 80 * 2**30, measured=False)
 
 
 @pytest.mark.parametrize(("config", "giga"), [(LARGE, 123.8), (HUGE, 290.5)])
-def test_the_formula_gives_the_published_count(config: mae.MAEConfig, giga: float) -> None:
+def test_pretraining_flops_equal_the_published_count(config: mae.MAEConfig, giga: float) -> None:
     assert pretraining_flops(config) / 1e9 == pytest.approx(giga, abs=0.05)
 
 
@@ -45,7 +45,7 @@ def test_the_formula_gives_the_published_count(config: mae.MAEConfig, giga: floa
     [(BASE, CPU), (BASE, CUDA), pytest.param(HUGE, CUDA, marks=pytest.mark.slow), (TINY, CPU)],
     ids=["base", "fused", "huge14", "tiny"],
 )
-def test_pretraining_formula_and_torchs_counter_agree(config: mae.MAEConfig, device: torch.device) -> None:
+def test_pretraining_flops_formula_agrees_with_the_dry_step(config: mae.MAEConfig, device: torch.device) -> None:
     step = training_cost(config, "bf16-mixed", device).kept
     assert step.flops == pytest.approx(executed_pretraining_flops(config), rel=0.02)
     if config is not TINY:  # what the paper's algorithm computes beyond it is much only for a decoder of few blocks
@@ -53,7 +53,7 @@ def test_pretraining_formula_and_torchs_counter_agree(config: mae.MAEConfig, dev
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_the_count_is_that_of_torchs_counter(fused: bool) -> None:
+def test_dry_step_flops_equal_those_of_torchs_counter(fused: bool) -> None:
     model = mae.MaskedAutoencoder(TINY)
     choose_attention(model.blocks, model.decoder_blocks, device=CUDA if fused else CPU)
     with FlopCounterMode(display=False) as counter:
@@ -62,18 +62,18 @@ def test_the_count_is_that_of_torchs_counter(fused: bool) -> None:
     assert kept.flops == counter.get_total_flops() / 4
 
 
-def test_sam_formula_and_torchs_counter_agree() -> None:
+def test_sam_flops_formula_agrees_with_the_dry_step() -> None:
     step = sam_cost(SMALL_SAM, "bf16-mixed").kept
     assert step.flops == pytest.approx(executed_sam_flops(SMALL_SAM), rel=0.02)
 
 
 @pytest.mark.slow
-def test_sam_formula_and_torchs_counter_agree_at_1024() -> None:
+def test_sam_flops_formula_agrees_with_the_dry_step_at_1024() -> None:
     step = sam_cost(SIZES["sam_base"], "bf16-mixed").kept
     assert step.flops == pytest.approx(executed_sam_flops(SIZES["sam_base"]), rel=0.02)
 
 
-def test_segment_anythings_huge_encoder_makes_3_tera_multiply_adds() -> None:
+def test_sam_huge_encoder_takes_3_tera_multiply_adds_as_in_segment_anything() -> None:
     image_encoder = pytest.importorskip("segment_anything.modeling.image_encoder")
     with torch.device("meta"), torch.no_grad():
         theirs = image_encoder.ImageEncoderViT(
@@ -91,7 +91,7 @@ def test_segment_anythings_huge_encoder_makes_3_tera_multiply_adds() -> None:
 
 
 @pytest.mark.parametrize("config", [BASE, TINY], ids=["base", "tiny"])
-def test_bytes_of_weights_gradients_and_moments_are_exact(config: mae.MAEConfig) -> None:
+def test_planned_bytes_of_weights_gradients_and_moments_are_exact(config: mae.MAEConfig) -> None:
     cost = training_cost(config, "bf16-mixed", CPU)
     model = mae.MaskedAutoencoder(config)
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -108,7 +108,9 @@ def test_bytes_of_weights_gradients_and_moments_are_exact(config: mae.MAEConfig)
     "workload",
     [pretraining(TINY, CPU), sam_training(SamConfig(image_size=(96, 96), width=48, depth=4, global_blocks=(3,)))],
 )
-def test_a_dry_step_counts_the_bytes_of_a_real_one(workload: Workload, precision: str, recompute: bool) -> None:
+def test_dry_step_counts_the_bytes_and_flops_of_a_real_step(
+    workload: Workload, precision: str, recompute: bool
+) -> None:
     dry = dry_step(workload, 3, precision, recompute=recompute)
     model = workload.build(recompute)
     optimizer = adamw(model.named_parameters(), OptimConfig(), lr=1e-3)
@@ -124,7 +126,7 @@ def test_a_dry_step_counts_the_bytes_of_a_real_one(workload: Workload, precision
     assert dry.flops == tally.flops
 
 
-def test_activations_grow_with_the_batch_and_shrink_when_blocks_are_recomputed() -> None:
+def test_activations_grow_with_the_batch_and_shrink_under_checkpointing() -> None:
     workload = pretraining(BASE, CUDA)
     one = training_cost(BASE, "bf16-mixed", CUDA)
     sixteen = dry_step(workload, 16, "bf16-mixed", recompute=False)
@@ -135,7 +137,7 @@ def test_activations_grow_with_the_batch_and_shrink_when_blocks_are_recomputed()
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("strategy", ["one device", "DDP", "FSDP"])
-def test_the_largest_micro_batch_is_the_last_that_fits(strategy: str, recompute: bool) -> None:
+def test_largest_micro_batch_is_the_last_that_fits(strategy: str, recompute: bool) -> None:
     cost = training_cost(BASE, "bf16-mixed", CUDA)
 
     def at(micro_batch: int):
@@ -149,7 +151,7 @@ def test_the_largest_micro_batch_is_the_last_that_fits(strategy: str, recompute:
     assert layout("DDP", recompute, cost, small, ranks=8, micro_batch=1, mfu=0.4).largest_micro_batch == 0
 
 
-def test_speed_follows_from_the_peak_and_the_utilisation() -> None:
+def test_planned_speed_is_the_peak_times_the_utilisation_over_the_flops() -> None:
     cost = training_cost(BASE, "bf16-mixed", CUDA)
     kept = layout("DDP", False, cost, H100, ranks=64, micro_batch=64, mfu=0.5)
     assert kept.images_per_s == pytest.approx(64 * 989e12 * 0.5 / pretraining_flops(BASE))
@@ -169,11 +171,11 @@ def test_speed_follows_from_the_peak_and_the_utilisation() -> None:
         ("NVIDIA L40S", "l40s"),
     ],
 )
-def test_drivers_names_are_recognised(said: str, name: str) -> None:
+def test_device_names_of_drivers_are_recognised(said: str, name: str) -> None:
     assert recognise(said) == known_device(name)
 
 
-def test_unknown_devices_are_said_to_be_so() -> None:
+def test_unknown_device_is_none_or_raises_config_error() -> None:
     assert recognise("NVIDIA GeForce GTX 1080") is None
     with pytest.raises(ConfigError, match=r"plan\.gpu=h1000 is not in the table of devices: choose one of"):
         known_device("h1000")
@@ -184,7 +186,7 @@ def program(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return completed([sys.executable, "train.py", "plan=true", *runs, *words])
 
 
-def test_the_plan_of_64_gpus_needs_no_data(tmp_path: Path) -> None:
+def test_plan_of_64_gpus_needs_no_data(tmp_path: Path) -> None:
     done = program(tmp_path, "experiment=imagenet_huge14", "plan.gpus=64", "plan.gpu=h100", "plan.samples=1281167")
     assert done.returncode == 0, done.stderr
     assert "657,074,508" in done.stdout and "290.5 G by formula" in done.stdout
@@ -200,7 +202,7 @@ def test_the_plan_of_64_gpus_needs_no_data(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def test_without_data_the_length_is_left_out_with_the_way_to_get_it(tmp_path: Path) -> None:
+def test_plan_without_data_leaves_out_the_length_and_names_plan_samples(tmp_path: Path) -> None:
     done = program(tmp_path, "experiment=imagenet_base", "plan.gpu=v100-32", *SMALL)
     assert done.returncode == 0, done.stderr
     assert "plan.samples" in done.stdout and "days" not in done.stdout
@@ -208,7 +210,7 @@ def test_without_data_the_length_is_left_out_with_the_way_to_get_it(tmp_path: Pa
     assert plan["images"] is None and plan["precision"] == "32-true"
 
 
-def test_the_data_is_counted_where_it_is_there(tmp_path: Path, built_in: Path) -> None:
+def test_plan_counts_the_samples_of_available_data(tmp_path: Path, built_in: Path) -> None:
     done = program(tmp_path, f"data.root={built_in}", "epochs=2", *SMALL)
     assert done.returncode == 0, done.stderr
     plan = json.loads((tmp_path / "plan.json").read_text())
@@ -217,7 +219,7 @@ def test_the_data_is_counted_where_it_is_there(tmp_path: Path, built_in: Path) -
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_sam_style_encoder_of_the_same_size_is_planned_at_1024(tmp_path: Path) -> None:
+def test_segment_plan_counts_the_sam_encoder_at_1024(tmp_path: Path) -> None:
     small = ["model.width=64", "model.num_heads=2", "model.depth=4"]
     done = program(tmp_path, "task=segment", "plan.gpu=a100-80", "plan.samples=1000", "global_batch=8", *small)
     assert done.returncode == 0, done.stderr

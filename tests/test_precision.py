@@ -23,7 +23,7 @@ def gradients(model: mae.MaskedAutoencoder) -> tuple[torch.Tensor, dict[str, tor
     return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_the_chosen_product_of_float32_matrices_is_one_of_float32() -> None:
+def test_chosen_float32_product_stays_within_the_float32_error() -> None:
     choose_float32_products(torch.device("cpu"))
     generator = torch.Generator().manual_seed(2)
     for rows, inner, columns in ((394, 512, 2048), (50, 768, 768), (2048, 1576, 512)):
@@ -32,7 +32,7 @@ def test_the_chosen_product_of_float32_matrices_is_one_of_float32() -> None:
         assert (a @ b - exact).abs().max() <= FLOAT32_ERROR * exact.abs().max()
 
 
-def test_loss_and_gradients_do_not_depend_on_the_choice() -> None:
+def test_loss_and_gradients_do_not_depend_on_the_float32_product() -> None:
     torch.manual_seed(0)
     model = mae.MaskedAutoencoder(
         mae.MAEConfig(image_size=64, patch_size=8, width=192, depth=3, num_heads=3, decoder_width=64, decoder_depth=2)
@@ -47,7 +47,7 @@ def test_loss_and_gradients_do_not_depend_on_the_choice() -> None:
         assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7, name
 
 
-def test_other_devices_keep_their_setting() -> None:
+def test_float32_precision_setting_is_kept_on_cuda() -> None:
     torch.set_float32_matmul_precision("high")
     choose_float32_products(torch.device("cuda"))
     assert torch.get_float32_matmul_precision() == "high"

@@ -33,7 +33,7 @@ def test_knn_agrees_with_scikit_learn(digits) -> None:
     assert ours == pytest.approx(theirs, abs=5 / 597)  # equal votes are decided differently
 
 
-def test_knn_of_one_neighbour_is_exactly_the_nearest(digits) -> None:
+def test_knn_of_one_neighbour_equals_the_nearest_of_scikit_learn(digits) -> None:
     x, y = digits
     theirs = KNeighborsClassifier(1, metric="cosine").fit(x[:1200], y[:1200])
     ours = knn_accuracy(features(x[:1200], y[:1200]), features(x[1200:], y[1200:]), k=1)
@@ -42,7 +42,7 @@ def test_knn_of_one_neighbour_is_exactly_the_nearest(digits) -> None:
     assert nearest.tolist() == theirs.kneighbors(x[1200:], return_distance=False).tolist()
 
 
-def test_features_without_information_give_chance(digits) -> None:
+def test_probes_of_random_features_score_near_chance(digits) -> None:
     _, y = digits
     noise = torch.tensor(np.random.default_rng(0).normal(size=(len(y), 32)), dtype=torch.float32)
     train, test = features(noise[:1200], y[:1200]), features(noise[1200:], y[1200:])
@@ -51,13 +51,13 @@ def test_features_without_information_give_chance(digits) -> None:
     assert knn_accuracy(train, test) < 0.2
 
 
-def test_the_linear_probe_reads_digits(digits) -> None:
+def test_linear_probe_scores_above_88_percent_on_digits(digits) -> None:
     x, y = digits
     accuracy, strength = linear_accuracy(features(x[:1200], y[:1200]), features(x[1200:], y[1200:]), [1e-3, 1e-1])
     assert accuracy > 0.88 and strength in (1e-3, 1e-1)
 
 
-def test_lars_is_the_update_of_the_paper(digits) -> None:
+def test_lars_update_equals_that_of_the_paper(digits) -> None:
     """Matrices move by the trust coefficient times |w| / |gradient|, what has one dimension by plain momentum."""
     x, y = digits
     head = linear_head(64, 10, torch.Generator().manual_seed(0))
@@ -78,7 +78,7 @@ def test_lars_is_the_update_of_the_paper(digits) -> None:
         assert torch.allclose(head[1].bias, bias, rtol=1e-5, atol=1e-8)
 
 
-def test_the_probe_of_the_paper_reads_digits_from_several_views(digits) -> None:
+def test_lars_probe_of_several_views_scores_above_85_percent_on_digits(digits) -> None:
     x, y = digits
     noise = [0.1 * torch.randn(1200, 64, generator=torch.Generator().manual_seed(view)) for view in range(3)]
     views, test = [features(x[:1200] + part, y[:1200]) for part in noise], features(x[1200:], y[1200:])
@@ -98,7 +98,7 @@ def one_token_tells(images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]
     return tokens, labels
 
 
-def test_the_attentive_probe_finds_the_token_that_tells() -> None:
+def test_attentive_probe_finds_the_one_informative_token() -> None:
     (train, train_labels), (test, test_labels) = one_token_tells(1000, 0), one_token_tells(500, 1)
     config = AttentiveConfig(lrs=[1e-4, 1e-2], weight_decays=[0.01], steps=200, batch=64)
     tokens = features(train, train_labels), features(test, test_labels)
@@ -109,7 +109,7 @@ def test_the_attentive_probe_finds_the_token_that_tells() -> None:
     assert accuracy > 0.97 > mean + 0.1
 
 
-def test_an_attentive_probe_is_attention_of_a_query_to_keys() -> None:
+def test_attentive_pool_equals_torchs_attention_of_one_query() -> None:
     """The peer is torch's attention with projected keys and values."""
     generator = torch.Generator().manual_seed(0)
     pool = AttentivePool(2, 32, 4, 10, generator)
@@ -125,7 +125,7 @@ def test_an_attentive_probe_is_attention_of_a_query_to_keys() -> None:
     assert torch.allclose(pool(tokens)[1], expected, atol=1e-5)
 
 
-def test_probes_side_by_side_train_as_they_would_alone() -> None:
+def test_attentive_probes_trained_together_equal_those_trained_alone() -> None:
     tokens, labels = one_token_tells(200, 0)
     settings = {"lrs": [1e-3, 1e-2], "weight_decays": [0.1], "steps": 20, "batch": 64}
     fitter = Fitter(features(tokens, labels), 4, 2, AttentiveConfig(**settings), 0, CPU)
@@ -135,7 +135,7 @@ def test_probes_side_by_side_train_as_they_would_alone() -> None:
         assert torch.allclose(both(tokens)[1], alone(tokens)[0], atol=1e-3)
 
 
-def test_rankme_is_the_exponential_of_an_entropy() -> None:
+def test_rankme_equals_the_exponential_of_the_spectral_entropy() -> None:
     features = torch.randn(300, 40, generator=torch.Generator().manual_seed(0))
     eigenvalues = np.linalg.eigvalsh(features.double().numpy().T @ features.double().numpy())
     share = np.sqrt(eigenvalues) / np.sqrt(eigenvalues).sum()
@@ -143,7 +143,7 @@ def test_rankme_is_the_exponential_of_an_entropy() -> None:
 
 
 @pytest.mark.parametrize("rank", [1, 5, 32])
-def test_rankme_of_equal_directions_is_their_number(rank: int) -> None:
+def test_rankme_of_equally_strong_directions_is_their_number(rank: int) -> None:
     basis, _ = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(rank)))
     features = torch.cat([basis[:rank], -basis[:rank]])
     assert rankme(features) == pytest.approx(rank, rel=1e-3)

@@ -66,7 +66,7 @@ def forget(folder: Path, after: int) -> None:
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_every_topology_has_the_losses_of_one_process(
+def test_run_on_any_topology_has_the_losses_of_one_process(
     tmp_path: Path, built_in: Path, one_process: Path, ranks: int, strategy: str, accumulate: int
 ) -> None:
     micro_batch = 48 // ranks // accumulate
@@ -84,7 +84,9 @@ def test_every_topology_has_the_losses_of_one_process(
     agree(one_process, tmp_path / "many")
 
 
-def test_copies_then_shards_then_one_process(tmp_path: Path, built_in: Path, one_process: Path) -> None:
+def test_run_resumed_from_ddp_on_fsdp_and_on_one_process_has_the_same_losses(
+    tmp_path: Path, built_in: Path, one_process: Path
+) -> None:
     """Two ranks started by trainer.devices up to step 7, three ranks with shards of the model up to 14, then one."""
     folder = tmp_path / "elastic"
     words = ("name=elastic", *STEPS)
@@ -100,7 +102,7 @@ def test_copies_then_shards_then_one_process(tmp_path: Path, built_in: Path, one
     agree(one_process, folder)
 
 
-def test_three_ranks_go_on_bit_for_bit(tmp_path: Path, built_in: Path, one_process: Path) -> None:
+def test_run_on_three_ranks_resumes_bit_equal(tmp_path: Path, built_in: Path, one_process: Path) -> None:
     """Three summands have an order; where the gradients lie in DDP's buckets decides it."""
     words = command(tmp_path, built_in, *STEPS, "name=three", "micro_batch=8", ranks=3)
     run(words)

@@ -14,7 +14,7 @@ from mae.train.schedule import derive_schedule, learning_rate
 PAPER = {"samples": 1_281_167, "global_batch": 4096, "micro_batch": 64, "ranks": 64, "epochs": 800, "max_steps": None}
 
 
-def test_the_papers_recipe_on_64_gpus() -> None:
+def test_schedule_of_the_papers_recipe_on_64_gpus_has_its_published_numbers() -> None:
     schedule = derive_schedule(OptimConfig(), **PAPER)
     assert (schedule.accumulate, schedule.steps_per_pass, schedule.total_steps) == (1, 312, 249_600)
     assert schedule.warmup_steps == 40 * 312
@@ -22,7 +22,7 @@ def test_the_papers_recipe_on_64_gpus() -> None:
 
 
 @pytest.mark.parametrize(("ranks", "micro_batch", "accumulate"), [(1, 64, 64), (8, 64, 8), (8, 512, 1), (8, None, 1)])
-def test_accumulation_follows_from_batch_and_ranks(ranks, micro_batch, accumulate) -> None:
+def test_accumulation_is_derived_from_batch_and_ranks(ranks, micro_batch, accumulate) -> None:
     schedule = derive_schedule(OptimConfig(), **PAPER | {"ranks": ranks, "micro_batch": micro_batch})
     assert schedule.accumulate == accumulate
     assert schedule.micro_batch * schedule.ranks * schedule.accumulate == 4096
@@ -38,7 +38,7 @@ def test_accumulation_follows_from_batch_and_ranks(ranks, micro_batch, accumulat
         ({"epochs": 0.001}, "no whole step"),
     ],
 )
-def test_what_cannot_be_derived_is_refused_with_the_way_out(change, said) -> None:
+def test_impossible_batch_or_length_raises_config_error_with_a_way_out(change, said) -> None:
     with pytest.raises(ConfigError, match=said):
         derive_schedule(OptimConfig(), **PAPER | change)
 
@@ -48,7 +48,7 @@ def test_max_steps_keeps_the_shape_of_the_schedule() -> None:
     assert (schedule.total_steps, schedule.warmup_steps) == (1000, 50)
 
 
-def test_the_learning_rate_warms_up_and_follows_half_a_cosine() -> None:
+def test_learning_rate_warms_up_and_follows_half_a_cosine() -> None:
     at = {
         s: learning_rate(s, peak_lr=2.0, min_lr=0.2, warmup_steps=10, total_steps=110)
         for s in (0, 5, 10, 60, 85, 110, 200)
@@ -59,7 +59,7 @@ def test_the_learning_rate_warms_up_and_follows_half_a_cosine() -> None:
     assert at[110] == at[200] == pytest.approx(0.2)
 
 
-def test_only_matrices_decay_and_every_trainable_parameter_is_in_one_group() -> None:
+def test_adamw_decays_matrices_only_with_each_parameter_in_one_group() -> None:
     model = mae.MaskedAutoencoder(
         mae.MAEConfig(image_size=32, patch_size=8, width=32, depth=1, num_heads=2, decoder_width=32, decoder_depth=1)
     )
@@ -74,7 +74,7 @@ def test_only_matrices_decay_and_every_trainable_parameter_is_in_one_group() -> 
     assert {"cls_token", "mask_token", "norm.weight", "blocks.0.attn.qkv.bias"} <= undecayed
 
 
-def test_the_state_of_the_optimiser_goes_by_names() -> None:
+def test_optimiser_state_is_loaded_by_parameter_names() -> None:
     """It is the same for parameters in another order, and refused for others."""
     torch.manual_seed(0)
     parameters = [(name, nn.Parameter(torch.randn(3, 2))) for name in ("a.weight", "b.weight", "c.bias")]

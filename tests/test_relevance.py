@@ -43,7 +43,9 @@ def trained() -> RelevanceAwareEncoder:
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("prompts", [None, 3])
-def test_a_wrapped_encoder_gives_the_same_embedding_at_first(prompts: int | None, precision: torch.dtype) -> None:
+def test_untrained_relevance_encoder_gives_the_embedding_of_its_encoder(
+    prompts: int | None, precision: torch.dtype
+) -> None:
     encoder = encoder_of()
     model = RelevanceAwareEncoder(encoder)
     images = torch.randn(2, 3, 80, 80)
@@ -54,14 +56,14 @@ def test_a_wrapped_encoder_gives_the_same_embedding_at_first(prompts: int | None
     assert (maps.gate is None) == (asked is None)
 
 
-def test_without_prompts_the_features_are_the_projected_ones() -> None:
+def test_features_without_prompts_equal_the_projected_ones() -> None:
     model = trained()
     features, maps = model(torch.randn(1, 3, 80, 80))
     assert torch.equal(features, maps.propositional)
     assert not torch.equal(features, model.encoder(torch.randn(1, 3, 80, 80)))
 
 
-def test_prompts_scale_the_features_of_every_token() -> None:
+def test_prompts_scale_the_features_by_the_gate_in_any_prompt_order() -> None:
     model = trained()
     images, prompts = torch.randn(2, 3, 80, 80), torch.randn(2, 4, 256)
     features, maps = model(images, prompts)
@@ -71,7 +73,7 @@ def test_prompts_scale_the_features_of_every_token() -> None:
     assert not torch.allclose(features, model(images, torch.randn(2, 4, 256))[0], atol=1e-3)
 
 
-def test_maps_have_the_grid_of_the_image() -> None:
+def test_relevance_maps_have_the_grid_of_the_image() -> None:
     features, maps = trained()(torch.randn(2, 3, 96, 64), torch.randn(2, 4, 256), procedural=True)
     assert features.shape == maps.propositional.shape == (2, 256, 6, 4)
     assert maps.gate.shape == (2, 6, 4)
@@ -131,7 +133,7 @@ def _explicit(attn: nn.Module, x: Tensor) -> Tensor:
     return rearrange(scores.softmax(-1), "(b n) q k -> b n q k", b=b)
 
 
-def test_attention_and_rollout_are_those_of_segment_anything() -> None:
+def test_attention_and_rollout_equal_those_of_segment_anything() -> None:
     encoder = encoder_of()
     images = torch.randn(2, 3, 80, 80)
     expected = torch.eye(25).expand(2, -1, -1)
@@ -157,7 +159,7 @@ def test_gradients_reach_gate_projection_and_encoder() -> None:
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
 
 
-def test_alignment_is_best_where_the_gate_is_the_union_of_the_masks() -> None:
+def test_alignment_loss_is_lowest_for_a_gate_equal_to_the_union_of_the_masks() -> None:
     masks = torch.zeros(1, 2, 64, 64, dtype=torch.bool)
     masks[:, 0, :32], masks[:, 1, :, :32] = True, True
     union = torch.tensor([[[1.0, 1.0], [1.0, 0.0]]])
@@ -166,7 +168,7 @@ def test_alignment_is_best_where_the_gate_is_the_union_of_the_masks() -> None:
     assert relevance_alignment_loss(1 - union, masks) > 5
 
 
-def test_an_overlay_is_bright_where_the_map_is_and_the_image_elsewhere() -> None:
+def test_overlay_colours_the_map_and_keeps_the_image_elsewhere() -> None:
     image = torch.full((3, 64, 64), 0.5)
     relevance = torch.zeros(4, 4)
     relevance[:2, :2] = 1
@@ -178,7 +180,7 @@ def test_an_overlay_is_bright_where_the_map_is_and_the_image_elsewhere() -> None
     assert (torch.from_numpy(np.array(overlay(image, torch.zeros(4, 4), span=(0, 0)))) == 128).all()
 
 
-def test_overlays_of_a_photograph_are_written_for_every_block(tmp_path: Path) -> None:
+def test_overlays_of_a_photograph_are_written_for_each_block(tmp_path: Path) -> None:
     photograph = torch.from_numpy(astronaut()).permute(2, 0, 1)[:, :80, :80].float() / 255
     maps = RelevanceAwareEncoder(encoder_of()).block_maps(photograph[None])
     paths = save_overlays(tmp_path / "maps", photograph, {"mean": maps.mean[0], "rollout": maps.rollout[0]})

@@ -126,7 +126,7 @@ def test_http_gives_the_batches_of_the_local_disk(folder, tmp_path, workers, ran
         assert batches_equal(batches(remote), batches(local))
 
 
-def test_a_second_start_downloads_nothing(folder, bucket):
+def test_second_start_downloads_nothing(folder, bucket):
     with serving(folder) as server:
         for url in (bucket, server.url):
             assert len(batches(module(url, workers=2))) == 8
@@ -137,7 +137,7 @@ def test_a_second_start_downloads_nothing(folder, bucket):
             assert {path: path.stat().st_ino for path in copies} == copies
 
 
-def test_a_few_examples_do_not_download_whole_shards(folder, bucket):
+def test_examples_are_read_without_downloading_whole_shards(folder, bucket):
     with serving(folder) as server:
         for url in (bucket, server.url):
             examples = module(f"{url}/train").examples(5)
@@ -147,7 +147,7 @@ def test_a_few_examples_do_not_download_whole_shards(folder, bucket):
         assert equal_pairs(module(f"{server.url}/train").examples(5), examples)
 
 
-def test_every_now_and_then_a_request_fails(folder, tmp_path):
+def test_reads_survive_transient_server_errors(folder, tmp_path):
     faults = ["drop", "truncate", "503", "429", None, None]
     with serving(folder, fault=lambda method, path, number: faults[(number + len(path)) % 6]) as server:
         cache = ShardCache(retry=Retry(attempts=10, first=0.01))
@@ -166,7 +166,7 @@ def names(shards: list[str]) -> list[str]:
     return [shard.rpartition("/")[2] for shard in shards]
 
 
-def test_folders_globs_and_braces_behind_urls(folder, bucket):
+def test_remote_folders_globs_and_braces_find_their_shards(folder, bucket):
     train = [f"x-train-{i:06d}.tar" for i in range(8)]
     with serving(folder) as server:
         for base in (bucket, server.url):
@@ -184,14 +184,14 @@ def test_folders_globs_and_braces_behind_urls(folder, bucket):
             find_shards(f"{server.url}/nowhere")
 
 
-def test_a_missing_package_names_the_command_that_installs_it():
+def test_missing_protocol_package_raises_data_error_naming_the_install_command():
     if any(Path(path, "gcsfs").exists() for path in sys.path):
         pytest.skip("gcsfs is installed")
     with pytest.raises(DataError, match=r"needs the package gcsfs.*pip install 'gcsfs'"):
         find_shards("gs://bucket/x.tar")
 
 
-def test_the_command_indexes_shards_behind_a_url(folder, tmp_path):
+def test_index_command_indexes_remote_shards(folder, tmp_path):
     with serving(bare(folder, tmp_path / "bare")) as server:
         command = [sys.executable, "-m", "data.index", f"{server.url}/train/x-train-{{000000..000007}}.tar"]
         ended = completed(command)
@@ -203,7 +203,7 @@ def test_the_command_indexes_shards_behind_a_url(folder, tmp_path):
 # Indexes
 
 
-def test_the_index_beside_a_remote_shard_is_taken(folder):
+def test_index_beside_a_remote_shard_is_used(folder):
     with serving(folder) as server:
         assert len(open_shards(f"{server.url}/train")) == 64
         assert not server.downloads()
@@ -213,7 +213,7 @@ def test_the_index_beside_a_remote_shard_is_taken(folder):
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_indexing_skips_the_contents_of_large_members_where_the_server_sends_parts(tmp_path, ranges):
+def test_indexing_skips_large_members_if_the_server_sends_ranges(tmp_path, ranges):
     for i in range(4):
         path = tmp_path / "in" / f"{i}.ppm"
         path.parent.mkdir(exist_ok=True)
@@ -225,7 +225,7 @@ def test_indexing_skips_the_contents_of_large_members_where_the_server_sends_par
         assert server.sent < 2_000_000 < index.bytes[0] if ranges else len(cached(index.cache)) == 1
 
 
-def test_a_shard_that_changes_is_indexed_and_downloaded_again(folder, tmp_path):
+def test_changed_remote_shard_is_indexed_and_downloaded_again(folder, tmp_path):
     shutil.copytree(folder / "train", tmp_path / "bare")
     with serving(tmp_path / "bare") as server:
         first, second = (open_shards(tmp_path / "bare" / f"x-train-00000{i}.tar") for i in range(2))
@@ -248,7 +248,7 @@ def fetch_all(urls: list[str]) -> None:
         ShardCache(retry=QUICK).fetch(url)
 
 
-def test_a_shard_is_downloaded_once_though_processes_ask_at_the_same_moment(folder):
+def test_concurrent_processes_download_a_shard_once(folder):
     with serving(folder / "train", fault=lambda *request: time.sleep(0.02)) as server:
         urls = [f"{server.url}/x-train-{i:06d}.tar" for i in range(8)]
         ShardCache().fetch(urls[0])  # So that there is an event loop which does not survive the fork.
@@ -261,7 +261,7 @@ def test_a_shard_is_downloaded_once_though_processes_ask_at_the_same_moment(fold
         assert server.downloads() == {f"/x-train-{i:06d}.tar": 1 for i in range(8)}
 
 
-def test_a_download_whose_process_was_killed_is_started_again(folder):
+def test_download_of_a_killed_process_is_started_again(folder):
     slow = threading.Event()
 
     def fault(method: str, path: str, number: int) -> None:
@@ -283,7 +283,7 @@ def cached(cache: ShardCache) -> list[str]:
     return sorted(path.name for path in Path(cache.shards).glob("*/*.tar"))
 
 
-def test_the_longest_unused_copies_make_room_and_pinned_ones_stay(folder):
+def test_full_cache_evicts_least_recently_used_shards_and_keeps_pinned_ones(folder):
     size = max(path.stat().st_size for path in (folder / "train").glob("*.tar"))
     with serving(folder / "train") as server:
         cache = ShardCache(limit=3.5 * size)
@@ -300,7 +300,7 @@ def test_the_longest_unused_copies_make_room_and_pinned_ones_stay(folder):
         assert not list(Path(cache.shards).glob("*/*.part"))
 
 
-def test_a_run_keeps_the_cache_within_its_limit(folder):
+def test_loader_keeps_the_cache_within_its_limit(folder):
     # A window of two shards is two batches, as many as a worker has under way: two windows are needed at a time.
     limit = 5.5 * max(path.stat().st_size for path in (folder / "train").glob("*.tar"))
     with serving(folder) as server:
@@ -312,7 +312,7 @@ def test_a_run_keeps_the_cache_within_its_limit(folder):
         assert sum(server.downloads().values()) < 24  # Some of the copies served a second epoch.
 
 
-def test_an_evicted_copy_can_be_read_by_whoever_has_it_open(folder):
+def test_evicted_copy_stays_readable_while_open(folder):
     index = open_shards(folder / "train")
     number, offset, size = index.locate(0)
     with serving(folder / "train") as server:
@@ -323,7 +323,7 @@ def test_an_evicted_copy_can_be_read_by_whoever_has_it_open(folder):
         assert read(url, offset, size, cache) == first
 
 
-def test_a_cache_smaller_than_a_window_warns_and_gives_the_same_batches(folder, capfd):
+def test_cache_smaller_than_a_window_warns_and_gives_the_same_batches(folder, capfd):
     with serving(folder) as server:
         data = module(server.url, cache_gb=1e-4, workers=2)
         assert batches_equal(batches(data), batches(module(folder)))
@@ -332,7 +332,7 @@ def test_a_cache_smaller_than_a_window_warns_and_gives_the_same_batches(folder, 
     assert warning.count("data.cache_gb=0.0001 holds less than is read at a time: 3 shards take") == 1
 
 
-def test_corrupt_contents_are_noticed_and_downloaded_again(folder):
+def test_corrupt_download_is_repeated_and_raises_data_error_if_it_persists(folder):
     def fault(method: str, path: str, number: int) -> str | None:
         return "corrupt" if method == "GET" and path.endswith(".tar") and number == 1 else None
 
@@ -345,7 +345,7 @@ def test_corrupt_contents_are_noticed_and_downloaded_again(folder):
             ShardCache(retry=QUICK).fetch(f"{server.url}/x-train-000001.tar")
 
 
-def test_the_shards_of_this_and_the_next_window_are_downloaded_ahead(folder):
+def test_shards_of_this_and_the_next_window_are_downloaded_ahead(folder):
     with serving(folder) as server:
         data = module(server.url)
         draws = iter(data.train_loader(lambda: 0).sampler)
@@ -358,7 +358,7 @@ def test_the_shards_of_this_and_the_next_window_are_downloaded_ahead(folder):
         assert set(cached(data.train_index.cache)) == wanted
 
 
-def test_the_windows_ahead_follow_the_order(folder):
+def test_windows_downloaded_ahead_follow_the_order(folder):
     order, index = module(folder).order, open_shards(folder / "train")
     for epoch, position in ((0, 0), (0, 23), (0, 24), (1, 47), (1, 48), (1, 63)):
         now, after = order.windows(epoch, position)
@@ -372,7 +372,7 @@ def test_the_windows_ahead_follow_the_order(folder):
 # What is refused
 
 
-def test_what_is_not_there_is_one_sentence_at_once(folder, bucket):
+def test_missing_remote_shard_raises_data_error_without_a_retry(folder, bucket):
     with serving(folder / "train") as server:
         for url in (f"{server.url}/nowhere.tar", f"{bucket}/nowhere.tar", "s3://no-such-bucket/x.tar"):
             with pytest.raises(DataError, match=r"nowhere\.tar does not exist|no-such-bucket") as error:
@@ -381,7 +381,7 @@ def test_what_is_not_there_is_one_sentence_at_once(folder, bucket):
         assert server.asked["HEAD", "/nowhere.tar"] == 1
 
 
-def test_what_may_not_be_read_is_one_sentence_at_once(folder):
+def test_forbidden_remote_shard_raises_data_error_without_a_retry(folder):
     with serving(folder / "train", fault=lambda *request: "403") as server:
         with pytest.raises(DataError, match=r"may not be read .*403.*docs/data-remote\.md"):
             open_shards(f"{server.url}/x-train-000000.tar")
@@ -389,7 +389,7 @@ def test_what_may_not_be_read_is_one_sentence_at_once(folder):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_server_that_dies_is_given_up_with_one_sentence(folder, tmp_path, workers):
+def test_dead_server_raises_data_error_after_its_retries(folder, tmp_path, workers):
     with serving(folder / "train") as server:
         cache = ShardCache(retry=Retry(attempts=3, first=0.01))
         data = module(f"{server.url}")
@@ -403,7 +403,7 @@ def test_a_server_that_dies_is_given_up_with_one_sentence(folder, tmp_path, work
         loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
-def test_a_background_error_is_left_to_the_reader(folder):
+def test_prefetch_error_does_not_stop_the_other_downloads(folder):
     with serving(folder / "train") as server:
         prefetcher = Prefetcher(ShardCache(retry=QUICK))
         prefetcher.want([f"{server.url}/nowhere.tar", f"{server.url}/x-train-000003.tar"])
@@ -418,7 +418,7 @@ def test_a_background_error_is_left_to_the_reader(folder):
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its processes to the garbage collector.
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_output_of_a_command_gives_batches_of_the_same_kind(folder, workers, capfd):
+def test_stream_from_a_command_gives_batches_of_the_same_form(folder, workers, capfd):
     path = f"pipe:cat {folder}/train/x-train-{{000000..000007}}.tar"
     data = module(path, mode="stream", samples=64, val_path=str(folder / "val"), workers=workers)
     assert capfd.readouterr().err.count("a resumed run sees other images") == 1
@@ -437,7 +437,7 @@ def test_the_output_of_a_command_gives_batches_of_the_same_kind(folder, workers,
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_each_rank_streams_its_own_shards_and_as_many_batches(folder, bucket):
+def test_ranks_stream_their_own_shards_in_equally_many_batches(folder, bucket):
     with serving(folder, ranges=False) as server:
         for url in (f"pipe:cat {folder}", server.url, bucket):
             data = module(f"{url}/train/x-train-{{000000..000007}}.tar", mode="stream", samples=64)
@@ -450,14 +450,14 @@ def test_each_rank_streams_its_own_shards_and_as_many_batches(folder, bucket):
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("command", ["cat /nowhere.tar", "head -c 40000 {}/train/x-train-000000.tar", "echo no tar"])
-def test_a_command_that_fails_is_one_sentence(folder, command):
+def test_failing_stream_command_raises_one_line_data_error(folder, command):
     data = module("pipe:" + command.format(folder), mode="stream", samples=16)
     with pytest.raises(DataError, match=r"^pipe:.* cannot be streamed: ") as error:
         batches(data)
     assert "\n" not in str(error.value)
 
 
-def test_a_stream_needs_the_length_of_its_epoch():
+def test_stream_without_samples_raises_an_error():
     for wrong in ({"mode": "stream"}, {"samples": 5}):
         with pytest.raises(ValidationError, match="mode=stream and samples go together"):
             DataConfig(path="pipe:cat x.tar", **wrong)

@@ -116,7 +116,7 @@ def synthetic(run: Path, steps: int, *changes: str, pictures: int = 0) -> Path:
     return run
 
 
-def test_a_report_says_what_ran_and_shows_what_came_out(real_run: Path) -> None:
+def test_report_shows_settings_charts_and_reconstructions_of_a_run(real_run: Path) -> None:
     page = report(real_run, maps=True)
     fingerprint = json.loads((real_run / "derived.json").read_text())["data"]["fingerprint"]
     for said in ("finished after 6 steps", "resumed at step 4", fingerprint, "8 = 4 x 1 ranks x 2", "predict 0"):
@@ -134,7 +134,7 @@ def decoded(url: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/webp;base64,")))).convert("RGB")
 
 
-def test_a_run_that_is_going_on_is_shown_as_far_as_it_is(real_run: Path, tmp_path: Path) -> None:
+def test_report_of_an_unfinished_run_shows_it_up_to_its_last_step(real_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(real_run, tmp_path / "going_on"))
     (run / "summary.json").unlink()
     with open(run / "metrics.csv", "a") as file:
@@ -146,14 +146,14 @@ def test_a_run_that_is_going_on_is_shown_as_far_as_it_is(real_run: Path, tmp_pat
     assert next(tag for tag in page.all("input") if tag["type"] == "range")["max"] == "1"
 
 
-def test_a_run_without_metrics_says_so(real_run: Path, tmp_path: Path) -> None:
+def test_report_of_a_run_without_metrics_says_so(real_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "young"
     run.mkdir()
     shutil.copy(real_run / "config.yaml", run)
     assert "No metrics yet" in report(run).text
 
 
-def test_a_damaged_line_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_report_leaves_out_damaged_metrics_lines_and_counts_them(tmp_path: Path) -> None:
     run = synthetic(tmp_path / "damaged", 20)
     lines = (run / "metrics.csv").read_bytes().splitlines(keepends=True)
     lines[3], lines[5], lines[8] = b"3,0.4,0.\xff\xfe\n", b"5" + b",x" * 6 + b"\n", b"\0\0\0\0\n"
@@ -172,7 +172,7 @@ def test_a_damaged_line_is_left_out_and_counted(tmp_path: Path) -> None:
         ("summary.json", "{", "summary.json is damaged"),
     ],
 )
-def test_a_folder_that_is_no_whole_run_is_one_sentence(
+def test_report_of_a_broken_run_folder_prints_one_error_line(
     file: str, contents: str | None, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = synthetic(tmp_path / "run", 3)
@@ -185,13 +185,15 @@ def test_a_folder_that_is_no_whole_run_is_one_sentence(
     assert not (run / "report.html").exists()
 
 
-def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_to_an_unwritable_place_exits_with_2_and_suggests_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = synthetic(tmp_path / "run", 3)
     assert main([str(run), "--out", str(tmp_path / "absent" / "report.html")]) == 2
     assert "Choose another place with --out" in capsys.readouterr().err
 
 
-def test_a_thousand_steps_with_pictures_at_full_size_stay_below_5_mb(tmp_path: Path) -> None:
+def test_report_of_1000_steps_with_pictures_stays_below_5_mb(tmp_path: Path) -> None:
     run = synthetic(tmp_path / "run", 1000, pictures=25)
     page = report(run)
     size = (run / "report.html").stat().st_size
@@ -202,13 +204,13 @@ def test_a_thousand_steps_with_pictures_at_full_size_stay_below_5_mb(tmp_path: P
     assert len(page.all("svg")) == 6
 
 
-def test_long_runs_are_thinned(tmp_path: Path) -> None:
+def test_report_of_100000_steps_stays_below_500_kb(tmp_path: Path) -> None:
     run = synthetic(tmp_path / "run", 100_000)
     report(run)
     assert (run / "report.html").stat().st_size < 500_000
 
 
-def test_thinning_keeps_the_ends_and_every_extreme() -> None:
+def test_thinning_keeps_the_ends_and_the_extremes() -> None:
     values = torch.rand(100_000, generator=torch.Generator().manual_seed(1)).tolist()
     values[77_777], values[33_333] = 9.0, -9.0
     points = list(enumerate(values))
@@ -219,13 +221,13 @@ def test_thinning_keeps_the_ends_and_every_extreme() -> None:
 
 
 @pytest.mark.parametrize("values", [[0.4, 1.26], [0.0], [5.0], [-3e-7, 2e-7], [0, 1_234_567], [1e-12, 1e-12]])
-def test_an_axis_holds_its_values_between_round_ticks(values: list[float]) -> None:
+def test_axis_holds_its_values_between_round_ticks(values: list[float]) -> None:
     low, high, ticks = axis(values)
     assert low <= min(values) <= max(values) <= high and low < high
     assert 3 <= len(ticks) <= 7 and ticks[0].place == 0 and ticks[-1].place == 100
 
 
-def test_several_runs_share_the_charts_and_their_differences_are_listed(tmp_path: Path) -> None:
+def test_report_of_two_runs_shares_charts_and_lists_their_differences(tmp_path: Path) -> None:
     first = synthetic(tmp_path / "first", 50)
     second = synthetic(tmp_path / "second", 80, "optim.base_lr=3e-4", "model.mask_ratio=0.6")
     page = report(first, second, out=tmp_path / "both.html")
@@ -237,7 +239,7 @@ def test_several_runs_share_the_charts_and_their_differences_are_listed(tmp_path
     assert {tag["for"] for tag in page.all("label")} == set()  # no reconstructions, no slider
 
 
-def test_nothing_that_a_run_says_becomes_markup(tmp_path: Path) -> None:
+def test_report_escapes_markup_in_names_and_settings(tmp_path: Path) -> None:
     nasty = "</script></pre><script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
     run = synthetic(tmp_path / "a<b>&'\"c", 3)
     with open(run / "config.yaml", "a") as file:
@@ -252,7 +254,7 @@ def test_nothing_that_a_run_says_becomes_markup(tmp_path: Path) -> None:
     assert "a<b>&'\"c" in page.text
 
 
-def test_probes_and_metrics_of_other_tasks_are_shown(tmp_path: Path) -> None:
+def test_report_shows_probes_and_metrics_of_other_tasks(tmp_path: Path) -> None:
     run = synthetic(tmp_path / "run", 3)
     values = {"knn/top1": 0.5, "rank/rankme": 17.0, "val/miou": 0.25, "new": 1}
     MetricsCSV(run / "metrics.csv", 3).log_metrics(values, 3)
@@ -264,7 +266,7 @@ def test_probes_and_metrics_of_other_tasks_are_shown(tmp_path: Path) -> None:
         assert said in page.text
 
 
-def test_attention_weights_are_those_that_timm_computes() -> None:
+def test_attention_weights_equal_those_of_timm() -> None:
     config = compose(*REDUCED, "model.image_size=32", "model.patch_size=8", "model.depth=3").model
     encoder = mae.Encoder(config).eval()
     seen = []
@@ -285,7 +287,9 @@ def test_attention_weights_are_those_that_timm_computes() -> None:
 
 
 @pytest.mark.parametrize(("size", "norm_pix"), [((32, 32), True), ((48, 160), False), ((224, 224), True)])
-def test_images_are_cut_out_of_a_grid_as_they_were(size: tuple[int, int], norm_pix: bool, tmp_path: Path) -> None:
+def test_read_grid_gives_back_the_images_of_a_reconstruction_grid(
+    size: tuple[int, int], norm_pix: bool, tmp_path: Path
+) -> None:
     images = torch.randint(256, (5, 3, *size)) / 255
     painted = Reconstruction(images, images.flip(0), torch.ones(5, size[0] * size[1] // 256))
     file = tmp_path / "grid.png"
@@ -297,13 +301,15 @@ def test_images_are_cut_out_of_a_grid_as_they_were(size: tuple[int, int], norm_p
             assert cell.tobytes() == (expected * 255).round().byte().permute(1, 2, 0).numpy().tobytes()
 
 
-def test_large_pictures_are_made_smaller() -> None:
+def test_report_scales_large_pictures_down_to_224_pixels() -> None:
     assert max(decoded(picture_url(Image.new("RGB", (1024, 512)))).size) == 224
 
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_works_in_a_browser(browser: Any, width: int, scheme: str, real_run: Path) -> None:
+def test_report_page_works_in_a_browser_at_each_width_and_scheme(
+    browser: Any, width: int, scheme: str, real_run: Path
+) -> None:
     report(real_run, maps=True)
     complaints: list[str] = []
     with browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True) as context:

@@ -53,7 +53,7 @@ slow = pytest.mark.slow
         pytest.param(0, STEPS_PER_EPOCH, "edge", marks=slow),
     ],
 )
-def test_a_killed_run_ends_with_the_same_parameters(
+def test_killed_run_resumes_to_the_uninterrupted_run(
     tmp_path: Path, built_in: Path, uninterrupted_run: Path, workers: int, every: int, where: str
 ) -> None:
     words = command(
@@ -79,7 +79,7 @@ def test_a_killed_run_ends_with_the_same_parameters(
     assert_same_run(tmp_path / "killed", uninterrupted_run)
 
 
-def test_a_torn_checkpoint_is_skipped_with_a_warning(tmp_path: Path, built_in: Path, uninterrupted_run: Path) -> None:
+def test_torn_checkpoint_is_skipped_with_a_warning(tmp_path: Path, built_in: Path, uninterrupted_run: Path) -> None:
     words = command(tmp_path, built_in, f"max_steps={STEPS}", "name=torn", "checkpoint.every_steps=8")
     process = start(words)
     wait_for_checkpoint(process, tmp_path / "torn", step=16)
@@ -134,7 +134,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, built_in: Path) -> tuple[
 
 
 @pytest.mark.parametrize("later", [64, 16], ids=["accumulation 1", "accumulation 4"])
-def test_another_accumulation_goes_on_with_the_same_samples(
+def test_resume_with_another_accumulation_sees_the_same_samples(
     tmp_path: Path, built_in: Path, recorded: tuple[Path, Recorder], later: int
 ) -> None:
     """Accumulation 2, stopped in the middle of the first epoch, carried on into the second."""
@@ -150,7 +150,7 @@ def test_another_accumulation_goes_on_with_the_same_samples(
     assert all(float(one[key]) == pytest.approx(float(other[key]), rel=1e-5) for key in one)
 
 
-def test_a_run_stopped_where_it_validates_keeps_the_validation(tmp_path: Path, built_in: Path) -> None:
+def test_run_stopped_at_its_validation_step_keeps_the_validation(tmp_path: Path, built_in: Path) -> None:
     record(tmp_path, built_in, "whole", 64)
     first = record(tmp_path, built_in, "stopped", 64, stop_at=19)  # validated after step 20
     record(tmp_path, built_in, "stopped", 64)
@@ -164,7 +164,7 @@ def finished(tmp_path: Path, root: Path, *overrides: str) -> tuple[list[str], Pa
     return words, checkpoint_path(tmp_path / "done", 4)
 
 
-def test_a_finished_run_is_left_alone_and_replaced_only_when_told(tmp_path: Path, built_in: Path) -> None:
+def test_finished_run_is_replaced_only_with_overwrite(tmp_path: Path, built_in: Path) -> None:
     words, final = finished(tmp_path, built_in)
     before = final.stat().st_mtime_ns
     assert "is finished" in run(words).replace("\n", " ")
@@ -175,7 +175,7 @@ def test_a_finished_run_is_left_alone_and_replaced_only_when_told(tmp_path: Path
     assert final.stat().st_mtime_ns > before
 
 
-def test_where_a_run_starts(tmp_path: Path) -> None:
+def test_starting_point_is_the_newest_checkpoint_that_resume_allows(tmp_path: Path) -> None:
     """Own checkpoints win over given ones that are older; a warm start is no matter of resuming."""
     own, other = tmp_path / "own", tmp_path / "other"
     for path in (checkpoint_path(own, 20), checkpoint_path(other, 10), checkpoint_path(other, 30)):
@@ -194,7 +194,7 @@ def test_where_a_run_starts(tmp_path: Path) -> None:
         starting_point(own, str(tmp_path / "absent.ckpt"), False)
 
 
-def test_a_warm_start_takes_the_weights_and_never_beats_an_own_checkpoint(tmp_path: Path, built_in: Path) -> None:
+def test_warm_start_takes_the_weights_and_yields_to_an_own_checkpoint(tmp_path: Path, built_in: Path) -> None:
     _, final = finished(tmp_path, built_in, "optim.base_lr=1e-9", "optim.weight_decay=0")
     words = command(
         tmp_path, built_in, "name=warm", "max_steps=2", "data.workers=0", "optim.base_lr=1e-9", f"init_from={final}"
@@ -208,7 +208,7 @@ def test_a_warm_start_takes_the_weights_and_never_beats_an_own_checkpoint(tmp_pa
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
-def test_damage_anywhere_in_a_checkpoint_is_noticed(tmp_path: Path, damage: str) -> None:
+def test_damaged_checkpoint_fails_verification_and_is_skipped(tmp_path: Path, damage: str) -> None:
     for step in (1, 2):
         contents = {"mae": {"step": step}, "state_dict": {"weight": torch.randn(5000)}}
         AtomicCheckpointIO().save_checkpoint(contents, checkpoint_path(tmp_path, step))
@@ -227,7 +227,7 @@ def test_damage_anywhere_in_a_checkpoint_is_noticed(tmp_path: Path, damage: str)
         newest_valid(tmp_path)
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+def test_failed_checkpoint_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     path = checkpoint_path(tmp_path, 1)
     AtomicCheckpointIO().save_checkpoint({"mae": {"step": 1}}, path)
     before = path.read_bytes()

@@ -19,7 +19,7 @@ def filled(ring: Ring, value: int) -> torch.Tensor:
     return ring.hand_out(slot, 4)
 
 
-def test_a_slot_is_free_when_the_last_view_of_it_is_gone():
+def test_slot_is_free_once_its_last_view_is_gone():
     shared = ring()
     one, two = filled(shared, 1), filled(shared, 2)
     assert shared.lend() is None
@@ -33,7 +33,7 @@ def test_a_slot_is_free_when_the_last_view_of_it_is_gone():
     assert slot is not None and (two == 2).all()
 
 
-def test_slots_of_an_iteration_broken_off_come_back():
+def test_take_back_frees_the_slots_lent_to_a_broken_off_iteration():
     shared = ring()
     held, _ = filled(shared, 1), shared.lend()
     assert shared.lend() is None
@@ -41,7 +41,7 @@ def test_slots_of_an_iteration_broken_off_come_back():
     assert shared.lend() is not None and shared.lend() is None and (held == 1).all()
 
 
-def test_a_smaller_batch_takes_the_first_rows_of_a_slot():
+def test_smaller_batch_takes_the_first_rows_of_a_slot():
     shared = ring()
     slot = shared.lend()
     assert slot is not None

@@ -49,7 +49,7 @@ def relative_difference(ours: Tensor, theirs: Tensor) -> float:
 
 @pytest.mark.parametrize(("short", "chunk"), [(32, 2**20), (0, 2**20), (0, 1000)], ids=["short", "long", "chunks"])
 @pytest.mark.parametrize("size", [(160, 160), (128, 128), (96, 224), (32, 400)], ids=str)
-def test_output_and_gradients_equal_segment_anythings(
+def test_sam_output_and_gradients_equal_those_of_segment_anything(
     size: tuple[int, int], short: int, chunk: int, monkeypatch
 ) -> None:
     monkeypatch.setattr(relative_attention, "SHORT_ROW", short)
@@ -80,12 +80,12 @@ def test_output_and_gradients_equal_segment_anythings(
 @pytest.mark.parametrize(
     ("size", "count"), [("sam_base", 89_670_912), ("sam_large", 308_278_272), ("sam_huge", 637_026_048)]
 )
-def test_sizes_have_the_published_number_of_parameters(size: str, count: int) -> None:
+def test_sam_sizes_have_the_published_number_of_parameters(size: str, count: int) -> None:
     with torch.device("meta"):
         assert sum(p.numel() for p in SamEncoder(SIZES[size]).parameters()) == count
 
 
-def test_checkpointing_and_the_fused_form_for_accelerators_change_nothing(monkeypatch) -> None:
+def test_sam_checkpointing_and_fused_attention_give_the_same_gradients(monkeypatch) -> None:
     encoder = randomised(SamEncoder(SMALL))
     images = torch.randn(1, 3, 160, 160)
     expected = encoder(images)
@@ -101,7 +101,7 @@ def test_checkpointing_and_the_fused_form_for_accelerators_change_nothing(monkey
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-3 * gradient.abs().max().item())
 
 
-def test_the_probabilities_that_a_block_hands_out_are_those_it_mixes_with() -> None:
+def test_attention_probabilities_mix_the_values_as_the_block_does() -> None:
     encoder = randomised(SamEncoder(SMALL)).eval()
     with torch.no_grad():
         for block, (q, k, v, rows, columns) in enumerate(encoder.attentions(torch.randn(2, 3, 96, 160))):
@@ -114,7 +114,7 @@ def test_the_probabilities_that_a_block_hands_out_are_those_it_mixes_with() -> N
 
 
 @pytest.mark.parametrize("size", [(128, 160), (160, 128)])
-def test_bfloat16_stays_near_float32(size: tuple[int, int]) -> None:
+def test_sam_embedding_in_bfloat16_stays_near_float32(size: tuple[int, int]) -> None:
     encoder = randomised(SamEncoder(SMALL)).eval()
     images = torch.randn(1, 3, *size)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -123,6 +123,6 @@ def test_bfloat16_stays_near_float32(size: tuple[int, int]) -> None:
         assert relative_difference(embedding.float(), encoder(images)) <= 0.1
 
 
-def test_an_image_that_cuts_through_a_patch_is_a_named_error() -> None:
+def test_image_size_that_cuts_a_patch_raises_config_error() -> None:
     with pytest.raises(ConfigError, match="image_size width 100 is not a multiple of patch_size=16"):
         SamEncoder(SMALL)(torch.randn(1, 3, 96, 100))

@@ -42,7 +42,7 @@ def as_export(encoder: mae.SamEncoder, merge_into: Path | None = None) -> Export
 
 
 @torch.no_grad()
-def test_on_an_image_of_one_window_the_converted_encoder_is_the_original_before_its_final_norm() -> None:
+def test_converted_encoder_with_one_window_equals_the_original_before_its_norm() -> None:
     encoder = pre_trained(class_token=False)
     converted = to_sam(encoder, image_size=224)
     images = torch.randn(2, 3, 224, 224)
@@ -54,7 +54,7 @@ def test_on_an_image_of_one_window_the_converted_encoder_is_the_original_before_
 
 @pytest.mark.parametrize("fields", [{}, {"patch_size": 14}, {"image_size": (112, 224)}, {"in_channels": 5}], ids=str)
 @torch.no_grad()
-def test_every_encoder_converts_to_a_larger_image(fields) -> None:
+def test_encoders_convert_to_a_larger_image(fields) -> None:
     encoder = pre_trained(**fields)
     converted = to_sam(encoder, image_size=320)
     assert converted.config.global_blocks == (0, 1, 2, 3) and converted.config.patch_size == 16
@@ -63,7 +63,7 @@ def test_every_encoder_converts_to_a_larger_image(fields) -> None:
 
 
 @torch.no_grad()
-def test_positions_and_patch_projection_are_resampled_as_timm_does() -> None:
+def test_positions_and_patch_projection_are_resampled_as_in_timm() -> None:
     encoder = pre_trained(patch_size=14)
     converted = to_sam(encoder, image_size=512)
     expected = resample_abs_pos_embed(encoder.pos_embed, [32, 32], num_prefix_tokens=1)[:, 1:]
@@ -72,14 +72,14 @@ def test_positions_and_patch_projection_are_resampled_as_timm_does() -> None:
     torch.testing.assert_close(converted.patch_embed.proj.weight, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_resized_projection_gives_resized_patches_their_old_tokens() -> None:
+def test_resized_projection_gives_resized_patches_their_old_tokens() -> None:
     weight, patches = torch.randn(8, 3, 14, 14), torch.randn(5, 3, 14, 14)
     larger = F.interpolate(patches, (16, 16), mode="bicubic", align_corners=False, antialias=True)
     tokens = torch.einsum("dcpq,bcpq->bd", resize_projection(weight, 16), larger)
     torch.testing.assert_close(tokens, torch.einsum("dcpq,bcpq->bd", weight, patches), rtol=1e-4, atol=1e-4)
 
 
-def test_what_a_conversion_leaves_alone_is_not_shared_with_its_source() -> None:
+def test_converted_encoder_shares_no_weights_with_its_source() -> None:
     encoder = pre_trained()
     converted = to_sam(encoder, image_size=224)
     with torch.no_grad():
@@ -97,14 +97,14 @@ def test_what_a_conversion_leaves_alone_is_not_shared_with_its_source() -> None:
         (4, {"global_blocks": (4,)}, "global_blocks names block 4: depth=4 has 0 to 3"),
     ],
 )
-def test_what_cannot_be_converted_is_refused_in_a_sentence(depth: int, given, sentence: str) -> None:
+def test_impossible_conversion_raises_config_error(depth: int, given, sentence: str) -> None:
     with pytest.raises(mae.ConfigError, match=sentence):
         to_sam(pre_trained(depth=depth), **given)
 
 
 @pytest.mark.parametrize("size", [384, (448, 224)])
 @torch.no_grad()
-def test_a_plain_encoder_for_another_size_is_timms_of_that_size(size) -> None:
+def test_encoder_at_another_image_size_equals_timm_at_that_size(size) -> None:
     encoder = pre_trained()
     resized = at_image_size(encoder, size)
     theirs = timm.models.VisionTransformer(
@@ -122,7 +122,7 @@ def test_a_plain_encoder_for_another_size_is_timms_of_that_size(size) -> None:
 
 @pytest.mark.parametrize("form", ["image_encoder part", "bare"])
 @torch.no_grad()
-def test_segment_anything_loads_what_we_write_and_we_load_it_back(tmp_path: Path, form: str) -> None:
+def test_sam_encoder_file_loads_in_segment_anything_and_loads_back(tmp_path: Path, form: str) -> None:
     encoder, out = small_sam(), tmp_path / "sam.pth"
     written = as_export(encoder)
     segment_anything_format.write(written, out)
@@ -145,7 +145,7 @@ def whole_sam() -> torch.nn.Module:
     )
 
 
-def test_merged_into_a_whole_sam_the_encoder_is_ours_and_the_rest_is_theirs(tmp_path: Path) -> None:
+def test_encoder_merged_into_a_whole_sam_leaves_the_other_weights(tmp_path: Path) -> None:
     sam, encoder = whole_sam(), small_sam()
     torch.save(sam.state_dict(), tmp_path / "whole.pth")
     before = {key: value.clone() for key, value in sam.state_dict().items()}
@@ -159,7 +159,7 @@ def test_merged_into_a_whole_sam_the_encoder_is_ours_and_the_rest_is_theirs(tmp_
     assert mae.load_sam(tmp_path / "merged.pth").config == encoder.config
 
 
-def test_an_encoder_of_another_size_is_not_merged(tmp_path: Path) -> None:
+def test_merge_of_an_encoder_of_another_size_raises_checkpoint_error(tmp_path: Path) -> None:
     torch.save(whole_sam().state_dict(), tmp_path / "whole.pth")
     with pytest.raises(mae.CheckpointError, match=r"another architecture: .*pos_embed"):
         other = as_export(small_sam(image_size=(320, 320)), tmp_path / "whole.pth")
@@ -169,7 +169,7 @@ def test_an_encoder_of_another_size_is_not_merged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("library_class", ["SamVisionModel", "SamModel"])
 @torch.no_grad()
-def test_a_hugging_face_folder_gives_the_same_embedding(tmp_path: Path, library_class: str) -> None:
+def test_hf_sam_folder_loads_with_the_same_embedding(tmp_path: Path, library_class: str) -> None:
     transformers = pytest.importorskip("transformers")
     vision = transformers.SamVisionConfig(
         hidden_size=48,
@@ -194,14 +194,14 @@ def test_a_hugging_face_folder_gives_the_same_embedding(tmp_path: Path, library_
     assert (encoder(images) - expected).norm() <= 1e-5 * expected.norm()
 
 
-def test_names_of_hugging_face_go_both_ways() -> None:
+def test_hf_names_map_to_ours_and_back() -> None:
     keys = list(small_sam().state_dict())
     assert [our_name(their_name(key)) for key in keys] == keys
     assert len({their_name(key) for key in keys}) == len(keys)
 
 
 @torch.no_grad()
-def test_timms_encoder_with_the_same_weights_gives_the_same_embedding() -> None:
+def test_sam_embedding_equals_that_of_timm_with_the_same_weights() -> None:
     encoder = small_sam()
     theirs = VisionTransformerSAM(
         img_size=160,
@@ -220,7 +220,7 @@ def test_timms_encoder_with_the_same_weights_gives_the_same_embedding() -> None:
     assert (encoder(images) - expected).norm() <= 1e-5 * expected.norm()
 
 
-def test_one_window_for_the_whole_image_leaves_the_global_blocks_to_be_told(tmp_path: Path) -> None:
+def test_sam_file_of_one_window_needs_global_blocks_to_load(tmp_path: Path) -> None:
     encoder = small_sam(image_size=(64, 64))
     torch.save(encoder.state_dict(), tmp_path / "sam.pth")
     with pytest.raises(mae.CheckpointError, match=r"cannot be told apart\. Give global_blocks="):
@@ -228,7 +228,7 @@ def test_one_window_for_the_whole_image_leaves_the_global_blocks_to_be_told(tmp_
     assert mae.load_sam(tmp_path / "sam.pth", global_blocks=(1, 3), window=4).config == encoder.config
 
 
-def test_files_that_hold_something_else_are_named_errors(tmp_path: Path) -> None:
+def test_file_that_holds_no_sam_encoder_raises_checkpoint_error(tmp_path: Path) -> None:
     state = small_sam().state_dict()
     path = tmp_path / "sam.pth"
     for contents, sentence in [

@@ -82,7 +82,7 @@ def agree(one: np.ndarray, other: np.ndarray) -> None:
 
 
 @torch.inference_mode()
-def test_masks_are_those_of_sam_predictor_and_of_sam_model(tmp_path: Path, checkpoint: Path, photograph) -> None:
+def test_masks_equal_those_of_sam_predictor_and_sam_model(tmp_path: Path, checkpoint: Path, photograph) -> None:
     model = load_segmenter(checkpoint)
     export(checkpoint, "segment-anything", tmp_path / "sam.pth")
     sam = peer_sam(model.encoder.config)

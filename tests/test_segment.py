@@ -87,7 +87,7 @@ def uninterrupted_run(tmp_path_factory: pytest.TempPathFactory, shapes_folder: P
     return trained(tmp_path_factory.mktemp("runs"), shapes_folder, "name=whole")
 
 
-def test_a_killed_run_ends_with_the_same_parameters(
+def test_killed_segment_run_resumes_to_the_uninterrupted_run(
     tmp_path: Path, shapes_folder: Path, uninterrupted_run: Path
 ) -> None:
     """Drop path, choice of masks, clicks and noise of boxes are drawn again as they were; across an epoch's edge."""
@@ -101,12 +101,12 @@ def test_a_killed_run_ends_with_the_same_parameters(
     assert_same_run(tmp_path / "killed", uninterrupted_run)
 
 
-def test_a_run_from_another_prompting_is_another_run(uninterrupted_run: Path, shapes_folder: Path) -> None:
+def test_resume_with_other_clicks_raises_config_error(uninterrupted_run: Path, shapes_folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"task\.clicks"):
         trained(uninterrupted_run.parent, shapes_folder, "name=whole", "task.clicks=2")
 
 
-def test_a_masked_autoencoder_is_where_a_run_starts(tmp_path: Path, shapes_folder: Path) -> None:
+def test_segment_run_starts_from_a_masked_autoencoder_or_a_segment_run(tmp_path: Path, shapes_folder: Path) -> None:
     fields = {"width": 48, "num_heads": 3, "patch_size": 16, "image_size": 64}
     source, file = own_checkpoint(tmp_path, **fields)
     tiny = ("optim.base_lr=1e-9", "max_steps=1", f"init_from={file}")
@@ -135,7 +135,7 @@ def segmenter(encoder: str = "all", **fields) -> tuple[Segmenter, SegmentConfig]
     return model, task
 
 
-def test_every_parameter_is_in_one_layer_and_learns_at_its_rate() -> None:
+def test_layer_decay_gives_each_sam_parameter_the_rate_of_its_layer() -> None:
     model, _ = segmenter()
     optimizer = layer_decayed_adamw(model.named_parameters(), OptimConfig(layer_decay=0.8), 1.0, sam_layer, 2)
     names = [name for group in optimizer.param_groups for name in group["param_names"]]
@@ -149,7 +149,7 @@ def test_every_parameter_is_in_one_layer_and_learns_at_its_rate() -> None:
     assert "encoder.blocks.0.attn.qkv.weight" in decayed and "encoder.blocks.0.attn.qkv.bias" not in decayed
 
 
-def test_the_rate_falls_to_a_tenth_at_each_milestone() -> None:
+def test_learning_rate_falls_to_a_tenth_at_each_milestone() -> None:
     rates = [
         learning_rate(
             step,
@@ -164,7 +164,7 @@ def test_the_rate_falls_to_a_tenth_at_each_milestone() -> None:
     assert rates == pytest.approx([0, 0.5, 1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
-def test_low_rank_additions_learn_and_merge_into_the_same_function(tmp_path: Path, shapes_folder: Path) -> None:
+def test_lora_weights_learn_and_merge_into_the_same_function(tmp_path: Path, shapes_folder: Path) -> None:
     pytest.importorskip("peft")
     folder = trained(tmp_path, shapes_folder, "name=lora", "task.encoder=lora", "task.lora_rank=2", "max_steps=3")
     contents = read_own(newest_valid(folder))
@@ -184,7 +184,7 @@ def test_low_rank_additions_learn_and_merge_into_the_same_function(tmp_path: Pat
     assert all(torch.equal(value, exported[key]) for key, value in merged.encoder.state_dict().items())
 
 
-def test_a_frozen_encoder_with_its_tokens_on_disk_trains_the_same(tmp_path: Path, shapes_folder: Path) -> None:
+def test_frozen_encoder_with_cached_tokens_trains_the_same_weights(tmp_path: Path, shapes_folder: Path) -> None:
     frozen = ("task.encoder=frozen", "data.flip=false", "max_steps=8", "val_every=null")
     plain = trained(tmp_path, shapes_folder, "name=plain", *frozen)
     kept = trained(tmp_path, shapes_folder, "name=kept", *frozen, f"task.embeddings={tmp_path / 'tokens'}")
@@ -199,7 +199,7 @@ def test_a_frozen_encoder_with_its_tokens_on_disk_trains_the_same(tmp_path: Path
         trained(tmp_path, shapes_folder, "name=no", f"task.embeddings={tmp_path}", "max_steps=1")
 
 
-def test_kept_tokens_belong_to_one_encoder_and_one_data_set(tmp_path: Path) -> None:
+def test_cached_tokens_belong_to_one_encoder_and_one_data_set(tmp_path: Path) -> None:
     encoder = segmenter()[0].encoder
     images, samples = torch.randn(3, 3, 64, 64), torch.tensor([4, 0, 2])
     cache = TokenCache(tmp_path, encoder, 5, {"fingerprint": "a"})
@@ -218,7 +218,7 @@ def test_kept_tokens_belong_to_one_encoder_and_one_data_set(tmp_path: Path) -> N
 # What comes out.
 
 
-def test_a_run_is_exported_as_a_whole_sam_that_both_libraries_answer_from(
+def test_segment_run_exports_a_whole_sam_that_loads_back_from_both_formats(
     uninterrupted_run: Path, tmp_path: Path
 ) -> None:
     """The exporter compares embeddings and masks itself; what it wrote is read back here."""
@@ -233,7 +233,7 @@ def test_a_run_is_exported_as_a_whole_sam_that_both_libraries_answer_from(
         load_segmenter(tmp_path / "bare.pth")
 
 
-def test_scores_stand_beside_what_the_run_started_from(uninterrupted_run: Path, tmp_path: Path) -> None:
+def test_segment_scores_stand_beside_those_of_the_initial_weights(uninterrupted_run: Path, tmp_path: Path) -> None:
     probe = SegmentProbe(name="segment", clicks=[1, 2], pictures=2, images=3)
     scores = evaluate_segmentation(probe, uninterrupted_run, {"workers": 0}, 7, tmp_path)
     written = json.loads((tmp_path / "segment.json").read_text())
@@ -326,7 +326,7 @@ def test_relevance_probe_takes_the_points_of_the_user(gated: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("point", ["[0.5]", "[0.5,1.5]", "[0.5,0.5,0.5]"])
-def test_relevance_probe_refuses_points_outside_before_it_loads_anything(point: str, tmp_path: Path, capsys) -> None:
+def test_relevance_probe_refuses_invalid_points_before_it_loads_anything(point: str, tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit) as ended:
         examine(tmp_path / "nowhere", tmp_path, f"probe.points=[{point}]")
     said = capsys.readouterr().err

@@ -46,7 +46,7 @@ def some_masks(count: int = 6, side: int = 16) -> Tensor:
 
 @pytest.mark.parametrize("logits", [False, True])
 @torch.no_grad()
-def test_it_answers_every_kind_of_prompt_as_segment_anything_does(logits: bool) -> None:
+def test_segmenter_answers_each_kind_of_prompt_as_segment_anything(logits: bool) -> None:
     model = randomised(small())
     assert isinstance(model, Segmenter)
     peer = peer_sam(SMALL)
@@ -78,7 +78,7 @@ def test_it_answers_every_kind_of_prompt_as_segment_anything_does(logits: bool) 
             torch.testing.assert_close(answer.ious[one], ious, rtol=1e-4, atol=1e-4)
 
 
-def test_checkpointing_changes_no_gradient() -> None:
+def test_segmenter_checkpointing_changes_no_gradient() -> None:
     gradients = []
     for checkpointing in (False, True):
         model = small(checkpointing=checkpointing).train()
@@ -95,7 +95,7 @@ def test_checkpointing_changes_no_gradient() -> None:
 
 
 @torch.no_grad()
-def test_an_untrained_gate_changes_nothing_and_learns_to_cover_the_object() -> None:
+def test_untrained_gate_changes_no_mask_and_learns_from_alignment_only() -> None:
     plain, gated = small(), small(relevance=True)
     gated.load_state_dict(plain.state_dict(), strict=False)
     embedding, rows = plain(torch.ones(1, 3, 64, 64)), torch.zeros(6, dtype=torch.long)
@@ -134,7 +134,7 @@ def test_architecture_that_sam_cannot_have_raises_config_error(fields, message) 
         Segmenter(SamEncoder(SamConfig(**SMALL.model_dump() | fields)))
 
 
-def test_without_transformers_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segmenter_without_transformers_raises_config_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "transformers.models.sam.modeling_sam", None)
     with pytest.raises(ConfigError, match=r"pip install 'mae-pretrain\[sam\]'"):
         small()
@@ -143,7 +143,7 @@ def test_without_transformers_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
 # Losses.
 
 
-def test_losses_are_their_formulae() -> None:
+def test_mask_losses_and_iou_equal_their_formulae() -> None:
     logits, masks = torch.randn(3, 5, 5), torch.rand(3, 5, 5) < 0.4
     p = logits.sigmoid()
     focal = torch.where(masks, -0.25 * (1 - p) ** 2 * p.log(), -0.75 * p**2 * (1 - p).log()).mean((1, 2))
@@ -157,7 +157,7 @@ def test_losses_are_their_formulae() -> None:
     assert intersection_over_union(empty, empty).item() == 1
 
 
-def test_the_best_of_three_masks_is_corrected_and_all_three_are_ranked() -> None:
+def test_loss_corrects_the_best_of_three_masks_and_all_three_ious() -> None:
     masks = some_masks(2)
     logits = torch.randn(2, 3, 16, 16)
     logits[0, 1] = torch.where(masks[0], 4.0, -4.0)
@@ -182,7 +182,7 @@ def test_the_best_of_three_masks_is_corrected_and_all_three_are_ranked() -> None
 
 @given(st.integers(0, 2**31), st.integers(1, 8))
 @settings(max_examples=40, deadline=None)
-def test_clicks_fall_into_the_error_and_say_what_it_is(seed: int, count: int) -> None:
+def test_clicks_fall_into_the_error_with_the_label_of_the_object(seed: int, count: int) -> None:
     drawn = generator(seed)
     masks = torch.rand(count, 16, 16, generator=drawn) < 0.3
     masks[:, 4, 4] = True
@@ -197,7 +197,7 @@ def test_clicks_fall_into_the_error_and_say_what_it_is(seed: int, count: int) ->
     assert labels[0] == FOREGROUND  # nothing is wrong: a point of the object
 
 
-def test_every_point_of_the_error_is_as_likely() -> None:
+def test_clicks_are_uniform_over_the_error() -> None:
     masks = torch.zeros(4000, 4, 4, dtype=torch.bool)
     masks[:, 1, 1:3] = masks[:, 3, 3] = True
     points, _ = click(masks, torch.zeros_like(masks), generator())
@@ -205,7 +205,7 @@ def test_every_point_of_the_error_is_as_likely() -> None:
     assert len(counts) == 3 and (counts - 4000 / 3).abs().max() < 150
 
 
-def test_boxes_are_tight_and_their_noise_is_bounded() -> None:
+def test_prompt_boxes_are_tight_with_bounded_noise() -> None:
     masks = some_masks()
     tight = bounding_boxes(masks) * STRIDE
     assert tight[2].tolist() == [2 * STRIDE, 2 * STRIDE, 7 * STRIDE, 8 * STRIDE]
@@ -223,7 +223,7 @@ def test_boxes_are_tight_and_their_noise_is_bounded() -> None:
     assert abs(float(shares) - 0.25) < 0.05
 
 
-def test_a_session_is_a_function_of_its_generator() -> None:
+def test_session_loss_is_determined_by_its_generator() -> None:
     model = small()
     embedding = model(torch.ones(2, 3, 64, 64)).detach()
     rows = torch.tensor([0, 0, 0, 1, 1, 1])
@@ -239,7 +239,7 @@ def test_a_session_is_a_function_of_its_generator() -> None:
     assert loss(1) == loss(1) != loss(2)
 
 
-def test_a_session_of_eight_clicks_has_eleven_answers_two_of_them_to_the_mask_alone(monkeypatch) -> None:
+def test_session_of_eight_clicks_has_eleven_answers_two_to_the_mask_alone(monkeypatch) -> None:
     model, asked = small(), []
     answer = Segmenter.answer
 
@@ -260,7 +260,7 @@ def test_a_session_of_eight_clicks_has_eleven_answers_two_of_them_to_the_mask_al
         assert [several for _, _, several in asked] == [True] + [False] * 10
 
 
-def test_the_careful_user_clicks_the_middle_of_the_largest_error() -> None:
+def test_innermost_click_falls_in_the_middle_of_the_largest_error() -> None:
     missed, wrong = np.zeros((40, 50), bool), np.zeros((40, 50), bool)
     missed[2:5, 3:6] = True
     wrong[10:31, 20:41] = True
@@ -271,7 +271,7 @@ def test_the_careful_user_clicks_the_middle_of_the_largest_error() -> None:
     assert label == FOREGROUND and 19 <= y <= 20 and 19 <= x <= 30  # the edge of the image is an edge
 
 
-def test_a_click_added_keeps_the_earlier_prompts() -> None:
+def test_added_click_keeps_the_earlier_prompts() -> None:
     masks = some_masks()
     prompts = first_prompts(masks, 0.5, generator())
     more = add_click(prompts, masks, torch.zeros_like(masks), generator(1))

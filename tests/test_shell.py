@@ -45,7 +45,7 @@ def composed(program: str, *overrides: str) -> DictConfig:
         return hydra.compose(program, overrides=list(overrides))
 
 
-def test_help_lists_every_option_of_every_group(help_of: tuple[str, dict[str, str]]) -> None:
+def test_help_lists_the_options_of_each_group(help_of: tuple[str, dict[str, str]]) -> None:
     program, parts = help_of
     shown: dict[str, set[str]] = {}
     for line in parts["Groups of settings"].splitlines():
@@ -86,13 +86,13 @@ def test_help_has_three_examples_that_compose(help_of: tuple[str, dict[str, str]
         "a probe": ("eval.py checkpoint=runs/x probe=lin", "probe=linear"),
     }.values(),
 )
-def test_the_shell_completes(typed: str, completed: str) -> None:
+def test_shell_completion_offers_recipes_settings_and_probes(typed: str, completed: str) -> None:
     line = f"python {typed}"
     program = typed.partition(".")[0]
     assert completed in ask(program, "-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line))).split()
 
 
-def test_too_little_memory_on_a_gpu_is_one_sentence_with_the_ways_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_gpu_out_of_memory_exits_with_2_and_suggests_micro_batch(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended, readable_errors():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of")
     said = capsys.readouterr().err
@@ -100,7 +100,7 @@ def test_too_little_memory_on_a_gpu_is_one_sentence_with_the_ways_out(capsys: py
     assert said.startswith("error: CUDA out of memory. Tried to allocate 2.00 GiB. In training lower micro_batch")
 
 
-def test_lightnings_hint_about_an_unused_srun_is_not_shown(
+def test_lightnings_hint_about_unused_srun_is_not_shown(
     tmp_path: Path, built_in: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "srun").write_text("#!/bin/sh\nexit 1\n")

@@ -33,7 +33,7 @@ def newest_step(folder: Path) -> int:
 @pytest.mark.parametrize(
     ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGINT, 130)], ids=lambda v: str(v)
 )
-def test_a_signalled_run_saves_stops_and_goes_on(tmp_path: Path, built_in: Path, signum, code) -> None:
+def test_signalled_run_saves_stops_and_resumes(tmp_path: Path, built_in: Path, signum, code) -> None:
     name = f"signalled{int(signum)}"
     words = command(tmp_path, built_in, *ENDLESS, f"name={name}", "data.workers=1")
     process = start(words)
@@ -48,7 +48,7 @@ def test_a_signalled_run_saves_stops_and_goes_on(tmp_path: Path, built_in: Path,
     assert newest_step(tmp_path / name) == step + 3
 
 
-def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, built_in: Path) -> None:
+def test_second_ctrl_c_stops_the_run_without_a_save(tmp_path: Path, built_in: Path) -> None:
     slow_steps = ("model.width=256", "model.depth=12", "global_batch=1024", "micro_batch=1024", "name=impatient")
     process = start(command(tmp_path, built_in, *ENDLESS, *slow_steps, "data.workers=0"))
     deadline = time.monotonic() + 90
@@ -63,7 +63,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, built_in: Path) -> None:
     assert not checkpoints(tmp_path / "impatient")
 
 
-def test_two_ranks_stop_together_when_only_one_is_told(tmp_path: Path, built_in: Path) -> None:
+def test_two_ranks_stop_together_if_one_is_signalled(tmp_path: Path, built_in: Path) -> None:
     words = command(tmp_path, built_in, *ENDLESS, "name=pair", "data.workers=0", ranks=2)
     process = start(words)
     wait_for_checkpoint(process, tmp_path / "pair")
@@ -78,7 +78,7 @@ def test_two_ranks_stop_together_when_only_one_is_told(tmp_path: Path, built_in:
     assert newest_step(tmp_path / "pair") == step + 2
 
 
-def test_a_signal_to_torchrun_reaches_the_ranks(tmp_path: Path, built_in: Path) -> None:
+def test_signal_to_torchrun_stops_and_saves_its_ranks(tmp_path: Path, built_in: Path) -> None:
     """trainer.devices=2 starts torchrun itself, all that a scheduler knows; it hands signals on to whole groups."""
     name = f"led{os.getpid()}"
     process = start(command(tmp_path, built_in, *ENDLESS, f"name={name}", "data.workers=1", "trainer.devices=2"))

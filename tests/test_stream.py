@@ -48,7 +48,7 @@ def batches_equal(one: Iterable[dict], other: Iterable[dict]) -> bool:
     )
 
 
-def test_a_batch_holds_what_it_says(folder):
+def test_batches_hold_images_with_their_keys_labels_and_positions(folder):
     data = module(folder)
     assert data.steps_per_epoch == 6 and len(data.train_index) == 103
     batches = list(data.train_loader(lambda: 0))
@@ -76,7 +76,7 @@ def test_workers_do_not_change_the_batches(folder):
     assert batches_equal(frozen(index, 4), again)
 
 
-def test_a_resume_in_the_middle_of_an_epoch_carries_on(folder):
+def test_loader_resumed_mid_epoch_gives_the_remaining_batches(folder):
     data = module(folder)
     whole = [list(data.train_loader(lambda step=step: step)) for step in (0, 6)]
     carried_on = list(data.train_loader(lambda: 8))
@@ -99,7 +99,7 @@ def test_ranks_and_micro_batches_do_not_change_images_or_crops(folder):
     assert len(one) == 32 and rows(2, 4) == one and rows(2, 8) == one and rows(1, 2) == one
 
 
-def test_an_image_is_cropped_and_mirrored_differently_in_each_epoch(folder):
+def test_image_is_cropped_and_mirrored_differently_in_each_epoch(folder):
     data = module(folder, global_batch=8)
     seen: dict[str, set[bytes]] = {}
     for epoch in range(4):
@@ -109,7 +109,7 @@ def test_an_image_is_cropped_and_mirrored_differently_in_each_epoch(folder):
     assert sum(len(crops) for crops in seen.values()) == 4 * 96
 
 
-def test_half_of_the_images_are_mirrored(folder):
+def test_flip_mirrors_half_of_the_images(folder):
     mirrored = 0
     loaders = (module(folder, flip=flip).train_loader(lambda: 0) for flip in (True, False))
     for one, other in zip(*loaders, strict=True):
@@ -119,7 +119,7 @@ def test_half_of_the_images_are_mirrored(folder):
     assert 30 < mirrored < 66
 
 
-def test_validation_is_every_sample_once_as_a_centre_crop(folder):
+def test_validation_loader_gives_each_sample_once_on_any_ranks(folder):
     data = module(folder)
     assert data.val_index is not None
     batches = list(data.val_dataloader())
@@ -134,7 +134,7 @@ def test_validation_is_every_sample_once_as_a_centre_crop(folder):
     assert batches_equal(batches, data.val_dataloader())
 
 
-def test_grey_images_have_one_channel(folder):
+def test_loader_of_one_channel_gives_grey_images(folder):
     batch = next(iter(module(folder, channels=1, mean=[0.5], std=[0.2]).train_loader(lambda: 0)))
     assert batch["images"].shape == (8, 1, 24, 32)
 
@@ -144,7 +144,7 @@ def val_samples(data: ShardDataModule) -> int:
     return len(data.val_index)
 
 
-def test_validation_data_follow_from_the_paths(folder, tmp_path):
+def test_validation_data_are_found_from_the_paths(folder, tmp_path):
     assert val_samples(module(folder)) == 17
     assert module(folder / "train").val_index is None and module(folder / "train").val_dataloader() == []
     assert val_samples(module(folder / "train", val_path=str(folder))) == 17
@@ -155,7 +155,7 @@ def test_validation_data_follow_from_the_paths(folder, tmp_path):
     assert val_samples(module(tmp_path / "x")) == 17
 
 
-def test_the_identity_tells_data_and_order_apart(folder):
+def test_data_identity_changes_with_the_order_settings_only(folder):
     identity = module(folder).identity
     assert identity == {
         "order_version": 1,
@@ -171,18 +171,18 @@ def test_the_identity_tells_data_and_order_apart(folder):
     assert module(folder, workers=2, micro_batch=4).identity == identity
 
 
-def test_fewer_samples_than_a_global_batch_are_refused(folder):
+def test_fewer_samples_than_a_global_batch_raise_data_error(folder):
     with pytest.raises(DataError, match=r"103 training samples, fewer than global_batch=104.*at most 103"):
         module(folder, global_batch=104)
     assert module(folder, global_batch=103, micro_batch=103).steps_per_epoch == 1
 
 
-def test_data_that_nobody_named_is_refused():
+def test_data_without_path_or_source_raises_data_error():
     with pytest.raises(DataError, match=r"neither data\.path nor data\.source is set"):
         ShardDataModule(DataConfig(), image_size=(32, 32), channels=3, seed=0, global_batch=8, micro_batch=8)
 
 
-def test_channels_that_do_not_match_are_refused(folder):
+def test_channels_that_do_not_match_mean_and_std_raise_data_error(folder):
     with pytest.raises(DataError, match=r"model\.in_channels=1, but data\.mean and data\.std have 3 values"):
         module(folder, channels=1)
 
@@ -205,12 +205,12 @@ def test_channels_that_do_not_match_are_refused(folder):
         ({"bits": 12}, "bits"),
     ],
 )
-def test_a_wrong_setting_is_refused(changes, says):
+def test_invalid_data_setting_raises_validation_error(changes, says):
     with pytest.raises(ValidationError, match=says):
         DataConfig(**{"path": "x", **changes})
 
 
-def test_workers_survive_ctrl_c(folder):
+def test_loader_workers_survive_ctrl_c(folder):
     loader = module(folder, workers=1).train_loader(lambda: 0)
     batches = iter(loader)
     first = next(batches)
@@ -227,7 +227,7 @@ def test_real_photographs_keep_their_colours(real_images, tmp_path, monkeypatch)
     assert batch["labels"].min() >= 0
 
 
-def test_the_built_in_digits_go_the_same_way(tmp_path):
+def test_built_in_digits_load_as_train_and_validation_data(tmp_path):
     path = builtin.ensure("digits", tmp_path)
     config = DataConfig(source="digits", root=str(tmp_path), workers=0, mean=[0.5], std=[0.5])
     data = ShardDataModule(config, image_size=(32, 32), channels=1, seed=0, global_batch=128, micro_batch=64)

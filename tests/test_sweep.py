@@ -70,7 +70,7 @@ def table(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_sweep_that_is_killed_goes_on_and_runs_every_trial_once(tmp_path: Path) -> None:
+def test_killed_sweep_resumes_and_runs_each_trial_once(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     done = completed(command(whole, launch=STAND_IN))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -87,13 +87,13 @@ def test_a_sweep_that_is_killed_goes_on_and_runs_every_trial_once(tmp_path: Path
     assert (killed / "rates" / "parallel_coordinates.png").stat().st_size > 1000
 
 
-def test_a_killed_search_by_tpe_has_as_many_trials_as_wanted(tmp_path: Path) -> None:
+def test_killed_tpe_sweep_resumes_to_its_number_of_trials(tmp_path: Path) -> None:
     words = command(tmp_path, launch=STAND_IN, sampler="tpe", n_trials=5)
     kill_and_start_again(words, tmp_path, "rates/trial-0002/metrics.csv")
     assert [trial.state for trial in study(tmp_path).trials] == [TrialState.COMPLETE] * 5
 
 
-def test_a_trial_that_was_killed_while_its_settings_were_drawn_gets_the_rest(tmp_path: Path) -> None:
+def test_trial_killed_while_drawing_settings_gets_the_missing_ones(tmp_path: Path) -> None:
     changes = {"sampler": "tpe", "n_trials": 3, "space": {"optim.base_lr": RATES, "model.depth": [1, 2]}}
     words = command(tmp_path, launch=STAND_IN, **changes)
     sweep = SweepConfig.model_validate(json.loads((tmp_path / "sweep" / "rates.yaml").read_text()))
@@ -106,7 +106,7 @@ def test_a_trial_that_was_killed_while_its_settings_were_drawn_gets_the_rest(tmp
     assert begun.items() < trials[0].params.items() and trials[0].params.keys() == sweep.space.keys()
 
 
-def test_trials_far_below_the_others_are_broken_off(tmp_path: Path) -> None:
+def test_trials_far_below_the_others_are_pruned(tmp_path: Path) -> None:
     space = {"optim.base_lr": [0.001, 0.002, 0.003, 0.004, 0.7]}
     pruning = {"prune_by": "knn/top1", "prune_after": 2, "direction": "maximize"}
     done = completed(command(tmp_path, launch=STAND_IN, space=space, jobs=1, **pruning))
@@ -115,7 +115,7 @@ def test_trials_far_below_the_others_are_broken_off(tmp_path: Path) -> None:
     assert table(tmp_path)[-1]["val/loss"] == "" and "with knn/top1" in table(tmp_path)[-1]["reason"]
 
 
-def test_a_trial_that_fails_is_recorded_and_too_many_end_the_sweep(tmp_path: Path) -> None:
+def test_failed_trials_are_recorded_and_end_the_sweep_above_the_limit(tmp_path: Path) -> None:
     done = completed(
         command(tmp_path, launch=STAND_IN, space={"optim.base_lr": [2.0, 0.001, 3.0, 4.0, 5.0, 6.0]}, jobs=1)
     )
@@ -126,7 +126,7 @@ def test_a_trial_that_fails_is_recorded_and_too_many_end_the_sweep(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_real_runs_with_their_probes_make_a_sweep_that_survives(tmp_path: Path, built_in: Path) -> None:
+def test_killed_sweep_of_real_runs_has_the_scores_of_an_uninterrupted_one(tmp_path: Path, built_in: Path) -> None:
     small = [word for word in REDUCED if not word.startswith("max_steps")]
     settings = [*small, "model.image_size=32", "max_steps=4", "log_every=1", f"data.root={built_in}"]
     changes = {"settings": settings, "objective": "linear/top1", "direction": "maximize"}
@@ -150,12 +150,12 @@ def test_real_runs_with_their_probes_make_a_sweep_that_survives(tmp_path: Path, 
         "twice": ({"settings": ["optim.base_lr=1"]}, "in both space and settings"),
     }.values(),
 )
-def test_a_sweep_that_cannot_be_is_refused(change: dict, sentence: str) -> None:
+def test_invalid_sweep_raises_validation_error(change: dict, sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         SweepConfig.model_validate(FIELDS | change)
 
 
-def test_runs_of_a_multirun_have_folders_called_after_what_differs(tmp_path: Path, built_in: Path) -> None:
+def test_multirun_folders_are_named_after_the_settings_that_differ(tmp_path: Path, built_in: Path) -> None:
     words = [*REDUCED, "model.image_size=32", f"data.root={built_in}", "name=grid", "optim.base_lr=0.001,0.002"]
     words.append("logger=tensorboard")
     done = completed([sys.executable, str(ROOT / "train.py"), "-m", *words], tmp_path)

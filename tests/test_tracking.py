@@ -35,7 +35,7 @@ STEPS = 80
 REPEATED = ("train/loss", "train/lr", "val/loss")  # the others are timings
 
 
-def test_rows_beyond_the_resumed_step_are_cut_and_new_columns_fit_in(tmp_path: Path) -> None:
+def test_metrics_csv_cuts_rows_after_the_resumed_step_and_adds_columns(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     first = MetricsCSV(path)
     for step in (1, 2, 3):
@@ -116,7 +116,7 @@ def assert_whole(folder: Path, logged: list[dict[str, Any]]) -> None:
     assert found == expected
 
 
-def test_wandb_files_of_a_killed_run_have_one_id_and_every_step_with_one_value(tracked: Path) -> None:
+def test_wandb_files_of_a_killed_run_have_one_id_and_one_value_per_step(tracked: Path) -> None:
     files = parts(tracked)
     assert len(files) == 3
     assert {file.stem for file in files} == {f"run-{(tracked / 'wandb_id.txt').read_text()}"}
@@ -130,7 +130,7 @@ def test_wandb_files_of_a_killed_run_have_one_id_and_every_step_with_one_value(t
     assert [bool(start["step"]) for start in starts] == [False, True, True]
 
 
-def test_wandb_knows_the_settings_what_followed_from_them_and_the_state_of_git(tracked: Path) -> None:
+def test_wandb_config_has_settings_derived_values_and_the_git_commit(tracked: Path) -> None:
     told = wandb_files.config(parts(tracked)[-1])
     settings = yaml.safe_load((tracked / "config.yaml").read_text())
     assert told["model"] == settings["model"] and told["optim"] == settings["optim"]
@@ -140,7 +140,7 @@ def test_wandb_knows_the_settings_what_followed_from_them_and_the_state_of_git(t
     assert told["environment"]["packages"]["torch"]
 
 
-def test_wandb_gets_tables_of_reconstructions_and_a_version_for_each_checkpoint(tracked: Path) -> None:
+def test_wandb_has_reconstruction_tables_and_a_version_per_checkpoint(tracked: Path) -> None:
     artifacts = [artifact for file in parts(tracked) for artifact in wandb_files.artifacts(file)]
     identity = (tracked / "wandb_id.txt").read_text()
     saved = [artifact for artifact in artifacts if artifact.name == f"model-{identity}"]
@@ -157,7 +157,7 @@ def test_wandb_gets_tables_of_reconstructions_and_a_version_for_each_checkpoint(
         assert table["columns"] == ["step", "original", "masked", "reconstruction"] and len(table["data"]) == 8
 
 
-def test_wandb_sync_makes_one_run_of_all_starts(tracked: Path) -> None:
+def test_wandb_sync_uploads_all_starts_as_one_run(tracked: Path) -> None:
     with serving() as server:
         words = [sys.executable, "-m", "wandb", "sync", str(tracked / "wandb")]
         environment = os.environ | server.environment | {"HOME": str(tracked.parent)}
@@ -166,7 +166,7 @@ def test_wandb_sync_makes_one_run_of_all_starts(tracked: Path) -> None:
         assert_whole(tracked, server.rows(*server.runs))
 
 
-def test_tensorboard_has_every_step_once(tracked: Path) -> None:
+def test_tensorboard_has_each_step_of_a_resumed_run_once(tracked: Path) -> None:
     board = EventAccumulator(str(tracked / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     for name in REPEATED:
         expected = [step for step, metric in losses(tracked) if metric == name]
@@ -175,7 +175,7 @@ def test_tensorboard_has_every_step_once(tracked: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*noload.*")  # MLflow's own use of SQLAlchemy
-def test_mlflow_goes_on_with_its_run(tracked: Path) -> None:
+def test_mlflow_logs_a_resumed_run_as_one_run(tracked: Path) -> None:
     client = MlflowClient(f"sqlite:///{tracked}/mlflow.db")
     experiment = client.get_experiment_by_name("mae")
     assert experiment is not None
@@ -198,9 +198,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     wandb.teardown()
 
 
-def test_an_export_is_an_artifact_that_says_which_checkpoint_it_was_made_from(
-    tracked: Path, tmp_path: Path, offline: None
-) -> None:
+def test_wandb_export_artifact_names_its_checkpoint(tracked: Path, tmp_path: Path, offline: None) -> None:
     assert export([str(tracked), "--to", "timm", "--out", str(tmp_path / "e.safetensors"), "--wandb"]) == 0
     (artifact,) = wandb_files.artifacts(parts(tracked)[-1])
     identity = (tracked / "wandb_id.txt").read_text()
@@ -211,7 +209,7 @@ def test_an_export_is_an_artifact_that_says_which_checkpoint_it_was_made_from(
     assert contents["model.ckpt"] == checkpoints(tracked)[0].resolve().as_uri()
 
 
-def test_what_comes_after_the_training_leaves_its_last_values_in_the_summary(tracked: Path, offline: None) -> None:
+def test_wandb_summary_gains_probe_results_and_keeps_the_last_values(tracked: Path, offline: None) -> None:
     (tracked / "eval").mkdir()
     found = {"probe": "knn", "trained": {"top1": 0.5}, "untrained": {"top1": 0.25}, "settings": {"k": 20}}
     (tracked / "eval" / "knn.json").write_text(json.dumps(found))
@@ -222,7 +220,7 @@ def test_what_comes_after_the_training_leaves_its_last_values_in_the_summary(tra
     assert told["train/loss"] == pytest.approx(float(losses(tracked)[str(STEPS), "train/loss"]))
 
 
-def test_what_is_not_tracked_or_not_finished_cannot_be_added_to(tracked: Path, tmp_path: Path) -> None:
+def test_adding_to_an_untracked_or_unfinished_run_raises_config_error(tracked: Path, tmp_path: Path) -> None:
     assert tracked_run(checkpoints(tracked)[0]) == tracked
     with pytest.raises(ConfigError, match="no W&B run to add to"):
         tracked_run(tmp_path)
@@ -232,7 +230,7 @@ def test_what_is_not_tracked_or_not_finished_cannot_be_added_to(tracked: Path, t
         tracked_run(tmp_path)
 
 
-def test_a_new_training_in_the_folder_has_a_new_id_and_no_folder_has_two(
+def test_overwritten_run_gets_a_new_wandb_id_and_a_second_id_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
@@ -250,7 +248,7 @@ def test_a_new_training_in_the_folder_has_a_new_id_and_no_folder_has_two(
 
 
 @pytest.mark.slow
-def test_a_server_that_does_not_answer_leaves_the_start_offline(
+def test_unreachable_wandb_server_leaves_the_run_offline_with_a_warning(
     tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)

@@ -28,7 +28,7 @@ def agent_command(trial: dict[str, object]) -> list[str]:
     return words
 
 
-def test_a_trial_has_its_own_folder_the_agents_id_and_the_metric_to_rank_by(
+def test_wandb_trial_has_its_own_folder_the_agents_id_and_the_ranked_metric(
     tmp_path: Path, built_in: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
