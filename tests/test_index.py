@@ -33,7 +33,7 @@ def png(value: int = 0, size: tuple[int, int] = (8, 8)) -> bytes:
 
 def members(path: Path) -> list[Member]:
     with open_local(str(path)) as tar:
-        return list(walk(tar.pread, tar.size, path))
+        return list(walk(tar))
 
 
 def write_tar(path: Path, files: dict[str, bytes], form: int = tarfile.GNU_FORMAT) -> Path:

@@ -14,25 +14,18 @@ from pathlib import Path
 from data.atomic import replace_file
 from data.errors import DataError, command
 from data.index.index import ShardIndex, build_indexes, with_progress
-from data.index.splits import COMPRESSED, list_shards
+from data.index.splits import COMPRESSED, list_shards, unpacked_name
 
 
 def unpack(packed: str, out: str | Path) -> str:
     """Unpacks a .tar.gz into the folder `out`; returns the path of the tar."""
-    name = os.path.basename(packed)
-    tar = Path(out) / (name.removesuffix(".gz") if name.endswith(".tar.gz") else f"{name.removesuffix('.tgz')}.tar")
+    tar = Path(out) / unpacked_name(os.path.basename(packed))
     try:
         with gzip.open(packed) as source, replace_file(tar) as target:
             shutil.copyfileobj(source, target, 1 << 20)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise DataError(f"{packed} is no complete gzip file ({error}). Copy or download it again.") from None
     return str(tar)
-
-
-def _compressed(paths: list[str]) -> list[str]:
-    """Returns the .tar.gz among the paths and in the folders among them."""
-    folders = [sorted(map(str, Path(path).iterdir())) if os.path.isdir(path) else [path] for path in paths]
-    return [path for folder in folders for path in folder if path.endswith(COMPRESSED)]
 
 
 def main(words: list[str] | None = None) -> None:
@@ -42,7 +35,8 @@ def main(words: list[str] | None = None) -> None:
     arguments = parser.parse_args(words)
     shards = arguments.shards
     if arguments.unpack:
-        packed = _compressed(shards)
+        folders = [sorted(map(str, Path(path).iterdir())) if os.path.isdir(path) else [path] for path in shards]
+        packed = [path for folder in folders for path in folder if path.endswith(COMPRESSED)]
         if not packed:
             raise DataError(f"there is no .tar.gz or .tgz in {', '.join(shards)}. Leave out --unpack.")
         os.makedirs(arguments.unpack, exist_ok=True)

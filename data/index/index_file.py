@@ -8,6 +8,7 @@ X.idx.bin   to be mapped into memory: a header, then a record for each sample th
 If the tar's folder is remote or not writable, both lie in a cache folder: $MAE_CACHE or ~/.cache/mae-index.
 """
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -56,21 +57,15 @@ def load(tar: str, cache: ShardCache = DEFAULT) -> IndexFile | None:
     """Returns a tar's index; None if there is none, or only that of another state of the tar."""
     size, stamp = size_and_stamp(tar, cache)
     for text in _index_paths(tar):
-        try:
-            file = os.open(f"{text}.bin", os.O_RDONLY)
-        except OSError:
-            continue
-        try:
-            header, length = os.read(file, HEADER.size), os.fstat(file).st_size
+        with contextlib.suppress(OSError), open(f"{text}.bin", "rb", buffering=0) as file:
+            header, length = file.read(HEADER.size), os.fstat(file.fileno()).st_size
             if not _is_complete(header, length, size):
                 continue
             _, _, indexed, samples, probe = HEADER.unpack(header)
             # A copy of tar and index has another time stamp, but still the same headers.
-            if indexed != stamp and (is_remote(tar) or probe != _probe_of(tar, os.pread(file, length, 0))):
+            if indexed != stamp and (is_remote(tar) or probe != _probe_of(tar, header + file.read())):
                 continue
             return IndexFile(tar, text, samples, size, stamp, probe)
-        finally:
-            os.close(file)
     return None
 
 
@@ -164,7 +159,7 @@ def parse_members(line: str) -> Iterator[Member]:
 
 def _labelled(tar: TarBytes) -> Iterable[tuple[Member, int]]:
     """Yields the members that belong to samples, with label or -1; skips hidden files and those without extension."""
-    for member in walk(tar.pread, tar.size, tar.path):
+    for member in walk(tar):
         key, extension = split_name(member.name)
         if "\n" in member.name:
             raise DataError(
@@ -225,15 +220,12 @@ def _index_paths(tar: str) -> list[str]:
 def _write(tar: str, text: bytes, binary: bytes) -> str:
     """Writes both files and returns the path of X.idx."""
     path, *elsewhere = _index_paths(tar)
-    if elsewhere and not _writable(Path(path).parent):
+    folder = Path(path).parent
+    # The superuser may write anywhere, but a folder without any write permission should stay as it is.
+    if elsewhere and not (os.access(folder, os.W_OK) and folder.stat().st_mode & 0o222):
         path = elsewhere[0]
     os.makedirs(os.path.dirname(path), exist_ok=True)
     for target, contents in ((path, text), (f"{path}.bin", binary)):
         with replace_file(target) as file:
             file.write(contents)
     return path
-
-
-def _writable(folder: Path) -> bool:
-    # The superuser may write anywhere, but a folder without any write permission should stay as it is.
-    return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)

@@ -1,7 +1,7 @@
 """Shards and splits: the tars that a path or URL means, and which are for training, validation and test."""
 
 import glob
-import json
+import itertools
 import os
 import re
 from collections import Counter
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from braceexpand import braceexpand
 
 from data.errors import DataError
-from data.storage.listing import Folder, LocalFolder, RemoteFolder, expand_glob
+from data.storage.listing import Folder, expand_glob
 from data.storage.protocols import file_system, is_remote, split_path
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -61,9 +61,9 @@ def has_split(paths: Paths, split: str) -> bool:
 def _as_folder(path: str) -> Folder | None:
     """Returns the folder that a path or URL means, None if it means tars."""
     if not is_remote(path):
-        return LocalFolder(path) if os.path.isdir(path) else None
+        return Folder(path) if os.path.isdir(path) else None
     pattern = "{" in path or _is_glob(path)
-    return None if pattern or split_path(path)[1].endswith((".tar", *COMPRESSED)) else RemoteFolder(path)
+    return None if pattern or split_path(path)[1].endswith((".tar", *COMPRESSED)) else Folder(path)
 
 
 def _is_glob(path: str) -> bool:
@@ -116,7 +116,7 @@ def _expand(path: str, split: str | None) -> list[str]:
         if not remote and not os.path.exists(name):
             raise DataError(f"{name} does not exist. Check the path, and that the folder it is in is mounted.")
     if not remote and all(os.path.isdir(name) for name in found):
-        return [shard for name in found for shard in _folder_shards(LocalFolder(name), split)]
+        return [shard for name in found for shard in _folder_shards(Folder(name), split)]
     return _keep_shards(path, found)
 
 
@@ -125,7 +125,9 @@ def _keep_shards(pattern: str, found: list[str]) -> list[str]:
     shards = [name for name in found if name.endswith((".tar", *COMPRESSED))] if _is_glob(pattern) else found
     if not shards:
         raise DataError(f"none of the {len(found)} files that match {pattern} is a shard (*.tar). Check the pattern.")
-    return [_require_unpacked(name) for name in shards if not (name.endswith(COMPRESSED) and _unpacked(name) in shards)]
+    return [
+        _require_unpacked(name) for name in shards if not (name.endswith(COMPRESSED) and unpacked_name(name) in shards)
+    ]
 
 
 def _require_unpacked(path: str) -> str:
@@ -154,7 +156,7 @@ def _folder_shards(folder: Folder, split: str | None) -> list[str]:
 
 
 def _no_shard(folder: Folder) -> str:
-    if isinstance(folder, LocalFolder):
+    if not folder.remote:
         return f"{folder.path} holds no shard (*.tar). Pack images with `python -m data.pack IMAGES {folder.path}`."
     if folder.lists:
         return f"{folder.path} holds no shard (*.tar), or does not exist. Check its spelling."
@@ -169,7 +171,7 @@ def _tars(folder: Folder) -> list[str]:
     names = folder.files((".tar", *COMPRESSED))
     tars = [name for name in names if name.endswith(".tar")]
     known = set(tars)
-    packed = [name for name in names if name.endswith(COMPRESSED) and _unpacked(name) not in known]
+    packed = [name for name in names if name.endswith(COMPRESSED) and unpacked_name(name) not in known]
     if packed:
         raise DataError(
             f"{folder.path} holds {len(packed)} gzip-compressed shards such as {packed[0]}, from which single images "
@@ -178,32 +180,28 @@ def _tars(folder: Folder) -> list[str]:
     return [folder.file(name) for name in tars]
 
 
-def _unpacked(name: str) -> str:
+def unpacked_name(name: str) -> str:
+    """Returns the name of a compressed tar once it is unpacked."""
     return re.sub(r"\.(tar\.gz|tgz)$", ".tar", name)
 
 
 def _splits_by_manifest(folder: Folder) -> dict[str, list[str]]:
     """Returns the tars by `"splits": {NAME: {"shards": [{"file": …}, …]}}` of manifest.json, or a list of names."""
-    text = folder.manifest()
-    try:
-        manifest = json.loads(text) if text is not None else {}
-    except ValueError as error:
-        raise DataError(f"{folder.file('manifest.json')} is not JSON ({error}). Restore it or remove it.") from None
-    splits = manifest.get("splits") if isinstance(manifest, dict) else None
+    splits = (folder.manifest() or {}).get("splits")
     found: dict[str, list[str]] = {}
     for name, entry in splits.items() if isinstance(splits, dict) else ():
         shards = entry.get("shards", []) if isinstance(entry, dict) else entry
         files = [shard.get("file") if isinstance(shard, dict) else shard for shard in shards]
-        files = [folder.file(_unpacked(file)) for file in files if isinstance(file, str)]
+        files = [folder.file(unpacked_name(file)) for file in files if isinstance(file, str)]
         if files:
             found.setdefault(NAMES.get(str(name).lower(), str(name)), []).extend(files)
     if not found:
         return {}
     _tars(folder)  # Raises if shards are compressed, before they would be reported missing.
-    for shards in found.values():
-        for shard in shards:
-            if not folder.exists(shard):
-                raise DataError(f"{shard}, which manifest.json lists, is missing. Copy it or edit the manifest.")
+    for shard in itertools.chain(*found.values()):
+        # Behind a URL thousands of requests would take too long; indexing reports a shard that is missing.
+        if not folder.remote and not os.path.exists(shard):
+            raise DataError(f"{shard}, which manifest.json lists, is missing. Copy it or edit the manifest.")
     return found
 
 
@@ -233,8 +231,7 @@ def _splits_of(shards: list[str]) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     listed: dict[str, str] = {}
     for path in {split_path(shard)[0] for shard in shards}:
-        folder = RemoteFolder(path) if is_remote(path) else LocalFolder(path)
-        for name, tars in _splits_by_manifest(folder).items():
+        for name, tars in _splits_by_manifest(Folder(path)).items():
             listed.update(dict.fromkeys(tars, name))
     for shard in shards:
         path = shard if is_remote(shard) else os.path.abspath(shard)

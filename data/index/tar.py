@@ -4,7 +4,7 @@ import contextlib
 import os
 import tarfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from functools import partial
 from typing import NamedTuple
 
 from data.errors import DataError
@@ -26,33 +26,38 @@ class Member(NamedTuple):
     size: int
 
 
-def walk(pread: Callable[[int, int], bytes], total: int, path: str | Path) -> Iterator[Member]:
-    """Yields the regular files of a tar, in order, by stepping from header to header.
+class TarBytes(NamedTuple):
+    """An open tar."""
 
-    pread  (size, offset) → bytes of the tar
-    total  its length
-    path   for error messages
+    path: str
+    size: int
+    stamp: int  # int64; differs between states of the tar
+    pread: Callable[[int, int], bytes]  # (size, offset) → bytes
+
+
+def walk(tar: TarBytes) -> Iterator[Member]:
+    """Yields the regular files of a tar, in order, by stepping from header to header.
 
     Raises DataError if it is not a tar, or truncated or damaged, even where `tarfile` sees the end of the archive.
     """
-    if total == 0:
-        raise DataError(f"{path} is empty (0 bytes). Copy or download it again.")
+    if tar.size == 0:
+        raise DataError(f"{tar.path} is empty (0 bytes). Copy or download it again.")
     position, name, size = 0, None, None
-    while position < total:
-        block = pread(BLOCK, position)
+    while position < tar.size:
+        block = tar.pread(BLOCK, position)
         if len(block) == BLOCK and not any(block):
             return
-        info = _header(block, position, path)
+        info = _header(block, position, tar.path)
         start, length = position + BLOCK, info.size if size is None else size
-        if start + length > total:
+        if start + length > tar.size:
             raise DataError(
-                f"{path} is truncated: its member {name or info.name!r} should end at byte {start + length}, "
-                f"the file at {total}. Copy or download it again."
+                f"{tar.path} is truncated: its member {name or info.name!r} should end at byte {start + length}, "
+                f"the file at {tar.size}. Copy or download it again."
             )
         if info.type == GNU_NAME:
-            name = pread(min(length, MAX_WRAPPER), start).rstrip(b"\0").decode("utf-8", "surrogateescape")
+            name = tar.pread(min(length, MAX_WRAPPER), start).rstrip(b"\0").decode("utf-8", "surrogateescape")
         elif info.type == PAX:
-            fields = _pax_fields(pread(min(length, MAX_WRAPPER), start), position, path)
+            fields = _pax_fields(tar.pread(min(length, MAX_WRAPPER), start), position, tar.path)
             name = fields.get("path", name)
             size = int(fields["size"]) if fields.get("size", "").isdigit() else size
         elif info.type not in OTHER_WRAPPERS:
@@ -62,7 +67,7 @@ def walk(pread: Callable[[int, int], bytes], total: int, path: str | Path) -> It
         position = start + -(-length // BLOCK) * BLOCK
 
 
-def _header(block: bytes, position: int, path: str | Path) -> tarfile.TarInfo:
+def _header(block: bytes, position: int, path: str) -> tarfile.TarInfo:
     try:
         return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
@@ -72,7 +77,7 @@ def _header(block: bytes, position: int, path: str | Path) -> tarfile.TarInfo:
         raise DataError(f"{path} {what} at byte {position} ({error}). Copy or download it again.") from None
 
 
-def _pax_fields(data: bytes, position: int, path: str | Path) -> dict[str, str]:
+def _pax_fields(data: bytes, position: int, path: str) -> dict[str, str]:
     """Parses the records `LENGTH KEY=VALUE\\n` of a pax header; LENGTH counts the whole record (POSIX.1-2001, pax)."""
     fields = {}
     while data.strip(b"\0"):
@@ -83,15 +88,6 @@ def _pax_fields(data: bytes, position: int, path: str | Path) -> dict[str, str]:
         key, _, value = record.rstrip(b"\n").partition(b"=")
         fields[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
     return fields
-
-
-class TarBytes(NamedTuple):
-    """An open tar."""
-
-    path: str
-    size: int
-    stamp: int  # int64; differs between states of the tar
-    pread: Callable[[int, int], bytes]  # (size, offset) → bytes
 
 
 def size_and_stamp(tar: str, cache: ShardCache = DEFAULT) -> tuple[int, int]:
@@ -105,13 +101,10 @@ def size_and_stamp(tar: str, cache: ShardCache = DEFAULT) -> tuple[int, int]:
 @contextlib.contextmanager
 def open_local(tar: str, path: str | None = None, stamp: int | None = None) -> Iterator[TarBytes]:
     """Opens a tar on this machine, or its copy at `path` with the stamp of the original."""
-    file = os.open(path or tar, os.O_RDONLY)
-    try:
-        state = os.fstat(file)
+    with open(path or tar, "rb", buffering=0) as file:
+        state = os.fstat(file.fileno())
         stamp = state.st_mtime_ns if stamp is None else stamp
-        yield TarBytes(tar, state.st_size, stamp, lambda size, offset: os.pread(file, size, offset))
-    finally:
-        os.close(file)
+        yield TarBytes(tar, state.st_size, stamp, partial(os.pread, file.fileno()))
 
 
 def open_remote(tar: str, cache: ShardCache = DEFAULT) -> TarBytes:

@@ -1,16 +1,15 @@
 """Samples of existing tars, to be packed anew."""
 
-import json
 import os
 from functools import partial
-from pathlib import Path
 
 from data.errors import DataError
 from data.index.index import ShardIndex, open_shards
 from data.index.index_file import split_name
 from data.index.splits import find_splits
 from data.pack.sample import Sample, Samples, Source
-from data.storage.listing import LocalFolder
+from data.storage.listing import Folder
+from data.storage.protocols import split_path
 from data.storage.read import read
 
 
@@ -40,21 +39,18 @@ def find_samples(source: str) -> Source:
     The classes are those of the manifest, if there is one. Raises DataError if there are no such tars, one is damaged,
     or they are of two splits.
     """
-    if os.path.isdir(source) and len(found := find_splits(LocalFolder(source))) > 1:
+    if os.path.isdir(source) and len(found := find_splits(Folder(source))) > 1:
         name, tars = next(iter(found.items()))
         raise DataError(
             f"{source} holds the parts {' and '.join(found)}. Pack each on its own, with a folder or a glob as the "
             f"source: the part {name} begins with {tars[0]}."
         )
     index = open_shards(source)
-    return Source(TarSamples(index), _read_classes({os.path.dirname(shard) for shard in index.shards}))
+    return Source(TarSamples(index), _read_classes({split_path(shard)[0] for shard in index.shards}))
 
 
 def _read_classes(folders: set[str]) -> list[str]:
     """Returns the names of the classes from the manifest, if all tars are in one folder that has one."""
-    try:
-        manifest = json.loads(Path(*folders, "manifest.json").read_text()) if len(folders) == 1 else {}
-    except (FileNotFoundError, ValueError):
-        return []
-    classes = manifest.get("classes", []) if isinstance(manifest, dict) else []
+    manifest = Folder(*folders).manifest() if len(folders) == 1 else None
+    classes = (manifest or {}).get("classes", [])
     return classes if isinstance(classes, list) and all(isinstance(name, str) for name in classes) else []

@@ -20,6 +20,7 @@ from data.atomic import publish
 from data.errors import DataError
 from data.storage import remote
 from data.storage.in_use import is_locked, locked, read_pins
+from data.storage.listing import Folder
 from data.storage.protocols import Retry, file_system, split_path
 
 SPARE_BYTES = 1 << 30  # left free on the disk
@@ -71,7 +72,8 @@ class ShardCache:
     def forget_other_states(self, url: str, stamp: int) -> None:
         """Removes the copy of a shard unless it was made from the state with this stamp."""
         path = Path(self.copy_path(url))
-        if path.exists() and not (_state_file(path).exists() and _state_file(path).read_text() == str(stamp)):
+        state = Path(f"{path}.state")
+        if path.exists() and not (state.exists() and state.read_text() == str(stamp)):
             with locked(os.path.join(self.shards, "lock")):
                 path.unlink(missing_ok=True)
 
@@ -92,7 +94,7 @@ class ShardCache:
         try:
             file_system(url).get_file(url, part)
             _check(url, part, state.bytes, self.retry)
-            _state_file(Path(path)).write_text(str(state.stamp))
+            Path(f"{path}.state").write_text(str(state.stamp))
             publish(part, path)
         finally:
             Path(part).unlink(missing_ok=True)
@@ -138,10 +140,6 @@ def _touch(path: str) -> bool:
     return True
 
 
-def _state_file(path: Path) -> Path:
-    return path.with_name(f"{path.name}.state")
-
-
 def _check(url: str, path: str, size: int, retry: Retry) -> None:
     """Raises OSError, which triggers a new download, if length or SHA-256 differ from server or manifest.json."""
     if (found := os.path.getsize(path)) != size:
@@ -160,7 +158,7 @@ def _check(url: str, path: str, size: int, retry: Retry) -> None:
 @functools.lru_cache(maxsize=64)
 def _checksums(folder: str, retry: Retry) -> dict[str, str]:
     """Returns the SHA-256 of each file that manifest.json beside the shards lists; {} without one."""
-    manifest = remote.manifest(folder, retry)
+    manifest = Folder(folder, retry).manifest() or {}
     lists = [manifest, *(part for part in manifest.get("splits", {}).values() if isinstance(part, dict))]
     shards = [shard for part in lists for shard in part.get("shards", []) if isinstance(shard, dict)]
     return {shard["file"]: shard["sha256"] for shard in shards if "file" in shard and "sha256" in shard}

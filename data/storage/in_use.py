@@ -40,38 +40,31 @@ def read_pins(folder: str) -> set[str]:
     """Returns what all running trainers have pinned. The caller holds the folder's lock."""
     paths: set[str] = set()
     for place in Path(folder).glob("*.pins"):
-        with open(place) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                paths.update(file.read().splitlines())
-            else:
-                place.unlink()
+        if is_locked(place):
+            paths.update(place.read_text().splitlines())
+        else:
+            place.unlink()
     return paths
 
 
 @contextlib.contextmanager
 def locked(path: str) -> Iterator[None]:
     """Holds the lock of a path within the block; waits for other processes and threads of this machine."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    finally:
-        # Closing is not enough: a worker forked meanwhile has the descriptor too and would keep the lock.
-        fcntl.flock(file, fcntl.LOCK_UN)
-        os.close(file)
+    with open(path, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+        finally:
+            # Closing is not enough: a worker forked meanwhile has the descriptor too and would keep the lock.
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def is_locked(path: str) -> bool:
+def is_locked(path: str | Path) -> bool:
     """Returns whether some process or thread is inside `locked(path)`."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    else:
+    with open(path, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
         fcntl.flock(file, fcntl.LOCK_UN)
         return False
-    finally:
-        os.close(file)

@@ -1,90 +1,64 @@
 """Directory listing, on this machine or behind a URL."""
 
+import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
 
 from data.errors import DataError
 from data.storage import remote
-from data.storage.protocols import HTTP, PROTOCOLS, Missing, Retry, file_system
+from data.storage.protocols import HTTP, PROTOCOLS, Missing, Retry, file_system, is_remote
 
-MANIFEST = "manifest.json"
 LISTING = Retry(attempts=5, first=0.5)  # Fewer attempts than for reading: the user is waiting.
 
 
-class LocalFolder:
-    """A folder on this machine."""
+class Folder:
+    """A folder on this machine or behind a URL. Over HTTP it holds what its manifest.json names: no server lists it."""
 
-    def __init__(self, path: str):
-        self.path = path
+    def __init__(self, path: str, retry: Retry = LISTING):
+        self.remote, self.retry = is_remote(path), retry
+        self.path = path.rstrip("/") if self.remote else path
+        self.lists = not self.remote or PROTOCOLS.get(path.partition("://")[0]) is not HTTP
 
     def file(self, name: str) -> str:
-        return os.path.join(self.path, name)
+        return f"{self.path}/{name}" if self.remote else os.path.join(self.path, name)
 
-    def folder(self, name: str) -> "LocalFolder":
-        return LocalFolder(self.file(name))
+    def folder(self, name: str) -> "Folder":
+        return Folder(self.file(name), self.retry)
 
-    def folders(self, names: Iterable[str]) -> list[str]:
+    def folders(self, names: Collection[str]) -> list[str]:
         """Returns the sub-folders whose names in lower case are among `names`."""
-        wanted = set(names)
-        with os.scandir(self.path) as entries:
-            return sorted(entry.name for entry in entries if entry.name.lower() in wanted and entry.is_dir())
-
-    def files(self, endings: tuple[str, ...]) -> list[str]:
-        """Returns the files that end in one of `endings`."""
-        with os.scandir(self.path) as entries:
-            return sorted(entry.name for entry in entries if entry.name.endswith(endings) and entry.is_file())
-
-    def manifest(self) -> bytes | None:
-        try:
-            with open(self.file(MANIFEST), "rb") as file:
-                return file.read()
-        except FileNotFoundError:
-            return None
-
-    def exists(self, path: str) -> bool:
-        return os.path.exists(path)
-
-
-class RemoteFolder:
-    """A folder behind a URL. Web servers do not list theirs: over HTTP it holds what its manifest.json names."""
-
-    def __init__(self, url: str):
-        self.path = url.rstrip("/")
-        self.lists = PROTOCOLS.get(url.partition("://")[0]) is not HTTP
-
-    def file(self, name: str) -> str:
-        return f"{self.path}/{name}"
-
-    def folder(self, name: str) -> "RemoteFolder":
-        return RemoteFolder(self.file(name))
-
-    def folders(self, names: Iterable[str]) -> list[str]:
         if self.lists:
-            return [name for name, kind in self._entries() if kind == "directory" and name.lower() in set(names)]
+            return [name for name, kind in self._entries() if kind == "directory" and name.lower() in names]
         return [name for name in sorted(names) if self.folder(name).manifest() is not None]
 
     def files(self, endings: tuple[str, ...]) -> list[str]:
+        """Returns the files that end in one of `endings`."""
         if self.lists:
             return [name for name, kind in self._entries() if kind == "file" and name.endswith(endings)]
-        shards = remote.manifest(self.path, LISTING).get("shards", [])
+        shards = (self.manifest() or {}).get("shards", [])
         names = [shard.get("file") if isinstance(shard, dict) else shard for shard in shards]
         return sorted(name for name in names if isinstance(name, str) and name.endswith(endings))
 
-    def manifest(self) -> bytes | None:
+    def manifest(self) -> dict[str, Any] | None:
+        """Returns manifest.json, as `data.pack` writes it; None if there is none."""
+        place = self.file("manifest.json")
         try:
-            return remote.contents(self.file(MANIFEST), LISTING)
-        except Missing:
+            found = json.loads(remote.contents(place, self.retry) if self.remote else Path(place).read_bytes())
+        except (Missing, FileNotFoundError):
             return None
-
-    def exists(self, path: str) -> bool:
-        return True  # Thousands of requests would take too long; indexing reports a shard that is missing.
+        except ValueError as error:
+            raise DataError(f"{place} is not JSON ({error}). Restore it or remove it.") from None
+        return found if isinstance(found, dict) else {}
 
     def _entries(self) -> list[tuple[str, str]]:
-        listed = LISTING.persist(self.path, lambda: file_system(self.path).ls(self.path, detail=True))
+        if not self.remote:
+            with os.scandir(self.path) as entries:
+                found = [entry for entry in entries if entry.is_file() or entry.is_dir()]  # no links that lead nowhere
+                return sorted((entry.name, "directory" if entry.is_dir() else "file") for entry in found)
+        listed = self.retry.persist(self.path, lambda: file_system(self.path).ls(self.path, detail=True))
         return sorted((entry["name"].rstrip("/").rpartition("/")[2], entry["type"]) for entry in listed)
-
-
-Folder = LocalFolder | RemoteFolder
 
 
 def expand_glob(pattern: str) -> list[str]:

@@ -12,7 +12,7 @@ from data.storage.protocols import is_remote
 
 def _open(path: str) -> int:
     try:
-        return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        return os.open(path, os.O_RDONLY)
     except OSError as error:
         raise DataError(f"{path} cannot be opened: {error.strerror}. Was it moved or removed while in use?") from None
 
@@ -21,7 +21,7 @@ def _open_copy(place: tuple[str, ShardCache]) -> int:
     url, cache = place
     while True:
         with contextlib.suppress(FileNotFoundError):  # The copy was evicted before it could be opened.
-            return os.open(cache.fetch(url), os.O_RDONLY | os.O_CLOEXEC)
+            return os.open(cache.fetch(url), os.O_RDONLY)
 
 
 # pread uses no shared file offset, so forked workers can safely use descriptors that they inherit.

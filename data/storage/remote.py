@@ -1,11 +1,10 @@
 """Remote files: their state, range requests with read-ahead, whole downloads."""
 
 import hashlib
-import json
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from data.errors import DataError
-from data.storage.protocols import Missing, Retry, file_system
+from data.storage.protocols import Retry, file_system
 
 RETRY = Retry()
 STATE_FIELDS = ("ETag", "etag", "md5Hash", "blob_id", "Last-Modified", "LastModified", "last_modified", "updated")
@@ -47,18 +46,6 @@ def state_now(url: str) -> State:
 def contents(url: str, retry: Retry = RETRY) -> bytes:
     """Returns all bytes of a small file."""
     return retry.persist(url, lambda: file_system(url).cat_file(url))
-
-
-def manifest(folder: str, retry: Retry = RETRY) -> dict[str, Any]:
-    """Returns the manifest.json of a folder, as `data.pack` writes it; {} if there is none."""
-    url = f"{folder.rstrip('/')}/manifest.json"
-    try:
-        found = json.loads(contents(url, retry))
-    except Missing:
-        return {}
-    except ValueError as error:
-        raise DataError(f"{url} is not JSON ({error}). Restore it or remove it.") from None
-    return found if isinstance(found, dict) else {}
 
 
 def read_range(url: str, offset: int, size: int, retry: Retry = RETRY) -> bytes:
