@@ -3,6 +3,8 @@
 import math
 import struct
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -51,7 +53,7 @@ def parse(data: bytes) -> JPEG | None:
         if marker in SEQUENTIAL or marker == PROGRESSIVE:
             frame = position
         elif marker == APP1 and data[position + 4 : position + 10] == b"Exif\0\0":
-            orientation = _orientation(data[position + 4 : position + 2 + length])
+            orientation = read_orientation(partial(_load_exif, data[position + 4 : position + 2 + length]))
         position += 2 + length
     return None
 
@@ -69,13 +71,17 @@ def _header(data: bytes, frame: int | None, orientation: int, components: bytes)
     return JPEG(height, width, orientation, frame, rows, one_pass)
 
 
-def _orientation(segment: bytes) -> int:
+def _load_exif(segment: bytes) -> Image.Exif:
     exif = Image.Exif()
+    exif.load(segment)
+    return exif
+
+
+def read_orientation(load: Callable[[], Image.Exif]) -> int:
+    """Returns the EXIF orientation 1 … 8 in what `load` reads; 1 if there is none or it is invalid."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            exif.load(segment)
-            turn = exif.get(ORIENTATION, 1)
+        with warnings.catch_warnings(action="ignore"):
+            turn = load().get(ORIENTATION, 1)
     except FORMAT_ERRORS:
         return 1
     return turn if turn in range(1, 9) else 1

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from data.errors import FORMAT_ERRORS, DataError
 from data.images.arrays import with_bits
-from data.images.jpeg import ORIENTATION
+from data.images.jpeg import read_orientation
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
 # decode.MAX_PIXELS is the limit for all formats; PIL would warn of its own inside Image.open.
@@ -26,8 +26,7 @@ def opened(data: bytes) -> Iterator[Image.Image]:
 
     Raises DataError if it is not an image or is damaged, even if PIL notices that only within the block.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except FORMAT_ERRORS as error:
@@ -38,15 +37,6 @@ def opened(data: bytes) -> Iterator[Image.Image]:
                 yield image
             except FORMAT_ERRORS as error:
                 raise DataError(f"the {image.format} image cannot be decoded ({error})") from None
-
-
-def orientation(image: Image.Image) -> int:
-    """Returns the EXIF orientation 1 … 8; 1 if there is none or it is invalid."""
-    try:
-        turn = image.getexif().get(ORIENTATION, 1)
-    except FORMAT_ERRORS:
-        return 1
-    return turn if turn in range(1, 9) else 1
 
 
 def pixels(data: bytes, channels: int) -> np.ndarray:
@@ -72,7 +62,7 @@ def picture(data: bytes, mode: str | None = None, at_least: tuple[int, int] | No
     Raises DataError if it cannot be decoded.
     """
     with opened(data) as image:
-        turn = orientation(image)
+        turn = read_orientation(image.getexif)
         if at_least:
             width, height = at_least
             image.draft(None, (height, width) if turn >= 5 else (width, height))
@@ -85,12 +75,6 @@ def picture(data: bytes, mode: str | None = None, at_least: tuple[int, int] | No
         found = _without_palette(upright).convert(mode or ("L" if grey else "RGB"))
     found.info = {"icc_profile": profile} if profile else {}
     return found
-
-
-def check_png(data: bytes) -> None:
-    """Raises DataError if a checksum of a PNG is wrong, which decoding ignores."""
-    with opened(data) as image:
-        image.verify()
 
 
 def _grey(image: Image.Image) -> np.ndarray:
