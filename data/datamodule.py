@@ -25,13 +25,14 @@ from data.index.splits import find_shards, has_split
 from data.loader.dataset import Batch, CropSpec, ShardDataset
 from data.loader.faults import Faults
 from data.loader.loader import PREFETCH_FACTOR, ShardLoader
-from data.loader.prefetch import prefetch_remote
+from data.loader.prefetch import PrefetchingSampler
 from data.loader.streaming import StreamLoader, StreamShards, first_samples
 from data.order.mixture import Mixture, shares
 from data.order.order import ORDER_VERSION, Order, steps_per_epoch
 from data.order.samplers import AllSamples, MicroBatch, MicroBatches, spread
 from data.pack import builtin
 from data.storage.cache import ShardCache
+from data.storage.protocols import is_remote
 
 # Policies of timm whose operations grow with the magnitude: some of the others erase an image at low magnitudes.
 POLICY = r"^rand(-(m|n)\d+|-(p|mstd)\d+(\.\d+)?)*-inc1$"
@@ -206,9 +207,11 @@ class ShardDataModule(lightning.LightningDataModule):
         micro_batches = MicroBatches(self.order, step, self.global_batch, self.micro_batch, rank, ranks, views)
         if isinstance(self.train_index, StreamShards):
             return StreamLoader(dataset, micro_batches, workers)
+        if any(map(is_remote, self.train_index.shards)):
+            micro_batches = PrefetchingSampler(micro_batches, self.train_index, under_way=workers * PREFETCH_FACTOR)
         return ShardLoader(
             dataset,
-            prefetch_remote(micro_batches, self.train_index, under_way=workers * PREFETCH_FACTOR),
+            micro_batches,
             max_rows=self.micro_batch,
             workers=workers,
             faults=self.faults,

@@ -1,6 +1,6 @@
 """Lightning data module of segmentation: batches of whole photographs with instance masks."""
 
-from pathlib import Path
+from typing import Any
 
 from data.datamodule import DataConfig, ShardDataModule
 from data.errors import DataError
@@ -13,6 +13,7 @@ class MaskDataModule(ShardDataModule):
     """A ShardDataModule for shards with an SA-1B record beside each image; its batches are those of MaskDataset.
 
     masks_per_image  None: all of them at the resolution of the photograph, one photograph in a batch; for scores
+    run              seed, global_batch, micro_batch and bad_samples of a ShardDataModule
 
     Photographs are shown whole: the settings of crops (scale, val_crop, decode) have no effect.
     Raises DataError also if pycocotools or the records are missing, in mode stream, and with several views or 16 bits.
@@ -25,10 +26,7 @@ class MaskDataModule(ShardDataModule):
         image_size: int,
         masks_per_image: int | None,
         min_area: float = 0.0,
-        seed: int,
-        global_batch: int,
-        micro_batch: int,
-        bad_samples: Path | None = None,
+        **run: Any,
     ):
         require_pycocotools()
         if config.mode == "stream" or config.views_per_image > 1 or config.bits != 8:
@@ -36,15 +34,7 @@ class MaskDataModule(ShardDataModule):
                 f"masks are read from indexed shards, one view per image, 8 bits; got data.mode={config.mode}, "
                 f"data.views_per_image={config.views_per_image}, data.bits={config.bits}. Leave them out."
             )
-        super().__init__(
-            config,
-            image_size=(image_size, image_size),
-            channels=3,
-            seed=seed,
-            global_batch=global_batch,
-            micro_batch=micro_batch,
-            bad_samples=bad_samples,
-        )
+        super().__init__(config, image_size=(image_size, image_size), channels=3, **run)
         for index in filter(None, (self.train_index, self.val_index)):
             if not any(member.name.lower().endswith(".json") for member in index.members(0)):
                 raise DataError(

@@ -1,11 +1,10 @@
-"""Instance masks in SA-1B's format: the record beside each image, run-length codes, and masks in the model's frame.
+"""Instance masks in SA-1B's format: the record beside each image, run-length codes, and the pixels of a mask frame.
 
 A record is JSON: {"image": {...}, "annotations": [{"segmentation": {"size": [height, width], "counts": RLE}, ...}]}.
 Masks belong to the upright image, as viewers and labelling tools show it.
 """
 
 import json
-from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -91,27 +90,3 @@ def nearest(length: int, inside: int, stride: int, mirrored: bool = False) -> np
     cells = int(np.ceil(inside / stride - 0.5))  # whose centres lie on the photograph
     pixels = ((np.arange(cells) + 0.5) * stride * length / inside).astype(np.int64)
     return length - 1 - pixels if mirrored else pixels
-
-
-def in_frame(
-    codes: Sequence[RLE], at_most: int, least: int, side: int, rows: np.ndarray, columns: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the first `at_most` masks of `least` cells or more, bool [N, side, side], and their numbers [N].
-
-    rows, columns  of the photograph, as `nearest` returns them
-
-    If none is that large, returns the first ones with any cell.
-    """
-    kept: list[tuple[np.ndarray, int]] = []
-    smaller: list[tuple[np.ndarray, int]] = []
-    for number, code in enumerate(codes):
-        if len(kept) == at_most:
-            break
-        small = decode(code)[rows][:, columns]
-        if cells := int(small.sum()):
-            framed = np.zeros((side, side), bool)
-            framed[: len(rows), : len(columns)] = small
-            (kept if cells >= least else smaller).append((framed, number))
-    chosen = kept or smaller[:at_most]
-    masks = np.stack([mask for mask, _ in chosen]) if chosen else np.zeros((0, side, side), bool)
-    return masks, np.array([number for _, number in chosen], np.int64)

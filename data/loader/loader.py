@@ -163,9 +163,8 @@ def init_worker(worker: int) -> None:
     torch.set_num_threads(1)
     # Ctrl-C, torchrun and SLURM signal every process of a run; the trainer alone decides when to stop, and still needs
     # its batches then.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(signum, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_exit_on_sigterm_of_trainer, daemon=True).start()

@@ -103,7 +103,10 @@ class MaskDataset(ShardDataset):
         mirrored: bool,
         choice: float | None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns masks in the frame and their numbers, drawn by `choice` in [0, 1), evenly spread if it is None."""
+        """Returns masks in the frame and their numbers, drawn by `choice` in [0, 1), evenly spread if it is None.
+
+        Masks smaller than `frame.min_area` are left out unless the image has no larger one.
+        """
         stride, side = self.frame.stride, self.frame.side // self.frame.stride
         order = np.arange(len(codes))
         # Unused ones follow the chosen, in case some of these vanish in the frame.
@@ -115,10 +118,20 @@ class MaskDataset(ShardDataset):
         rows = masks.nearest(original[0], inside[0], stride)
         columns = masks.nearest(original[1], inside[1], stride, mirrored)
         min_cells = 1 if choice is None else int(np.ceil(self.frame.min_area * side**2))
-        chosen, numbers = masks.in_frame([codes[number] for number in order], at_most, min_cells, side, rows, columns)
-        if not len(chosen):
+        large: list[tuple[np.ndarray, int]] = []
+        small: list[tuple[np.ndarray, int]] = []
+        for number in order:
+            if len(large) == at_most:
+                break
+            mask = masks.decode(codes[number])[rows][:, columns]
+            if cells := int(mask.sum()):
+                framed = np.zeros((side, side), bool)
+                framed[: len(rows), : len(columns)] = mask
+                (large if cells >= min_cells else small).append((framed, number))
+        chosen = large or small[:at_most]
+        if not chosen:
             raise DataError(f"none of its {len(codes)} masks covers a cell of the {side}x{side} mask frame")
-        return chosen, order[numbers]
+        return np.stack([mask for mask, _ in chosen]), np.array([number for _, number in chosen], np.int64)
 
     def _collate(self, samples: np.ndarray, loaded: list[Any]) -> Batch:
         """Returns the masks of a batch one after the other, `loaded` being the Annotated of each sample."""

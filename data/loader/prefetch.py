@@ -19,11 +19,6 @@ from data.storage.in_use import Pins
 from data.storage.protocols import is_remote
 
 
-def prefetch_remote(micro_batches: MicroBatches, index: ShardIndex, under_way: int) -> Sampler[MicroBatch]:
-    """Returns the same micro-batches; if any shard is remote, iterating over them downloads ahead."""
-    return PrefetchingSampler(micro_batches, index, under_way) if any(map(is_remote, index.shards)) else micro_batches
-
-
 class PrefetchingSampler(Sampler[MicroBatch]):
     """Yields micro-batches unchanged and has their shards downloaded ahead.
 
