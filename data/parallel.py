@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data.errors import DataError
 
@@ -25,29 +25,22 @@ POLL_SECONDS = 0.2  # between two updates of the progress
 _done: Any = None  # in a worker: the shared counter of images that all workers have done
 
 
-class Bar:
+class Bar(Progress):
     """Progress bar over images, with rate and remaining time."""
 
     def __init__(self, what: str, total: int):
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         rate = TextColumn("{task.fields[rate]}")
-        self.progress = Progress(*columns, rate, TimeRemainingColumn(), console=Console(stderr=True))
-        self.task: TaskID = self.progress.add_task(what, total=total, rate="")
+        super().__init__(*columns, rate, TimeRemainingColumn(), console=Console(stderr=True))
+        self.images = self.add_task(what, total=total, rate="")
 
-    def advance(self, images: int) -> None:
-        self.progress.advance(self.task, images)
-        task = self.progress.tasks[0]
-        self.progress.update(self.task, rate=f"{task.completed / max(task.elapsed or 0, 1e-3):,.0f} images/s")
+    def count(self, images: int) -> None:
+        self.advance(self.images, images)
+        task = self.tasks[0]
+        self.update(self.images, rate=f"{task.completed / max(task.elapsed or 0, 1e-3):,.0f} images/s")
 
     def say(self, line: str) -> None:
-        self.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-@contextlib.contextmanager
-def bar(what: str, total: int) -> Iterator[Bar]:
-    shown = Bar(what, total)
-    with shown.progress:
-        yield shown
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def cores() -> int:
@@ -55,21 +48,22 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@contextlib.contextmanager
 def run(
-    work: Work[ShardJob, Result], tasks: Iterable[ShardJob], jobs: int, advance: Callable[[int], None]
-) -> Generator[Result, None, None]:
-    """Yields the results of `work(task, tick)` in the order of completion; works in this process if jobs = 1.
+    work: Work[ShardJob, Result], tasks: Iterable[ShardJob], jobs: int, what: str, images: int
+) -> Iterator[tuple[Iterator[Result], Bar]]:
+    """Yields the results of `work(task, tick)` in the order of completion, and the bar that shows the progress.
 
-    work     function of a module, which calls tick() after each image
-    tasks    iterated lazily, a few ahead of the results
-    advance  called with the number of images done since its last call
+    work          function of a module, which calls tick() after each image
+    tasks         iterated lazily, a few ahead of the results
+    jobs          processes, which end with the block; 1: works in this process
+    what, images  label and length of the bar
 
-    A caller that stops early has to close the generator (contextlib.closing), which ends the processes.
     Raises DataError if a process was killed.
     """
     if jobs == 1:
-        for task in tasks:
-            yield work(task, partial(advance, 1))
+        with Bar(what, images) as bar:
+            yield (work(task, partial(bar.count, 1)) for task in tasks), bar
         return
     # Workers fork from a server without threads, which imports torch once for all of them.
     context = multiprocessing.get_context("forkserver")
@@ -79,7 +73,8 @@ def run(
     lifeline, held = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(jobs, context, _prepare, (done, lifeline))
     try:
-        yield from _results(pool, work, iter(tasks), 2 * jobs, done, advance)
+        with Bar(what, images) as bar:
+            yield _results(pool, work, iter(tasks), 2 * jobs, done, bar.count), bar
     except BrokenProcessPool:
         raise DataError(
             "a worker process was killed, most likely for want of memory. Repeat the command with fewer --jobs."

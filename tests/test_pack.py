@@ -25,7 +25,7 @@ from data.index import index_file
 from data.index.index import open_shards
 from data.pack.__main__ import main
 from data.pack.image_folder import find_images
-from data.pack.writer import Written, digest_of, read_back
+from data.pack.writer import digest_of, read_back
 from data.storage.read import read
 from tests.test_index import write_tar
 
@@ -272,9 +272,9 @@ def test_damaged_shards_are_not_merged_and_are_packed_again(classes, tmp_path):
 def test_read_back_of_a_shard_that_differs_raises_data_error(tmp_path):
     data = image(tmp_path / "a.png").read_bytes()
     index = index_file.build(str(write_tar(tmp_path / "x.tar", {"a.png": data, "a.cls": b"3"})))
-    meant = [Written("a.png", len(data), digest_of(data)), Written("a.cls", 1, digest_of(b"3"))]
+    meant = [("a.png", len(data), digest_of(data)), ("a.cls", 1, digest_of(b"3"))]
     read_back(index, meant)
-    for wrong in (meant[:1], meant[::-1], [meant[0], Written("a.cls", 1, digest_of(b"4"))]):
+    for wrong in (meant[:1], meant[::-1], [meant[0], ("a.cls", 1, digest_of(b"4"))]):
         with pytest.raises(DataError, match="does not hold what was written"):
             read_back(index, wrong)
 

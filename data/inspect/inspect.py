@@ -1,10 +1,8 @@
 """Statistics of the samples of an index: counts, formats, sizes, colours, faults and duplicates."""
 
-import contextlib
 import itertools
 import os
 import sys
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -12,7 +10,7 @@ import numpy as np
 from data.index.index import ShardIndex
 from data.inspect.survey import CHUNK, Survey, chunks, examine
 from data.order.samplers import spread
-from data.parallel import bar, run
+from data.parallel import run
 
 MAX_READ, MAX_DECODED = 5000, 500  # samples without deep=True
 
@@ -25,19 +23,21 @@ def inspect(index: ShardIndex, *, deep: bool = False, jobs: int = 1) -> dict[str
         samples = np.union1d(samples, decoded)
     survey = Survey()
     jobs = max(1, min(jobs, len(samples) // CHUNK))
-    with (
-        bar("decoding" if deep else "reading", len(samples)) as shown,
-        contextlib.closing(run(examine, chunks(index, samples, decoded), jobs, shown.advance)) as answers,
-    ):
+    what = "decoding" if deep else "reading"
+    with run(examine, chunks(index, samples, decoded), jobs, what, len(samples)) as (answers, _):
         for finding in itertools.chain.from_iterable(answers):
             survey.add(finding)
     colours = survey.colours()
+    labels = dict(zip(*(part.tolist() for part in np.unique(index.labels, return_counts=True)), strict=True))
+    unlabelled = labels.pop(-1, 0)
     sizes = {"smallest": survey.smallest, "largest": survey.largest}
     return {
         "shards": len(index.shards),
         "samples": len(index),
         "bytes": sum(os.path.getsize(shard) for shard in index.shards),
-        **_count_labels(index),
+        "labels": labels,
+        "unlabelled": unlabelled,
+        "image_bytes": sum(int(index.table(shard)[:, 1].sum()) for shard in range(len(index.shards))),
         "fingerprint": index.fingerprint,
         "deep": deep,
         "read": survey.read,
@@ -45,7 +45,7 @@ def inspect(index: ShardIndex, *, deep: bool = False, jobs: int = 1) -> dict[str
         "formats": dict(survey.forms.most_common()),
         "modes": dict(survey.modes.most_common()),
         "shorter_sides": _histogram(survey.sides),
-        "median_shorter_side": survey.median_side() if survey.sides else None,
+        "median_shorter_side": _median(survey.sides) if survey.sides else None,
         **{name: [header.height, header.width] if header else None for name, header in sizes.items()},
         "mean": colours[0] if colours else None,
         "std": colours[1] if colours else None,
@@ -54,20 +54,12 @@ def inspect(index: ShardIndex, *, deep: bool = False, jobs: int = 1) -> dict[str
     }
 
 
-def _count_labels(index: ShardIndex) -> dict[str, Any]:
-    """Returns the number of samples of each label, and of those without, and the bytes of all images."""
-    labels: Counter[int] = Counter()
-    size = 0
-    for shard in range(len(index.shards)):
-        table = index.table(shard)
-        labels.update(dict(zip(*(part.tolist() for part in np.unique(table[:, 3], return_counts=True)), strict=True)))
-        size += int(table[:, 1].sum())
-    unlabelled = labels.pop(-1, 0)
-    return {"labels": dict(sorted(labels.items())), "unlabelled": unlabelled, "image_bytes": size}
-
-
 def _place(index: ShardIndex, sample: int) -> dict[str, str]:
     return {"shard": index.shards[index.shard_of(sample)], "key": index.key(sample)}
+
+
+def _median(sides: dict[int, int]) -> int:
+    return int(np.quantile(list(sides), 0.5, weights=list(sides.values()), method="inverted_cdf"))
 
 
 def _histogram(sides: dict[int, int]) -> dict[str, int]:

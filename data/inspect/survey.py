@@ -15,17 +15,8 @@ from data.index.index import ShardIndex
 from data.storage.read import read
 
 CHUNK = 64  # samples that a process examines between two answers
+Target = tuple[int, str, int, int, bool]  # one sample to be examined: number, tar, offset, size, whether to decode it
 MAX_PIXELS = 1 << 20  # pixels of an image that enter mean and deviation, on a regular grid
-
-
-class Target(NamedTuple):
-    """One sample to be examined."""
-
-    sample: int
-    tar: str
-    offset: int
-    size: int
-    decode: bool
 
 
 class Finding(NamedTuple):
@@ -45,7 +36,7 @@ def chunks(index: ShardIndex, samples: np.ndarray, decoded: np.ndarray) -> Itera
         targets = []
         for sample, decode in zip(chunk.tolist(), np.isin(chunk, decoded).tolist(), strict=True):
             shard, offset, size = index.locate(sample)
-            targets.append(Target(sample, index.shards[shard], offset, size, decode))
+            targets.append((sample, index.shards[shard], offset, size, decode))
         yield targets
 
 
@@ -126,10 +117,6 @@ class Survey:
         values, counts = np.unique(hashes, return_counts=True)
         groups = [samples[hashes == value].astype(np.int64).tolist() for value in values[counts > 1]]
         return sorted(sorted(group) for group in groups)
-
-    def median_side(self) -> int:
-        sides, counts = np.array(sorted(self.sides.items()), np.int64).T
-        return int(sides[np.searchsorted(np.cumsum(counts), counts.sum() / 2)])
 
 
 def _area(header: Kind) -> int:

@@ -15,7 +15,7 @@ from data.atomic import publish, replace_file
 from data.errors import DataError
 from data.index import index_file
 from data.index.index import ShardIndex
-from data.pack.plan import PackPlan, partial_folder, work_folder
+from data.pack.plan import WORK, PackPlan, partial_folder
 from data.pack.writer import Record, find_record
 
 MAX_NAMED = 5  # missing shards in an error
@@ -60,16 +60,15 @@ def assemble(plan: PackPlan, out: Path, *, max_bad: int, verify: bool = False, j
     if verify:
         _verify_checksums(folder, shards, jobs)
     if bad:
-        lines = "".join(f"{entry['file']}\t{entry['reason']}\n" for entry in bad)
         with replace_file(folder / "bad_files.txt", "w", errors="surrogateescape") as file:
-            file.write(lines)
+            file.writelines(f"{entry['file']}\t{entry['reason']}\n" for entry in bad)
     manifest = _build_manifest(plan, folder, records, shards, bad)
     with replace_file(folder / "manifest.json", "w", errors="surrogateescape") as file:
         file.write(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     for leftover in folder.glob("*.tmp"):  # Writers that were killed leave them.
         leftover.unlink()
     _replace_folder(folder, out)
-    shutil.rmtree(work_folder(out))
+    shutil.rmtree(out / WORK)
     return manifest
 
 

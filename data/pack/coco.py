@@ -11,24 +11,9 @@ import numpy as np
 from data.errors import DataError
 from data.images.decode import image_size
 from data.images.masks import decode, encode, require_pycocotools
-from data.pack.sample import Read, Sample, Samples, Source
+from data.pack.sample import LazySamples, Read, Sample, Source
 
 Entry = dict[str, Any]
-
-
-class WithRecords(Samples):
-    """The samples that have annotations, each with its record as a side file."""
-
-    def __init__(self, samples: Samples, numbers: list[int], images: list[Entry], annotations: dict[int, list[Entry]]):
-        self.samples, self.numbers, self.images, self.annotations = samples, numbers, images, annotations
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, number: int) -> Sample:
-        sample, image = self.samples[self.numbers[number]], self.images[number]
-        read = partial(build_record, image, self.annotations[image["id"]], sample.read)
-        return sample._replace(others=(*sample.others, ("json", read)))
 
 
 def with_masks(source: Source, file: Path) -> Source:
@@ -64,11 +49,14 @@ def with_masks(source: Source, file: Path) -> Source:
         )
     left_out = len(source.samples) - len(found)
     note = f"{left_out} images without objects in {file} are left out" if left_out else ""
-    return Source(
-        WithRecords(source.samples, numbers, found, annotations),
-        source.classes,
-        "; ".join(filter(None, (source.note, note))),
-    )
+
+    def make(number: int) -> Sample:
+        sample, image = source.samples[numbers[number]], found[number]
+        read = partial(build_record, image, annotations[image["id"]], sample.read)
+        return sample._replace(others=(*sample.others, ("json", read)))
+
+    notes = "; ".join(filter(None, (source.note, note)))
+    return Source(LazySamples(len(found), make), source.classes, notes)
 
 
 def build_record(image: Entry, annotations: Sequence[Entry], read: Read) -> bytes:
@@ -98,16 +86,14 @@ def _build_annotation(annotation: Entry, height: int, width: int) -> Entry:
         mask = decode(shape)
     rows, columns = np.nonzero(mask)
     point: list[list[float]] = []
-    box = [0.0, 0.0, 0.0, 0.0]
     if len(rows):
         nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
         point = [[float(columns[nearest]), float(rows[nearest])]]
-        left, top = columns.min(), rows.min()
-        box = [float(left), float(top), float(columns.max() - left + 1), float(rows.max() - top + 1)]
+    segmentation: Any = encode(mask)
     return {
         "id": annotation["id"],
-        "segmentation": encode(mask),
-        "bbox": box,
+        "segmentation": segmentation,
+        "bbox": coco.toBbox(segmentation).tolist(),
         "area": len(rows),
         "predicted_iou": 1.0,
         "stability_score": 1.0,

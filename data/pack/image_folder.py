@@ -8,31 +8,7 @@ from pathlib import Path
 from data.errors import DataError
 from data.index.index_file import IMAGES
 from data.index.splits import NAMES
-from data.pack.sample import Sample, Samples, Source
-
-
-class FolderSamples(Samples):
-    """Samples of the image files below a folder. Holds their paths, which take much less memory than the samples.
-
-    images  paths below the folder
-    sides   (extension, path) of the side files, by the number of their image
-    """
-
-    def __init__(self, folder: Path, images: list[str], sides: dict[int, list[tuple[str, str]]], classes: list[str]):
-        self.folder, self.images, self.sides = folder, images, sides
-        self.labels = {name: label for label, name in enumerate(classes)}
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, number: int) -> Sample:
-        path = self.images[number]
-        others = tuple((extension, self._read(side)) for extension, side in self.sides.get(number, ()))
-        label = self.labels.get(path.partition("/")[0])
-        return Sample(key_of_path(path), path.rpartition(".")[2].lower(), label, path, self._read(path), others)
-
-    def _read(self, path: str) -> partial[bytes]:
-        return partial(read_file, f"{self.folder}/{path}")
+from data.pack.sample import LazySamples, Sample, Source
 
 
 def find_images(source: Path) -> Source:
@@ -70,7 +46,18 @@ def find_images(source: Path) -> Source:
             "Remove the .cls files, or put the images into one flat folder."
         )
     note = f"{ignored} files in {source} are neither images nor named after one, and are left out" if ignored else ""
-    return Source(FolderSamples(source, images, sides, folders), folders, note)
+    labels = {name: label for label, name in enumerate(folders)}
+
+    def make(number: int) -> Sample:
+        path = images[number]
+        others = tuple((extension, read(side)) for extension, side in sides.get(number, ()))
+        label = labels.get(path.partition("/")[0])
+        return Sample(key_of_path(path), path.rpartition(".")[2].lower(), label, path, read(path), others)
+
+    def read(path: str) -> partial[bytes]:
+        return partial(read_file, f"{source}/{path}")
+
+    return Source(LazySamples(len(images), make), folders, note)
 
 
 def key_of_path(path: str) -> str:
@@ -100,7 +87,7 @@ def _walk(source: Path) -> tuple[list[str], list[str]]:
 
 
 def _match_side_files(images: list[str], rest: list[str]) -> tuple[dict[int, list[tuple[str, str]]], int]:
-    """Returns the side files of each image, and the number of files that belong to none."""
+    """Returns (extension, path) of the side files of each image, and the number of files that belong to none."""
     numbers = {os.path.splitext(path)[0]: number for number, path in enumerate(images)} if rest else {}
     sides: dict[int, list[tuple[str, str]]] = {}
     ignored = 0

@@ -1,6 +1,5 @@
 """Packs samples into shuffled shards with an index and a manifest."""
 
-import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from data.pack.assemble import assemble, check_bad, check_out
 from data.pack.plan import PackPlan, begin_pack, hash_keys
 from data.pack.sample import Samples
 from data.pack.writer import ShardJob, find_record, write_shard
-from data.parallel import bar, run
+from data.parallel import run
 
 MAX_BAD = 100
 QUALITY = 90
@@ -64,13 +63,10 @@ def write_shards(
     total = sum(min(plan.shard_size, plan.samples - number * plan.shard_size) for number in left)
     todo = _shard_jobs(plan, samples, folder, part, left)
     try:
-        with (
-            bar("packing", total) as shown,
-            contextlib.closing(run(write_shard, todo, max(1, min(jobs, len(left))), shown.advance)) as written,
-        ):
+        with run(write_shard, todo, max(1, min(jobs, len(left))), "packing", total) as (written, bar):
             for record in written:
                 for entry in record.bad:
-                    shown.say(f"unreadable: {entry['file']}: {entry['reason']}")
+                    bar.say(f"unreadable: {entry['file']}: {entry['reason']}")
                 bad += record.bad
                 check_bad(bad, max_bad)
     except OSError as error:  # It comes from writing: images that cannot be read are among the bad ones.
@@ -89,4 +85,4 @@ def _shard_jobs(
     order, part_name = plan.order(), f"{part[0]}/{part[1]}" if part else ""
     for number in numbers:
         chosen = [samples[int(i)] for i in order[number * plan.shard_size : (number + 1) * plan.shard_size]]
-        yield ShardJob(folder, plan.shard(number), chosen, plan.shorter_side, plan.quality, plan.digest, part_name)
+        yield ShardJob(folder, plan, plan.shard(number), chosen, part_name)

@@ -21,6 +21,7 @@ from data.errors import DataError
 from data.order.hashing import PACK, key, permutation
 from data.pack.sample import Sample, Samples
 
+WORK = ".pack"  # hidden folder in OUT.partial, of the plan and the records
 SETTINGS = ("name", "seed", "shard_size", "shorter_side", "quality")  # set by options, such as --shard-size
 
 
@@ -61,11 +62,6 @@ def partial_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial")
 
 
-def work_folder(folder: Path) -> Path:
-    """Returns the hidden folder of the plan and the records."""
-    return folder / ".pack"
-
-
 def hash_keys(samples: Samples) -> str:
     """Returns a hash of all keys, extensions, labels and side files. Raises DataError if two samples have one key."""
     digest = hashlib.sha256()
@@ -103,7 +99,7 @@ def begin_pack(plan: PackPlan, out: Path, *, shared: bool, overwrite: bool) -> P
     """
     folder = partial_folder(out)
     # Look for files before the plan: another part that starts now writes its plan before anything else.
-    occupied = folder.exists() and any(path != work_folder(folder) for path in folder.iterdir())
+    occupied = folder.exists() and any(path != folder / WORK for path in folder.iterdir())
     found = load_plan(folder)
     if found is None and occupied:
         raise DataError(
@@ -116,8 +112,8 @@ def begin_pack(plan: PackPlan, out: Path, *, shared: bool, overwrite: bool) -> P
                 f"{folder} holds an unfinished pack with {reason}. Repeat its command to resume it; else {way}."
             )
         shutil.rmtree(folder)
-    work_folder(folder).mkdir(parents=True, exist_ok=True)
-    with replace_file(work_folder(folder) / "plan.json", "w") as file:
+    (folder / WORK).mkdir(parents=True, exist_ok=True)
+    with replace_file(folder / WORK / "plan.json", "w") as file:
         json.dump(dataclasses.asdict(plan), file)
     return folder
 
@@ -125,12 +121,12 @@ def begin_pack(plan: PackPlan, out: Path, *, shared: bool, overwrite: bool) -> P
 def load_plan(folder: Path) -> PackPlan | None:
     """Returns the plan of an unfinished pack, None if there is none."""
     try:
-        return PackPlan(**json.loads((work_folder(folder) / "plan.json").read_text()))
+        return PackPlan(**json.loads((folder / WORK / "plan.json").read_text()))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
         raise DataError(
-            f"{work_folder(folder) / 'plan.json'} is no plan of a pack ({error}). Remove {folder} to start over."
+            f"{folder / WORK / 'plan.json'} is no plan of a pack ({error}). Remove {folder} to start over."
         ) from None
 
 

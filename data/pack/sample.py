@@ -1,7 +1,7 @@
 """Samples to be packed: images with their side files, read only when their turn comes."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 Read = Callable[[], bytes]
 
@@ -17,13 +17,23 @@ class Sample(NamedTuple):
     others: tuple[tuple[str, Read], ...] = ()  # (extension, contents) of the side files, kept byte for byte
 
 
-class Samples(Protocol):
-    """Some millions of samples: a list, or a subclass that makes each sample when it is asked for."""
+class LazySamples:
+    """Some millions of samples, of which `make` makes each when it is asked for: that takes much less memory."""
 
-    def __len__(self) -> int: ...
-    def __getitem__(self, number: int, /) -> Sample: ...
+    def __init__(self, count: int, make: Callable[[int], Sample]):
+        self.count, self.make = count, make
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> Sample:
+        return self.make(number)
+
     def __iter__(self) -> Iterator[Sample]:
-        return map(self.__getitem__, range(len(self)))
+        return map(self.make, range(self.count))
+
+
+Samples = list[Sample] | LazySamples
 
 
 class Source(NamedTuple):

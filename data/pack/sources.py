@@ -23,7 +23,7 @@ def open_source(path: str) -> Source:
     if not os.path.exists(path):
         raise DataError(f"{path} does not exist. Check the path, and that the folder it is in is mounted.")
     if os.path.isdir(path):
-        tar, image = _find_file(Path(path), TARS), _find_file(Path(path), ENDINGS)
+        tar, image = _find_file(path, TARS), _find_file(path, ENDINGS)
         if tar and image:
             raise DataError(
                 f"{path} holds both tars ({tar}) and images ({image}). "
@@ -38,18 +38,10 @@ def open_source(path: str) -> Source:
     )
 
 
-def _find_file(folder: Path, endings: tuple[str, ...]) -> str | None:
+def _find_file(folder: str, endings: tuple[str, ...]) -> str | None:
     """Returns a file with such an ending in a folder or in one of its sub-folders, which may be classes or splits."""
-    inside = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                inside.append(entry.path)
-            elif entry.name.lower().endswith(endings):
-                return entry.path
-    for child in inside:
-        if found := next((name for name in os.listdir(child) if name.lower().endswith(endings)), None):
-            return os.path.join(child, found)
+    for pattern in ("*", "*/*"):
+        for path in glob.iglob(os.path.join(glob.escape(folder), pattern)):
+            if path.lower().endswith(endings) and not os.path.isdir(path):
+                return path
     return None

@@ -7,30 +7,10 @@ from data.errors import DataError
 from data.index.index import ShardIndex, open_shards
 from data.index.index_file import split_name
 from data.index.splits import find_splits
-from data.pack.sample import Sample, Samples, Source
+from data.pack.sample import LazySamples, Sample, Source
 from data.storage.listing import Folder
 from data.storage.protocols import split_path
 from data.storage.read import read
-
-
-class TarSamples(Samples):
-    """The samples of an index: their images, and all other members as side files."""
-
-    def __init__(self, index: ShardIndex):
-        self.index = index
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, number: int) -> Sample:
-        shard, offset, size = self.index.locate(number)
-        tar, key, extension, others = self.index.shards[shard], "", "", []
-        for member in self.index.members(number):
-            if member.offset == offset:
-                key, extension = split_name(member.name)
-            else:
-                others.append((split_name(member.name)[1], partial(read, tar, member.offset, member.size)))
-        return Sample(key, extension, None, f"{tar}: {key}", partial(read, tar, offset, size), tuple(others))
 
 
 def find_samples(source: str) -> Source:
@@ -46,11 +26,24 @@ def find_samples(source: str) -> Source:
             f"source: the part {name} begins with {tars[0]}."
         )
     index = open_shards(source)
-    return Source(TarSamples(index), _read_classes({split_path(shard)[0] for shard in index.shards}))
+    samples = LazySamples(len(index), partial(_make_sample, index))
+    return Source(samples, _read_classes({split_path(shard)[0] for shard in index.shards}))
+
+
+def _make_sample(index: ShardIndex, number: int) -> Sample:
+    """Returns a sample of an index: its image, and all other members as side files."""
+    shard, offset, size = index.locate(number)
+    tar, key, extension, others = index.shards[shard], "", "", []
+    for member in index.members(number):
+        if member.offset == offset:
+            key, extension = split_name(member.name)
+        else:
+            others.append((split_name(member.name)[1], partial(read, tar, member.offset, member.size)))
+    return Sample(key, extension, None, f"{tar}: {key}", partial(read, tar, offset, size), tuple(others))
 
 
 def _read_classes(folders: set[str]) -> list[str]:
     """Returns the names of the classes from the manifest, if all tars are in one folder that has one."""
-    manifest = Folder(*folders).manifest() if len(folders) == 1 else None
+    manifest = Folder(folders.pop()).manifest() if len(folders) == 1 else None
     classes = (manifest or {}).get("classes", [])
     return classes if isinstance(classes, list) and all(isinstance(name, str) for name in classes) else []

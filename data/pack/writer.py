@@ -18,9 +18,10 @@ from data.images.decode import image_size, verify
 from data.images.pil import picture
 from data.index import index_file
 from data.index.index import ShardIndex
-from data.pack.plan import work_folder
+from data.pack.plan import WORK, PackPlan
 from data.pack.sample import Sample
 
+Written = tuple[str, int, bytes]  # name, size and hash of a member of a tar as it was written, or read back
 # Headers without machine, user and time, so that equal samples give equal bytes.
 TAR = {"mtime": 0, "user": "", "group": "", "mode": 0o644, "format": "GNU_FORMAT", "encoder": False, "keep_meta": True}
 
@@ -29,11 +30,9 @@ class ShardJob(NamedTuple):
     """One shard to be written: everything that its process needs."""
 
     folder: Path
+    plan: PackPlan
     tar: str
     samples: list[Sample]
-    shorter_side: int | None
-    quality: int | None
-    plan: str  # the digest of the PackPlan
     part: str  # "1/8", "" without parts
 
 
@@ -47,16 +46,8 @@ class Record:
     sha256: str
     reencoded: int
     bad: list[dict[str, str]]  # file and reason of each image that does not decode
-    plan: str
+    plan: str  # its digest
     part: str
-
-
-class Written(NamedTuple):
-    """One member of a tar as it was written, or as it was read back."""
-
-    name: str
-    size: int
-    hash: bytes
 
 
 def find_record(folder: Path, tar: str, plan: str) -> Record | None:
@@ -90,14 +81,14 @@ def write_shard(job: ShardJob, advance: Callable[[], None]) -> Record:
     else:
         temporary.unlink()
     samples = len(job.samples) - len(bad)
-    record = Record(job.tar, samples, size, sha256, reencoded, bad, job.plan, job.part)
+    record = Record(job.tar, samples, size, sha256, reencoded, bad, job.plan.digest, job.part)
     with replace_file(_record_path(job.folder, job.tar), "w") as file:
         json.dump(dataclasses.asdict(record), file)
     return record
 
 
 def _record_path(folder: Path, tar: str) -> Path:
-    return work_folder(folder) / f"{tar.removesuffix('.tar')}.json"
+    return folder / WORK / f"{tar.removesuffix('.tar')}.json"
 
 
 def _write_members(
@@ -115,7 +106,7 @@ def _write_members(
             for extension, data in members:
                 # One call for each, because TarWriter would sort them: the image comes first.
                 writer.write({"__key__": sample.key, extension: data})
-                written.append(Written(f"{sample.key}.{extension}", len(data), digest_of(data)))
+                written.append((f"{sample.key}.{extension}", len(data), digest_of(data)))
         advance()
     return written, reencoded, bad
 
@@ -123,7 +114,8 @@ def _write_members(
 def _read_members(sample: Sample, job: ShardJob) -> tuple[list[tuple[str, bytes]], bool]:
     """Returns (extension, contents) of the files of a sample, and whether its image was encoded anew."""
     data, extension = sample.read(), sample.extension
-    smaller = shrink(data, job.shorter_side, job.quality) if job.shorter_side and job.quality else None
+    shorter_side, quality = job.plan.shorter_side, job.plan.quality
+    smaller = shrink(data, shorter_side, quality) if shorter_side and quality else None
     if smaller is None:
         verify(data)
     elif extension.rpartition(".")[2].lower() not in ("jpg", "jpeg"):
@@ -145,9 +137,9 @@ def read_back(index: index_file.IndexFile, written: list[Written]) -> None:
             firsts.append(members[0].offset)
             for member in members:
                 data = os.pread(tar.fileno(), member.size, member.offset)
-                listed.append(Written(member.name, len(data), digest_of(data)))
+                listed.append((member.name, len(data), digest_of(data)))
     if listed != written:
-        wrong = next((a.name for a, b in zip(listed, written, strict=False) if a != b), "the number of members")
+        wrong = next((a[0] for a, b in zip(listed, written, strict=False) if a != b), "the number of members")
         raise DataError(
             f"{index.tar} does not hold what was written to it ({wrong} differs). Check the disk, and that no other "
             "pack writes to the same folder; then repeat the command."
