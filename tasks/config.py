@@ -4,10 +4,12 @@ import re
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from omegaconf import OmegaConf
+from pydantic import BaseModel, Field
 
 from data.datamodule import DataConfig
 from mae.callbacks.save_checkpoints import CheckpointConfig
+from mae.errors import ConfigError
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.train.optim import OptimConfig
@@ -15,10 +17,8 @@ from mae.train.optim import OptimConfig
 TaskSettings = TypeVar("TaskSettings", bound=BaseModel)
 
 
-class OnlineProbeConfig(BaseModel):
+class OnlineProbeConfig(BaseModel, frozen=True, extra="forbid"):
     """Evaluation of the features while the run is under way: every how many steps, and on at most how many images."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     every: int | None = Field(None, ge=1)
     train_images: int = Field(2000, ge=1)
@@ -26,10 +26,8 @@ class OnlineProbeConfig(BaseModel):
     k: int = Field(20, ge=1)
 
 
-class PlanConfig(BaseModel):
+class PlanConfig(BaseModel, frozen=True, extra="forbid"):
     """Whether the forecast is wanted instead of the run, and for which machine."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     show: bool = False
     gpus: int | None = Field(None, ge=1)
@@ -39,10 +37,8 @@ class PlanConfig(BaseModel):
     file: str | None = Field(None, alias="json")
 
 
-class TrainConfig(BaseModel, Generic[TaskSettings]):
+class TrainConfig(BaseModel, Generic[TaskSettings], frozen=True, extra="forbid"):
     """All settings of a training run, those of its task by the task's own model (see `tasks.task.read_settings`)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=r"^[\w.+=,@-]+$")
     runs: str = "runs"
@@ -77,3 +73,18 @@ class TrainConfig(BaseModel, Generic[TaskSettings]):
         if self.trial is None:
             return Path(self.runs) / self.name
         return Path("sweeps") / self.name / re.sub(r"[^\w.+=,@-]", "-", self.trial)
+
+
+def evaluation_data(run: Path | None, overrides: dict[str, Any]) -> DataConfig:
+    """Returns the data settings of a run under the overrides that are not None, with each image once.
+
+    Raises ConfigError if the run read a stream.
+    """
+    stored: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml").data) if run else {}
+    changed = {name: value for name, value in overrides.items() if value is not None}
+    if stored.get("mode") == "stream" and "path" not in changed:
+        raise ConfigError(
+            f"{run} read a stream, whose samples have no numbers: set data.path to shards that can be indexed"
+        )
+    each_image_once = {"mode": "index", "samples": None, "views_per_image": 1, "weights": None}
+    return DataConfig.model_validate(stored | changed | each_image_once)

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from rich.console import Console
 from rich.table import Table
 
-from data.datamodule import DataConfig, ShardDataModule
+from data.datamodule import ShardDataModule
 from data.evaluation import EvaluationImages
 from mae.distributed.launch import Topology
 from mae.distributed.ranks import join_process_group
@@ -37,6 +37,7 @@ from mae.probes.score_figures import draw_suite
 from mae.probes.suite import Suite, select_probes
 from mae.run.folder import run_of, write_json
 from mae.run.tracker_identity import reopen_wandb, tracked_run
+from tasks.config import evaluation_data
 from tasks.errors import readable_errors
 from tasks.relevance_eval import RelevanceProbe, evaluate_relevance
 from tasks.segment_eval import SegmentProbe, evaluate_segmentation
@@ -44,10 +45,8 @@ from tasks.segment_eval import SegmentProbe, evaluate_segmentation
 AnyProbe = KNN | Linear | Attentive | Reconstruct | Classify | Neighbours | Suite | SegmentProbe | RelevanceProbe
 
 
-class EvalConfig(BaseModel):
+class EvalConfig(BaseModel, frozen=True, extra="forbid"):
     """All settings of an evaluation; conf/eval.yaml holds their values."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     checkpoint: Path
     probe: AnyProbe = Field(discriminator="name")
@@ -124,9 +123,20 @@ def open_models(config: EvalConfig, topology: Topology) -> ModelsUnderProbe:
     trained = load(config.checkpoint)
     if config.pool == "class_token" and not trained.config.class_token:
         raise ConfigError(f"pool=class_token, but {config.checkpoint} has no class token. Use pool=patches")
-    torch.manual_seed(config.seed)
-    models: dict[str, Model] = {"trained": trained, "untrained": untrained_twin(trained)}
-    data = open_data(config, trained)
+    torch.manual_seed(config.seed)  # for the weights of the untrained model
+    if isinstance(trained, Classifier):
+        untrained = Classifier(trained.config, trained.classes, trained.pool)
+    else:
+        untrained = type(trained)(trained.config)
+    models: dict[str, Model] = {"trained": trained, "untrained": untrained}
+    data = ShardDataModule(
+        evaluation_data(run_of(config.checkpoint), config.data),
+        image_size=trained.config.image_size,
+        channels=trained.config.in_channels,
+        seed=0,
+        global_batch=1,
+        micro_batch=config.batch_size,
+    )
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", topology.rank % topology.devices)
@@ -139,33 +149,6 @@ def open_models(config: EvalConfig, topology: Topology) -> ModelsUnderProbe:
         pool=config.pool,
         seed=config.seed,
         device=device,
-    )
-
-
-def untrained_twin(model: Model) -> Model:
-    """Builds the same architecture with random weights."""
-    if isinstance(model, Classifier):
-        return Classifier(model.config, model.classes, model.pool)
-    return type(model)(model.config)
-
-
-def open_data(config: EvalConfig, model: Model) -> ShardDataModule:
-    """Opens the data of the checkpoint's run under the overrides of `config.data`."""
-    run = run_of(config.checkpoint)
-    trained_on: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml").data) if run else {}
-    overrides = {name: value for name, value in config.data.items() if value is not None}
-    if trained_on.get("mode") == "stream" and "path" not in overrides:
-        raise ConfigError(
-            f"{run} read a stream, whose samples have no numbers: set data.path to shards that can be indexed"
-        )
-    each_image_once = {"mode": "index", "samples": None, "views_per_image": 1, "weights": None}
-    return ShardDataModule(
-        DataConfig.model_validate(trained_on | overrides | each_image_once),
-        image_size=model.config.image_size,
-        channels=model.config.in_channels,
-        seed=0,
-        global_batch=1,
-        micro_batch=config.batch_size,
     )
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 from functools import partial
-from typing import Any
 
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
@@ -22,19 +21,14 @@ def check_trackers(config: TrainConfig) -> None:
 
 def open_loggers(config: TrainConfig, start_step: int) -> list[Logger]:
     """Opens each tracker where it stopped, and logs the settings and what was derived from them."""
-    makers = {
-        name: partial(instantiate, settings, **_place(config, settings)) for name, settings in config.logger.items()
-    }
+    makers = {}
+    for name, settings in config.logger.items():
+        place = {}  # what conf/logger cannot name: the folder of a trial of a multirun, the database in the run folder
+        if config.trial is not None and "save_dir" in settings:
+            place["save_dir"] = str(config.run)
+        if settings.get("tracking_uri", "") is None:
+            place["tracking_uri"] = f"sqlite:///{config.run}/mlflow.db"
+        makers[name] = partial(instantiate, settings, **place)
     about = {name: json.loads((config.run / f"{name}.json").read_text()) for name in ("derived", "environment")}
     settings = config.model_dump(mode="json", exclude={"plan"}) | about
     return open_trackers(config.run, makers, settings, start_step, config.checkpoint.every_steps)
-
-
-def _place(config: TrainConfig, settings: dict[str, Any]) -> dict[str, str]:
-    """Returns the run folder for loggers that write there; conf/logger cannot name that of a trial of a multirun."""
-    place = {}
-    if config.trial is not None and "save_dir" in settings:
-        place["save_dir"] = str(config.run)
-    if settings.get("tracking_uri", "") is None:
-        place["tracking_uri"] = f"sqlite:///{config.run}/mlflow.db"
-    return place

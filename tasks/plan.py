@@ -33,9 +33,7 @@ def plan_only(config: TrainConfig) -> None:
         index = task.data.train_index
         size = None if config.data.mode == "stream" else int(index.bytes.sum())
         samples, shards = len(index), (len(index.shards), size)
-    images = None
-    if samples is not None:
-        images = task.schedule_over(samples).total_steps * config.global_batch
+    images = None if samples is None else task.schedule_over(samples).total_steps * config.global_batch
     expected = Forecast(
         cost,
         hardware,

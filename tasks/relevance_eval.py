@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
@@ -27,15 +27,13 @@ from tasks.sam_on_photographs import Example, SamOnPhotographs, draw_found, prom
 TITLES = ["answer", "gate, from 0 to 1", "change of the embedding", "rollout through all blocks"]
 
 
-class RelevanceProbe(BaseModel):
+class RelevanceProbe(BaseModel, frozen=True, extra="forbid"):
     """Maps of attention and relevance over validation photographs.
 
     images  number of photographs, evenly spread
     points  one prompt for all photographs: [x, y] or [x, y, label] in shares of width and height, label 1 (object,
             the default) or 0 (background). None: a click and the box of the largest object of each photograph
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["relevance"]
     images: int = Field(3, ge=1)

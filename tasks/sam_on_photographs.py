@@ -10,7 +10,6 @@ from omegaconf import OmegaConf
 from PIL.Image import Image
 from torch import Tensor
 
-from data.datamodule import DataConfig
 from data.images.pil import picture
 from data.loader.loader import ShardLoader
 from data.mask_datamodule import MaskDataModule
@@ -23,6 +22,7 @@ from mae.run.folder import run_of
 from mae.sam.pictures import MASK_COLOURS, draw_answer
 from mae.sam.scores import Found, Photograph, photograph_of
 from mae.sam.segmenter import Prompts
+from tasks.config import evaluation_data
 
 
 class Example(NamedTuple):
@@ -53,10 +53,10 @@ class SamOnPhotographs:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         opened, run = open_weights(checkpoint), run_of(checkpoint)
         self.model = load_segmenter(opened).to(self.device)
-        settings: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml")) if run else {"data": {}}
-        self.run_settings = settings if run and opened.kind == "segmentation" else None
-        changed = {name: value for name, value in given.items() if value is not None}
-        config = DataConfig.model_validate(settings["data"] | changed | {"weights": None})
+        self.run_settings: Any = None
+        if run and opened.kind == "segmentation":
+            self.run_settings = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+        config = evaluation_data(run, given)
         side = self.model.encoder.config.image_size[0]
         self.data = MaskDataModule(config, image_size=side, masks_per_image=None, seed=0, global_batch=1, micro_batch=1)
         if self.data.val_index is None:

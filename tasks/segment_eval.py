@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from PIL.Image import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -29,15 +29,13 @@ from tasks.sam_on_photographs import Example, SamOnPhotographs, draw_found
 from tasks.segment import initial_segmenter
 
 
-class SegmentProbe(BaseModel):
+class SegmentProbe(BaseModel, frozen=True, extra="forbid"):
     """Scores of objects in validation photographs, found by simulated clicks and by their boxes.
 
     clicks    numbers of clicks after which the IoU is measured
     pictures  photographs in the picture, one object of each
     images    at most so many photographs, evenly spread; None: all
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["segment"]
     clicks: list[int] = Field(min_length=1)

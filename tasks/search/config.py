@@ -4,15 +4,13 @@ from pathlib import Path
 from typing import Literal
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from mae.models.loss import CHANGES_THE_LOSS
 
 
-class Range(BaseModel):
+class Range(BaseModel, frozen=True, extra="forbid"):
     """Numbers from `low` to `high`, whole if both are; `log` draws them by their logarithm."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     low: int | float
     high: int | float
@@ -25,10 +23,8 @@ class Range(BaseModel):
         return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
 
-class SweepConfig(BaseModel):
+class SweepConfig(BaseModel, frozen=True, extra="forbid"):
     """All settings of a sweep."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=r"^[\w.+=,@-]+$")
     sweeps: str

@@ -41,9 +41,8 @@ def _write_table(config: SweepConfig, trials: list[FrozenTrial]) -> None:
             seconds = round(trial.duration.total_seconds()) if trial.duration else ""
             values = [trial.params.get(name, "") for name in config.space]
             reason = trial.user_attrs.get("reason", "")  # why a trial is not complete
-            value = (
-                trial.value if trial.state == TrialState.COMPLETE else ""
-            )  # Optuna's value of another is that of pruning
+            # Optuna's value of a trial that is not complete is the one that it was pruned by.
+            value = trial.value if trial.state == TrialState.COMPLETE else ""
             name = config.trial_folder(trial.number).name
             writer.writerow([name, trial.state.name.lower(), value, *values, seconds, reason])
 
@@ -51,8 +50,7 @@ def _write_table(config: SweepConfig, trials: list[FrozenTrial]) -> None:
 def _draw(config: SweepConfig, study: optuna.Study) -> None:
     """Writes parallel_coordinates.png, and importance.png if the trials differ in value."""
     values = {trial.value for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
         for lines in figures.plot_parallel_coordinate(study, target_name=config.objective).collections:
             lines.set_cmap("viridis")  # Optuna's own ends in white
         _save(config, "parallel_coordinates")

@@ -21,7 +21,7 @@ from mae.errors import ConfigError, RunEnded
 from tasks.errors import readable_errors
 from tasks.search.config import SweepConfig
 from tasks.search.results import show_results
-from tasks.search.trials import TrialFailed, TrialPruned, run_trial, stop_running
+from tasks.search.trials import TrialFailed, run_trial, stop_running
 
 MIN_ENDED_TRIALS = 4  # before these have ended, failures are no rate
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -61,17 +61,16 @@ def _say(sentence: str) -> None:
 def open_study(config: SweepConfig) -> optuna.Study:
     """Opens the study of a sweep in its storage. Raises ConfigError if it was begun with another search space."""
     config.folder.mkdir(parents=True, exist_ok=True)
-    samplers = {
-        "tpe": lambda: optuna.samplers.TPESampler(seed=config.seed, constant_liar=True),
-        "random": lambda: optuna.samplers.RandomSampler(config.seed),
-        "grid": lambda: optuna.samplers.RandomSampler(config.seed),  # draws nothing: `search` enqueues every trial
-    }
+    # With sampler=grid it draws nothing: `search` enqueues every trial.
+    sampler = optuna.samplers.RandomSampler(config.seed)
+    if config.sampler == "tpe":
+        sampler = optuna.samplers.TPESampler(seed=config.seed, constant_liar=True)
     study = optuna.create_study(
         storage=config.storage or f"sqlite:///{config.folder.resolve() / 'study.db'}",
         study_name=config.name,
         load_if_exists=True,
         direction=config.direction,
-        sampler=samplers[config.sampler](),
+        sampler=sampler,
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=config.prune_after),
     )
     stored = study.user_attrs.get("space")
@@ -139,8 +138,8 @@ def _run(config: SweepConfig, study: optuna.Study, trial: Trial) -> None:
 
     try:
         value = run_trial(config, folder, settings, should_prune)
-    except (TrialPruned, TrialFailed) as end:
-        pruned = isinstance(end, TrialPruned)
+    except (optuna.TrialPruned, TrialFailed) as end:
+        pruned = isinstance(end, optuna.TrialPruned)
         trial.set_user_attr("reason", str(end))
         study.tell(trial, state=TrialState.PRUNED if pruned else TrialState.FAIL)
         _say(f"{folder.name}{'' if pruned else ' failed'}: {end}")

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from optuna import TrialPruned
+
 from mae.run.metrics import read_metrics
 from tasks.search.config import SweepConfig
 
@@ -23,10 +25,6 @@ POLL_SECONDS = 1.0  # between two readings of metrics.csv
 
 class TrialFailed(Exception):
     """The run, or its evaluation, ended with an error."""
-
-
-class TrialPruned(Exception):
-    """The run was stopped early: others were better at the same step."""
 
 
 def run_trial(
