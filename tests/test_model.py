@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import mae
 from mae.models.loss import normalise_patches, reconstruction_loss
-from mae.models.masking import random_masking
+from mae.models.masking import draw_masking, random_masking
 from mae.models.noise import uniform_noise
 from mae.models.patches import patchify, unpatchify
 from mae.models.pos_embed import sincos_positions
@@ -161,6 +161,21 @@ def test_trivial_losses_of_noise_equal_their_expected_values() -> None:
     assert floors["scaled interpolation"] == pytest.approx(47 / 48, abs=0.02)
     raw = trivial_losses(images - 0.5, torch.rand(16, 64), config.model_copy(update={"norm_pix": False}))
     assert raw["data set mean"] == pytest.approx(1 / 12, abs=5e-3)
+
+
+def test_interpolation_weights_visible_pixels_by_the_inverse_fourth_power_of_their_distance() -> None:
+    config = mae.MAEConfig(image_size=(24, 16), patch_size=4, in_channels=2, norm_pix=False, **SMALL)
+    images, noise = torch.rand(3, 2, 24, 16), torch.rand(3, 24)
+    squared_errors = []
+    for image, hidden in zip(images, draw_masking(noise, config).mask.bool(), strict=True):
+        pixel_is_hidden = hidden.view(6, 4).repeat_interleave(4, 0).repeat_interleave(4, 1)
+        seen = (~pixel_is_hidden).nonzero()
+        for place in pixel_is_hidden.nonzero():
+            weights = 1 / (seen - place).double().square().sum(1).square()
+            expected = (image[:, seen[:, 0], seen[:, 1]] * weights).sum(1) / weights.sum()
+            squared_errors.append((expected - image[:, place[0], place[1]]).square())
+    loss = trivial_losses(images, noise, config)["interpolation"]
+    assert loss == pytest.approx(float(torch.stack(squared_errors).mean()), rel=1e-6)
 
 
 @pytest.fixture(scope="module")
