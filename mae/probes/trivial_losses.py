@@ -1,7 +1,7 @@
 """Losses of trivial predictors: baselines that any model which has learned something is below."""
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor
 
 from mae.models.config import MAEConfig
@@ -11,6 +11,8 @@ from mae.models.patches import patchify, unpatchify
 
 # Pixels that are interpolated at most, as many as in 64 images of 224 x 224: bounds the time for large images.
 MAX_PIXELS = 64 * 224 * 224
+# Pixels that are interpolated at a time.
+PIXELS_AT_ONCE = 224 * 224
 
 
 @torch.no_grad()
@@ -25,8 +27,10 @@ def trivial_losses(images: Tensor, noise: Tensor, config: MAEConfig) -> dict[str
     """
     mask = draw_masking(noise, config).mask.bool()
     patches = patchify(images, config.patch_size)
-    some = max(1, min(len(images), MAX_PIXELS // images[0, 0].numel()))
-    interpolated = torch.cat([_interpolate(p, m, config) for p, m in zip(patches[:some], mask[:some], strict=True)])
+    pixels = images[0, 0].numel()
+    some, at_once = max(1, min(len(images), MAX_PIXELS // pixels)), max(1, PIXELS_AT_ONCE // pixels)
+    pieces = zip(patches[:some].split(at_once), mask[:some].split(at_once), strict=True)
+    interpolated = torch.cat([_interpolate(*piece, config) for piece in pieces])
     target, some_target = patches[mask], patches[:some][mask[:some]]
     if config.norm_pix:
         target, some_target = normalise_patches(target), normalise_patches(some_target)
@@ -46,18 +50,18 @@ def trivial_losses(images: Tensor, noise: Tensor, config: MAEConfig) -> dict[str
 
 
 def _interpolate(patches: Tensor, mask: Tensor, config: MAEConfig) -> Tensor:
-    """Interpolates the hidden patches of one image from its visible pixels: [N, P], [N] -> [N-K, P].
+    """Interpolates hidden patches from the visible pixels of their image: [B, N, P], [B, N] -> [B(N-K), P].
 
     By normalised convolution (Knutsson and Westin 1993): the filtered visible pixels over the filtered mask.
     """
     height, width = config.image_size
-    visible = rearrange(~mask, "n -> n 1").double().expand_as(patches)
-    seen = unpatchify(torch.stack([patches * visible, visible]), config.patch_size, config.grid)
+    visible = repeat(~mask, "b n -> b n q", q=config.patch_size**2)
+    seen = patches * repeat(visible, "b n q -> b n (q c)", c=config.in_channels)
+    channels = [unpatchify(values.double(), config.patch_size, config.grid) for values in (seen, visible)]
     # Twice the size, so that no pixel reaches another around the border.
     y, x = (torch.fft.fftfreq(2 * n, 0.5 / n, dtype=torch.float64, device=mask.device) for n in (height, width))
     squared_distance = y[:, None].square() + x.square()
     squared_distance[0, 0] = torch.inf
-    spectrum = torch.fft.rfft2(squared_distance**-2)
-    filtered = torch.fft.irfft2(torch.fft.rfft2(seen, (2 * height, 2 * width)) * spectrum)[..., :height, :width]
-    weighted, weights = patchify(filtered, config.patch_size)[:, mask]
-    return (weighted / weights).float()
+    spectrum = torch.fft.rfft2(torch.cat(channels, 1), (2 * height, 2 * width)) * torch.fft.rfft2(squared_distance**-2)
+    filtered = torch.fft.irfft2(spectrum)[..., :height, :width]
+    return patchify(filtered[:, :-1] / filtered[:, -1:], config.patch_size)[mask].float()
