@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import pytest
 
+from tests.forked import parent
+
 # Before torch is imported, and for the processes that tests start: `make test` runs two tests side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -19,6 +21,12 @@ REQUIRE_PROGRAMS = os.environ.get("REQUIRE_PROGRAMS") == "1"
 MAY_BE_ABSENT = ("no real images", "may not mount")
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets all workers fork their programs from one parent, which imports while they collect."""
+    if config.getoption("numprocesses", None):
+        parent()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,13 +1,13 @@
 """Python programs as processes of their own that have the imports behind them: they begin in a tenth of a second.
 
-1. `Program` asks a parent, which has imported PRELOADED, for a child with these words, environment, folder and output.
+0. pytest's controller or only process starts the parent, which imports PRELOADED while the tests are collected.
+1. `Program` asks it for a child with these words, environment, folder and output.
 2. The child leads a session of its own and does what `python WORDS…` does; torchrun gets its ranks in the same way.
 3. The parent answers with the process id at once, and with the exit code when there is one.
 """
 
 import atexit
 import contextlib
-import functools
 import gc
 import importlib
 import json
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 import weakref
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -38,7 +39,7 @@ PRELOADED = (
     "mae.report.page",
     "torch.distributed.run",
 )
-ADDRESS = "TESTS_FORKED_AT"  # where the parent listens, for programs that start programs
+ADDRESS = "TESTS_FORKED_AT"  # where the parent listens, for pytest's workers and programs that start programs
 LARGEST = 1 << 17  # bytes of a request or an answer
 
 
@@ -66,7 +67,9 @@ class Program:
         self._answers = _ask(address, request, outputs)
         if writing is not None:
             os.close(writing)
-        self.pid = int(self._answers.recv(LARGEST))
+        pid = json.loads(self._answers.recv(LARGEST))
+        assert isinstance(pid, int), f"no program can be forked: {pid}"
+        self.pid = pid
 
     def poll(self) -> int | None:
         if self.returncode is None and select.select([self._answers], [], [], 0)[0]:
@@ -137,36 +140,47 @@ def _ask(address: str, request: dict[str, Any], outputs: list[int]) -> socket.so
     return connection
 
 
-@functools.cache
 def parent() -> str:
     """Returns where the parent listens; starts it if there is none. It ends with the process that started it."""
-    if ADDRESS in os.environ:
-        return os.environ[ADDRESS]
-    with tempfile.TemporaryFile("w+") as complaints:
+    if ADDRESS not in os.environ:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.forked"],
             cwd=Path(__file__).parent.parent,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=complaints,
             text=True,
             start_new_session=True,
         )
         atexit.register(process.communicate)
         assert process.stdout is not None
-        address = process.stdout.readline().strip()
-        complaints.seek(0)
-        assert address, f"no program can be forked\n{complaints.read()}"
-    return address
+        os.environ[ADDRESS] = process.stdout.readline().strip()
+    return os.environ[ADDRESS]
 
 
-def serve() -> list[str]:
-    """Forks a child for each request, until standard input ends; returns in the child, with its words."""
+def listen() -> socket.socket:
+    """Opens a socket of a name that nobody else has, and prints that name."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind("")  # to a name that nobody else has
+    listener.bind("")
     listener.listen(64)
     print(listener.getsockname()[1:].decode(), flush=True)
+    return listener
+
+
+def preload() -> str | None:
+    """Imports what the programs need, while requests wait. Returns what went wrong, None if nothing did."""
+    try:
+        for name in PRELOADED:
+            importlib.import_module(name)
+    except Exception:
+        return traceback.format_exc()
+    assert threading.active_count() == 1, threading.enumerate()
+    gc.freeze()
+    return None
+
+
+def serve(listener: socket.socket, failure: str | None) -> list[str]:
+    """Forks a child for each request, until standard input ends; returns in the child, with its words."""
     running: dict[int, tuple[int, socket.socket]] = {}  # by the descriptor that says when it has ended
     started: dict[int, list[int]] = defaultdict(list)
     while True:
@@ -187,6 +201,10 @@ def serve() -> list[str]:
             _answer(connection, started[request["started by"]])
             connection.close()
             continue
+        if failure is not None:
+            _answer(connection, failure)
+            connection.close()
+            continue
         pid = os.fork()
         if pid == 0:
             for descriptor in (listener, connection, *(other for _, other in running.values())):
@@ -202,7 +220,7 @@ def serve() -> list[str]:
         _answer(connection, pid)
 
 
-def _answer(connection: socket.socket, contents: int | list[int]) -> None:
+def _answer(connection: socket.socket, contents: int | str | list[int]) -> None:
     with contextlib.suppress(BrokenPipeError):  # Who asked has been killed.
         connection.send(json.dumps(contents).encode())
 
@@ -257,12 +275,8 @@ def end(code: str | int | None) -> NoReturn:
 
 
 if __name__ == "__main__":
-    for name in PRELOADED:
-        importlib.import_module(name)
-    assert threading.active_count() == 1, threading.enumerate()
-    gc.freeze()
     try:
-        run(serve())
+        run(serve(listen(), preload()))
     except SystemExit as ended:
         end(ended.code)
     end(0)

@@ -1,7 +1,6 @@
 """The arrows between rooms point one way."""
 
 import ast
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.processes import SMALL
+from tests.processes import SMALL, completed
 
 # Each room and the rooms of its package that it may import; errors.py and atomic.py are open to all of them. A file
 # beside the rooms counts as a room of its own name.
@@ -151,9 +150,18 @@ def test_functions_import_rooms_only_in_the_listed_files() -> None:
 
 
 def test_pretraining_loads_only_its_own_rooms(tmp_path: Path, built_in: Path) -> None:
-    script = "import runpy, sys; runpy.run_path('train.py', run_name='__main__'); print('loaded', *sys.modules)"
+    script = tmp_path / "script.py"
+    # A forked program has our modules from its parent: it imports them anew.
+    script.write_text(
+        "import runpy, sys\n"
+        "for name in list(sys.modules):\n"
+        "    if name.partition('.')[0] in ('data', 'mae', 'tasks'):\n"
+        "        del sys.modules[name]\n"
+        "runpy.run_path('train.py', run_name='__main__')\n"
+        "print('loaded', *sys.modules)\n"
+    )
     words = [*SMALL, f"runs={tmp_path}", f"data.root={built_in}", "max_steps=2", "data.workers=0"]
-    done = subprocess.run([sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True)
+    done = completed([sys.executable, str(script), *words])
     assert done.returncode == 0, done.stderr
     loaded = [name.split(".") for name in done.stdout.splitlines()[-1].split() if name.split(".")[0] in PRETRAINING]
     for package, rooms in PRETRAINING.items():
