@@ -44,6 +44,6 @@ def _make_sample(index: ShardIndex, number: int) -> Sample:
 
 def _read_classes(folders: set[str]) -> list[str]:
     """Returns the names of the classes from the manifest, if all tars are in one folder that has one."""
-    manifest = Folder(folders.pop()).manifest() if len(folders) == 1 else None
+    manifest = Folder(next(iter(folders))).manifest() if len(folders) == 1 else None
     classes = (manifest or {}).get("classes", [])
     return classes if isinstance(classes, list) and all(isinstance(name, str) for name in classes) else []
