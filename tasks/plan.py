@@ -28,11 +28,11 @@ def plan_only(config: TrainConfig) -> None:
     precision = planned_precision(config.precision, wanted.gpu)
     hardware = find_hardware(wanted.gpu, precision)
     cost = training_cost(task, precision, torch.device(hardware.kind))
-    samples, shards = wanted.samples, None
+    samples, shards, shard_bytes = wanted.samples, None, None
     if samples is None and config.data.named:
         index = task.data.train_index
-        size = None if config.data.mode == "stream" else int(index.bytes.sum())
-        samples, shards = len(index), (len(index.shards), size)
+        samples, shards = len(index), len(index.shards)
+        shard_bytes = None if config.data.mode == "stream" else int(index.bytes.sum())
     images = None if samples is None else task.schedule_over(samples).total_steps * config.global_batch
     expected = Forecast(
         cost,
@@ -44,7 +44,8 @@ def plan_only(config: TrainConfig) -> None:
         mfu=wanted.mfu,
         images=images,
         shards=shards,
-        checkpoints=config.checkpoint.keep,
+        shard_bytes=shard_bytes,
+        checkpoints=config.checkpoint.keep + 1,
     )
     show_forecast(expected, config.name)
     if wanted.file is not None:

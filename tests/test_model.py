@@ -14,7 +14,7 @@ from mae.models.loss import normalise_patches, reconstruction_loss
 from mae.models.masking import draw_masking, random_masking
 from mae.models.noise import uniform_noise
 from mae.models.patches import patchify, unpatchify
-from mae.models.pos_embed import sincos_positions
+from mae.models.vit import sincos_positions
 from mae.probes.trivial_losses import trivial_losses
 from mae.train.optim import OptimConfig, adamw
 

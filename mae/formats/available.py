@@ -11,7 +11,6 @@ from mae.formats import (
     segment_anything,
     timm,
     timm_folder,
-    timm_sam,
 )
 
 FORMATS = {
@@ -25,7 +24,7 @@ FORMATS = {
     "pt2": pt2.FORMAT,
     "segment-anything": segment_anything.FORMAT,
     "hf-sam": hf_sam.FORMAT,
-    "timm-sam": timm_sam.FORMAT,
+    "timm-sam": timm_folder.SAM,
     "onnx-sam": onnx.SAM,
     "pt2-sam": pt2.SAM,
 }

@@ -12,7 +12,7 @@ from mae.errors import CheckpointError
 from mae.formats.format import Comparison, Export, Format, require
 from mae.formats.timm import compare_with_timm
 from mae.models.config import MAEConfig
-from mae.models.pos_embed import sincos_positions
+from mae.models.vit import sincos_positions
 from mae.run.checkpoint_files import read
 
 # Heads leave no trace in the weights; these are the widths of the published models.

@@ -13,7 +13,7 @@ from mae.formats.huggingface import load_peer, preprocessor_settings, read_setti
 from mae.formats.sam_names import PARTS, example_prompts
 from mae.formats.segment_anything import replace_encoder
 from mae.sam.encoder import SamConfig
-from mae.sam.segmenter import Segmenter, transformers_config
+from mae.sam.segmenter import transformers_config
 
 PREFIX = "vision_encoder."
 OWN = "prompt_encoder.shared_embedding.positional_embedding"
@@ -78,7 +78,8 @@ def write(export: Export, folder: Path) -> dict[str, Any]:
             raise CheckpointError(f"the encoder of {export.merge_into} is {fields}, and ours {config}")
         kind = "SamModel"
     elif export.segmenter is not None:
-        kind, settings = "SamModel", whole_settings(export.segmenter)
+        kind, settings = "SamModel", transformers_config(config).to_dict() | {"architectures": ["SamModel"]}
+        settings["vision_config"] |= vision_settings(config)
         state |= export.segmenter.other_parts()
         state[SHARED] = state.pop(OWN)  # tied in the library
     size = {"height": config.image_size[0], "width": config.image_size[1]}
@@ -91,13 +92,6 @@ def write(export: Export, folder: Path) -> dict[str, Any]:
     }
     write_folder(folder, settings, state, preprocessing)
     return {"class": f"transformers.{kind}", "merged_into": export.merge_into and str(export.merge_into)}
-
-
-def whole_settings(model: Segmenter) -> dict[str, Any]:
-    """Returns config.json of a SamModel."""
-    parts = transformers_config(model.encoder.config).to_dict()
-    parts["vision_config"] |= vision_settings(model.encoder.config)
-    return parts | {"architectures": ["SamModel"]}
 
 
 def vision_settings(config: SamConfig) -> dict[str, Any]:

@@ -46,11 +46,11 @@ def load(path: str | Path | Opened, **given: Any) -> MaskedAutoencoder | Encoder
         raise CheckpointError(f"{opened.path} holds {what}: read it with {loader}, not with mae.load")
     try:
         described, state = _describe(opened)
-        if described is not None and "positions" in described:
+        if "positions" in described:
             config = MAEConfig.model_validate(described | given)
         else:
             # Other libraries do not say whether positions are the fixed table; the weights do.
-            config = infer_config(state, (described or {}) | given)
+            config = infer_config(state, described | given)
     except ValidationError as error:
         raise ConfigError(f"{opened.path}: {first_sentence(error)}") from error
     except CheckpointError as error:
@@ -69,13 +69,12 @@ def load(path: str | Path | Opened, **given: Any) -> MaskedAutoencoder | Encoder
     return model.eval()
 
 
-def _describe(opened: Opened) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
-    """Returns fields of MAEConfig, None if the file says nothing of them, and the weights under our names."""
+def _describe(opened: Opened) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns the fields of MAEConfig that the file says, and the weights under our names."""
     if opened.run is not None:
         return opened.run["recipe"]["model"], opened.weights
     if not opened.path.is_dir():
         return opened.settings, opened.weights
-    assert opened.settings is not None
     if "architecture" in opened.settings:
         return timm_folder.read(opened.settings, opened.weights)
     kind = opened.settings.get("model_type")

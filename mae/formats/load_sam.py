@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from mae.errors import CheckpointError, ConfigError, first_sentence
-from mae.formats import hf_sam, timm_sam
+from mae.formats import hf_sam, timm_folder
 from mae.formats.load import load_strictly
 from mae.formats.opened import Opened, open_weights
 from mae.formats.segment_anything import encoder_weights, infer_config
@@ -32,8 +32,7 @@ def load_sam(path: str | Path | Opened, **given: Any) -> SamEncoder:
         )
     try:
         if opened.path.is_dir():
-            assert opened.settings is not None
-            read = timm_sam.read if "architecture" in opened.settings else hf_sam.read
+            read = timm_folder.read_sam if "architecture" in opened.settings else hf_sam.read
             fields, state = read(opened.settings, opened.weights)
             config = SamConfig.model_validate(fields | given)
         else:

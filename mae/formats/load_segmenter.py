@@ -57,7 +57,6 @@ def prompt_and_mask_weights(opened: Opened) -> dict[str, Tensor]:
     state = opened.weights
     if not opened.path.is_dir():
         return from_segment_anything(state)
-    assert opened.settings is not None
     if opened.settings.get("model_type") != "sam":
         return {}
     positions = state.get(OWN, state.get(SHARED))

@@ -6,7 +6,7 @@
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,14 +32,14 @@ class Opened:
     kind      "mae": autoencoder, encoder or classifier, for `load`; "sam": SAM or its encoder from another library, for
               `load_sam` and `load_segmenter`; "segmentation": own checkpoint of task=segment, for `load_segmenter`
     weights   under the names in the file; of an own checkpoint those of the model
-    settings  config.json of a folder, or the MAEConfig in a .safetensors file written here
+    settings  config.json of a folder, or the MAEConfig in a .safetensors file written here; else empty
     run       step and recipe of an own checkpoint
     """
 
     path: Path
     kind: Literal["mae", "sam", "segmentation"]
     weights: dict[str, Tensor]
-    settings: dict[str, Any] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] | None = None
 
     @property
@@ -90,13 +90,12 @@ def model_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def scale_of(opened: Opened, channels: int) -> Scale:
     """Returns the mean and deviation of a model's images: those of the run or folder, else ImageNet's."""
-    said: dict[str, Any] = {}
     if opened.run is not None:
         said = opened.run["recipe"].get("data", {})
     elif (file := opened.path / "preprocessor_config.json").is_file():
         preprocessing = json.loads(file.read_text())
         said = {"mean": preprocessing.get("image_mean"), "std": preprocessing.get("image_std")}
-    elif opened.settings is not None:
+    else:
         said = opened.settings.get("pretrained_cfg", {})
     if said.get("mean") and said.get("std"):
         return Scale(tuple(said["mean"]), tuple(said["std"]), known=True)

@@ -36,15 +36,15 @@ def timm_arguments(model: Encoder) -> dict[str, Any]:
     }
 
 
-def read(file: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
-    """Returns fields of MAEConfig, if the file was written here, and the weights, memory-mapped.
+def read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns fields of MAEConfig, none unless the file was written here, and the weights, memory-mapped.
 
     Raises CheckpointError if the file is missing or damaged.
     """
     try:
         with safe_open(file, "pt") as contents:
-            config, keys = (contents.metadata() or {}).get("config"), contents.keys()
-            return (json.loads(config) if config else None), {key: contents.get_tensor(key) for key in keys}
+            config, keys = (contents.metadata() or {}).get("config", "{}"), contents.keys()
+            return json.loads(config), {key: contents.get_tensor(key) for key in keys}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} cannot be read as safetensors: {error}") from error
 

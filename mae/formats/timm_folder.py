@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,23 @@ from torch import Tensor
 from mae.errors import CheckpointError
 from mae.formats.format import Comparison, Export, Format
 from mae.formats.timm import timm_arguments
+from mae.sam.encoder import SamConfig
 
-# timm wants the name of one of its own models; the arguments beside it decide.
+# By width: timm wants the name of one of its own models; the arguments beside it decide.
 ARCHITECTURES = {192: "tiny_patch16", 384: "small_patch16", 768: "base_patch16", 1024: "large_patch16"}
+SAM_ARCHITECTURES = {768: "samvit_base_patch16", 1024: "samvit_large_patch16", 1280: "samvit_huge_patch16"}
+# Theirs, ours.
+SAM_NAMES = {
+    "patch_size": "patch_size",
+    "in_chans": "in_channels",
+    "embed_dim": "width",
+    "depth": "depth",
+    "num_heads": "num_heads",
+    "mlp_ratio": "mlp_ratio",
+    "window_size": "window",
+    "global_attn_indexes": "global_blocks",
+    "neck_chans": "out_channels",
+}
 
 
 def read(settings: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -26,10 +41,38 @@ def read(settings: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str
     return {ours: arguments[theirs] for theirs, ours in names.items() if theirs in arguments}, weights
 
 
+def read_sam(settings: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns fields of SamConfig, and weights under our names. Raises CheckpointError if arguments are missing."""
+    arguments = settings.get("model_args", {})
+    if missing := [name for name in (*SAM_NAMES, "img_size") if name not in arguments]:
+        raise CheckpointError(f"config.json does not say {', '.join(missing)} of timm's {settings['architecture']}")
+    fields = {ours: arguments[theirs] for theirs, ours in SAM_NAMES.items()} | {"image_size": arguments["img_size"]}
+    return fields, {key.replace(".mlp.fc", ".mlp.lin"): value for key, value in weights.items()}
+
+
 def write(export: Export, folder: Path) -> dict[str, Any]:
     model = export.encoder
     architecture = f"vit_{ARCHITECTURES.get(model.config.width, 'base_patch16')}_224"
     return write_folder(folder, architecture, timm_arguments(model), export, model.state_dict())
+
+
+def write_sam(export: Export, folder: Path) -> dict[str, Any]:
+    config = export.sam.config
+    architecture = SAM_ARCHITECTURES.get(config.width, "samvit_base_patch16")
+    state = {key.replace(".mlp.lin", ".mlp.fc"): value for key, value in export.sam.state_dict().items()}
+    return write_folder(folder, architecture, sam_arguments(config), export, state)
+
+
+def sam_arguments(config: SamConfig) -> dict[str, Any]:
+    """Returns arguments of timm's VisionTransformerSAM that give our architecture, without a head."""
+    fields = config.model_dump(mode="json")
+    return {theirs: fields[ours] for theirs, ours in SAM_NAMES.items()} | {
+        "img_size": fields["image_size"],
+        "use_rel_pos": True,
+        "norm_layer": None,  # an epsilon of 1e-6, where timm's samvit_* have 1e-5
+        "global_pool": "",
+        "num_classes": 0,
+    }
 
 
 def write_folder(
@@ -75,4 +118,12 @@ FORMAT = Format(
     peer="timm",
     write=write,
     compare=compare,
+)
+
+SAM = replace(
+    FORMAT,
+    sentence="folder for timm's samvit_* models: a SAM-style encoder",
+    compared="image embeddings",
+    write=write_sam,
+    holds="sam",
 )

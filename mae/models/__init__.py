@@ -2,7 +2,7 @@
 
 1 patchify  images [B, C, H, W] → patches [B, N, p*p*C]                      patches.py
 2 mask      noise ranks the patches; the lowest K stay visible               noise.py, masking.py
-3 encode    visible patches → tokens with positions → latent [B, 1+K, D]     vit.py, pos_embed.py
+3 encode    visible patches → tokens with positions → latent [B, 1+K, D]     vit.py
 4 decode    latent and mask tokens → predictions of the hidden patches       decoder.py
 5 loss      mean squared error on the hidden patches, normalised per patch   loss.py
 

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from mae.models.config import MAEConfig
 from mae.models.patches import patchify
-from mae.models.pos_embed import sincos_positions
 
 # The paper uses 1e-6; torch's default is 1e-5.
 LayerNorm = cast(type[nn.LayerNorm], partial(nn.LayerNorm, eps=1e-6))
@@ -81,6 +80,28 @@ def position_parameter(config: MAEConfig, width: int) -> nn.Parameter:
     positions = nn.Parameter(torch.empty(1, config.patches + config.class_token, width))
     nn.init.normal_(positions, std=0.02)
     return positions
+
+
+def sincos_positions(width: int, grid: tuple[int, int], class_token: bool) -> Tensor:
+    """Returns sine-cosine positions, channels [sin_w | cos_w | sin_h | cos_h], as in the published weights.
+
+    width    D, a multiple of 4
+    grid     (rows, columns)
+    returns  [1, N, D] float32; with a class token [1, 1+N, D], whose row 0 is zero
+
+    Angles are computed in float64, so that the table equals NumPy's to the last bits of float32.
+    """
+    rows, columns = grid
+    frequency = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    row, column = torch.meshgrid(
+        torch.arange(rows, dtype=torch.float64), torch.arange(columns, dtype=torch.float64), indexing="ij"
+    )
+    angle_w = column.reshape(-1, 1) * frequency
+    angle_h = row.reshape(-1, 1) * frequency
+    table = torch.cat([angle_w.sin(), angle_w.cos(), angle_h.sin(), angle_h.cos()], dim=1).float()
+    if class_token:
+        table = torch.cat([torch.zeros(1, width, device=table.device), table])
+    return table[None]
 
 
 def transformer_blocks(depth: int, width: int, num_heads: int, mlp_ratio: float = 4.0) -> nn.ModuleList:

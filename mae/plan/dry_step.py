@@ -6,7 +6,6 @@ checkpointing and the optimiser decide as they do in a run. Every storage is cou
 
 import weakref
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -96,9 +95,9 @@ def dry_step(workload: Workload, images: int, precision: str, *, recompute: bool
     )
 
 
-def autocast(precision: str) -> AbstractContextManager:
+def autocast(precision: str) -> torch.autocast:
     """Returns the context in which Lightning computes a loss on a CPU in this precision."""
-    return torch.autocast("cpu", AUTOCAST[precision]) if precision in AUTOCAST else nullcontext()
+    return torch.autocast("cpu", AUTOCAST.get(precision), enabled=precision in AUTOCAST)
 
 
 class Tally(TorchDispatchMode):

@@ -36,23 +36,14 @@ class Layout(NamedTuple):
         return self.weights + self.gradients + self.optimiser + self.gathered + self.activations
 
 
-class DiskUse(NamedTuple):
-    """Training shards, as far as they are known, and checkpoints on disk at a time, one of them being written."""
-
-    shards: int | None
-    shard_bytes: int | None
-    checkpoints: int
-    checkpoint_bytes: int
-
-
 @dataclass(frozen=True)
 class Forecast:
     """Forecast of training on `ranks` devices.
 
     mfu          expected model FLOPs utilisation: FLOPs by formula as a share of the peak
     images       seen by the run, repetitions counted; None if the size of the data is unknown
-    shards       number and bytes of the training shards, as far as they are known
-    checkpoints  kept at a time
+    shards       of the training images, and their bytes, as far as they are known
+    checkpoints  on disk at a time, one of them being written
     """
 
     cost: TrainingCost
@@ -63,7 +54,8 @@ class Forecast:
     precision: str
     mfu: float
     images: int | None
-    shards: tuple[int, int | None] | None
+    shards: int | None
+    shard_bytes: int | None
     checkpoints: int
 
     @property
@@ -77,10 +69,8 @@ class Forecast:
         ]
 
     @property
-    def stored(self) -> DiskUse:
-        """Returns what lies on disk while a checkpoint is being written."""
-        checkpoint_bytes = self.cost.kept.weights + self.cost.kept.optimiser
-        return DiskUse(*(self.shards or (None, None)), self.checkpoints + 1, checkpoint_bytes)
+    def checkpoint_bytes(self) -> int:
+        return self.cost.kept.weights + self.cost.kept.optimiser
 
     def days(self, layout: Layout) -> float | None:
         """Returns the length of the run, None if the number of images is unknown."""
@@ -90,13 +80,13 @@ class Forecast:
         """Returns everything as plain values, for JSON."""
         steps = {name: getattr(self.cost, name)._asdict() for name in ("kept", "recomputed")}
         fields = asdict(self)
-        for name in ("cost", "shards", "checkpoints"):
-            del fields[name]
+        del fields["cost"]
+        stored = {name: fields.pop(name) for name in ("shards", "shard_bytes", "checkpoints")}
         return fields | {
             "work": self.cost._asdict() | steps,
             "hardware": self.hardware._asdict(),
             "layouts": [x._asdict() | {"total": x.total, "days": self.days(x)} for x in self.layouts],
-            "stored": self.stored._asdict(),
+            "stored": stored | {"checkpoint_bytes": self.checkpoint_bytes},
         }
 
 

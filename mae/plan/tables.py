@@ -55,12 +55,11 @@ def _giga(flops: int) -> str:
 
 
 def _disk(forecast: Forecast) -> str:
-    stored = forecast.stored
-    shards = "" if stored.shards is None else f"{stored.shards:,} shards"
-    shards += "" if stored.shard_bytes is None else f" of {stored.shard_bytes / GIB:,.3g} GiB in all"
+    shards = "" if forecast.shards is None else f"{forecast.shards:,} shards"
+    shards += "" if forecast.shard_bytes is None else f" of {forecast.shard_bytes / GIB:,.3g} GiB in all"
     shards += "; " if shards else ""
-    each = stored.checkpoint_bytes / GIB
-    return f"{shards}{stored.checkpoints} checkpoints of {each:.3g} GiB (one of them being written)"
+    each = forecast.checkpoint_bytes / GIB
+    return f"{shards}{forecast.checkpoints} checkpoints of {each:.3g} GiB (one of them being written)"
 
 
 def _layouts(forecast: Forecast) -> Table:

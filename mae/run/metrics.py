@@ -21,7 +21,7 @@ class MetricsCSV(Logger):
         super().__init__()
         self.path = path
         self.resumed_step = resumed_step
-        self.columns: list[str] | None = None
+        self.columns: list[str] = []
 
     @property
     def name(self) -> str:
@@ -35,7 +35,7 @@ class MetricsCSV(Logger):
     @rank_zero_experiment
     def experiment(self) -> Path:
         """Path of the file; its first use drops the rows after the resumed step."""
-        if self.columns is None:
+        if not self.columns:
             rows = [row for row in read_metrics(self.path) if int(row["step"]) <= self.resumed_step]
             self.columns = list(dict.fromkeys(["step", *(key for row in rows for key in row)]))
             self._rewrite(rows)
@@ -44,7 +44,6 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         path = self.experiment
-        assert self.columns is not None and step is not None
         row = {"step": step, **metrics}
         if new := [key for key in row if key not in self.columns]:
             self.columns += new
@@ -57,7 +56,6 @@ class MetricsCSV(Logger):
         """Does nothing: the settings stand in config.yaml."""
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        assert self.columns is not None
         with write_atomically(self.path) as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()

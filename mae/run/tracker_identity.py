@@ -23,7 +23,7 @@ ROWS_PER_START = 10**8  # more than one start of a run ever logs
 
 def open_trackers(
     run: Path,
-    makers: dict[str, Callable[..., Logger]],
+    makers: dict[str, Callable[..., Any]],
     settings: dict[str, Any],
     resumed_step: int,
     checkpoint_every: int,
@@ -57,7 +57,7 @@ def open_trackers(
     return trackers
 
 
-def open_wandb(run: Path, make: Callable[..., Logger]) -> WandbLogger:
+def open_wandb(run: Path, make: Callable[..., WandbLogger]) -> WandbLogger:
     """Opens the W&B run of this training: online with a key and a server that answers, else in files for `wandb sync`.
 
     Without a key W&B would wait for somebody to type one.
@@ -71,7 +71,6 @@ def open_wandb(run: Path, make: Callable[..., Logger]) -> WandbLogger:
     server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     has_key = bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(server))  # `wandb login` puts it into ~/.netrc
     logger = make(**identity, offline=not has_key)
-    assert isinstance(logger, WandbLogger)
     try:
         _ = logger.experiment
     except wandb.Error as error:
@@ -79,7 +78,6 @@ def open_wandb(run: Path, make: Callable[..., Logger]) -> WandbLogger:
         reason = str(error).splitlines()[0]
         warn(f"W&B cannot be used ({reason}): this start is tracked offline. Later: wandb sync {run / 'wandb'}")
         logger = make(**identity, offline=True)
-        assert isinstance(logger, WandbLogger)
     return logger
 
 
@@ -162,7 +160,7 @@ def finish_wandb(exit_code: int) -> None:
         wandb.finish(exit_code=exit_code)
 
 
-def open_mlflow(run: Path, make: Callable[..., Logger], settings: dict[str, Any]) -> MLFlowLogger:
+def open_mlflow(run: Path, make: Callable[..., MLFlowLogger], settings: dict[str, Any]) -> MLFlowLogger:
     """Opens the MLflow run of this training. MLflow chooses its id; its parameters are those of the first start.
 
     Raises ConfigError if MLflow's server does not answer, or does not know the run.
@@ -173,7 +171,7 @@ def open_mlflow(run: Path, make: Callable[..., Logger], settings: dict[str, Any]
     known = file.is_file()
     try:
         logger = make(run_id=file.read_text()) if known else make()
-        assert isinstance(logger, MLFlowLogger) and logger.run_id is not None
+        assert logger.run_id is not None
         if not known:
             file.write_text(logger.run_id)
             logger.log_hyperparams(settings)  # MLflow refuses to change them
