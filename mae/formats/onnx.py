@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mae.formats.format import Comparison, Export, Format
-from mae.formats.graph import INPUT, OUTPUT, describe_shapes, trace
+from mae.formats.pt2 import INPUT, OUTPUT, describe_shapes, trace
 
 # A protobuf ends at 2 GiB; weights that come near it lie in a file of their own beside the graph.
 MAX_BYTES_INSIDE = 1_800_000_000

@@ -1,9 +1,9 @@
 """Cost of training a model per image, from its settings alone: parameters, FLOPs by formula, dry steps."""
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from mae.models.classifier import Classifier
@@ -123,10 +123,11 @@ def _cost(
     after_encoder  name of the part that follows the encoder, and prefixes of its parameters' names
     """
     with torch.device("meta"):
-        model = workload.build(False)
+        model: Any = workload.build(False)
     part, prefixes = after_encoder
     after = sum(p.numel() for name, p in model.named_parameters() if name.startswith(prefixes))
-    blocks = [sum(p.nbytes for p in block.parameters()) for block in _blocks(model)]
+    # Blocks are checkpointed and sharded one by one, but for the decoder's last: see `last_tokens`.
+    blocks = [sum(p.nbytes for p in block.parameters()) for block in getattr(model, "whole_blocks", model.blocks)]
     total = sum(p.numel() for p in model.parameters())
     kept, recomputed = (
         dry_step(workload, images, precision, recompute=recompute).at(1 / images) for recompute in (False, True)
@@ -139,9 +140,3 @@ def _cost(
         block=max(blocks),
         unblocked=sum(p.nbytes for p in model.parameters()) - sum(blocks),
     )
-
-
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    """Returns the blocks checkpointed and sharded one by one: all but the decoder's last, see `last_tokens`."""
-    decoder = getattr(model, "decoder_blocks", nn.ModuleList())
-    return [*cast(nn.ModuleList, model.blocks), *decoder[:-1]]
