@@ -155,13 +155,14 @@ def _chart(panel: Panel, runs: Sequence[Run]) -> Chart | None:
     for run, name, points in found:
         of_run = f"{run.label} {name}" if len(panel.names) > 1 else run.label
         thinned = thin(list(points.items()))
+        places = (f"{1000 * step / end:.1f} {1000 * (high - value) / (high - low):.1f}" for step, value in thinned)
         lines.append(
             Line(
                 label=of_run if several else name,
                 colour=runs.index(run) if several else panel.names.index(name),
                 dashed=several and name != first,
                 points=points,
-                path=_svg_path(thinned, end, low, high),
+                path="M" + "L".join(places),
                 shown=([step for step, _ in thinned], [float(f"{value:.5g}") for _, value in thinned]),
             )
         )
@@ -191,8 +192,3 @@ def _baselines(runs: Sequence[Run]) -> list[tuple[str, float]]:
                 baselines.append((name, value))
     names = [name for name, _ in baselines]
     return [(f"{name} ({value:.3g})" if names.count(name) > 1 else name, value) for name, value in baselines]
-
-
-def _svg_path(points: list[tuple[int, float]], end: int, low: float, high: float) -> str:
-    places = (f"{1000 * step / end:.1f} {1000 * (high - value) / (high - low):.1f}" for step, value in points)
-    return "M" + "L".join(places)

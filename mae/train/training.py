@@ -1,10 +1,9 @@
-"""Base of the Lightning modules: optimiser, learning rate, seeds, means of a validation, contents of a checkpoint."""
+"""Base of the Lightning modules: optimiser, learning rate, seeds of each micro-batch, contents of a checkpoint."""
 
 import random
 from abc import ABC, abstractmethod
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -18,9 +17,10 @@ from mae.train.lightning_progress import loops_at_step
 from mae.train.optim import NamedAdamW, OptimConfig, adamw
 from mae.train.precision import choose_float32_products
 from mae.train.schedule import Schedule, learning_rate
+from mae.train.validation import ValidationMeans
 
 
-class Training(pl.LightningModule, ABC):
+class Training(ValidationMeans, ABC):
     """Trains `model` by `schedule`.
 
     recipe  plain dictionary of the settings that decide the result; stored in every checkpoint
@@ -48,7 +48,6 @@ class Training(pl.LightningModule, ABC):
         self.seed = seed
         self.pixels = pixels
         self.recipe = recipe
-        self.tallies: dict[str, Tensor] = {}
 
     @property
     @abstractmethod
@@ -112,19 +111,6 @@ class Training(pl.LightningModule, ABC):
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
-
-    def on_validation_epoch_start(self) -> None:
-        self.tallies.clear()
-
-    def tally(self, name: str, mean: float, count: int) -> None:
-        """Adds the mean over `count` validation samples to val/NAME, the mean over all samples of all ranks."""
-        total = self.tallies.setdefault(name, torch.zeros(2, dtype=torch.float64, device=self.device))
-        total += torch.tensor([mean * count, count], dtype=torch.float64, device=self.device)
-
-    def on_validation_epoch_end(self) -> None:
-        for name, sums in self.tallies.items():
-            total, count = self.trainer.strategy.reduce(sums, reduce_op="sum")
-            self.log(f"val/{name}", total / count, logger=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["mae"] = {"step": self.global_step, "recipe": self.recipe}
