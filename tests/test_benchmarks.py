@@ -1,13 +1,12 @@
 """Benchmarks that want a GPU run at small sizes on whatever there is."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
 from benchmarks.step import Steps
-from tests.conftest import ROOT
+from tests.processes import completed
 
 MICRO = {
     "hidden_size": 64,
@@ -24,7 +23,7 @@ MICRO = {
 
 def test_gpu_benchmark_writes_its_table_at_small_sizes(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "benchmarks.gpu", "--small", "--rounds", "2", "--out", str(tmp_path / "table.md")]
-    finished = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    finished = completed(words)
     assert finished.returncode == 0, finished.stderr
     table = (tmp_path / "table.md").read_text()
     assert "ViT of width 64, 4 images" in table and "SAM-style encoder" in table

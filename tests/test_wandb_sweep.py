@@ -1,6 +1,6 @@
 """docs/examples/wandb_sweep.yaml, run as W&B's agent runs it."""
 
-import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,11 +32,11 @@ def test_wandb_trial_has_its_own_folder_the_agents_id_and_the_ranked_metric(
     tmp_path: Path, built_in: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PATH", f"{ROOT / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}")
     trial = {"optim.base_lr": 0.002, "model.mask_ratio": 0.6}
     words = [*agent_command(trial), f"data.root={built_in}", *SHORT]
     about = {"WANDB_SWEEP_ID": "sweep1", "WANDB_RUN_ID": "trial2", "WANDB_API_KEY": "", "HOME": str(tmp_path)}
-    finish(start(words, tmp_path, **about))
+    assert words[:2] == ["/usr/bin/env", "python"]
+    finish(start([sys.executable, *words[2:]], tmp_path, **about))
     folder = tmp_path / "sweeps" / "sweep1" / "trial2"
     settings = yaml.safe_load((folder / "config.yaml").read_text())
     assert settings["optim"]["base_lr"] == 0.002 and settings["model"]["mask_ratio"] == 0.6
