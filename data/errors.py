@@ -28,6 +28,10 @@ class DataError(Exception):
         super().__init__(sentence.rsplit("DataError: ", 1)[-1].strip())
 
 
+class NoObject(DataError):
+    """A photograph has no object to segment: it is not damaged, but of no use in training."""
+
+
 def command(main: Callable[[], None]) -> NoReturn:
     """Runs a command: errors become one line on stderr and exit code 2, Ctrl-C exit code 130."""
     try:

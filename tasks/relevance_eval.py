@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, field_validator
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
+from mae.errors import ConfigError
 from mae.run.folder import write_json
 from mae.sam.pictures import COLUMN_WIDTH, draw_table, overlay, save_overlays
 from mae.sam.relevance import RelevanceAwareEncoder
@@ -58,7 +59,7 @@ def evaluate_relevance(probe: RelevanceProbe, checkpoint: Path, given: dict[str,
 
     given  data settings in place of the run's; None: unchanged
 
-    Raises ConfigError if there are no validation photographs.
+    Raises ConfigError if there are no validation photographs, or no objects in them.
     """
     sam = SamOnPhotographs(probe.name, checkpoint, given)
     encoder = RelevanceAwareEncoder(sam.model.encoder).to(sam.device).eval()
@@ -70,6 +71,11 @@ def evaluate_relevance(probe: RelevanceProbe, checkpoint: Path, given: dict[str,
         drawn, prompts = examine(sam.model, encoder, example, probe.points, folder)
         rows += drawn
         photographs.append({"sample": example.sample, "key": example.key, "folder": str(folder), "prompts": prompts})
+    if not rows:
+        raise ConfigError(
+            f"probe=relevance found no object in {probe.images} validation photographs: raise probe.images, or set "
+            "data.val_path to photographs with masks"
+        )
     draw_table(TITLES, rows).save(results / "relevance.png")
     record = {"probe": probe.name, "checkpoint": str(checkpoint), "identity": encoder.is_identity}
     record |= {"photographs": photographs, "pictures": [str(results / "relevance.png")]}

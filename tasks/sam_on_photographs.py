@@ -70,7 +70,10 @@ class SamOnPhotographs:
         return self.data.evaluation_loader(self.index, 1, samples=chosen)
 
     def examples(self, count: int) -> Iterator[Example]:
+        """Yields at most `count` photographs, evenly spread, that have an object."""
         for batch in self.batches(count):
+            if len(batch["masks"]) == 0:
+                continue
             photograph = photograph_of(batch, self.normalise, self.device)
             areas = batch["masks"].float().mean((1, 2))
             truth = batch["masks"][int(torch.where(areas < 0.5, areas, 0).argmax())][None].to(self.device)

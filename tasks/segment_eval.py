@@ -3,7 +3,8 @@
 1 open    the SAM, and the validation photographs of its run
 2 before  the model that the run started from
 3 score   every object by clicks and by box                                    mae/sam/scores.py
-4 draw    segment.png, segment_pictures.png, segment.json, a table
+4 write   segment.json, a table
+5 draw    segment.png, segment_pictures.png
 """
 
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from mae.errors import ConfigError
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.run.folder import write_json
@@ -27,6 +29,8 @@ from mae.sam.scores import by_box, by_clicks, score
 from mae.sam.segmenter import Segmenter
 from tasks.sam_on_photographs import Example, SamOnPhotographs, draw_found
 from tasks.segment import initial_segmenter
+
+EXAMPLE_TITLES = ["object"] + [f"{who}, {how}" for how in ("1 click", "box") for who in ("untrained", "trained")]
 
 
 class SegmentProbe(BaseModel, frozen=True, extra="forbid"):
@@ -50,20 +54,25 @@ def evaluate_segmentation(
 
     given  data settings in place of the run's; None: unchanged
 
-    Raises ConfigError if there are no validation photographs.
+    Raises ConfigError if there are no validation photographs, or no objects in them.
     """
     sam = SamOnPhotographs(probe.name, checkpoint, given)
     start = before(sam.model, sam.run_settings, seed)
     models = {"trained": sam.model, "untrained": start.to(sam.device).eval()}
     batches = track(sam.batches(probe.images), "objects", transient=True)
     scores = score(models, batches, sam.normalise, probe.clicks, sam.device)
+    if not scores:
+        raise ConfigError(
+            f"probe=segment found no object in {probe.images or len(sam.index)} validation photographs: set "
+            "data.val_path to photographs with masks, or raise probe.images"
+        )
     results.mkdir(parents=True, exist_ok=True)
-    draw_scores(results / "segment.png", scores, str(checkpoint))
-    if probe.pictures:
-        draw_examples(models, sam.examples(probe.pictures)).save(results / "segment_pictures.png")
     record = {"probe": probe.name, "checkpoint": str(checkpoint), **scores, "settings": probe.model_dump()}
     write_json(results / "segment.json", record | {"seed": seed})
     report(scores, checkpoint, results)
+    draw_scores(results / "segment.png", scores, str(checkpoint))
+    if probe.pictures and (rows := draw_examples(models, sam.examples(probe.pictures))):
+        draw_table(EXAMPLE_TITLES, rows).save(results / "segment_pictures.png")
     return scores
 
 
@@ -78,9 +87,8 @@ def before(trained: Segmenter, settings: dict[str, Any] | None, seed: int) -> Se
 
 
 @torch.inference_mode()
-def draw_examples(models: dict[str, Segmenter], examples: Iterator[Example]) -> Image:
+def draw_examples(models: dict[str, Segmenter], examples: Iterator[Example]) -> list[list[tuple[Image, str]]]:
     """Draws a row for each example: the object, and what each model finds after one click and in the box."""
-    titles = ["object"] + [f"{name}, {kind}" for kind in ("1 click", "box") for name in ("untrained", "trained")]
     rows = []
     for example in examples:
         photograph, truth = example.photograph, example.truth
@@ -93,7 +101,7 @@ def draw_examples(models: dict[str, Segmenter], examples: Iterator[Example]) -> 
                 iou = float(intersection_over_union(found.masks, truth)[0])
                 row.append((draw_found(example, found), f"IoU {iou:.2f}"))
         rows.append(row)
-    return draw_table(titles, rows)
+    return rows
 
 
 def report(scores: dict[str, dict[str, Any]], checkpoint: Path, results: Path) -> None:

@@ -1,7 +1,11 @@
 """Photographs with instance masks reach the frame with every pixel in its place."""
 
+import io
 import json
+import re
+import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +18,14 @@ from data.datamodule import DataConfig
 from data.errors import DataError
 from data.images.masks import decode, encode, nearest, read_record
 from data.index.index import open_shards
+from data.loader.faults import Faults
 from data.loader.mask_dataset import Frame, MaskDataset, fit
 from data.mask_datamodule import MaskDataModule
 from data.order.samplers import MicroBatch
 from data.pack.__main__ import main as pack
 from data.pack.coco import with_masks
 from data.pack.image_folder import find_images
+from data.pack.sample import Source
 from mae.sam.square_frame import boxes_to_frame, maps_to_photograph, points_to_frame
 from tests.masked_photos import jpeg, record, shapes, shards_of_shapes, write_coco, write_tar
 
@@ -222,6 +228,8 @@ def reason_of_bad_sample(tar: Path) -> str:
         (record([np.ones((120, 90), bool)]), "its masks are 120x90, the upright image is 90x120"),
         (record([np.zeros((90, 120), bool)]), "none of its 1 masks covers a cell"),
         (b'{"annotations": [{"segmentation": {"size": [90, 120], "counts": [1, "x"]}}]}', "cannot be decoded"),
+        (b'{"annotations": [{"segmentation": {"size": [90, 120], "counts": [9, 9]}}]}', "are of 18 pixels"),
+        (b'{"annotations": [{"segmentation": {"size": ["x", 120], "counts": [9, 9]}}]}', "no SA-1B record"),
     ],
 )
 def test_sample_without_usable_masks_is_reported_as_bad(tmp_path: Path, contents, expected: str) -> None:
@@ -296,3 +304,223 @@ def test_bad_coco_annotations_raise_data_error(tmp_path: Path, coco_folder) -> N
     turned = with_masks(source, tmp_path / "turned.json").samples[0]
     with pytest.raises(DataError, match="it is 90x120 upright, and 120x90 in the annotations"):
         dict(turned.others)["json"]()
+
+
+# Annotations as tools write them.
+
+
+def annotated(tmp_path: Path, names: list[str], images: list[dict], annotations: list[dict]) -> tuple[Source, Path]:
+    """Images of 64 x 96 pixels, called `names` below a folder, and a COCO file."""
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(jpeg(np.zeros((64, 96, 3), np.uint8)))
+    file = tmp_path / "instances.json"
+    file.write_text(json.dumps({"images": images, "annotations": annotations}))
+    return find_images(tmp_path / "in"), file
+
+
+def entry(number: Any, name: str, **fields: Any) -> dict[str, Any]:
+    return {"id": number, "file_name": name, "height": 64, "width": 96} | fields
+
+
+def square(image: Any, left: int = 20, **fields: Any) -> dict[str, Any]:
+    corners = [[left, 15, left + 20, 15, left + 20, 35, left, 35]]
+    return {"id": 0, "image_id": image, "segmentation": corners} | fields
+
+
+def lefts(source: Source) -> dict[str, list[int]]:
+    """origin -> left edge of each mask."""
+    records = {sample.origin: json.loads(dict(sample.others)["json"]()) for sample in source.samples}
+    return {origin: [int(a["bbox"][0]) for a in record["annotations"]] for origin, record in records.items()}
+
+
+FOLDERS = ["cam1/000.jpg", "cam2/000.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("names", "images", "said"),
+    [
+        (FOLDERS, [entry(0, "000.jpg")], "000.jpg fits several images of the source, cam1/000.jpg and cam2/000.jpg"),
+        (["000.jpg"], [entry(0, "000.jpg"), entry(1, "000.jpg")], "two entries for the image 000.jpg: 000.jpg (id 0)"),
+        (["000.jpg"], [entry(0, "a/000.jpg"), entry(1, "b/000.jpg")], "a/000.jpg (id 0) and b/000.jpg (id 1)"),
+        (["0.jpg", "1.jpg"], [entry(0, "0.jpg"), entry(0, "1.jpg")], "two images of the id 0, 0.jpg and 1.jpg"),
+        (["a/0.jpg", "b/0.png"], [entry(0, "0.webp")], "0.webp fits several images"),
+    ],
+)
+def test_ambiguous_file_name_raises_data_error_with_both_paths(tmp_path: Path, names, images, said: str) -> None:
+    source, file = annotated(tmp_path, names, images, [square(0), square(1)])
+    with pytest.raises(DataError, match=re.escape(said)):
+        with_masks(source, file)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["images\\000.jpg", "../../label-studio/upload/1/000.jpg", "C:\\data\\000.jpg", "000.png", "000.JPG", "./000.jpg"],
+)
+def test_file_name_of_another_machine_is_matched_where_that_is_certain(tmp_path: Path, name: str) -> None:
+    source, file = annotated(tmp_path, ["000.jpg", "001.jpg"], [entry(0, name), entry(1, "gone.jpg")], [square(0)])
+    found = with_masks(source, file)
+    assert lefts(found) == {"000.jpg": [20]}
+    assert f"1 images that {file} does not name are left out (first: 001.jpg)" in found.note
+    assert ("another extension" in found.note) == (name in ("000.png", "000.JPG"))
+
+
+def test_file_names_with_folders_keep_frames_of_several_cameras_apart(tmp_path: Path) -> None:
+    names = ["cam1/000.jpg", "cam2/000.jpg", "cam3/000.jpg"]
+    images = [entry(1, "frames\\cam2\\000.jpg"), entry(0, "cam1/000.jpg"), entry(2, "cam4/000.jpg")]
+    source, file = annotated(tmp_path, names, images, [square(0, 5), square(1, 50), square(2, 70)])
+    found = with_masks(source, file)
+    assert lefts(found) == {"cam1/000.jpg": [5], "cam2/000.jpg": [50]}
+    assert "1 images with objects" in found.note and "(first: cam4/000.jpg)" in found.note
+
+
+@pytest.mark.parametrize(("identity", "reference"), [(0, "0"), ("0", 0), (0.0, 0), ("a", "a ")])
+def test_ids_are_compared_as_text(tmp_path: Path, identity, reference) -> None:
+    source, file = annotated(tmp_path, ["0.jpg"], [entry(identity, "0.jpg")], [square(reference)])
+    assert lefts(with_masks(source, file)) == {"0.jpg": [20]}
+
+
+UNUSABLE = {
+    "without a shape": [None, [], {}, "polygon", 7],
+    "without a polygon of three points": [
+        [[20, 15, 40, 35]],
+        [20, 15, 40, 35],
+        [[1, 2, 3, 4, 5, 6, 7]],
+        [[None] * 6],
+        [[10**400] * 6],
+    ],
+    "far outside of their image": [
+        [[-164.1, -221.8, 208543216, 352186880, 225.9, 236.5, 272.0, 384.2]],
+        [[10, 10, float("nan"), 20, 30, 30, 10, 30]],
+        [[10, 10, float("inf"), 20, 30, 30]],
+        [[None] * 6],
+        [[0, 0, 9e6, 0, 0, 9e6]],
+    ],
+    "that do not fill their image": [
+        {"size": [64, 96], "counts": [1295, 20, 44, 20, 44]},
+        {"size": [64, 96], "counts": [7000]},
+        {"size": [64, 96], "counts": [10**30]},
+        {"size": [64, 96], "counts": [100, -50, 6094]},
+        {"size": [64, 96], "counts": "!"},
+        {"size": [64, 96], "counts": encode(np.ones((64, 40), bool))["counts"]},
+        {"size": [64, 96]},
+        {"size": [64, 96], "counts": None},
+    ],
+    "of another size than their image": [encode(np.ones((96, 64), bool)), {"counts": [1]}, {"size": 3, "counts": "1"}],
+    "without a pixel on their image": [
+        [[500, 500, 520, 500, 520, 520]],
+        [[20, 15, 20.3, 15, 20.3, 15.3]],
+        encode(np.zeros((64, 96), bool)),
+        {"size": [64, 96], "counts": []},
+    ],
+}
+
+
+@pytest.mark.parametrize(("reason", "shapes"), UNUSABLE.items())
+def test_objects_without_a_usable_shape_are_left_out_and_counted(tmp_path: Path, reason: str, shapes) -> None:
+    bad = [{"image_id": 0, "segmentation": shape} for shape in shapes] + [square(1)]
+    images = [entry(0, "0.jpg"), entry(1, "1.jpg")]
+    source, file = annotated(tmp_path, ["0.jpg", "1.jpg"], images, [*bad, square(0)])
+    found = with_masks(source, file)
+    assert lefts(found) == {"0.jpg": [20], "1.jpg": [20]}
+    assert sum(map(int, re.findall(r"(\d+) with", found.note))) == len(shapes) and reason in found.note
+    # Alone on its image: the image is left out, and where there is no other, the file is refused.
+    source, file = annotated(tmp_path, [], images, bad)
+    found = with_masks(source, file)
+    assert lefts(found) == {"1.jpg": [20]} and "1 images without objects" in found.note
+    source, file = annotated(tmp_path, [], images, bad[:-1])
+    with pytest.raises(DataError, match=f"no usable object on the images .*{reason}"):
+        with_masks(source, file)
+
+
+def test_annotation_without_a_key_takes_part_as_far_as_it_can(tmp_path: Path) -> None:
+    whole = square(0)
+    flat = {"image_id": 0, "segmentation": whole["segmentation"][0]}
+    points = {"image_id": 0, "segmentation": [[20, 15], [40, 15], [40, 35], [20, 35]]}
+    pieces = square(0, segmentation=[[1, 2, 3, 4], *whole["segmentation"]])
+    texts = square(0, segmentation=[[str(x) for x in whole["segmentation"][0]]], iscrowd="0")
+    images = [{"id": 0, "file_name": "0.jpg"}]  # no size
+    source, file = annotated(tmp_path, ["0.jpg"], images, [flat, points, pieces, texts, {"image_id": 0}])
+    found = with_masks(source, file)
+    assert lefts(found) == {"0.jpg": [20] * 4}
+    assert "1 without a shape" in found.note and "1 polygons of fewer than three points" in found.note
+
+
+@pytest.mark.parametrize(
+    ("annotations", "said"),
+    [
+        ([], "has no annotations"),
+        ([square(0, iscrowd=1)] * 3, "its annotations are 3 crowds. Crowds do not count"),
+        ([square(7), square("8")], "2 of images that have no entry (image_id 7 …). The ids of its images begin with 0"),
+    ],
+)
+def test_coco_file_without_objects_says_why(tmp_path: Path, annotations, said: str) -> None:
+    source, file = annotated(tmp_path, ["0.jpg"], [entry(0, "0.jpg")], annotations)
+    with pytest.raises(DataError, match=re.escape(said)):
+        with_masks(source, file)
+
+
+def test_orphans_and_crowds_are_counted_beside_objects(tmp_path: Path) -> None:
+    annotations = [square(0), square(7), square(8), square(0, iscrowd=1)]
+    source, file = annotated(tmp_path, ["0.jpg"], [entry(0, "0.jpg")], annotations)
+    assert "2 of images that have no entry (image_id 7 …), 1 crowds" in with_masks(source, file).note
+
+
+def test_json_beside_an_image_that_gets_masks_raises_data_error(tmp_path: Path) -> None:
+    _, file = annotated(tmp_path, ["0.jpg"], [entry(0, "0.jpg")], [square(0)])
+    (tmp_path / "in" / "0.json").write_text("{}")
+    with pytest.raises(DataError, match=r"0\.jpg has a \.json beside it"):
+        with_masks(find_images(tmp_path / "in"), file)
+
+
+def test_sizes_of_stored_pixels_are_named_as_the_cause(tmp_path: Path) -> None:
+    source, file = annotated(tmp_path, ["0.jpg"], [entry(0, "0.jpg")], [square(0)])
+    (tmp_path / "in" / "0.jpg").write_bytes(jpeg(np.zeros((96, 64, 3), np.uint8), 6))
+    record = dict(with_masks(source, file).samples[0].others)["json"]
+    with pytest.raises(DataError, match=r"it is 96x64 upright, and 64x96 .* before its EXIF orientation 6 turns them"):
+        record()
+    source, file = annotated(tmp_path, ["0.jpg"], [{"id": 0, "file_name": "0.jpg", "width": 95}], [square(0)])
+    record = dict(with_masks(source, file).samples[0].others)["json"]
+    with pytest.raises(DataError, match=r"it is 64x96 upright, and \?x95 in the annotations"):
+        record()
+
+
+# Photographs without an object.
+
+
+def test_photographs_without_an_object_are_replaced_and_end_no_run(tmp_path: Path, capsys) -> None:
+    """Most photographs have none that covers a cell of the frame; one is damaged."""
+    tiny = np.zeros((90, 120), bool)
+    tiny[0, 0] = True
+    parts = [record([tiny]), record([np.zeros((90, 120), bool)]), b'{"annotations": []}']
+    pixels, masks = shapes(0)
+    samples = [(jpeg(pixels), parts[number % 3]) for number in range(30)] + [(jpeg(pixels), record(masks))]
+    dataset = MaskDataset(open_shards(str(write_tar(tmp_path / "a.tar", samples))), Frame(64, stride=16), seed=0)
+    faults = Faults(tmp_path / "bad.jsonl", fraction=0.0)
+    capsys.readouterr()
+    for epoch in range(2):
+        batch = dataset[MicroBatch(epoch, np.arange(31), np.arange(31))]
+        assert set(batch["samples"].tolist()) == {30} and len(batch["masks"]) == 62
+        faults.note(1000, batch["bad"])
+    lines = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert len(lines) == 30 and faults.bad == 0  # each once
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "has no object to train on" in said and "no damage" not in said
+    broken = lines[0] | {"damaged": True, "reason": "cut short"}
+    with pytest.raises(DataError, match="1 of 2001 samples cannot be read"):
+        faults.note(1, [broken])
+    # Where all masks are scored, nothing stands in for such a photograph.
+    whole = MaskDataset(dataset.index, Frame(64, None))
+    counts = [len(whole[MicroBatch(0, np.array([n]), np.array([n]))]["masks"]) for n in (0, 1, 2, 30)]
+    assert counts == [1, 0, 0, 2]
+
+
+def test_record_is_the_json_named_after_the_image_alone(tmp_path: Path) -> None:
+    pixels, masks = shapes(0)
+    path = write_tar(tmp_path / "a.tar", [(jpeg(pixels), None)])
+    with tarfile.open(path, "a") as tar:
+        for name, data in (("000000.meta.json", b"{}"), ("000000.json", record(masks))):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    assert not first(path, Frame(64))["bad"]

@@ -147,7 +147,7 @@ def test_unreadable_images_are_listed_and_left_out_up_to_max_bad(classes, tmp_pa
 def test_pack_without_a_readable_image_ends_with_an_error(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jpg").write_bytes(b"nothing")
-    refused(pack(tmp_path / "in", tmp_path / "out"), "none of the 1 images can be decoded", "a.jpg")
+    refused(pack(tmp_path / "in", tmp_path / "out"), "none of the 1 images can be used", "a.jpg")
     assert not list(tmp_path.glob("out*"))
 
 

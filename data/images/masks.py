@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from data.errors import DataError
+from data.errors import DataError, NoObject
+from data.images.decode import MAX_PIXELS
 
 RLE = dict[str, Any]
 
@@ -29,18 +30,18 @@ def read_record(data: bytes, size: tuple[int, int]) -> tuple[list[RLE], tuple[in
 
     size  (height, width) of the upright image, which may be a smaller copy of the annotated one
 
-    Raises DataError if it is not a record, has no mask, or its masks have another shape.
+    Raises NoObject if it has no mask, DataError if it is not a record or its masks have another shape.
     """
     try:
         codes = [annotation["segmentation"] for annotation in json.loads(data)["annotations"]]
-        sizes = {tuple(code["size"]) for code in codes if code["counts"]}
+        sizes = {(int(height), int(width)) for height, width in (code["size"] for code in codes)}
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"its .json is no SA-1B record ({type(error).__name__}: {error}): annotations with a segmentation of size "
             "and counts are wanted. Polygons become such records with `python -m data.pack … --masks`."
         ) from None
     if not codes:
-        raise DataError("its .json has no annotations: there is nothing to segment")
+        raise NoObject("its .json has no annotations: there is nothing to segment")
     if other := next((found for found in sizes if not _same_shape(found, size)), None):
         raise DataError(
             f"its masks are {other[0]}x{other[1]}, the upright image is {size[0]}x{size[1]} (height x width): masks "
@@ -68,17 +69,55 @@ def encode(mask: np.ndarray) -> RLE:
 def decode(code: RLE) -> np.ndarray:
     """Returns the mask, bool [height, width], of a run-length code. COCO's crowds have their counts as a list.
 
-    Raises DataError if the counts are not run lengths, or do not fill the mask.
+    Raises DataError if the counts are not run lengths, or do not fill the mask exactly; without any it is empty.
     """
-    from pycocotools import mask
-
-    coco: Any = mask
     try:
-        if isinstance(code["counts"], list):
-            code = coco.frPyObjects(code, *code["size"])
-        return coco.decode(code).astype(bool)
-    except (ValueError, TypeError) as error:
+        height, width = code["size"]
+        if type(height) is not int or type(width) is not int or not 0 < height * width <= MAX_PIXELS:
+            raise ValueError(f"its size is {code['size']}")
+        runs = run_lengths(code["counts"])
+    except (ValueError, TypeError, LookupError, OverflowError) as error:
         raise DataError(f"a mask in its .json cannot be decoded ({error})") from None
+    if len(runs) == 0:
+        return np.zeros((height, width), bool)
+    # pycocotools would leave whatever lay in memory in the rest of the mask.
+    if runs.sum() != height * width:
+        raise DataError(
+            f"a mask in its .json cannot be decoded: its run lengths are of {runs.sum():,} pixels, and a mask of "
+            f"{height}x{width} has {height * width:,}"
+        )
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+
+
+def run_lengths(counts: list[int] | str) -> np.ndarray:
+    """Returns the lengths of the runs of a mask read by columns, outside and inside it in turns, int64.
+
+    counts  a list, or COCO's string: characters from "0" on hold 5 bits each, the lowest first, and 32 if the number
+            goes on; numbers are signed, and from the fourth on differences from the number two before
+
+    Raises ValueError if they are no run lengths.
+    """
+    if isinstance(counts, list):
+        if any(type(run) is not int for run in counts):
+            raise ValueError("counts hold something other than whole numbers")
+        runs = np.array(counts, np.int64)
+    elif not isinstance(counts, str):
+        raise ValueError("counts are neither a list nor text")
+    else:
+        bits = np.frombuffer(counts.encode("ascii", "replace"), np.uint8).astype(np.int64) - ord("0")
+        last = np.flatnonzero(bits < 32)  # characters of the numbers
+        if bits.min(initial=0) < 0 or bits.max(initial=0) > 63 or bits[-1:].max(initial=0) > 31:
+            raise ValueError("counts are no compressed run lengths")
+        first = np.append(0, last[:-1] + 1)[: len(last)]
+        place = np.arange(len(bits)) - np.repeat(first, last - first + 1)
+        if place.max(initial=0) > 6:
+            raise ValueError("counts hold a number of more than 32 bits")
+        runs = np.add.reduceat(bits % 32 << 5 * place, first) if len(first) else bits
+        runs -= (bits[last] % 32 >= 16) * (1 << 5 * (place[last] + 1))
+        runs[1::2], runs[2::2] = runs[1::2].cumsum(), runs[2::2].cumsum()
+    if runs.min(initial=0) < 0 or runs.max(initial=0) > MAX_PIXELS:
+        raise ValueError("counts hold a run that is negative or too long")
+    return runs
 
 
 def nearest(length: int, inside: int, stride: int, mirrored: bool = False) -> np.ndarray:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.errors import DataError
+from data.errors import DataError, NoObject
 from data.images.crops import DRAWS, Box, centre_crop, flipped, library_seed, random_resized_crop
 from data.images.decode import decode, read_header
 from data.index.index import ShardIndex
@@ -32,6 +32,7 @@ from data.order.samplers import MicroBatch
 Batch = dict[str, Any]
 Uniforms = list[list[float]] | None  # for each view its numbers in [0, 1); None where nothing is drawn
 TRIES_IN_SHARD, MAX_TRIES = 4, 8  # replacements come from the same shard first, then from any shard
+MAX_DRAWN = 512  # replacements, where photographs without an object are among them: these do not count as tries
 
 
 class CropSpec(NamedTuple):
@@ -119,22 +120,27 @@ class ShardDataset(Dataset[Batch]):
         Returns the number of the sample that was read and what `_load` says of it.
         """
         epoch, position, wanted = micro_batch.epoch, int(micro_batch.positions[row]), int(micro_batch.samples[row])
+        damaged = 0
         for sample in chain([wanted], self._replacements(wanted, epoch, position)):
             self.reading[self.worker, 1] = sample
             try:
                 return sample, self._load(rows, sample, uniforms)
             except DataError as error:
                 shard, key = self.index.shards[self.index.shard_of(sample)], self.index.key(sample)
-                bad.append({"shard": shard, "key": key, "reason": str(error), "epoch": epoch, "position": position})
+                record = {"shard": shard, "key": key, "reason": str(error), "epoch": epoch, "position": position}
+                bad.append(record | ({"damaged": False} if isinstance(error, NoObject) else {}))
+                damaged += not isinstance(error, NoObject)
+                if damaged > MAX_TRIES:
+                    break
         raise DataError(
             f"neither the sample at position {position} of epoch {epoch} nor one tried in its place can be read; "
             f"the last is {bad[-1]['key']} of {bad[-1]['shard']}: {bad[-1]['reason']}"
         )
 
     def _replacements(self, sample: int, epoch: int, position: int) -> Iterator[int]:
-        """Yields up to MAX_TRIES other samples, drawn from (seed, epoch, position)."""
+        """Yields up to MAX_DRAWN other samples, drawn from (seed, epoch, position)."""
         key = hashing.key(self.seed or 0, hashing.REPLACE, epoch, position)
-        numbers = hashing.hashes(key, np.arange(MAX_TRIES)).tolist()
+        numbers = hashing.hashes(key, np.arange(MAX_DRAWN)).tolist()
         first, count = self.index.shard_range(sample)
         if count > 1:
             for number in numbers[:TRIES_IN_SHARD]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from data.errors import DataError
+from data.errors import DataError, NoObject
 from data.images import decode, masks
 from data.index.index import ShardIndex
 from data.loader.dataset import Batch, CropSpec, ShardDataset, Uniforms
@@ -62,7 +62,8 @@ class MaskDataset(ShardDataset):
              rows int64 [N], the image of each mask, numbers int64 [N] of the annotations; positions, samples, keys,
              bad as in ShardDataset
 
-    A sample without a usable mask is replaced like one that cannot be read.
+    A photograph without an object in the frame is replaced like one that cannot be read, but counts as no damage. With
+    all masks at the resolution of the photograph (`masks_per_image` None) it stays, with none.
     """
 
     def __init__(self, index: ShardIndex, frame: Frame, seed: int | None = None):
@@ -73,11 +74,16 @@ class MaskDataset(ShardDataset):
         """Writes one photograph into `rows` [1, 3, S, S] and returns its masks."""
         data = self.index.read(sample)
         header = decode.read_header(data)
-        codes, original = masks.read_record(self._read_record(sample), header[:2])
+        try:
+            codes, original = masks.read_record(self._read_record(sample), header[:2])
+        except NoObject:
+            if self.frame.masks_per_image is not None:
+                raise
+            codes, original = [], (header.height, header.width)
         inside = fit(header.height, header.width, self.frame.side)
         mirrored = uniforms is not None and self.frame.flip and uniforms[0][0] < 0.5
         if self.frame.masks_per_image is None:
-            chosen, numbers = np.stack([masks.decode(code) for code in codes]), np.arange(len(codes))
+            chosen, numbers = _all_masks(codes, original)
         else:
             choice = None if uniforms is None else uniforms[0][1]
             chosen, numbers = self._frame_masks(codes, self.frame.masks_per_image, original, inside, mirrored, choice)
@@ -88,9 +94,10 @@ class MaskDataset(ShardDataset):
         return Annotated(inside, original, chosen, numbers)
 
     def _read_record(self, sample: int) -> bytes:
-        member = next((m for m in self.index.members(sample) if m.name.lower().endswith(".json")), None)
-        if member is None:
+        found = [member for member in self.index.members(sample) if member.name.lower().endswith(".json")]
+        if not found:
             raise DataError("it has no .json with masks beside it")
+        member = min(found, key=lambda member: len(member.name))  # KEY.json, and not a KEY.meta.json beside it
         shard = self.index.shards[self.index.shard_of(sample)]
         return read(shard, member.offset, member.size, self.index.cache)
 
@@ -130,7 +137,7 @@ class MaskDataset(ShardDataset):
                 (large if cells >= min_cells else small).append((framed, number))
         chosen = large or small[:at_most]
         if not chosen:
-            raise DataError(f"none of its {len(codes)} masks covers a cell of the {side}x{side} mask frame")
+            raise NoObject(f"none of its {len(codes)} masks covers a cell of the {side}x{side} mask frame")
         return np.stack([mask for mask, _ in chosen]), np.array([number for _, number in chosen], np.int64)
 
     def _collate(self, samples: np.ndarray, loaded: list[Any]) -> Batch:
@@ -143,3 +150,11 @@ class MaskDataset(ShardDataset):
             "rows": np.repeat(np.arange(len(found)), np.array([len(each) for each in found], np.int64)),
             "numbers": np.concatenate([np.zeros(0, np.int64), *(annotated.numbers for annotated in loaded)]),
         }
+
+
+def _all_masks(codes: list[masks.RLE], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the masks [N, *size] that have a pixel, and their numbers."""
+    found = [(mask, number) for number, mask in enumerate(map(masks.decode, codes)) if mask.any()]
+    chosen = [mask for mask, _ in found]
+    numbers = np.array([number for _, number in found], np.int64)
+    return np.stack(chosen) if chosen else np.zeros((0, *size), bool), numbers

@@ -56,7 +56,7 @@ def assemble(plan: PackPlan, out: Path, *, max_bad: int, verify: bool = False, j
     if not shards:
         shutil.rmtree(folder)
         first = f"{bad[0]['file']}: {bad[0]['reason']}" if bad else "there is none"
-        raise DataError(f"none of the {plan.samples} images can be decoded ({first}). Check the source.")
+        raise DataError(f"none of the {plan.samples} images can be used ({first}). Check the source.")
     if verify:
         _verify_checksums(folder, shards, jobs)
     if bad:

@@ -106,14 +106,15 @@ def score(
 
     batches    one photograph each, with all its masks: images uint8 [1, 3, S, S], inside, originals [1, 2], masks
                [N, height, width]
-    returns    name -> {"clicks": {number: mIoU}, "box": mIoU, "objects": number}
+    returns    name -> {"clicks": {number: mIoU}, "box": mIoU, "objects": number}; {} if there is no object
     """
     sums = {name: torch.zeros(max(clicks) + 1, dtype=torch.float64) for name in models}
     objects = 0
     for batch in batches:
         photograph = photograph_of(batch, normalise, device)
         everything = batch["masks"].to(device)
-        everything = everything[everything.flatten(1).any(1)]
+        if len(everything) == 0:
+            continue
         objects += len(everything)
         for name, model in models.items():
             embedding = model(photograph.images)
@@ -121,6 +122,8 @@ def score(
                 found = by_clicks(model, embedding, photograph, truth, max(clicks))
                 found.append(by_box(model, embedding, photograph, truth))
                 sums[name] += torch.stack([intersection_over_union(each.masks, truth).sum() for each in found]).cpu()
+    if objects == 0:
+        return {}
     means = {name: (total / objects).tolist() for name, total in sums.items()}
     return {
         name: {"clicks": {number: mean[number - 1] for number in clicks}, "box": mean[-1], "objects": objects}
