@@ -35,7 +35,7 @@ from tasks.segment_eval import SegmentProbe, before, evaluate_segmentation
 from tasks.train import train
 from tests.conftest import ROOT
 from tests.exports import own_checkpoint
-from tests.masked_photos import shards_of_shapes
+from tests.masked_photos import jpeg, record, shapes, shards_of_shapes, write_tar
 from tests.processes import assert_same_run, kill, run, start, state, wait_for_checkpoint
 from tests.test_experiments import compose
 
@@ -244,6 +244,23 @@ def test_segment_scores_stand_beside_those_of_the_initial_weights(uninterrupted_
     start = before(load_segmenter(uninterrupted_run), settings, seed=7).state_dict()  # pyright: ignore[reportArgumentType]
     fresh = segmenter()[0].state_dict()  # of the run's seed, and not of the probe's
     assert all(torch.equal(value, fresh[key]) for key, value in start.items())
+
+
+def test_segment_scores_survive_photographs_without_an_object(uninterrupted_run: Path, tmp_path: Path) -> None:
+    """One of nothing but an empty mask, one of an empty mask and one that covers more than half."""
+    pixels, (disc, _) = shapes(1)
+    empty, most = np.zeros_like(disc), np.ones_like(disc)
+    most[:20] = False
+    file = tmp_path / "data" / "a-val-000000.tar"
+    write_tar(file, [(jpeg(pixels), record(masks)) for masks in ([empty], [empty, most], [disc])])
+    write_tar(tmp_path / "none" / "a-val-000000.tar", [(jpeg(pixels), record([empty]))] * 2)
+    probe, given = SegmentProbe(name="segment", clicks=[1], pictures=3), {"workers": 0, "val_path": str(file.parent)}
+    scores = evaluate_segmentation(probe, uninterrupted_run, given, 7, tmp_path / "out")
+    assert scores["trained"]["objects"] == 2 and (tmp_path / "out" / "segment_pictures.png").is_file()
+    with pytest.raises(ConfigError, match="found no object in 2 validation photographs"):
+        evaluate_segmentation(probe, uninterrupted_run, given | {"val_path": str(tmp_path / "none")}, 7, tmp_path)
+    found = examine(uninterrupted_run, tmp_path / "relevance", "probe.images=3", f"data.val_path={file.parent}")
+    assert [photograph["sample"] for photograph in found["photographs"]] == [1, 2]
 
 
 # Relevance.

@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from data.errors import DataError
-from data.images.decode import TURNS, Header, image_size, read_header
+from data.images.decode import TURNS, image_size, read_header
 from data.images.masks import RLE, decode, encode, require_pycocotools
 from data.pack.sample import LazySamples, Read, Sample, Source
 
@@ -53,7 +53,7 @@ def with_masks(source: Source, file: Path) -> Source:
             usable.append(on_image)
     absent = [entries[number] for number in sorted(objects.keys() - set(matched.values()))]
     if not found:
-        raise DataError(f"--masks {file} {_why_none(entries, objects, left_out, absent, origins)}")
+        _refuse(file, entries, objects, left_out, absent, origins)
     for number in numbers:
         if "json" in (extension.lower() for extension, _ in samples[number].others):
             raise DataError(
@@ -221,31 +221,31 @@ def _stated_size(entry: Entry) -> tuple[int | None, int | None]:
     return _whole(entry.get("height")), _whole(entry.get("width"))
 
 
-def _why_none(
+def _refuse(
+    file: Path,
     entries: list[Entry],
     objects: dict[int, list[Entry]],
     left_out: Counter[str],
     absent: list[Entry],
     origins: Sequence[str],
-) -> str:
-    """Returns why no image of the source has an object, as the end of a sentence."""
+) -> NoReturn:
+    """Raises DataError, which says why no image of the source has an object."""
     if not objects and not left_out:
-        return "has no annotations: there is nothing to segment."
+        raise DataError(f"--masks {file} has no annotations: there is nothing to segment.")
     if not objects:
-        ids = f" The ids of its images begin with {entries[0]['id']!r}." if entries else " It has no images."
-        only_crowds = not left_out.keys() - {"crowds"}
-        return f"has no object that belongs to an image: its annotations are {_counted(left_out)}." + (
-            " Crowds do not count." if only_crowds else ids
+        ids = f"the first image has the id {entries[0]['id']!r}" if entries else "there are no images"
+        raise DataError(
+            f"--masks {file} has no object that belongs to an image: its annotations are {_counted(left_out)}, and "
+            f"{ids}. Crowds do not count. Export instances, with the image_id of their image."
         )
     if len(absent) == len(objects):
-        return (
-            f"names none of the {len(origins)} images of the source; the first file_name with objects is "
-            f"{absent[0]['file_name']}, the first image {origins[0] if origins else 'none'}. Give the folder that the "
-            "names are in."
+        raise DataError(
+            f"--masks {file} names none of the {len(origins)} images of the source; the first file_name with objects "
+            f"is {absent[0]['file_name']}, the first image {origins[0]}. Give the folder that the names are in."
         )
-    return (
-        f"has no usable object on the images of the source: left out are {_counted(left_out)}. Export masks as "
-        "polygons or run lengths."
+    raise DataError(
+        f"--masks {file} has no usable object on the images of the source: left out are {_counted(left_out)}. Export "
+        "masks as polygons or run lengths."
     )
 
 
@@ -262,7 +262,16 @@ def build_record(image: Entry, annotations: Sequence[Entry], read: Read) -> byte
     height, width = header[:2]
     stated = _stated_size(image)
     if any(said not in (None, true) for said, true in zip(stated, (height, width), strict=True)):
-        raise DataError(_wrong_size(header, stated))
+        if TURNS[header.orientation][0] and stated in ((width, height), (width, None), (None, height)):
+            raise DataError(
+                f"it is {height}x{width} upright (height x width), and the annotations are of the stored pixels, "
+                f"before its EXIF orientation {header.orientation} turns them. Turn the image itself and remove the "
+                "orientation, or annotate it as it is shown"
+            )
+        raise DataError(
+            f"it is {height}x{width} upright, and {stated[0] or '?'}x{stated[1] or '?'} in the annotations (height x "
+            "width): masks have to be those of the image as it is shown"
+        )
     objects, reason = [], ""
     for number, annotation in enumerate(annotations):
         try:
@@ -275,17 +284,6 @@ def build_record(image: Entry, annotations: Sequence[Entry], read: Read) -> byte
         raise DataError(f"none of its {len(annotations)} objects can be used: the last is one {reason}")
     about = {"image_id": image["id"], "width": width, "height": height, "file_name": image["file_name"]}
     return json.dumps({"image": about, "annotations": objects}).encode()
-
-
-def _wrong_size(header: Header, stated: tuple[int | None, int | None]) -> str:
-    said = "x".join("?" if side is None else str(side) for side in stated)
-    sentence = f"it is {header.height}x{header.width} upright, and {said} in the annotations (height x width): "
-    if TURNS[header.orientation][0] and stated in ((header.width, header.height), (header.width, None)):
-        return sentence + (
-            f"those are of the stored pixels, before its EXIF orientation {header.orientation} turns them. Turn the "
-            "image itself and remove the orientation, or annotate it as it is shown"
-        )
-    return sentence + "masks have to be those of the image as it is shown"
 
 
 def read_shape(shape: Any, height: int, width: int) -> tuple[Callable[[], np.ndarray], int]:
