@@ -7,6 +7,9 @@
 5 move    batch → device, without waiting for the copy                                     here
 """
 
+import contextlib
+import os
+import sys
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +23,7 @@ from torch import Tensor
 
 from data.errors import DataError
 from data.images.augment import RandAugment
+from data.images.decode import has_16_bits
 from data.index.index import ShardIndex, open_shards
 from data.index.splits import find_shards, has_split
 from data.loader.dataset import Batch, CropSpec, ShardDataset
@@ -34,6 +38,7 @@ from data.pack import builtin
 from data.storage.cache import ShardCache
 from data.storage.protocols import is_remote
 
+FORMATS_OF_8_BITS = (".jpg", ".jpeg", ".webp", ".bmp")
 # Policies of timm whose operations grow with the magnitude: some of the others erase an image at low magnitudes.
 POLICY = r"^rand(-(m|n)\d+|-(p|mstd)\d+(\.\d+)?)*-inc1$"
 
@@ -173,6 +178,8 @@ class ShardDataModule(lightning.LightningDataModule):
                 f"an epoch would have no step. Set global_batch to at most {len(self.train_index) * views}, or add "
                 "images."
             )
+        if config.bits == 8 and config.mode == "index" and os.environ.get("RANK", "0") == "0":
+            _warn_of_lost_bits(self.train_index)
         self.order = _build_order(config, self.train_index, seed, global_batch // views)
         self._copies: deque[tuple[torch.cuda.Event, Tensor]] = deque()
 
@@ -279,6 +286,30 @@ def _open_validation(path: str | list[str], config: DataConfig) -> ShardIndex | 
     paths = config.val_path or path
     split = next((split for split in ("val", "test") if has_split(paths, split)), None)
     return open_shards(paths, split or "val", config.shard_cache) if split or config.val_path else None
+
+
+def _warn_of_lost_bits(index: ShardIndex) -> None:
+    """Says on stderr if images have 16 bits, of which 8 would be kept. Looks at a few that may have them, or at one."""
+    index, looked_at = index.without_downloads(), 1 if any(map(is_remote, index.shards)) else 8
+    for sample in spread(len(index), looked_at).tolist():
+        shard, offset, size = index.locate(sample)
+        name = next(member.name for member in index.members(sample) if member.offset == offset)
+        if name.lower().endswith(FORMATS_OF_8_BITS):
+            continue
+        # A sample that cannot be read is reported when its turn comes.
+        with contextlib.suppress(DataError, OSError):
+            if is_remote(tar := index.shards[shard]):
+                data = index.read(sample)
+            else:
+                with open(tar, "rb") as file:  # not `read`, which keeps it open: it may be replaced before training
+                    data = os.pread(file.fileno(), size, offset)
+            if has_16_bits(data):
+                print(
+                    f"{name} and perhaps other images have 16 bits: data.bits=8 keeps the upper 8 of them, "
+                    "data.bits=16 all. `python -m data.inspect` shows the range of the values.",
+                    file=sys.stderr,
+                )
+                return
 
 
 def _build_order(config: DataConfig, index: ShardIndex, seed: int, batch: int) -> Order | Mixture:

@@ -167,3 +167,19 @@ def test_inspect_with_wrong_arguments_exits_with_2_and_an_error_line(tmp_path, w
     ended = completed([sys.executable, "-m", "data.inspect", *words], tmp_path)
     assert ended.returncode == 2 and "Traceback" not in ended.stderr
     assert ended.stderr.strip().splitlines()[-1].startswith("error: ") and says in ended.stderr
+
+
+def test_inspect_reports_the_range_of_values_and_constant_images(tmp_path, capsys):
+    noise = np.random.default_rng(2)
+    deep = noise.integers(7, 4096, (20, 30), np.uint16)
+    deep[0, :2] = 7, 4095
+    files = {"deep.png": encoded(deep), "black.png": encoded(np.zeros((9, 9), np.uint8))}
+    files["almost.png"] = encoded(np.pad(np.full((1, 1), 200, np.uint8), ((50, 0), (0, 40))))
+    write_tar(tmp_path / "in" / "x.tar", files)
+    found = findings(tmp_path / "in")
+    assert found["ranges"] == {"8": [0, 200], "16": [7, 4095]}
+    assert [place["key"] for place in found["constant"]] == ["black"]
+    np.testing.assert_allclose(found["mean"], [(deep.mean() / 65535 + 200 / 255 / (51 * 41)) / 3], atol=1e-6)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "16 bits, 7 … 4,095 of 0 … 65,535: set data.bits=16 (8 would leave 17 levels)" in said
+    assert "1 images of one colour x.tar:black" in said

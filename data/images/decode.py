@@ -2,16 +2,17 @@
 
 1 header   size and EXIF orientation, without decoding pixels         jpeg.py, arrays.py, pil.py
 2 boxes    from the upright image to the stored one                   here
-3 pixels   as stored, not turned:
+3 pixels   as stored, not turned, but TIFF, which comes upright:
            JPEG, only the rows of the boxes, at 1/1 to 1/8 of size    jpeg.py (libjpeg-turbo)
-           `.npy`, TIFF with many channels                            arrays.py (numpy, tifffile)
+           `.npy`, TIFF of other channels than grey or RGB            arrays.py (numpy, tifffile)
            PNG, WebP, BMP, TIFF, PPM, CMYK or damaged JPEG            pil.py
 4 turn     each crop upright, then resize it                          here
 
-Only this module turns by the EXIF orientation (and `pil.picture`, which decodes whole images for packing and pictures).
-Alpha channels are dropped; the colours below stay as stored.
+This module turns all but TIFF by the EXIF orientation (and `pil.picture`, which decodes whole images for packing and
+pictures). Alpha channels are dropped; the colours below stay as stored.
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -22,21 +23,12 @@ from torch.nn import functional
 
 from data.errors import DataError
 from data.images import arrays, jpeg, pil
+from data.images.arrays import TURNS, turn
 from data.images.crops import Box
 
 Filter = Literal["bicubic", "bilinear"]
 
 MAX_PIXELS = 1 << 28
-TURNS = {  # EXIF orientation: how to turn the stored image upright: transpose, then flip rows, flip columns
-    1: (False, False, False),
-    2: (False, False, True),
-    3: (False, True, True),
-    4: (False, True, False),
-    5: (True, False, False),
-    6: (True, False, True),
-    7: (True, True, True),
-    8: (True, True, False),
-}
 DCT_SCALES = (8, 4, 2)
 
 
@@ -45,7 +37,7 @@ class Header(NamedTuple):
 
     height: int
     width: int
-    orientation: int
+    orientation: int  # EXIF, of the pixels that are decoded: 1 for TIFF
     jpeg: jpeg.JPEG | None  # if jpeg.py can decode it
 
 
@@ -57,8 +49,7 @@ def read_header(data: bytes, channels: int = 3) -> Header:
     elif arrays.is_array(data, channels):
         (height, width), orientation = arrays.image_size(data), 1
     else:
-        with pil.opened(data) as image:
-            height, width, orientation = image.height, image.width, jpeg.read_orientation(image.getexif)
+        height, width, orientation = pil.image_size(data)
     if height * width > MAX_PIXELS:
         raise DataError(f"its {height}x{width} pixels are above the limit of {MAX_PIXELS} pixels")
     if TURNS[orientation][0]:
@@ -68,7 +59,7 @@ def read_header(data: bytes, channels: int = 3) -> Header:
 
 def image_size(data: bytes) -> tuple[int, int]:
     """Returns (height, width) of the upright image, from the header. Raises DataError as `read_header` does."""
-    return read_header(data)[:2]
+    return read_header(data, arrays.channels_of(data) or 3)[:2]
 
 
 def decode(
@@ -103,17 +94,20 @@ def decode(
         pixels[top // scale : (top + height) // scale, left // scale : (left + width) // scale]
         for top, left, height, width in stored
     )
-    return [_resize(_turn(crop, header.orientation), size, filter) for crop in crops]
+    return [_resize(turn(crop, header.orientation), size, filter) for crop in crops]
 
 
-def verify(data: bytes) -> np.ndarray:
-    """Decodes a whole image, as stored: uint8 [height, width, channels]. Raises DataError if it is damaged."""
+def verify(data: bytes, bits: int | None = 8) -> np.ndarray:
+    """Decodes a whole image, as stored, with 8, 16 or its own bits: uint8 or uint16 [height, width, channels].
+
+    Raises DataError if it is damaged, or cannot be read for another reason.
+    """
     channels = arrays.channels_of(data) or 3
     header = read_header(data, channels)
     if data.startswith(b"\x89PNG"):
         with pil.opened(data) as image:
             image.verify()  # its checksums, which decoding ignores
-    return _pixels(data, header, channels, bits=8, scale=1, bottom=max(header[:2]))[0]
+    return _pixels(data, header, channels, bits, scale=1, bottom=max(header[:2]))[0]
 
 
 class Kind(NamedTuple):
@@ -134,7 +128,17 @@ def kind(data: bytes) -> Kind:
         return Kind(image.format or "", image.mode, *image_size(data))
 
 
-def _pixels(data: bytes, header: Header, channels: int, bits: int, scale: int, bottom: int) -> tuple[np.ndarray, int]:
+def has_16_bits(data: bytes) -> bool:
+    """Returns whether the values of an image have 16 bits, from its header. Raises DataError as `read_header` does."""
+    if data.startswith(arrays.NPY) or arrays.channels_of(data):
+        return arrays.has_16_bits(data)
+    with pil.opened(data) as image:
+        return pil.has_16_bits(image)
+
+
+def _pixels(
+    data: bytes, header: Header, channels: int, bits: int | None, scale: int, bottom: int
+) -> tuple[np.ndarray, int]:
     """Decodes the stored image [height, width, channels] down to row `bottom` at least; returns it and its scale."""
     if header.jpeg:
         try:
@@ -144,12 +148,29 @@ def _pixels(data: bytes, header: Header, channels: int, bits: int, scale: int, b
         else:
             return arrays.with_bits(pixels, bits), scale
     if header.jpeg is None and arrays.is_array(data, channels):
-        pixels = arrays.pixels(data)
+        pixels = _array(data, channels, bits)
     else:
-        pixels = pil.pixels(data, channels)
+        pixels = pil.pixels(data, channels, bits)
     if pixels.shape[2] != channels:
-        raise DataError(f"it has {pixels.shape[2]} channels where model.in_channels={channels} are wanted")
+        raise DataError(
+            f"it has {pixels.shape[2]} channels where model.in_channels={channels} are wanted"
+            f"{arrays.explain_channels(data, channels)}"
+        )
     return arrays.with_bits(pixels, bits), 1
+
+
+def _array(data: bytes, channels: int, bits: int | None) -> np.ndarray:
+    """Decodes an image of arrays.py; by PIL where tifffile lacks a codec and PIL has the same channels."""
+    try:
+        return arrays.pixels(data)
+    except arrays.CodecMissing:
+        header = arrays.read_tiff(data)
+        with contextlib.suppress(DataError):
+            if header.pages == 1 and header.shape[2] == channels:
+                pixels = pil.pixels(data, channels, bits)
+                if pixels.shape[2] == channels:
+                    return pixels
+        raise
 
 
 def _dct_scale(boxes: list[Box], size: tuple[int, int], orientation: int) -> int:
@@ -179,12 +200,6 @@ def _to_stored(box: Box, header: Header) -> Box:
     if columns_flipped:
         left = header.width - left - width
     return (left, top, width, height) if transposed else (top, left, height, width)
-
-
-def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    transposed, rows_flipped, columns_flipped = TURNS[orientation]
-    upright = pixels.transpose(1, 0, 2) if transposed else pixels
-    return upright[:: -1 if rows_flipped else 1, :: -1 if columns_flipped else 1]
 
 
 def _resize(pixels: np.ndarray, size: tuple[int, int], filter: Filter) -> Tensor:

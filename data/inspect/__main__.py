@@ -82,7 +82,12 @@ def _print(found: dict[str, Any]) -> None:
     for name in ("mean", "std"):
         if found[name]:
             table.add_row(f"data.{name}", f"[{', '.join(f'{value:.4f}' for value in found[name])}]  of values in 0 … 1")
+    if found["ranges"]:
+        table.add_row("values", "\n".join(_range(int(bits), *range) for bits, range in found["ranges"].items()))
     table.add_row("", "")
+    constant = found["constant"]
+    lines = [f"{len(constant):,} images of one colour" if constant else "0", *map(_name, constant[:ROWS_SHOWN])]
+    table.add_row("constant", escape(_lines(lines, len(constant))))
     corrupt, groups = found["corrupt"], found["duplicates"]
     lines = [f"{len(corrupt):,}", *(f"{_name(place)}: {place['reason']}" for place in corrupt[:ROWS_SHOWN])]
     table.add_row("corrupt", escape(_lines(lines, len(corrupt))))
@@ -102,6 +107,14 @@ def _classes(found: dict[str, Any]) -> str:
         return "no labels"
     rest = f"; {found['unlabelled']:,} samples without a label" if found["unlabelled"] else ""
     return f"{len(counts):,} with {min(counts):,} … {max(counts):,} samples{rest}"
+
+
+def _range(bits: int, lowest: int, highest: int) -> str:
+    said = f"{bits} bits, {lowest:,} … {highest:,}"
+    if bits == 8:
+        return said
+    left = round(highest / 257) - round(lowest / 257) + 1
+    return f"{said} of 0 … 65,535: set data.bits=16 (8 would leave {left} levels)"
 
 
 def _shares(counts: dict[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""Statistics of the samples of an index: counts, formats, sizes, colours, faults and duplicates."""
+"""Statistics of the samples of an index: counts, formats, sizes, colours, constant images, faults, duplicates."""
 
 import itertools
 import os
@@ -49,6 +49,8 @@ def inspect(index: ShardIndex, *, deep: bool = False, jobs: int = 1) -> dict[str
         **{name: [header.height, header.width] if header else None for name, header in sizes.items()},
         "mean": colours[0] if colours else None,
         "std": colours[1] if colours else None,
+        "ranges": {str(bits): list(found) for bits, found in sorted(survey.ranges.items())},
+        "constant": [_place(index, sample) for sample in sorted(survey.constant)],
         "corrupt": [{**_place(index, sample), "reason": reason} for sample, reason in sorted(survey.faults)],
         "duplicates": [[_place(index, sample) for sample in group] for group in survey.duplicates()],
     }

@@ -19,13 +19,23 @@ Target = tuple[int, str, int, int, bool]  # one sample to be examined: number, t
 MAX_PIXELS = 1 << 20  # pixels of an image that enter mean and deviation, on a regular grid
 
 
+class Pixels(NamedTuple):
+    """Statistics of the pixels of an image, of MAX_PIXELS at most."""
+
+    moments: np.ndarray  # [2, C] means of the values and of their squares by channel, in 0 … 1
+    bits: int  # 8 or 16, as stored
+    lowest: int
+    highest: int
+    constant: bool  # all pixels are equal
+
+
 class Finding(NamedTuple):
     """Findings about one sample; it is corrupt if it has a fault."""
 
     sample: int
     hash: int  # of the encoded image, 0 if it could not be read
     header: Kind | None
-    moments: np.ndarray | None  # [2, C] means of the values and of their squares by channel, in 0 … 1
+    pixels: Pixels | None  # if it was decoded
     fault: str
 
 
@@ -44,23 +54,27 @@ def examine(targets: list[Target], advance: Callable[[], None]) -> list[Finding]
     """Reads the samples, decodes some of them, and returns what was found. Calls `advance` after each sample."""
     findings = []
     for sample, tar, offset, size, decode in targets:
-        hashed, header, moments, fault = 0, None, None, ""
+        hashed, header, pixels, fault = 0, None, None, ""
         try:
             data = read(tar, offset, size)
             hashed = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
             header = kind(data)
-            moments = _moments(verify(data)) if decode else None
+            pixels = _measure(verify(data, bits=None)) if decode else None
         except DataError as error:
             fault = str(error)
-        findings.append(Finding(sample, hashed, header, moments, fault))
+        findings.append(Finding(sample, hashed, header, pixels, fault))
         advance()
     return findings
 
 
-def _moments(pixels: np.ndarray) -> np.ndarray:
+def _measure(pixels: np.ndarray) -> Pixels:
     step = math.isqrt(max(1, pixels.shape[0] * pixels.shape[1] // MAX_PIXELS))
-    values = pixels[::step, ::step].reshape(-1, pixels.shape[2]).astype(np.float32) / 255
-    return np.stack([values.mean(axis=0, dtype=np.float64), (values**2).mean(axis=0, dtype=np.float64)])
+    stored = pixels[::step, ::step].reshape(-1, pixels.shape[2])
+    values = stored.astype(np.float32) / np.iinfo(pixels.dtype).max
+    moments = np.stack([values.mean(axis=0, dtype=np.float64), (values**2).mean(axis=0, dtype=np.float64)])
+    # Few images need the second look, at all pixels.
+    constant = bool((stored[:9] == stored[0]).all()) and bool((pixels == pixels[0, 0]).all())
+    return Pixels(moments, 8 * pixels.itemsize, int(stored.min()), int(stored.max()), constant)
 
 
 class Survey:
@@ -73,6 +87,8 @@ class Survey:
         self.smallest: Kind | None = None
         self.largest: Kind | None = None
         self.faults: list[tuple[int, str]] = []
+        self.constant: list[int] = []
+        self.ranges: dict[int, tuple[int, int]] = {}  # lowest and highest value, by the bits of the images
         self.read = self.decoded = 0
         self.moments: dict[int, np.ndarray] = {}  # sums over all images, by their number of channels
         self.images: Counter[int] = Counter()  # by their number of channels
@@ -91,11 +107,15 @@ class Survey:
             self.sides[min(header.height, header.width)] += 1
             self.smallest = min(self.smallest or header, header, key=_area)
             self.largest = max(self.largest or header, header, key=_area)
-        if finding.moments is not None:
+        if pixels := finding.pixels:
             self.decoded += 1
-            channels = finding.moments.shape[1]
+            channels = pixels.moments.shape[1]
             self.images[channels] += 1
-            self.moments[channels] = self.moments.get(channels, 0) + finding.moments
+            self.moments[channels] = self.moments.get(channels, 0) + pixels.moments
+            lowest, highest = self.ranges.get(pixels.bits, (pixels.lowest, pixels.highest))
+            self.ranges[pixels.bits] = min(lowest, pixels.lowest), max(highest, pixels.highest)
+            if pixels.constant:
+                self.constant.append(finding.sample)
 
     def colours(self) -> tuple[list[float], list[float]] | None:
         """Returns mean and standard deviation by channel in 0 … 1, every image with the same weight.
@@ -108,7 +128,7 @@ class Survey:
         (channels, images), *_ = self.images.most_common()
         mean, square = self.moments[channels] / images
         std = np.sqrt(np.maximum(square - mean**2, 0))
-        shown = 1 if set(self.modes) <= {"1", "L", "LA", "I", "I;16"} else channels
+        shown = 1 if set(self.modes) <= {"1", "L", "LA", "I", "I;16", "I;16B"} else channels
         return mean[:shown].tolist(), std[:shown].tolist()
 
     def duplicates(self) -> list[list[int]]:

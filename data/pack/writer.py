@@ -14,7 +14,8 @@ from webdataset.writer import TarWriter
 
 from data.atomic import publish, replace_file
 from data.errors import DataError
-from data.images.decode import image_size, verify
+from data.images.arrays import channels_of
+from data.images.decode import has_16_bits, image_size, verify
 from data.images.pil import picture
 from data.index import index_file
 from data.index.index import ShardIndex
@@ -161,11 +162,16 @@ def shrink(data: bytes, shorter_side: int, quality: int) -> bytes | None:
     """Returns a JPEG of the upright image with this shorter side (Lanczos), None if it is no larger than that.
 
     Grey stays grey, an alpha channel is dropped, a colour profile is kept.
-    Raises DataError if the image cannot be decoded.
+    Raises DataError if the image cannot be decoded, or has 16 bits or channels that a JPEG cannot hold.
     """
     height, width = image_size(data)
     if min(height, width) <= shorter_side:
         return None
+    if channels_of(data) or has_16_bits(data):
+        raise DataError(
+            "a JPEG, as --shorter-side writes it, has 8 bits and no other channels than grey or RGB: pack it without "
+            "--shorter-side"
+        )
     factor = shorter_side / min(height, width)
     size = (max(shorter_side, round(width * factor)), max(shorter_side, round(height * factor)))
     image = picture(data, at_least=(int(size[0] * HEADROOM), int(size[1] * HEADROOM)))
