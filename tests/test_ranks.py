@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from data.pack.image_folder import find_images
+from data.pack.pack import pack
 from mae.run.checkpoint_files import checkpoint_path, read_own
 from tests.processes import assert_same_run, command, losses, run
 
@@ -16,10 +19,24 @@ STEPS += ("optim.grad_clip=0.1", "checkpoint.every_steps=7", "checkpoint.keep=9"
 
 
 @pytest.fixture(scope="module")
-def one_process(tmp_path_factory: pytest.TempPathFactory, built_in: Path) -> Path:
+def one_process(tmp_path_factory: pytest.TempPathFactory, built_in: Path, two_images: str) -> Path:
     runs = tmp_path_factory.mktemp("one")
-    run(command(runs, built_in, *STEPS, "name=one"))
+    run(command(runs, built_in, *STEPS, two_images, "name=one"))
     return runs / "one"
+
+
+def validation_images(folder: Path, count: int) -> str:
+    """Returns the setting that validates on so many images: fewer than ranks, where there are three."""
+    (folder / "in").mkdir()
+    for number in range(count):
+        Image.new("RGB", (32, 32), (90 * number, 50, 200)).save(folder / "in" / f"{number}.png")
+    pack(find_images(folder / "in")[0], folder / "val", name="few", classes=[])
+    return f"data.val_path={folder / 'val'}"
+
+
+@pytest.fixture(scope="module")
+def two_images(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return validation_images(tmp_path_factory.mktemp("few"), 2)
 
 
 def agree(one: Path, other: Path) -> None:
@@ -62,34 +79,45 @@ def forget(folder: Path, after: int) -> None:
     (folder / "summary.json").unlink()
 
 
+@pytest.fixture(scope="module")
+def whole_validation(tmp_path_factory: pytest.TempPathFactory, built_in: Path) -> Path:
+    runs = tmp_path_factory.mktemp("one")
+    run(command(runs, built_in, *STEPS, "name=one"))
+    return runs / "one"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_run_on_any_topology_has_the_losses_of_one_process(
-    tmp_path: Path, built_in: Path, one_process: Path, ranks: int, strategy: str, accumulate: int
+    tmp_path: Path, built_in: Path, whole_validation: Path, ranks: int, strategy: str, accumulate: int
 ) -> None:
-    micro_batch = 48 // ranks // accumulate
-    run(
-        command(
-            tmp_path,
-            built_in,
-            *STEPS,
-            "name=many",
-            f"micro_batch={micro_batch}",
-            f"trainer.strategy={strategy}",
-            ranks=ranks,
-        )
-    )
-    agree(one_process, tmp_path / "many")
+    words = ("name=many", f"micro_batch={48 // ranks // accumulate}", f"trainer.strategy={strategy}")
+    run(command(tmp_path, built_in, *STEPS, *words, ranks=ranks))
+    agree(whole_validation, tmp_path / "many")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_one_validation_image_on_several_ranks_has_the_loss_of_one_process(
+    tmp_path: Path, built_in: Path, ranks: int, strategy: str
+) -> None:
+    """Ranks without a sample take part in the reduction, and in FSDP's forward passes."""
+    few = validation_images(tmp_path, 1)
+    run(command(tmp_path, built_in, *STEPS, few, "name=one"))
+    words = ("name=many", f"micro_batch={48 // ranks}", f"trainer.strategy={strategy}")
+    run(command(tmp_path, built_in, *STEPS, few, *words, ranks=ranks))
+    agree(tmp_path / "one", tmp_path / "many")
 
 
 def test_run_resumed_from_ddp_on_fsdp_and_on_one_process_has_the_same_losses(
-    tmp_path: Path, built_in: Path, one_process: Path
+    tmp_path: Path, built_in: Path, one_process: Path, two_images: str
 ) -> None:
     """Two ranks started by trainer.devices up to step 7, three ranks with shards of the model up to 14, then one."""
     folder = tmp_path / "elastic"
-    words = ("name=elastic", *STEPS)
+    words = ("name=elastic", *STEPS, two_images)
     output = run(command(tmp_path, built_in, *words, "trainer.devices=2"))
     assert "starting 2 ranks with torchrun" in output
     agree(one_process, folder)
@@ -102,9 +130,11 @@ def test_run_resumed_from_ddp_on_fsdp_and_on_one_process_has_the_same_losses(
     agree(one_process, folder)
 
 
-def test_run_on_three_ranks_resumes_bit_equal(tmp_path: Path, built_in: Path, one_process: Path) -> None:
+def test_run_on_three_ranks_resumes_bit_equal(
+    tmp_path: Path, built_in: Path, one_process: Path, two_images: str
+) -> None:
     """Three summands have an order; where the gradients lie in DDP's buckets decides it."""
-    words = command(tmp_path, built_in, *STEPS, "name=three", "micro_batch=8", ranks=3)
+    words = command(tmp_path, built_in, *STEPS, two_images, "name=three", "micro_batch=8", ranks=3)
     run(words)
     agree(one_process, tmp_path / "three")
     whole = shutil.copytree(tmp_path / "three", tmp_path / "whole")

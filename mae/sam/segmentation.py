@@ -3,8 +3,8 @@
 from typing import Any, cast
 
 import torch
-from einops import rearrange
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from mae.sam.config import SegmentConfig
 from mae.sam.embedding_cache import TokenCache
@@ -47,7 +47,7 @@ class Segmentation(Training):
         return sam_flops(self.model.encoder.config) * (1 if self.task.encoder == "frozen" else 3)
 
     def shard(self, mesh: Any) -> None:
-        shard(self.model, cast(Any, self.model.encoder.blocks), mesh, entrances=("answer",))
+        shard(self.model, cast(Any, self.model.encoder.blocks), mesh, entrances=("tokens", "neck", "answer"))
 
     def build_optimizer(self) -> NamedAdamW:
         named, depth = self.model.named_parameters(), self.model.encoder.config.depth
@@ -58,10 +58,24 @@ class Segmentation(Training):
         images = blank_padding(self.pixels.normalise(batch["images"]), batch["inside"])
         if self.task.encoder != "frozen":
             return self.model(images)
-        encoder = self.model.encoder.eval()
+        self.model.encoder.eval()
         with torch.no_grad():
-            tokens = encoder.tokens(images) if cache is None else cache(encoder, images, batch["samples"])
-        return encoder.neck(rearrange(tokens, "b h w d -> b d h w"))
+            tokens = self.model.tokens(images) if cache is None else self.kept_tokens(cache, images, batch["samples"])
+        return self.model.neck(tokens)
+
+    def kept_tokens(self, cache: TokenCache, images: Tensor, samples: Tensor) -> Tensor:
+        """Returns the tokens [B, h, w, D] of images; computes and keeps those that the cache lacks."""
+        tokens = [cache.read(sample) for sample in samples.tolist()]
+        rows = [row for row, kept in enumerate(tokens) if kept is None]
+        if isinstance(self.model, FSDPModule):
+            lacking = torch.tensor(len(rows), device=images.device)
+            if self.trainer.strategy.reduce(lacking, reduce_op="sum") and not rows:
+                rows = [0]  # the forward pass of the others is collective
+        if rows:
+            for row, computed in zip(rows, self.model.tokens(images[rows]), strict=True):
+                if tokens[row] is None:
+                    tokens[row] = cache.keep(int(samples[row]), computed)
+        return torch.stack([each for each in tokens if each is not None]).to(images.device).float()
 
     def session(self, embedding: Tensor, batch: dict[str, Any], generator: torch.Generator) -> Session:
         task = self.task
@@ -83,16 +97,12 @@ class Segmentation(Training):
         loss = self.session(self.embed(batch, self.cache), batch, generator).loss
         return {"loss": loss, "value": loss.detach()}
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validate(self, batch: dict[str, Any]) -> tuple[dict[str, float], int]:
         """Validates by sessions that follow from the seed and the batch's first sample: the same every time."""
-        if len(batch["images"]) == 0:  # more ranks than samples
-            return
         seed = self.seed * 2**32 + int(batch["samples"][0])
         session = self.session(self.embed(batch), batch, torch.Generator(self.device).manual_seed(seed))
-        count = len(batch["masks"])
-        self.tally("loss", float(session.loss), count)
-        self.tally("first_iou", float(session.first_iou), count)
-        self.tally("last_iou", float(session.last_iou), count)
+        means = {"loss": session.loss, "first_iou": session.first_iou, "last_iou": session.last_iou}
+        return {name: float(mean) for name, mean in means.items()}, len(batch["masks"])
 
     def blank_batch(self) -> dict[str, Any]:
         side = self.model.encoder.config.image_size[0]
@@ -104,5 +114,5 @@ class Segmentation(Training):
             "inside": torch.full((2, 2), side, device=self.device),
             "masks": masks,
             "rows": rows,
-            "samples": rows,
+            "samples": torch.full((2,), -1, device=self.device),
         }

@@ -107,16 +107,13 @@ class Finetuning(Training):
         images = torch.zeros(2, config.in_channels, *config.image_size, dtype=torch.uint8, device=self.device)
         return {"images": images, "labels": torch.zeros(2, dtype=torch.int64, device=self.device)}
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validate(self, batch: dict[str, Any]) -> tuple[dict[str, float], int]:
         """Validates the EMA weights if `task.ema` is set, else the trained weights."""
         labels, count = batch["labels"], len(batch["images"])
-        if count == 0:  # more ranks than samples
-            return
         model = self.average if self.average is not None else self.model
         scores = model(self.pixels.normalise(batch["images"])).float()
-        self.tally("loss", float(F.cross_entropy(scores, labels)), count)
-        for k in (1, 5):
-            self.tally(f"top{k}", topk_correct(scores, labels, k) / count, count)
+        means = {"loss": float(F.cross_entropy(scores, labels))}
+        return means | {f"top{k}": topk_correct(scores, labels, k) / count for k in (1, 5)}, count
 
 
 @torch.no_grad()

@@ -52,9 +52,6 @@ class Pretraining(Training):
         images = torch.zeros(2, config.in_channels, *config.image_size, dtype=torch.uint8, device=self.device)
         return {"images": images, "positions": torch.arange(2, device=self.device)}
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        count = len(batch["images"])
-        if count == 0:  # more ranks than samples
-            return
+    def validate(self, batch: dict[str, Any]) -> tuple[dict[str, float], int]:
         out = self.model(self.pixels.normalise(batch["images"]), self.noise(VALIDATION, batch["positions"]))
-        self.tally("loss", float(out.loss), count)
+        return {"loss": float(out.loss)}, len(batch["images"])

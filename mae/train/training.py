@@ -55,10 +55,6 @@ class Training(ValidationMeans, ABC):
         """FLOPs of a step per image, for the MFU (mae/models/flops.py)."""
 
     @abstractmethod
-    def blank_batch(self) -> dict[str, Any]:
-        """Returns a small batch of black images, for a backward pass before the first step."""
-
-    @abstractmethod
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Returns `loss`, which Lightning divides by the accumulation, and `value`, the same undivided, for the log."""
 
