@@ -2,50 +2,88 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+import secrets
+import zlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from mae.errors import ConfigError
 from mae.sam.encoder import SamEncoder
+
+FORMAT = 2  # the first one could hold tokens of black images for the samples 0 and 1
+SAMPLES_PER_FOLDER = 1000
+CHECKSUM_BYTES = 4
 
 
 class TokenCache:
-    """FOLDER/KEY: the tokens before the neck of each sample, float32 [samples, h, w, D], computed at its first use.
+    """FOLDER/KEY/…/NUMBER.tokens: the tokens before the neck of a sample, bfloat16 [h, w, D] and their CRC-32.
 
-    The key is a hash of the encoder's weights and `identity`: other weights or data get a folder of their own.
+    The key is a hash of the encoder's weights and `identity`: other weights or data get a folder of their own. Several
+    ranks and runs may share a folder. Tokens are rounded when they are first computed too, so that each epoch is alike.
 
     samples   number of samples in the data set
     identity  plain values: fingerprint and scale of the images, precision of the computation
+
+    Raises ConfigError if the folder cannot be written.
     """
 
     def __init__(self, folder: Path, encoder: SamEncoder, samples: int, identity: dict[str, Any]) -> None:
-        digest = hashlib.sha256(json.dumps(identity | {"config": encoder.config.model_dump()}, sort_keys=True).encode())
+        about = identity | {"config": encoder.config.model_dump(), "format": FORMAT}
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
         for name, value in encoder.state_dict().items():
             if not name.startswith("neck."):
                 digest.update(value.cpu().numpy().tobytes())
         self.folder = folder / digest.hexdigest()[:16]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        shape = (samples, *encoder.config.grid, encoder.config.width)
-        self.tokens = _map(self.folder / "tokens.bin", np.float32, shape)
-        self.present = _map(self.folder / "present.bin", np.bool_, (samples,))
+        self.samples = samples
+        self.shape = (*encoder.config.grid, encoder.config.width)
+        self.bytes = 2 * torch.Size(self.shape).numel()
+        self._make(self.folder)
 
-    @torch.no_grad()
-    def __call__(self, encoder: SamEncoder, images: Tensor, samples: Tensor) -> Tensor:
-        """Returns the tokens [B, h, w, D] of images [B, 3, S, S]; computes those whose number is not kept yet."""
-        numbers = samples.cpu().numpy()
-        absent = np.flatnonzero(~self.present[numbers])
-        if len(absent):
-            self.tokens[numbers[absent]] = encoder.tokens(images[absent]).float().cpu().numpy()
-            self.present[numbers[absent]] = True
-        return torch.from_numpy(self.tokens[numbers]).to(images.device)
+    def path(self, sample: int) -> Path:
+        return self.folder / f"{sample // SAMPLES_PER_FOLDER:06d}" / f"{sample:09d}.tokens"
 
+    def read(self, sample: int) -> Tensor | None:
+        """Returns the tokens of a sample; None if they are not kept, or damaged."""
+        try:
+            contents = self.path(sample).read_bytes()
+        except FileNotFoundError:
+            return None
+        data, checksum = contents[:-CHECKSUM_BYTES], contents[-CHECKSUM_BYTES:]
+        if len(data) != self.bytes or zlib.crc32(data).to_bytes(CHECKSUM_BYTES) != checksum:
+            return None
+        return torch.frombuffer(bytearray(data), dtype=torch.bfloat16).view(self.shape)
 
-def _map(file: Path, dtype: type[np.generic], shape: Sequence[int]) -> np.ndarray:
-    """Maps a sparse file as an array; what has not been written is zero and takes no room on disk."""
-    with open(file, "ab") as opened:  # "ab" truncates nothing: several ranks may be here at once
-        opened.truncate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
-    return np.memmap(file, dtype, "r+", shape=tuple(shape))
+    def keep(self, sample: int, tokens: Tensor) -> Tensor:
+        """Writes the tokens of a sample, and returns them as they are kept. Images outside of the data are not kept."""
+        tokens = tokens.detach().to("cpu", torch.bfloat16).contiguous()
+        if sample < 0:
+            return tokens
+        data = tokens.view(torch.uint8).numpy().tobytes()
+        self._make(self.path(sample).parent)
+        # Not flushed to the disk: what a power failure cuts off, the checksum finds.
+        temporary = self.path(sample).with_suffix(f".{secrets.token_hex(4)}.tmp")
+        try:
+            temporary.write_bytes(data + zlib.crc32(data).to_bytes(CHECKSUM_BYTES))
+            os.replace(temporary, self.path(sample))
+        except OSError as error:
+            raise ConfigError(
+                f"task.embeddings={self.folder.parent} cannot be written ({error.strerror}): the tokens of "
+                f"{self.samples:,} images take {self.samples * self.bytes / 1e9:,.1f} GB. Make room, choose another "
+                "folder, or leave it out"
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        return tokens
+
+    def _make(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"task.embeddings={self.folder.parent} cannot be made ({error.strerror}): choose another folder, or "
+                "leave it out"
+            ) from error

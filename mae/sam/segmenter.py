@@ -72,6 +72,14 @@ class Segmenter(nn.Module):
         """Returns image embeddings: normalised [B, 3, S, S] -> [B, C, S/p, S/p]."""
         return self.encoder(images)
 
+    def tokens(self, images: Tensor) -> Tensor:
+        """Returns the output of the encoder's last block: normalised [B, 3, S, S] -> [B, h, w, D]."""
+        return self.encoder.tokens(images)
+
+    def neck(self, tokens: Tensor) -> Tensor:
+        """Returns the image embeddings of tokens."""
+        return self.encoder.neck(rearrange(tokens, "b h w d -> b d h w"))
+
     def other_parts(self) -> dict[str, Tensor]:
         """Returns the weights outside the encoder."""
         return {key: value for key, value in self.state_dict().items() if not key.startswith("encoder.")}
