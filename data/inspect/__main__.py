@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from data.errors import DataError, command
+from data.index.classes import some
 from data.index.index import index_tars
 from data.index.splits import list_shards
 from data.inspect.contact_sheet import SAMPLES, draw_sheet
@@ -50,7 +51,7 @@ def main(words: list[str] | None = None) -> None:
         except OSError as error:
             raise DataError(f"--json {arguments.json} cannot be written ({error.strerror}). Choose another.") from None
     if arguments.sheet:
-        draw_sheet(index, arguments.sheet)
+        draw_sheet(index, arguments.sheet, names=found["classes"])
     if arguments.strict and found["corrupt"]:
         sys.exit(1)
 
@@ -106,7 +107,9 @@ def _classes(found: dict[str, Any]) -> str:
     if not counts:
         return "no labels"
     rest = f"; {found['unlabelled']:,} samples without a label" if found["unlabelled"] else ""
-    return f"{len(counts):,} with {min(counts):,} … {max(counts):,} samples{rest}"
+    names = f": {some(found['classes'])}" if found["classes"] else ""
+    lines = [f"{len(counts):,} with {min(counts):,} … {max(counts):,} samples{rest}{names}", found["classes_differ"]]
+    return escape("\n".join(filter(None, lines)))
 
 
 def _range(bits: int, lowest: int, highest: int) -> str:

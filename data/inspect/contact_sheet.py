@@ -1,6 +1,7 @@
 """Contact sheet: a picture of some samples with their keys."""
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -15,8 +16,11 @@ SIDE, TEXT, GAP = 160, 30, 8  # pixels of an image, of the lines below it, and b
 LETTERS = 26  # per line
 
 
-def draw_sheet(index: ShardIndex, path: Path, samples: int = SAMPLES) -> None:
-    """Writes a PNG of evenly spread samples, row by row; a corrupt one is a grey square."""
+def draw_sheet(index: ShardIndex, path: Path, samples: int = SAMPLES, names: Sequence[str] = ()) -> None:
+    """Writes a PNG of evenly spread samples, row by row, with key and class; a corrupt one is a grey square.
+
+    names  of the classes by label, as far as they are known
+    """
     chosen = spread(len(index), samples).tolist()
     columns = min(COLUMNS, len(chosen))
     rows = -(-len(chosen) // columns)
@@ -26,7 +30,8 @@ def draw_sheet(index: ShardIndex, path: Path, samples: int = SAMPLES) -> None:
         left, top = GAP + place % columns * (SIDE + GAP), GAP + place // columns * (SIDE + TEXT + GAP)
         image = _thumbnail(index, sample)
         sheet.paste(image, (left + (SIDE - image.width) // 2, top + (SIDE - image.height) // 2))
-        label = f" [{index.label(sample)}]" if index.label(sample) >= 0 else ""
+        number = index.label(sample)
+        label = f" [{names[number] if number < len(names) else number}]" if number >= 0 else ""
         lines = textwrap.wrap(index.key(sample) + label, LETTERS)
         # The end of a key tells more than its beginning.
         draw.multiline_text((left, top + SIDE + 2), "\n".join(lines[-2:]), fill="black", font=font, spacing=1)

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from data.errors import DataError
+from data.index.classes import class_names
 from data.index.index import ShardIndex
 from data.inspect.survey import CHUNK, Survey, chunks, examine
 from data.order.samplers import spread
@@ -30,6 +32,7 @@ def inspect(index: ShardIndex, *, deep: bool = False, jobs: int = 1) -> dict[str
     colours = survey.colours()
     labels = dict(zip(*(part.tolist() for part in np.unique(index.labels, return_counts=True)), strict=True))
     unlabelled = labels.pop(-1, 0)
+    names, differing = _class_names(index)
     sizes = {"smallest": survey.smallest, "largest": survey.largest}
     return {
         "shards": len(index.shards),
@@ -37,6 +40,8 @@ def inspect(index: ShardIndex, *, deep: bool = False, jobs: int = 1) -> dict[str
         "bytes": sum(os.path.getsize(shard) for shard in index.shards),
         "labels": labels,
         "unlabelled": unlabelled,
+        "classes": names,
+        "classes_differ": differing,
         "image_bytes": sum(int(index.table(shard)[:, 1].sum()) for shard in range(len(index.shards))),
         "fingerprint": index.fingerprint,
         "deep": deep,
@@ -54,6 +59,14 @@ def inspect(index: ShardIndex, *, deep: bool = False, jobs: int = 1) -> dict[str
         "corrupt": [{**_place(index, sample), "reason": reason} for sample, reason in sorted(survey.faults)],
         "duplicates": [[_place(index, sample) for sample in group] for group in survey.duplicates()],
     }
+
+
+def _class_names(index: ShardIndex) -> tuple[list[str], str]:
+    """Returns the names of the classes by label, and the sentence that says where two folders do not agree on them."""
+    try:
+        return class_names(index.shards), ""
+    except DataError as error:
+        return [], str(error)
 
 
 def _place(index: ShardIndex, sample: int) -> dict[str, str]:

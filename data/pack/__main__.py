@@ -5,6 +5,10 @@
 SOURCE is a folder of images (flat, or with one sub-folder per class), existing tars (a tar, a folder of tars, a glob
 in quotes), or a CSV list with the header path[,label]. Files named after an image are kept with it; with --masks
 instances.json each image gets a record of its objects in SA-1B's format.
+
+Classes are numbered in alphabetical order. Where another part may lack some, give it the numbers of the first:
+
+    python -m data.pack IMAGES/val OUT/val --classes OUT/train
 The bytes of the images are kept as they are, unless --shorter-side asks for smaller ones.
 
 Repeat the command to resume an interrupted pack. Several machines share the work with --part 1/8 … --part 8/8, in any
@@ -23,6 +27,7 @@ from typing import Any
 from data.errors import DataError, command
 from data.index.splits import NAMES
 from data.pack.assemble import assemble, check_out
+from data.pack.class_list import read_class_list
 from data.pack.coco import with_masks
 from data.pack.pack import MAX_BAD, QUALITY, SHARD_SIZE, Part, write_shards
 from data.pack.plan import SETTINGS, PackPlan, find_difference, hash_keys, load_plan, partial_folder
@@ -34,12 +39,13 @@ def main(words: list[str] | None = None) -> None:
     arguments = _parser().parse_args(words)
     out, part, max_bad = arguments.out, arguments.part, arguments.max_bad
     settings = _settings(arguments)
+    given = read_class_list(arguments.classes) if arguments.classes else None
     check_out(out, arguments.overwrite)
     if arguments.merge:
-        plan = _plan_to_merge(out, settings)
+        plan = _plan_to_merge(out, settings if given is None else settings | {"classes": given})
         _report(out, assemble(plan, out, max_bad=max_bad, verify=True, jobs=arguments.jobs))
         return
-    source = open_source(arguments.source)
+    source = open_source(arguments.source, given)
     samples, classes, note = with_masks(source, arguments.masks) if arguments.masks else source
     if note:
         print(note, file=sys.stderr)
@@ -108,6 +114,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--shard-size", type=_positive, default=SHARD_SIZE, metavar="N", help=f"samples per shard ({SHARD_SIZE})")
     add("--shorter-side", type=_positive, metavar="PIXELS", help="encode anew, upright, images with a larger one")
     add("--quality", type=_quality, metavar="Q", help=f"of the JPEGs that --shorter-side makes (default {QUALITY})")
+    add(
+        "--classes",
+        metavar="FROM",
+        help="number the classes as FROM does: a packed part, or a file with a name per line",
+    )
     add("--masks", type=Path, metavar="JSON", help="COCO instances of the images, kept as KEY.json as SA-1B does")
     add("--jobs", type=_positive, default=cores(), metavar="N", help=f"processes (default: the cores, here {cores()})")
     one = parser.add_mutually_exclusive_group()

@@ -8,15 +8,19 @@ from pathlib import Path
 from data.errors import DataError
 from data.index.index_file import IMAGES
 from data.index.splits import NAMES
+from data.pack.class_list import number_by_name
 from data.pack.sample import LazySamples, Sample, Source
 
 
-def find_images(source: Path) -> Source:
+def find_images(source: Path, given: list[str] | None = None) -> Source:
     """Returns the images below a folder with their side files, and the names of its classes.
 
-    The classes are the sub-folders in alphabetical order; a flat folder has none. A file a.EXTENSION beside a.jpg is
-    kept as a side file of that image. Raises DataError if there is no folder or image, if sub-folders are splits or
-    have images beside them, or if an image has two labels.
+    given  names of the classes by their numbers (--classes); else the sub-folders in alphabetical order, empty ones
+           included; a flat folder has none
+
+    A file a.EXTENSION beside a.jpg is kept as a side file of that image. Raises DataError if there is no folder or
+    image, if sub-folders are splits, no classes that are given, or have images beside them, or if an image has two
+    labels.
     """
     if not source.is_dir():
         raise DataError(f"{source} is not a folder. Give a folder of images, flat or with one sub-folder per class.")
@@ -45,8 +49,15 @@ def find_images(source: Path) -> Source:
             f"{source / label} would give its image a second label beside that of the sub-folder. "
             "Remove the .cls files, or put the images into one flat folder."
         )
-    note = f"{ignored} files in {source} are neither images nor named after one, and are left out" if ignored else ""
-    labels = {name: label for label, name in enumerate(folders)}
+    has_labels = folders or any(name.lower() == "cls" for side in sides.values() for name, _ in side)
+    if given is not None and not has_labels:
+        raise DataError(f"{source} has no sub-folder or .cls file to be numbered by --classes. Leave it out.")
+    classes, labels = _number_classes(source, folders, rest, given)
+    empty = len(classes) - len(labels) if folders else 0
+    notes = [
+        f"{ignored} files in {source} are neither images nor named after one, and are left out" if ignored else "",
+        f"{empty} of {len(classes)} classes have no image in {source}" if empty else "",
+    ]
 
     def make(number: int) -> Sample:
         path = images[number]
@@ -57,7 +68,27 @@ def find_images(source: Path) -> Source:
     def read(path: str) -> partial[bytes]:
         return partial(read_file, f"{source}/{path}")
 
-    return Source(LazySamples(len(images), make), folders, note)
+    return Source(LazySamples(len(images), make), classes, "; ".join(filter(None, notes)))
+
+
+def _number_classes(
+    source: Path, folders: list[str], rest: list[str], given: list[str] | None
+) -> tuple[list[str], dict[str, int]]:
+    """Returns the names of the classes, and the number of each sub-folder that has images.
+
+    rest  paths of all other files: a folder that has such files alone is no class
+
+    Raises DataError if a folder is none of the classes that are given.
+    """
+    if given is not None:
+        return given, number_by_name(given, folders, str(source))
+    if not folders:
+        return [], {}
+    occupied = {path.partition("/")[0] for path in rest}
+    with os.scandir(source) as entries:
+        empty = {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")} - occupied
+    classes = sorted({*folders, *(name for name in empty if name.lower() not in NAMES)})
+    return classes, {name: number for number, name in enumerate(classes) if name in set(folders)}
 
 
 def key_of_path(path: str) -> str:

@@ -18,6 +18,7 @@ from rich.progress import track
 
 from data.atomic import replace_file
 from data.errors import DataError
+from data.index.classes import some
 from data.order.hashing import PACK, key, permutation
 from data.pack.sample import Sample, Samples
 
@@ -139,4 +140,10 @@ def find_difference(found: PackPlan, wanted: PackPlan) -> str:
             return f"{f'no {option}' if begun is None else f'{option} {begun}'}, where now it is {asked}"
     if found.samples != wanted.samples:
         return f"{found.samples} samples, where the source now has {wanted.samples}"
+    if found.classes != wanted.classes:
+        return f"{_list_classes(found)}, where now they are {_list_classes(wanted)}"
     return "" if found == wanted else "samples of other names than the source now has"
+
+
+def _list_classes(plan: PackPlan) -> str:
+    return f"the {len(plan.classes)} classes {some(plan.classes)}" if plan.classes else "no classes"

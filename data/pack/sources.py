@@ -16,10 +16,13 @@ TARS = (".tar", *COMPRESSED)
 ENDINGS = tuple(f".{extension}" for extension in IMAGES)
 
 
-def open_source(path: str) -> Source:
-    """Returns the samples of a path. Raises DataError if it is none of the sources, or one that cannot be packed."""
+def open_source(path: str, classes: list[str] | None = None) -> Source:
+    """Returns the samples of a path, their labels by `classes` if given.
+
+    Raises DataError if it is none of the sources, or one that cannot be packed.
+    """
     if path.endswith(TARS) or (not os.path.exists(path) and ("{" in path or glob.has_magic(path))):
-        return find_samples(path)
+        return find_samples(path, classes)
     if not os.path.exists(path):
         raise DataError(f"{path} does not exist. Check the path, and that the folder it is in is mounted.")
     if os.path.isdir(path):
@@ -29,9 +32,9 @@ def open_source(path: str) -> Source:
                 f"{path} holds both tars ({tar}) and images ({image}). "
                 "Name the tars with a glob, or move them out of the folder of images."
             )
-        return find_samples(path) if tar else find_images(Path(path))
+        return find_samples(path, classes) if tar else find_images(Path(path), classes)
     if path.lower().endswith(".csv"):
-        return find_listed(Path(path))
+        return find_listed(Path(path), classes)
     raise DataError(
         f"{path} is not a folder of images, nor tars, nor a CSV list. "
         "Give a folder, a .tar, a glob of tars in quotes, or a .csv with the header path[,label]."

@@ -4,20 +4,24 @@ import os
 from functools import partial
 
 from data.errors import DataError
+from data.index.classes import class_names
 from data.index.index import ShardIndex, open_shards
 from data.index.index_file import split_name
 from data.index.splits import find_splits
+from data.pack.class_list import number_by_name
 from data.pack.sample import LazySamples, Sample, Source
 from data.storage.listing import Folder
-from data.storage.protocols import split_path
 from data.storage.read import read
 
 
-def find_samples(source: str) -> Source:
-    """Returns the samples of the tars that a path means (see `splits.find_shards`).
+def find_samples(source: str, given: list[str] | None = None) -> Source:
+    """Returns the samples of the tars that a path means (see `splits.find_shards`), and the names of their classes.
 
-    The classes are those of the manifest, if there is one. Raises DataError if there are no such tars, one is damaged,
-    or they are of two splits.
+    given  names of the classes by their new numbers (--classes); without it labels stay as they are, and their names
+           are those of manifest.json
+
+    Raises DataError if there are no such tars, one is damaged, they are of two splits or number their classes
+    differently, or a class is not among those given.
     """
     if os.path.isdir(source) and len(found := find_splits(Folder(source))) > 1:
         name, tars = next(iter(found.items()))
@@ -26,24 +30,36 @@ def find_samples(source: str) -> Source:
             f"source: the part {name} begins with {tars[0]}."
         )
     index = open_shards(source)
-    samples = LazySamples(len(index), partial(_make_sample, index))
-    return Source(samples, _read_classes({split_path(shard)[0] for shard in index.shards}))
+    classes = class_names(index.shards)
+    numbers = None if given is None else _renumber(source, index, classes, given)
+    return Source(LazySamples(len(index), partial(_make_sample, index, numbers)), classes if given is None else given)
 
 
-def _make_sample(index: ShardIndex, number: int) -> Sample:
-    """Returns a sample of an index: its image, and all other members as side files."""
+def _renumber(source: str, index: ShardIndex, names: list[str], given: list[str]) -> dict[int, int]:
+    """Returns label -> number in the list that is given, by name; labels without names are numbers in it already.
+
+    Raises DataError if a label has no place in the list, or there are no labels.
+    """
+    labels = sorted({int(label) for label in index.labels if label >= 0})
+    if not labels:
+        raise DataError(f"{source} has no label to be numbered by --classes. Leave it out.")
+    if labels[-1] >= (end := len(names or given)):
+        what = "its manifest.json" if names else "--classes"
+        raise DataError(f"{source} has the label {labels[-1]}, and {what} ends at {end - 1}. Extend it.")
+    if not names:
+        return {label: label for label in labels}
+    numbers = number_by_name(given, [names[label] for label in labels], source)
+    return {label: numbers[names[label]] for label in labels}
+
+
+def _make_sample(index: ShardIndex, numbers: dict[int, int] | None, number: int) -> Sample:
+    """Returns a sample of an index: its image, and all other members as side files; a label by its new number."""
     shard, offset, size = index.locate(number)
     tar, key, extension, others = index.shards[shard], "", "", []
+    label = None if numbers is None else numbers.get(index.label(number))
     for member in index.members(number):
         if member.offset == offset:
             key, extension = split_name(member.name)
-        else:
+        elif label is None or split_name(member.name)[1].lower() != "cls":
             others.append((split_name(member.name)[1], partial(read, tar, member.offset, member.size)))
-    return Sample(key, extension, None, f"{tar}: {key}", partial(read, tar, offset, size), tuple(others))
-
-
-def _read_classes(folders: set[str]) -> list[str]:
-    """Returns the names of the classes from the manifest, if all tars are in one folder that has one."""
-    manifest = Folder(next(iter(folders))).manifest() if len(folders) == 1 else None
-    classes = (manifest or {}).get("classes", [])
-    return classes if isinstance(classes, list) and all(isinstance(name, str) for name in classes) else []
+    return Sample(key, extension, label, f"{tar}: {key}", partial(read, tar, offset, size), tuple(others))

@@ -1,0 +1,43 @@
+"""--classes FROM: the numbers of the classes come from another part of the data set, or from a text file."""
+
+import os
+from collections import Counter
+from pathlib import Path
+
+from data.errors import DataError
+from data.index.classes import names_in, same_name, some
+from data.storage.listing import Folder
+
+
+def read_class_list(given: str) -> list[str]:
+    """Returns the names of the classes of a packed folder or URL, or those in a text file, one per line.
+
+    Raises DataError if there are none, or one is there twice.
+    """
+    if os.path.isfile(given):
+        try:
+            names = [same_name(line.strip()) for line in Path(given).read_text("utf-8-sig").rstrip().splitlines()]
+        except UnicodeDecodeError as error:
+            raise DataError(f"--classes {given} is no text file in UTF-8 ({error}). Save it as such.") from None
+    else:
+        names = names_in(Folder(given).manifest())
+    if not names or "" in names:
+        raise DataError(
+            f"--classes {given} {'has an empty line' if names else 'names no classes'}. Give a folder packed with "
+            "labels, such as OUT/train, or a text file with the name of a class in each line."
+        )
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise DataError(f"--classes {given} has the class {name!r} {times} times. List each once.")
+    return names
+
+
+def number_by_name(given: list[str], names: list[str], source: str) -> dict[str, int]:
+    """Returns the number that each name has in the list that is given. Raises DataError if one is not in it."""
+    numbers = {name: number for number, name in enumerate(given)}
+    if missing := [name for name in names if same_name(name) not in numbers]:
+        raise DataError(
+            f"{source} has the classes {some(missing)}, which --classes does not list. Give --classes a list of all of "
+            "them, or leave them out of the source."
+        )
+    return {name: numbers[same_name(name)] for name in names}
