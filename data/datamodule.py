@@ -12,6 +12,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from torch import Tensor
 from data.errors import DataError
 from data.images.augment import RandAugment
 from data.images.decode import has_16_bits
+from data.index.classes import class_names, remarks_on_labels
 from data.index.index import ShardIndex, open_shards
 from data.index.splits import find_shards, has_split
 from data.loader.dataset import Batch, CropSpec, ShardDataset
@@ -194,6 +196,21 @@ class ShardDataModule(lightning.LightningDataModule):
             "fingerprint": self.train_index.fingerprint,
             "samples": len(self.train_index),
         }
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """Names of the classes by label, of the training and the validation images; [] if no manifest.json has them.
+
+        Raises DataError if the parts number their classes differently.
+        """
+        indexes = [index for index in (self.train_index, self.val_index) if index is not None]
+        return class_names(shard for index in indexes for shard in index.shards if not shard.startswith("pipe:"))
+
+    def remarks_on_labels(self) -> list[str]:
+        """Returns a sentence for each thing about the labels of the two parts that may not be meant."""
+        if self.val_index is None or isinstance(self.train_index, StreamShards):
+            return []
+        return remarks_on_labels(self.train_index, self.val_index)
 
     def train_dataloader(self) -> ShardLoader | StreamLoader:
         trainer = self.trainer

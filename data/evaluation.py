@@ -1,5 +1,6 @@
 """Images of an evaluation: training and test samples by their numbers, the same on every machine."""
 
+import hashlib
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from data.datamodule import ShardDataModule
 from data.errors import DataError
+from data.index.classes import class_names
 from data.index.index import ShardIndex
 from data.loader.dataset import Batch
 from data.order.samplers import spread
@@ -23,6 +25,7 @@ class EvaluationImages:
 
     def __init__(self, data: ShardDataModule, batch_size: int, rank: int = 0, ranks: int = 1):
         self.data, self.batch_size, self.rank, self.ranks = data, batch_size, rank, ranks
+        self._digests: dict[Split, str] = {}
 
     def has(self, split: Split) -> bool:
         return split == "train" or self.data.val_index is not None
@@ -40,8 +43,23 @@ class EvaluationImages:
 
     def labels(self, split: Split, samples: Tensor) -> Tensor:
         """Returns the classes, -1 where there is none, without decoding."""
-        index = self.index(split)
-        return torch.tensor([index.label(sample) for sample in samples.tolist()])
+        return torch.from_numpy(self.index(split).labels[samples.numpy()])
+
+    def class_names(self, *splits: Split, strict: bool = True) -> list[str]:
+        """Returns the names of the classes by label, [] if no manifest.json has them.
+
+        Raises DataError if these parts number their classes differently; returns [] then unless `strict`.
+        """
+        try:
+            return class_names(shard for split in splits for shard in self.index(split).shards)
+        except DataError:
+            if strict:
+                raise
+            return []
+
+    def remarks_on_labels(self) -> list[str]:
+        """Returns a sentence for each thing about the labels of both parts that may not be meant."""
+        return self.data.remarks_on_labels()
 
     def crops(self, split: Split, samples: Tensor) -> Tensor:
         """Returns centre crops uint8 or uint16 [B, C, H, W] of a few samples."""
@@ -54,10 +72,11 @@ class EvaluationImages:
         )
 
     def identity(self, split: Split, view: int | None = None) -> dict[str, Any]:
-        """Returns everything that the pixels of a sample depend on, as the key of cached features."""
+        """Returns everything that pixels and label of a sample depend on, as the key of cached features."""
         config, crop = self.data.config, self.data.crop
         identity = {
             "fingerprint": self.index(split).fingerprint,
+            "labels": self._label_digest(split),  # which a pack with other numbers changes alone
             "size": list(crop.size),
             "channels": crop.channels,
             "val_crop": crop.keep,
@@ -69,3 +88,8 @@ class EvaluationImages:
         if view is None:
             return identity
         return identity | {"view": view, "seed": self.data.seed, "scale": list(crop.scale), "flip": crop.flip}
+
+    def _label_digest(self, split: Split) -> str:
+        if split not in self._digests:
+            self._digests[split] = hashlib.sha256(self.index(split).labels.tobytes()).hexdigest()[:16]
+        return self._digests[split]

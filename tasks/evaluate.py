@@ -108,6 +108,9 @@ def evaluate(config: EvalConfig, topology: Topology) -> None:
     if isinstance(config.probe, Suite):
         summarise(config, outcomes, left_out)
     report(config, outcomes, left_out)
+    if any("classes" in outcome.numbers and "top1" in outcome.numbers.get("trained", {}) for outcome in outcomes):
+        for remark in probed.images.remarks_on_labels():
+            print(f"labels: {remark}")
     track(run)
 
 

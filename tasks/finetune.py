@@ -6,7 +6,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from data.index.classes import differing_label, some
 from data.index.index import ShardIndex
+from mae.distributed.rank_zero import say
 from mae.errors import ConfigError, first_sentence
 from mae.formats.load import load
 from mae.models.classifier import Classifier, build_classifier
@@ -14,6 +16,7 @@ from mae.models.config import MAEConfig
 from mae.models.execution import prepare_blocks
 from mae.models.resample import at_image_size
 from mae.models.vit import Encoder
+from mae.run.checkpoint_files import read_own
 from mae.train.finetuning import FinetuneConfig, Finetuning
 from tasks.task import Task
 
@@ -51,17 +54,28 @@ class Finetune(Task[FinetuneConfig]):
 
     @cached_property
     def classes(self) -> int:
-        """`task.classes`, else one more than the highest label. Raises ConfigError if the labels do not fit."""
+        """`task.classes`, else as many as manifest.json names or labels say.
+
+        Raises ConfigError if the labels do not fit, DataError if the parts number their classes differently.
+        """
         given = self.settings.classes
         if not self.config.data.named or self.config.data.mode == "stream":
             if given is None:
                 raise ConfigError("task.classes is not set, and there is no index of labels to count them in: set it")
             return given
-        classes = given or int(self.data.train_index.labels.max()) + 1
+        names = self.data.class_names
+        classes = given or len(names) or int(self.data.train_index.labels.max()) + 1
         for part, index in (("training", self.data.train_index), ("validation", self.data.val_index)):
             if index is not None:
-                refuse_labels(index, part, classes)
+                refuse_labels(index, part, classes, names)
         return classes
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """Names of the classes by label; numbers for those that manifest.json lacks, [] if it names none."""
+        names = self.data.class_names if self.config.data.named else []
+        more = [str(label) for label in range(len(names), self.classes)]
+        return [*names, *more][: self.classes] if names else []
 
     def recipe(self, precision: str) -> dict[str, Any]:
         task = self.settings.model_dump(mode="json", exclude={"image_size"})  # "model" has it
@@ -70,10 +84,15 @@ class Finetune(Task[FinetuneConfig]):
     def model(self, checkpoint: Path | None) -> Classifier:
         config, task = self.config, self.settings
         self.refuse_settings()
+        if checkpoint is not None:
+            refuse_other_classes(read_own(checkpoint)["mae"].get("classes", []), self.class_names, checkpoint)
         if self.encoder is not None:
             model = build_classifier(self.encoder, self.classes, task.pool, task.drop_path)
         else:
             model = Classifier(self.architecture, self.classes, task.pool, task.drop_path)
+        model.class_names = self.class_names
+        for remark in self.data.remarks_on_labels():
+            say(f"labels: {remark}")
         prepare_blocks(list(model.blocks), config.blocks)
         return model
 
@@ -101,6 +120,9 @@ class Finetune(Task[FinetuneConfig]):
             average.load_state_dict(model.state_dict())
         return {"task": self.settings, "average": average}
 
+    def results(self, module: Finetuning) -> dict[str, Any]:
+        return {"classes": self.class_names}
+
     def describe(self, model: Classifier) -> dict[str, str]:
         config, task = self.architecture, self.settings
         parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -108,6 +130,7 @@ class Finetune(Task[FinetuneConfig]):
         return {
             "model": f"classifier of {self.classes} classes, encoder {config.width} x {config.depth} blocks, "
             f"{parameters / 1e6:.1f} M parameters",
+            **({"classes": some(self.class_names)} if self.class_names else {}),
             "patches": f"{rows} x {columns} of {config.patch_size} px",
             "fine-tuning": f"layer decay {self.config.optim.layer_decay}, drop path {task.drop_path}, "
             f"mixup {task.mixup}, cutmix {task.cutmix}, erasing {task.erasing}, smoothing {task.label_smoothing}, "
@@ -115,13 +138,28 @@ class Finetune(Task[FinetuneConfig]):
         }
 
 
-def refuse_labels(index: ShardIndex, part: str, classes: int) -> None:
-    """Raises ConfigError if an image has no label, or one that is not below `classes`."""
+def refuse_other_classes(stored: list[str], names: list[str], checkpoint: Path) -> None:
+    """Raises ConfigError if the classes of a checkpoint have other names than those of the images."""
+    if different := differing_label(stored, names):
+        label, before, now = different
+        raise ConfigError(
+            f"{checkpoint} belongs to a different run: label {label} was {before!r} there and is {now!r} in the "
+            "images. Resume with the images that it was trained on, or start a new run with another name="
+        )
+
+
+def refuse_labels(index: ShardIndex, part: str, classes: int, names: list[str]) -> None:
+    """Raises ConfigError if an image has no label, or one that is not below `classes` or has no name beside others."""
     labels = index.labels
     if missing := int((labels < 0).sum()):
         raise ConfigError(
             f"task=finetune needs labels, and {missing} of {len(labels)} {part} images have none (no .cls in the "
             "shards): pack a folder with a sub-folder for each class"
+        )
+    if names and labels.max() >= len(names):
+        raise ConfigError(
+            f"manifest.json names {len(names)} classes, and the labels of the {part} images go up to {labels.max()}, "
+            "counted from 0: complete its list, or pack the images anew"
         )
     if labels.max() >= classes:
         raise ConfigError(

@@ -5,7 +5,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from data.errors import DataError
 from mae.callbacks.reconstructions import Reconstructions
+from mae.distributed.rank_zero import say
 from mae.errors import ConfigError
 from mae.models.execution import prepare_blocks
 from mae.models.mae import MaskedAutoencoder
@@ -71,7 +73,15 @@ class Pretrain(Task[PretrainConfig]):
         if test == "test" and not streamed and bool((images.labels("test", held_out) >= 0).all()):
             samples = images.samples("train", probe.train_images)
             if bool((images.labels("train", samples) >= 0).all()):
+                try:
+                    images.class_names("train", "test")
+                except DataError as error:
+                    raise DataError(f"online_probe.every={every}: {error} Or set online_probe.every=null.") from None
                 train = images.batches("train", samples)
+                for remark in images.remarks_on_labels():
+                    say(f"labels: {remark}")
+        if train is None:
+            say("online probe: knn/top1 is left out, it needs labels of all training and validation images")
         return OnlineProbe(every, probe.k, train, images.batches(test, held_out))
 
     def results(self, module: Pretraining) -> dict[str, Any]:

@@ -96,6 +96,7 @@ def test_eval_and_summary_commands_print_the_scores_of_a_run(trained: Path) -> N
 def test_suite_writes_its_probes_to_one_file_with_their_figures(suite: Path, trained: Path) -> None:
     found = numbers(suite)
     assert list(found) == ["knn", "linear", "attentive", "reconstruct"]
+    assert found["knn"]["classes"] == [str(digit) for digit in range(10)]
     assert found["knn"]["train_images"] == 300 and found["attentive"]["test_images"] == 100
     for probe in ("knn", "linear", "attentive"):
         assert found[probe].items() <= json.loads((suite / f"{probe}.json").read_text()).items()

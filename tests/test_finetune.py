@@ -118,7 +118,9 @@ def test_finetuned_run_is_validated_evaluated_and_exported(
     said = capsys.readouterr().out
     assert "classifier of 10 classes" in said and f"top1        {float(validated['val/top1']):.2%}" in said
     model = mae.load(run)
-    assert isinstance(model, Classifier) and model.classes == 10
+    names = [str(digit) for digit in range(10)]
+    assert isinstance(model, Classifier) and model.classes == 10 and model.class_names == names
+    assert json.loads((run / "summary.json").read_text())["classes"] == names
     evaluate(
         EvalConfig.model_validate(
             {"checkpoint": run, "probe": {"name": "classify"}, "data": {}, "pool": "patches", "batch_size": 100}
@@ -129,6 +131,7 @@ def test_finetuned_run_is_validated_evaluated_and_exported(
     found = json.loads((run / "eval" / "classify.json").read_text())
     for name in ("top1", "top5"):  # evaluated in bf16 where the machine has it, with one image more or less
         assert found["trained"][name] == pytest.approx(float(validated[f"val/{name}"]), abs=0.03)
+    assert found["classes"] == names
     averaged = read_own(newest_valid(run) or Path())["state_dict"]["average.head.weight"]
     assert torch.equal(model.head.weight, averaged)
     export(run, "timm", tmp_path / "model.safetensors")

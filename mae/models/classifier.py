@@ -28,6 +28,7 @@ class Classifier(Encoder):
         super().__init__(config)
         self.config = config.model_copy(update={"positions": "learned"})
         self.classes = classes
+        self.class_names: list[str] = []  # by label, as many as there are classes; [] if unknown
         self.pool: Pool = pool
         self.pos_embed.requires_grad_(True)
         if pool == "patches":

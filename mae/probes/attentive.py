@@ -11,7 +11,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mae.probes.features import Features
+from mae.probes.features import Features, number_classes
 from mae.probes.models_under_probe import ModelsUnderProbe, Want
 from mae.probes.probe import Outcome, Probe, measure_accuracy
 from mae.train.schedule import learning_rate
@@ -129,7 +129,7 @@ def attentive_accuracy(
 
     The setting is chosen on a held-out fifth of the training images, then the probe is fitted to all.
     """
-    classes = int(torch.cat([train.labels, test.labels]).max()) + 1
+    train, test, classes = number_classes(train, test)
     fitter = Fitter(train, classes, heads, config, seed, device)
     settings = [Setting(*pair) for pair in product(config.lrs, config.weight_decays)]
     rows = torch.arange(len(train.labels))

@@ -14,9 +14,30 @@ class Classify(Probe, frozen=True):
     name: Literal["classify"]
 
     def refusal(self, probed: ModelsUnderProbe) -> str | None:
-        if not isinstance(probed.models["trained"], Classifier):
+        model = probed.models["trained"]
+        if not isinstance(model, Classifier):
             return "needs a fine-tuned classifier: train one with task=finetune"
-        return super().refusal(probed)
+        return super().refusal(probed) or self._other_classes(probed, model)
+
+    def _other_classes(self, probed: ModelsUnderProbe, model: Classifier) -> str | None:
+        """Returns where the classes of the test images are not those of the classifier; None if nothing shows that."""
+        own_names = self._class_names(probed)
+        for label, (own, theirs) in enumerate(zip(own_names, probed.images.class_names("test"), strict=False)):
+            if own != theirs:
+                return (
+                    f"needs test images whose labels are the classifier's, and label {label} is {theirs!r} in them and "
+                    f"{own!r} in the classifier: pack them with the numbers of its training images (--classes)"
+                )
+        highest = int(probed.images.labels("test", probed.images.samples("test", None)).max())
+        if highest >= model.classes:
+            return f"needs labels below {model.classes}, as many as the classifier has, and they go up to {highest}"
+        return None
+
+    def _class_names(self, probed: ModelsUnderProbe) -> list[str]:
+        """Returns the names of the classifier, else those of its training images."""
+        model = probed.models["trained"]
+        assert isinstance(model, Classifier)
+        return model.class_names or probed.images.class_names("train", "test")
 
     def wants(self, probed: ModelsUnderProbe) -> list[Want]:
         return [Want("test", "scores")]
@@ -31,4 +52,5 @@ class Classify(Probe, frozen=True):
             Row(f"{self.name}, top-{k}", *(f"{results[name][f'top{k}']:.2%}" for name in ("trained", "untrained")))
             for k in (1, 5)
         ]
-        return Outcome(self.name, {**results, "test_images": len(found["trained"].labels)}, rows, [])
+        about = {"test_images": len(found["trained"].labels), "classes": self._class_names(probed)}
+        return Outcome(self.name, {**results, **about}, rows, [])

@@ -38,6 +38,13 @@ class Features(NamedTuple):
         return Features(samples, self.labels[rows], self.values[rows])
 
 
+def number_classes(train: Features, test: Features) -> tuple[Features, Features, int]:
+    """Returns both with the labels 0 … C-1 in the order of their own, which may be ids of many digits, and C."""
+    found, labels = torch.unique(torch.cat([train.labels, test.labels]), return_inverse=True)
+    ours, theirs = labels.split([len(train.labels), len(test.labels)])
+    return train._replace(labels=ours), test._replace(labels=theirs), len(found)
+
+
 def concatenate_by_sample(parts: list[Features]) -> Features:
     """Concatenates the rows of all ranks in the order of their samples."""
     samples, labels, values = (torch.cat(column) for column in zip(*parts, strict=True))

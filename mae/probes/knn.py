@@ -1,21 +1,23 @@
 """kNN probe: accuracy of a vote among the nearest training images by cosine."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 from einops import rearrange
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from mae.pictures import add_caption, tiles
-from mae.probes.features import Features
+from mae.probes.features import Features, number_classes
 from mae.probes.models_under_probe import ModelsUnderProbe, Want
 from mae.probes.probe import Outcome, Probe, measure_accuracy
 
 NEIGHBOURS_SHOWN = 8  # at most, for each test image in the picture
+LETTERS = 16  # of the name of a class on an image
 FRAMES = torch.tensor([[0.75, 0.75, 0.75], [0.12, 0.35, 0.85], [0.85, 0.2, 0.15]])  # grey, blue, red
 
 
@@ -39,7 +41,7 @@ def vote(similarity: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 def knn_accuracy(train: Features, test: Features, k: int = 20) -> float:
     """Computes the share of test samples whose k nearest training samples vote for the right class."""
-    classes = int(torch.cat([train.labels, test.labels]).max()) + 1
+    train, test, classes = number_classes(train, test)
     similarity, nearest = neighbours(train.values, test.values, k)
     return float((vote(similarity, train.labels[nearest], classes) == test.labels).double().mean())
 
@@ -69,22 +71,35 @@ class KNN(Probe, frozen=True):
         _, nearest = neighbours(train.values, some.values, min(self.k, NEIGHBOURS_SHOWN))
         images, unit = probed.images, probed.pixels.unit
         rows = torch.stack([unit(images.crops("train", train.samples[row])) for row in nearest])
-        right = train.labels[nearest] == some.labels[:, None]
-        draw_neighbours(unit(images.crops("test", some.samples)), rows, right).save(path)
+        labels = torch.cat([some.labels[:, None], train.labels[nearest]], dim=1)
+        names = dict(enumerate(images.class_names("train", "test")))
+        written = [[names.get(label, "") for label in row] for row in labels.tolist()]
+        draw_neighbours(unit(images.crops("test", some.samples)), rows, labels, written).save(path)
         return path
 
 
-def draw_neighbours(images: Tensor, neighbours: Tensor, right: Tensor) -> Image.Image:
+def draw_neighbours(
+    images: Tensor, neighbours: Tensor, labels: Tensor, names: Sequence[Sequence[str]] = ()
+) -> Image.Image:
     """Draws one row per image: itself, and its nearest neighbours, those of its class framed in blue, others in red.
 
     images      [B, C, H, W] in [0, 1]
     neighbours  [B, k, C, H, W]
-    right       [B, k] bool
+    labels      [B, 1 + k], of the image and its neighbours
+    names       [B][1 + k], of their classes, written on the images; empty if unknown
     """
     shown = tiles(rearrange(torch.cat([images[:, None], neighbours], dim=1), "b k c h w -> (b k) c h w"))
-    own = torch.zeros(len(images), 1, dtype=torch.int64)
-    frames = FRAMES[torch.cat([own, 2 - right.long()], dim=1).flatten()]
+    frames = torch.where(labels == labels[:, :1], 1, 2)
+    frames[:, 0] = 0
+    frames = FRAMES[frames.flatten()]
     framed = frames[:, :, None, None].expand(-1, -1, shown.shape[-2] + 8, shown.shape[-1] + 8).clone()
     framed[:, :, 4:-4, 4:-4] = shown
     rows = rearrange(F.pad(framed, (2, 2, 2, 2), value=1.0), "(b k) c h w -> c (b h) (k w)", b=len(images))
-    return add_caption(rows, ["test image | its nearest training images", "blue: the same class, red: another"])
+    picture = add_caption(rows, ["test image | its nearest training images", "blue: the same class, red: another"])
+    top, height, width = picture.height - rows.shape[1], framed.shape[-2] + 4, framed.shape[-1] + 4
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=13)
+    for row, written in enumerate(names):
+        for column, name in enumerate(written):
+            place = column * width + 8, top + row * height + 7
+            draw.text(place, name[:LETTERS], fill="white", stroke_width=2, stroke_fill="black", font=font)
+    return picture

@@ -6,7 +6,7 @@ from timm.optim import Lars
 from torch import nn
 from torch.nn import functional as F
 
-from mae.probes.features import Features
+from mae.probes.features import Features, number_classes
 from mae.train.schedule import learning_rate
 
 
@@ -51,8 +51,8 @@ def lars_accuracy(views: list[Features], test: Features, config: LarsConfig, see
     views  the training images under other crops and flips
     """
     generator = torch.Generator().manual_seed(seed)
-    labels = views[0].labels
-    classes = int(torch.cat([labels, test.labels]).max()) + 1
+    first, test, classes = number_classes(views[0], test)
+    labels = first.labels
     head = linear_head(test.values.shape[1], classes, generator).to(device)
     optimizer = lars(head)
     images = len(labels)

@@ -35,6 +35,17 @@ class Images(Protocol):
         """Returns their classes, -1 where unknown."""
         ...
 
+    def class_names(self, *splits: Split, strict: bool = True) -> list[str]:
+        """Returns the names of the classes by label, [] if unknown.
+
+        Raises an error if these parts do not agree on them; returns [] then unless `strict`.
+        """
+        ...
+
+    def remarks_on_labels(self) -> list[str]:
+        """Returns a sentence for each thing about the labels of both parts that may not be meant."""
+        ...
+
     def crops(self, split: Split, samples: Tensor) -> Tensor:
         """Returns centre crops of a few samples, uint8 or uint16 [B, C, H, W]."""
         ...
@@ -44,7 +55,7 @@ class Images(Protocol):
         ...
 
     def identity(self, split: Split, view: int | None) -> dict[str, Any]:
-        """Returns plain values of everything that the pixels depend on."""
+        """Returns plain values of everything that pixels and labels depend on."""
         ...
 
 
@@ -95,13 +106,18 @@ class ModelsUnderProbe:
             choose_attention(model, device=device)
 
     def lacks_labels(self, wants: list[Want]) -> str | None:
-        """Returns why there are no test images, or no labels for all images of `wants`; None if there are."""
+        """Returns why there are no test images, or no labels for all images of `wants`; None if there are.
+
+        Raises an error if the labels of training and test images mean different classes.
+        """
         if not self.images.has("test"):
             return "needs test images: set data.val_path"
         for want in {want._replace(view=None) for want in wants}:
             samples = self.images.samples(want.split, want.at_most)
             if (self.images.labels(want.split, samples) < 0).any():
                 return "needs labels, and some images have none (no .cls in the shards)"
+        splits: set[Split] = {want.split for want in wants}
+        self.images.class_names(*splits)
         return None
 
     def autocast(self) -> torch.autocast:

@@ -32,4 +32,6 @@ class Neighbours(Probe, frozen=True):
 
     def measure(self, probed: ModelsUnderProbe, out: Path) -> Outcome:
         count = len(probed.features("trained", self.wants(probed)[0]).samples)
-        return Outcome(self.name, {"train_images": count}, [Row("images kept for mae.demo", f"{count:,}", "")], [])
+        about = {"train_images": count, "images": probed.images.identity("train", None)}
+        about["classes"] = probed.images.class_names("train", strict=False)
+        return Outcome(self.name, about, [Row("images kept for mae.demo", f"{count:,}", "")], [])

@@ -70,4 +70,5 @@ def measure_accuracy(
     trained, untrained = (f"{results[model]['top1']:.2%}" for model in ("trained", "untrained"))
     train_images, test_images = (len(probed.features("trained", want).labels) for want in (wants[0], wants[-1]))
     numbers = {**results, "train_images": train_images, "test_images": test_images}
+    numbers["classes"] = probed.images.class_names("train", "test")
     return Outcome(name, numbers, [Row(f"{name}, top-1", trained, untrained)], list(pictures))

@@ -20,7 +20,7 @@ from mae.train.training import Training
 class FinetuneConfig(BaseModel, frozen=True, extra="forbid"):
     """Settings of task=finetune (He et al. 2022, table 9).
 
-    classes          None: counted from the labels of the training images
+    classes          None: as many as manifest.json names, else counted from the labels of the training images
     image_size       None: that of `init_from`, else of `model`; positions are resized
     pool             input of the head: the mean of the patch tokens, or the class token
     drop_path        stochastic depth: rate of the last block, falling linearly to 0 at the first
@@ -96,6 +96,10 @@ class Finetuning(Training):
         # Label smoothing is linear in the targets, so smoothing after mixup equals timm's smoothing before it.
         loss = F.cross_entropy(self.model(images).float(), targets, label_smoothing=self.task.label_smoothing)
         return {"loss": loss, "value": loss.detach()}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["mae"]["classes"] = self.model.class_names
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         super().optimizer_step(*arguments, **named)
