@@ -1,10 +1,13 @@
 """The classifier is timm's Vision Transformer, its rates are timm's, and what it is loaded from is what it is."""
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+import transformers
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim import param_groups_layer_decay
 
@@ -125,6 +128,37 @@ def test_exported_classifier_loads_with_its_head(tmp_path: Path, pool: Pool, to:
 def test_export_of_a_classifier_to_an_encoder_format_raises_config_error(tmp_path: Path) -> None:
     model = Classifier(CONFIG.model_copy(update={"width": 192}), 7)
     torch.save({"model": model.state_dict()}, tmp_path / "finetuned.pth")
-    for to, out in (("hf-vit", "folder"), ("onnx", "x.onnx"), ("segment-anything", "sam.pth")):
+    for to, out in (("detectron2", "x.pth"), ("onnx", "x.onnx"), ("segment-anything", "sam.pth")):
         with pytest.raises(mae.ConfigError, match="holds a fine-tuned classifier"):
             export(tmp_path / "finetuned.pth", to, tmp_path / out)
+    with pytest.raises(
+        mae.ConfigError, match="classifies the class token, and this classifier the mean of the patches"
+    ):
+        export(tmp_path / "finetuned.pth", "hf-vit", tmp_path / "folder")
+
+
+@pytest.mark.parametrize(
+    ("to", "out", "pool"),
+    [
+        ("timm", "x.safetensors", "patches"),
+        ("timm-folder", "folder", "patches"),
+        ("hf-vit", "folder", "class_token"),
+        ("facebook", "x.pth", "patches"),
+    ],
+)
+def test_exported_classifier_names_its_classes(tmp_path: Path, to: str, out: str, pool: Pool) -> None:
+    config, names = CONFIG.model_copy(update={"width": 192}), ["ant", "bee", "cät"]
+    model = with_large_head(Classifier(config, 3, pool)).eval()
+    state = {f"model.{name}": value for name, value in model.state_dict().items()}
+    run = {"step": 5, "recipe": {"model": model.config.model_dump(mode="json")}, "classes": names}
+    torch.save({"mae": run, "state_dict": state}, tmp_path / "step-00000005.ckpt")
+    card = json.loads(export(tmp_path / "step-00000005.ckpt", to, tmp_path / out).read_text())
+    assert card["classes"] == names and card["verification"]["difference"] <= 1e-4
+    again = mae.load(tmp_path / out)
+    assert isinstance(again, Classifier) and again.class_names == ([] if to == "facebook" else names)
+    if to == "timm-folder":
+        peer = timm.create_model(f"local-dir:{tmp_path / out}", pretrained=True)
+        assert peer.pretrained_cfg["label_names"] == names and peer.num_classes == 3
+    if to == "hf-vit":
+        peer = transformers.ViTForImageClassification.from_pretrained(tmp_path / out)
+        assert peer.config.id2label == dict(enumerate(names)) and peer.config.label2id["bee"] == 1

@@ -162,7 +162,7 @@ def test_attention_map_is_that_of_the_chosen_patch(tmp_path: Path) -> None:
             torch.testing.assert_close(model.attention(photo, 5, block).flatten(), expected.detach())
 
 
-def test_nearest_neighbour_of_a_training_image_is_itself(real_run: Path) -> None:
+def test_nearest_neighbour_of_a_training_image_is_itself(real_run: Path, tmp_path: Path) -> None:
     model = open_model(real_run)
     gallery = open_gallery(model)
     assert gallery is not None and len(gallery.thumbnails) == 300
@@ -172,7 +172,13 @@ def test_nearest_neighbour_of_a_training_image_is_itself(real_run: Path) -> None
         assert nearest[0].sample == int(gallery.features.samples[row])
         assert nearest[0].similarity == pytest.approx(1, abs=1e-3)
         assert [one.similarity for one in nearest] == sorted((one.similarity for one in nearest), reverse=True)
-        assert all(0 <= one.label <= 9 for one in nearest)
+        assert all(one.name in "0123456789" for one in nearest)
+    folder = shutil.copytree(real_run, tmp_path / "run")
+    (folder / "eval" / "neighbours.json").unlink()
+    without_names = open_gallery(open_model(folder))
+    assert without_names is not None and re.fullmatch(
+        r"class \d", without_names.nearest(gallery.features.values[:1], 1)[0].name
+    )
 
 
 def test_gallery_of_other_weights_is_not_used(real_run: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Nearest training images of a photograph, from the features and thumbnails that probe=neighbours has kept."""
 
-from typing import NamedTuple
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,32 +17,37 @@ class Neighbour(NamedTuple):
     """A training image.
 
     image       thumbnail, uint8 [C, h, w]
-    label       -1 if there is none
+    name        of its class, else the number of the class or of the image
     similarity  cosine
     """
 
     image: Tensor
     sample: int
-    label: int
+    name: str
     similarity: float
 
 
 class Gallery(NamedTuple):
-    """Features [n, D] of training images and their thumbnails, uint8 [n, C, h, w]."""
+    """Features [n, D] of training images, their thumbnails, uint8 [n, C, h, w], and the names of the classes."""
 
     kind: Kind
     features: Features
     thumbnails: Tensor
+    class_names: list[str]
 
     def nearest(self, feature: Tensor, count: int) -> list[Neighbour]:
         """Returns the `count` images whose features are most similar to one [1, D], nearest first."""
         found = neighbours(self.features.values, feature, count)
         return [
-            Neighbour(
-                self.thumbnails[row], int(self.features.samples[row]), int(self.features.labels[row]), float(similarity)
-            )
+            Neighbour(self.thumbnails[row], int(self.features.samples[row]), self._name(int(row)), float(similarity))
             for similarity, row in zip(*(column[0] for column in found), strict=True)
         ]
+
+    def _name(self, row: int) -> str:
+        label = int(self.features.labels[row])
+        if label < 0:
+            return f"image {int(self.features.samples[row])}"
+        return self.class_names[label] if label < len(self.class_names) else f"class {label}"
 
 
 def open_gallery(model: DemoModel) -> Gallery | None:
@@ -51,5 +58,15 @@ def open_gallery(model: DemoModel) -> Gallery | None:
         if key["kind"] in ("patches", "class_token"):
             for _, small in cache.kept(**thumbnails_key(key["images"])):
                 if torch.isin(small.samples, features.samples).all():
-                    return Gallery(key["kind"], features.take(small.samples), small.values)
+                    names = _class_names(folder / "eval" / "neighbours.json", key["images"])
+                    return Gallery(key["kind"], features.take(small.samples), small.values, names)
     return None
+
+
+def _class_names(file: Path, images: dict[str, Any]) -> list[str]:
+    """Returns the names of the classes that probe=neighbours has left for these images, [] if it has not."""
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return []
+    return found["classes"] if found.get("images") == images else []

@@ -60,7 +60,7 @@ def neighbour_row(found: Iterable[Neighbour]) -> Markup:
         figure(
             to_image(one.image),
             f"{one.similarity:.4f}",
-            f"class {one.label}" if one.label >= 0 else f"image {one.sample}",
+            one.name,
             alt=f"training image {one.sample}",
         )
         for one in found

@@ -63,7 +63,8 @@ def _load_plain(opened: Opened, fmt: Format, image_size: Size | None) -> Encoder
         if not fmt.heads or resized:
             raise ConfigError(
                 f"{opened.path} holds a fine-tuned classifier, which is exported whole and at its own size: choose "
-                "--to timm or facebook, without --image-size. Encoders are exported from the run that it began with"
+                "--to timm, timm-folder, hf-vit or facebook, without --image-size. Encoders are exported from the run "
+                "that it began with"
             )
         return model
     if fmt.holds == "sam":

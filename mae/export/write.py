@@ -19,6 +19,7 @@ from mae.formats.format import Export, Format
 from mae.formats.load import load
 from mae.formats.load_sam import load_sam
 from mae.formats.opened import open_weights
+from mae.models.classifier import Classifier
 from mae.run.folder import write_json
 from mae.sam.encoder import SamConfig
 
@@ -55,6 +56,7 @@ def export(
             "step": exported.step,
             "config": exported.model.config.model_dump(mode="json"),
             "pixels": exported.scale._asdict(),
+            **({"classes": exported.model.class_names} if isinstance(exported.model, Classifier) else {}),
             "load": how_to_load,
             "verification": verification,
             "sha256": {str(part.relative_to(file.parent)): sha256(part) for part in files_under(file.parent)},

@@ -1,4 +1,6 @@
-"""Hugging Face `ViTModel` folders: the encoder, with the settings and names used on the hub, also for ViTMAE."""
+"""Hugging Face `ViTModel` and `ViTForImageClassification` folders: the encoder or a classifier, with the settings and
+names used on the hub, also for ViTMAE.
+"""
 
 import re
 from collections.abc import Iterator
@@ -8,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae.errors import CheckpointError
+from mae.errors import CheckpointError, ConfigError
 from mae.formats.format import Comparison, Export, Format, require
 from mae.formats.huggingface import load_peer, preprocessor_settings, write_folder
+from mae.models.classifier import Classifier
 from mae.models.config import MAEConfig
 
 BLOCK = {
@@ -28,25 +31,51 @@ TOP = {
     "layernorm": "norm",
 }
 LAYERS = {"encoder.layer": "blocks"}
+CLASSIFIER_TOP = {f"vit.{theirs}": ours for theirs, ours in TOP.items()} | {"classifier": "head"}
+CLASSIFIER_LAYERS = {"vit.encoder.layer": "blocks"}
 
 
 def read(settings: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Returns fields of MAEConfig, and weights under our names. Raises CheckpointError for others, as a pooler's."""
-    return encoder_fields(settings), to_our_names(weights, TOP, LAYERS)
+    classifies = "classifier.weight" in weights
+    names = (CLASSIFIER_TOP, CLASSIFIER_LAYERS) if classifies else (TOP, LAYERS)
+    return encoder_fields(settings), to_our_names(weights, *names)
 
 
 def write(export: Export, folder: Path) -> dict[str, Any]:
     config = export.encoder.config
     require(config, "transformers' ViTModel", "a class token")
     settings = {"architectures": ["ViTModel"], "model_type": "vit"} | encoder_settings(config)
+    names, how_to_load = (TOP, LAYERS), {"class": "transformers.ViTModel", "arguments": {"add_pooling_layer": False}}
+    if isinstance(export.model, Classifier):
+        settings |= {"architectures": ["ViTForImageClassification"]} | class_settings(export.model)
+        names, how_to_load = (CLASSIFIER_TOP, CLASSIFIER_LAYERS), {"class": "transformers.ViTForImageClassification"}
     preprocessing = preprocessor_settings(config.image_size, export.scale)
-    write_folder(folder, settings, to_hub_names(export.encoder.state_dict(), TOP, LAYERS), preprocessing)
-    return {"class": "transformers.ViTModel", "arguments": {"add_pooling_layer": False}}
+    write_folder(folder, settings, to_hub_names(export.encoder.state_dict(), *names), preprocessing)
+    return how_to_load
+
+
+def class_settings(model: Classifier) -> dict[str, Any]:
+    """Returns the head's part of config.json. Raises ConfigError if the head has another input than transformers'."""
+    if model.pool != "class_token":
+        raise ConfigError(
+            "transformers' ViTForImageClassification classifies the class token, and this classifier the mean of the "
+            "patches: choose --to timm-folder, or train it with task.pool=class_token"
+        )
+    names = model.class_names or [f"LABEL_{label}" for label in range(model.classes)]
+    return {
+        "id2label": {str(label): name for label, name in enumerate(names)},
+        "label2id": {name: label for label, name in enumerate(names)},
+    }
 
 
 def compare(export: Export, folder: Path, images: Tensor) -> Iterator[Comparison]:
-    from transformers import ViTModel
+    from transformers import ViTForImageClassification, ViTModel
 
+    if isinstance(export.model, Classifier):
+        peer = load_peer(ViTForImageClassification, folder)
+        yield Comparison(peer(images).logits, export.model(images))
+        return
     peer = load_peer(ViTModel, folder, add_pooling_layer=False)
     yield Comparison(peer(images).last_hidden_state, export.features(images))
 
@@ -146,8 +175,9 @@ def to_hub_names(state: dict[str, Tensor], top: dict[str, str], layers: dict[str
 
 
 FORMAT = Format(
-    sentence="folder for transformers' ViTModel: the encoder",
+    sentence="folder for transformers' ViTModel: the encoder, or a classifier of the class token",
     peer="transformers",
     write=write,
     compare=compare,
+    heads=True,
 )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mae.errors import CheckpointError, ConfigError, first_sentence
 from mae.formats import hf_vit, hf_vitmae, timm_folder
 from mae.formats.facebook import has_decoder, infer_config
-from mae.formats.opened import Opened, open_weights
+from mae.formats.opened import Opened, class_names_of, open_weights
 from mae.models.classifier import Classifier
 from mae.models.config import MAEConfig
 from mae.models.mae import MaskedAutoencoder
@@ -59,6 +59,7 @@ def load(path: str | Path | Opened, **given: Any) -> MaskedAutoencoder | Encoder
         if "head.weight" in state:
             pool = "patches" if "fc_norm.weight" in state else "class_token"
             model = Classifier(config, len(state["head.weight"]), pool)
+            model.class_names = class_names_of(opened, model.classes)
         else:
             model = MaskedAutoencoder(config) if has_decoder(state) else Encoder(config)
     load_strictly(model, state, opened.path, copy=not isinstance(path, Opened))
@@ -74,7 +75,7 @@ def _describe(opened: Opened) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if opened.run is not None:
         return opened.run["recipe"]["model"], opened.weights
     if not opened.path.is_dir():
-        return opened.settings, opened.weights
+        return {name: value for name, value in opened.settings.items() if name != "label_names"}, opened.weights
     if "architecture" in opened.settings:
         return timm_folder.read(opened.settings, opened.weights)
     kind = opened.settings.get("model_type")

@@ -32,8 +32,8 @@ class Opened:
     kind      "mae": autoencoder, encoder or classifier, for `load`; "sam": SAM or its encoder from another library, for
               `load_sam` and `load_segmenter`; "segmentation": own checkpoint of task=segment, for `load_segmenter`
     weights   under the names in the file; of an own checkpoint those of the model
-    settings  config.json of a folder, or the MAEConfig in a .safetensors file written here; else empty
-    run       step and recipe of an own checkpoint
+    settings  config.json of a folder, or MAEConfig and label_names in a .safetensors file written here; else empty
+    run       step, recipe and names of the classes of an own checkpoint
     """
 
     path: Path
@@ -86,6 +86,19 @@ def model_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
     weights = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
     prefix = "average." if any(key.startswith("average.") for key in weights) else "model."
     return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+
+
+def class_names_of(opened: Opened, classes: int) -> list[str]:
+    """Returns the names of a classifier's classes by label, as run or folder say them; [] if they do not say all."""
+    if opened.run is not None:
+        names = opened.run.get("classes", [])
+    else:
+        names = opened.settings.get("label_names", opened.settings.get("id2label", []))
+    if isinstance(names, dict):
+        names = [names[key] for label in range(classes) if (key := str(label)) in names]
+    # transformers calls them LABEL_0 … where nobody has named the classes.
+    unnamed = len(names) != classes or names == [f"LABEL_{label}" for label in range(classes)]
+    return [] if unnamed else list(map(str, names))
 
 
 def scale_of(opened: Opened, channels: int) -> Scale:

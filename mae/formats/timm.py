@@ -37,21 +37,27 @@ def timm_arguments(model: Encoder) -> dict[str, Any]:
 
 
 def read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns fields of MAEConfig, none unless the file was written here, and the weights, memory-mapped.
+    """Returns what is said of the model if the file was written here (MAEConfig, label_names), and the weights, mapped.
 
     Raises CheckpointError if the file is missing or damaged.
     """
     try:
         with safe_open(file, "pt") as contents:
-            config, keys = (contents.metadata() or {}).get("config", "{}"), contents.keys()
-            return json.loads(config), {key: contents.get_tensor(key) for key in keys}
+            said, keys = contents.metadata() or {}, contents.keys()
+            settings = json.loads(said.get("config", "{}"))
+            if "label_names" in said:
+                settings["label_names"] = json.loads(said["label_names"])
+            return settings, {key: contents.get_tensor(key) for key in keys}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} cannot be read as safetensors: {error}") from error
 
 
 def write(export: Export, file: Path) -> dict[str, Any]:
     model = export.encoder
-    save_file(model.state_dict(), file, {"format": "pt", "config": model.config.model_dump_json()})
+    said = {"format": "pt", "config": model.config.model_dump_json()}
+    if isinstance(model, Classifier) and model.class_names:
+        said["label_names"] = json.dumps(model.class_names)
+    save_file(model.state_dict(), file, said)
     return {"class": "timm.models.vision_transformer.VisionTransformer", "arguments": timm_arguments(model)}
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from mae.errors import CheckpointError
 from mae.formats.format import Comparison, Export, Format
 from mae.formats.timm import timm_arguments
+from mae.models.classifier import Classifier
 from mae.sam.encoder import SamConfig
 
 # By width: timm wants the name of one of its own models; the arguments beside it decide.
@@ -86,7 +87,7 @@ def write_folder(
     config = export.model.config
     settings = {
         "architecture": architecture,
-        "num_classes": 0,
+        "num_classes": arguments["num_classes"],
         "num_features": config.width,
         "global_pool": arguments["global_pool"],
         "model_args": arguments,
@@ -97,10 +98,14 @@ def write_folder(
             "crop_pct": 1.0,
             "mean": export.scale.mean,
             "std": export.scale.std,
-            "num_classes": 0,
+            "num_classes": arguments["num_classes"],
             "first_conv": "patch_embed.proj",
         },
     }
+    if isinstance(export.model, Classifier):
+        settings["pretrained_cfg"]["classifier"] = "head"
+        if export.model.class_names:
+            settings["label_names"] = export.model.class_names
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     save_file(state, folder / "model.safetensors", {"format": "pt"})
@@ -110,14 +115,17 @@ def write_folder(
 def compare(export: Export, folder: Path, images: Tensor) -> Iterator[Comparison]:
     # timm loads strictly: its error names a key that is on one side only.
     peer: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    if isinstance(export.model, Classifier):
+        yield Comparison(peer(images), export.model(images))
     yield Comparison(peer.forward_features(images), export.features(images))
 
 
 FORMAT = Format(
-    sentence='folder for timm.create_model("local-dir:FOLDER", pretrained=True): the encoder',
+    sentence='folder for timm.create_model("local-dir:FOLDER", pretrained=True): the encoder, or a classifier',
     peer="timm",
     write=write,
     compare=compare,
+    heads=True,
 )
 
 SAM = replace(
@@ -126,4 +134,5 @@ SAM = replace(
     compared="image embeddings",
     write=write_sam,
     holds="sam",
+    heads=False,
 )
