@@ -16,15 +16,15 @@ def write_atomically(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")  # two processes may write the same file
     try:
         yield temporary
-        _sync(temporary)
+        flush(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     with suppress(OSError):  # `path` is in place already, and some network file systems cannot sync a folder
-        _sync(path.parent)
+        flush(path.parent)
 
 
-def _sync(path: Path) -> None:
+def flush(path: Path) -> None:
     """Waits until the file, or the names in the folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -6,10 +6,11 @@ import lightning.pytorch as pl
 import torch
 from pydantic import BaseModel, Field
 
+from mae.atomic import flush
 from mae.callbacks.step_callback import StepCallback
 from mae.errors import CheckpointError, RunEnded
 from mae.run.artifacts import Artifacts, log_checkpoint
-from mae.run.checkpoint_files import checkpoint_path, checkpoints
+from mae.run.checkpoint_files import checkpoint_path, checkpoints, step_of
 
 
 class CheckpointConfig(BaseModel, frozen=True, extra="forbid"):
@@ -46,11 +47,14 @@ class SaveCheckpoints(StepCallback):
         if step == self.saved_step:
             return
         path = checkpoint_path(self.run, step)
+        if trainer.is_global_zero and (metrics := self.run / "metrics.csv").is_file():
+            flush(metrics)  # a resume from this checkpoint logs none of its rows again
         self._write(trainer, path)
         self.saved_step = step
         if trainer.is_global_zero:
             log_checkpoint(trainer.loggers, path, step, self.config.artifacts)
-            for old in checkpoints(self.run)[self.config.keep :]:
+            before = [old for old in checkpoints(self.run) if step_of(old) < step]
+            for old in before[self.config.keep - 1 :]:
                 old.unlink()
 
     def _write(self, trainer: pl.Trainer, path: Path) -> None:

@@ -1,11 +1,14 @@
 """Checkpoint files: their names, which of a run's can be trusted, reading them, comparing their settings."""
 
+import errno
 import pickle
 import re
 import struct
 import zipfile
+import zlib
 from argparse import Namespace
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ from mae.distributed.rank_zero import warn
 from mae.errors import CheckpointError, ConfigError
 
 NAME = re.compile(r"step-(\d{8})\.ckpt")
+# What zipfile raises on damaged bytes: lengths, flags and methods that no file has are among them.
+UNREADABLE_ZIP = (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, struct.error, zlib.error)
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
@@ -40,7 +45,7 @@ def verify(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+    except UNREADABLE_ZIP as error:
         raise CheckpointError(f"{path} is not a whole checkpoint ({error}); it was probably cut off") from error
     if damaged is not None:
         raise CheckpointError(f"{path} is damaged: the checksum of its record {damaged} does not match")
@@ -65,6 +70,32 @@ def newest_valid(run: Path) -> Path | None:
             "resume=never overwrite=true, or choose another name="
         )
     return None
+
+
+def set_aside(path: Path, then: str = "the run does without it") -> None:
+    """Renames a damaged file to NAME.damaged, which no start looks at, and warns of it and of what follows."""
+    aside = path.with_name(f"{path.name}.damaged")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.damaged-{number}")
+    with suppress(FileNotFoundError):  # another rank has been faster
+        path.rename(aside)
+    warn(f"{path} is damaged; it is kept as {aside.name}, and {then}")
+
+
+def set_damaged_aside(run: Path, step: int) -> None:
+    """Sets aside the damaged checkpoints after `step`, from which the run resumes: they count for `keep` no longer.
+
+    Those that cannot be read at the moment (a server that is away) stay.
+    """
+    for path in checkpoints(run):
+        if step_of(path) > step:
+            try:
+                verify(path)
+            except CheckpointError as error:
+                if getattr(error.__cause__, "errno", None) in (None, errno.EINVAL):
+                    set_aside(path)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from mae.atomic import write_atomically
+from mae.run.checkpoint_files import set_aside
 
 
 class MetricsCSV(Logger):
@@ -36,7 +37,10 @@ class MetricsCSV(Logger):
     def experiment(self) -> Path:
         """Path of the file; its first use drops the rows after the resumed step."""
         if not self.columns:
-            rows = [row for row in read_metrics(self.path) if int(row["step"]) <= self.resumed_step]
+            whole = read_metrics(self.path)
+            if self.path.is_file() and len(whole) < len(self.path.read_bytes().splitlines()) - 1:
+                set_aside(self.path, f"its {len(whole)} whole rows go on")
+            rows = [row for row in whole if int(row["step"]) <= self.resumed_step]
             self.columns = list(dict.fromkeys(["step", *(key for row in rows for key in row)]))
             self._rewrite(rows)
         return self.path
@@ -71,5 +75,13 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     return [
         {key: value for key, value in row.items() if value != ""}
         for row in rows
-        if None not in row and None not in row.values() and row.get("step", "").isdigit()
+        if None not in row and row.get("step", "").isdigit() and all(map(_is_number, row.values()))
     ]
+
+
+def _is_number(cell: str | None) -> bool:
+    """Returns True for a number and for an empty cell, False for what a power failure has left of one."""
+    try:
+        return cell is not None and (cell == "" or float(cell) is not None)
+    except ValueError:
+        return False

@@ -1,6 +1,5 @@
 """Tracker identity: one run of W&B or MLflow for one training, through any number of restarts."""
 
-import json
 import os
 import secrets
 import sys
@@ -13,9 +12,11 @@ from typing import Any
 import yaml
 from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
 
+from mae.atomic import write_atomically
 from mae.distributed.rank_zero import warn
 from mae.errors import ConfigError
-from mae.run.folder import run_of
+from mae.run.checkpoint_files import set_aside
+from mae.run.folder import read_json, run_of
 from mae.run.metrics import read_metrics
 
 ROWS_PER_START = 10**8  # more than one start of a run ever logs
@@ -66,7 +67,7 @@ def open_wandb(run: Path, make: Callable[..., WandbLogger]) -> WandbLogger:
     from requests.utils import get_netrc_auth
 
     identity = {"id": wandb_id(run), "resume": "allow"}
-    (run / "wandb_id.txt").write_text(identity["id"])
+    _write_id(run / "wandb_id.txt", identity["id"])
     os.environ.setdefault("WANDB_DATA_DIR", str((run / "wandb").resolve()))  # not the home folder, which is often small
     server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     has_key = bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(server))  # `wandb login` puts it into ~/.netrc
@@ -96,14 +97,29 @@ def wandb_id(run: Path) -> str:
 
     Raises ConfigError if the stored one differs from WANDB_RUN_ID: two runs would become one.
     """
-    file = run / "wandb_id.txt"
-    own, given = file.read_text().strip() if file.is_file() else None, os.environ.get("WANDB_RUN_ID")
+    own, given = _read_id(run / "wandb_id.txt"), os.environ.get("WANDB_RUN_ID")
     if own and given and own != given:
         raise ConfigError(
             f"{run} belongs to the W&B run {own}, but WANDB_RUN_ID={given}: they would become one. Give every run a "
             "folder of its own, such as name=${oc.env:WANDB_RUN_ID} in a sweep, or unset WANDB_RUN_ID"
         )
     return own or given or secrets.token_hex(4)
+
+
+def _read_id(file: Path) -> str | None:
+    """Returns the id in a file, None if there is none. A damaged file is set aside with a warning."""
+    if not file.is_file():
+        return None
+    tracked = file.read_text(errors="replace").strip()
+    if tracked and tracked.isprintable():
+        return tracked
+    set_aside(file, "the tracker begins another run")
+    return None
+
+
+def _write_id(file: Path, tracked: str) -> None:
+    with write_atomically(file) as temporary:
+        temporary.write_text(tracked)
 
 
 def tracked_run(path: Path) -> Path:
@@ -141,7 +157,7 @@ def reopen_wandb(run: Path) -> Iterator[Any]:
 
 def _evaluations(run: Path) -> dict[str, Any]:
     """Returns eval/PROBE -> the numbers in eval/PROBE.json of a run."""
-    found = {file.stem: json.loads(file.read_text()) for file in sorted((run / "eval").glob("*.json"))}
+    found = {file.stem: read_json(file) for file in sorted((run / "eval").glob("*.json"))}
     about = ("probe", "checkpoint", "pictures", "settings", "seed", "classes", "images")
     return {
         f"eval/{name}": {key: value for key, value in numbers.items() if key not in about}
@@ -168,12 +184,12 @@ def open_mlflow(run: Path, make: Callable[..., MLFlowLogger], settings: dict[str
     from mlflow.exceptions import MlflowException  # optional, and slow to import
 
     file = run / "mlflow_id.txt"
-    known = file.is_file()
+    known = _read_id(file)
     try:
-        logger = make(run_id=file.read_text()) if known else make()
+        logger = make(run_id=known) if known else make()
         assert logger.run_id is not None
         if not known:
-            file.write_text(logger.run_id)
+            _write_id(file, logger.run_id)
             logger.log_hyperparams(settings)  # MLflow refuses to change them
     except MlflowException as error:
         reason = str(error).splitlines()[0]
