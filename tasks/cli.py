@@ -9,6 +9,7 @@ from collections.abc import Callable
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from mae.distributed.processes import end_with_launcher
 from mae.distributed.rank_zero import say
 
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -32,6 +33,8 @@ def run_program(program: Callable[[], None]) -> None:
     """Runs a Hydra program. Settings that cannot be composed end it with one sentence and exit code 2."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them and exiting with 1
     quieten()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_launcher()
     try:
         program()
     except (HydraException, OmegaConfBaseException) as error:

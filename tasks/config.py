@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from omegaconf import OmegaConf
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from data.datamodule import DataConfig
 from mae.callbacks.save_checkpoints import CheckpointConfig
@@ -66,6 +66,13 @@ class TrainConfig(BaseModel, Generic[TaskSettings], frozen=True, extra="forbid")
     trainer: dict[str, Any]
     logger: dict[str, Any]
     plan: PlanConfig
+
+    @field_validator("name", "trial")
+    @classmethod
+    def _names_a_folder(cls, name: str | None) -> str | None:
+        if name is not None and not name.strip("."):
+            raise ValueError(f"{name} names no folder of its own: give it a letter or a digit")
+        return name
 
     @property
     def run(self) -> Path:

@@ -2,9 +2,9 @@
 
 1 launch     validate TrainConfig; find the ranks, or relaunch under torchrun
 2 derive     index of the data → accumulation, steps, learning rate
-3 resume     choose the checkpoint; refuse it if its recipe differs
+3 resume     wait for another start in this folder; choose the checkpoint; refuse it if its recipe differs
 4 model      build it; load init_from on a fresh start
-5 record     rank 0: run folder, config.yaml, derived.json, start table. The run folder is untouched until here
+5 record     rank 0: run folder, lease, config.yaml, derived.json, start table. The run folder is untouched until here
 6 trainer    Lightning module, callbacks in their order, loggers
 7 fit        train, validate the last step; after a signal requeue the SLURM job
 8 finish     rank 0: pictures, summary.json, closing lines
@@ -30,6 +30,7 @@ from data.loader.loader import explain_worker_death
 from mae.callbacks.profiler import StepProfiler
 from mae.callbacks.progress import ShowProgress
 from mae.callbacks.save_checkpoints import SaveCheckpoints
+from mae.callbacks.share_lease import ShareLease
 from mae.callbacks.skip_non_finite import SkipNonFinite
 from mae.callbacks.stop_on_signal import StopOnSignal, Stopped
 from mae.callbacks.throughput import FetchTimer, Throughput
@@ -38,9 +39,19 @@ from mae.distributed.rank_zero import say
 from mae.distributed.slurm import requeue
 from mae.errors import ConfigError
 from mae.report.start import show_start
-from mae.run.checkpoint_files import read_own, refuse_other_run
+from mae.run.checkpoint_files import read_own, refuse_other_run, set_damaged_aside
 from mae.run.checkpoint_writer import AtomicCheckpointIO
-from mae.run.folder import create_run_folder, record_start, starting_point, write_json
+from mae.run.folder import (
+    clear_run_folder,
+    create_run_folder,
+    own_launch,
+    record_start,
+    refuse_foreign_folder,
+    starting_point,
+    write_json,
+    write_settings,
+)
+from mae.run.lease import await_turn, hold_lease
 from mae.run.metrics import MetricsCSV
 from mae.train.optim import OptimConfig
 from mae.train.precision import resolve_precision
@@ -89,7 +100,10 @@ def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.
     total_steps = task.schedule.total_steps
 
     # 3 resume
+    left_behind = await_turn(config.run, topology.rank)
     checkpoint = starting_point(config.run, config.resume, config.overwrite)
+    clear = config.overwrite and own_launch(config.run) is None
+    refuse_foreign_folder(config.run, clear)
     recipe, start_step = match_recipe(task, checkpoint)
     if start_step >= total_steps and (config.run / "summary.json").is_file():
         say(f"{config.run} is finished: step {start_step} of {total_steps}, {checkpoint}. Nothing to do.")
@@ -106,18 +120,24 @@ def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.
 
     # 5 record
     if topology.rank == 0:
-        record_run(task, model, recipe, checkpoint, start_step)
+        create_run_folder(config.run)
+    with hold_lease(config.run, topology.rank, topology.ranks, left_behind) as lease:
+        if topology.rank == 0:
+            if clear:
+                clear_run_folder(config.run)
+            record_run(task, model, recipe, checkpoint, start_step)
 
-    # 6 trainer
-    module = task.module(model, recipe)
-    trainer = build_trainer(task, recipe["precision"], start_step, strategy, extra_callbacks)
+        # 6 trainer
+        module = task.module(model, recipe)
+        callbacks = [ShareLease(lease), *extra_callbacks]
+        trainer = build_trainer(task, recipe["precision"], start_step, strategy, callbacks)
 
-    # 7 fit
-    fit(trainer, module, task, checkpoint)
+        # 7 fit
+        fit(trainer, module, task, checkpoint)
 
-    # 8 finish
-    if topology.rank == 0:
-        task.finish(module)
+        # 8 finish
+        if topology.rank == 0:
+            task.finish(module)
 
 
 def match_recipe(task: Task, checkpoint: Path | None) -> tuple[dict[str, Any], int]:
@@ -136,10 +156,10 @@ def match_recipe(task: Task, checkpoint: Path | None) -> tuple[dict[str, Any], i
 
 
 def record_run(task: Task, model: nn.Module, recipe: dict[str, Any], checkpoint: Path | None, start_step: int) -> None:
-    """Creates the run folder, writes config.yaml and derived.json, prints the start table."""
+    """Writes config.yaml, environment.json and derived.json, prints the start table."""
     config, data, schedule, run = task.config, task.data, task.schedule, task.config.run
-    create_run_folder(run, config.overwrite)
-    OmegaConf.save(OmegaConf.create(config.model_dump(mode="json", exclude={"plan"})), run / "config.yaml")
+    set_damaged_aside(run, start_step)
+    write_settings(run, OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json", exclude={"plan"}))))
     record_start(run, start_step, task.topology.ranks)
     about = {"precision": recipe["precision"], "data": recipe["order"], "model": task.describe(model)}
     derived = {**asdict(schedule), "epochs": schedule.epochs, **about}

@@ -4,4 +4,6 @@ launch     who this process is among them (torchrun, SLURM), or a relaunch under
 ranks      a process group for small objects, outside of a training loop
 rank_zero  printing and warning once
 slurm      requeueing
+processes  is the process that wrote a file alive, is the launcher
+restarts   is this process a restart by torchrun, SLURM or Kubernetes
 """

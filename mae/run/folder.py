@@ -1,4 +1,4 @@
-"""The run folder runs/NAME: which checkpoint to resume from, making the folder, environment.json."""
+"""The run folder runs/NAME: which checkpoint to resume from, making and clearing the folder, environment.json."""
 
 import json
 import os
@@ -6,16 +6,21 @@ import platform
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from mae.atomic import write_atomically
+from mae.distributed.rank_zero import say
+from mae.distributed.restarts import continues, is_counted_restart, launch_names
 from mae.errors import CheckpointError, ConfigError
-from mae.run.checkpoint_files import checkpoints, newest_valid, step_of, verify
+from mae.run.checkpoint_files import checkpoints, newest_valid, set_aside, step_of, verify
+from mae.run.lease import NAME as LEASE
 
 PACKAGES = ("torch", "lightning", "timm", "numpy", "webdataset", "simplejpeg", "hydra-core")
 
@@ -27,8 +32,14 @@ def starting_point(run: Path, resume: str, overwrite: bool) -> Path | None:
             "never"  none; an error if the run has checkpoints, unless `overwrite`
             a path   that checkpoint, or the newest of that run folder, unless this run has come further since
 
+    A process that torchrun, SLURM or Kubernetes has started again goes on with what its own launch has begun: "never"
+    and `overwrite` count for the first start of a launch.
+
     Raises ConfigError if the run exists and must not, CheckpointError if a checkpoint is missing or damaged.
     """
+    if resume == "never" and (launch := own_launch(run)):
+        say(f"{run} was begun by this very launch ({launch}): it resumes; resume=never counts for its first start")
+        resume, overwrite = "auto", False
     if resume == "never":
         if checkpoints(run) and not overwrite:
             raise ConfigError(
@@ -60,24 +71,135 @@ def _given(path: Path) -> Path:
     return path
 
 
-def create_run_folder(run: Path, overwrite: bool) -> None:
+def own_launch(run: Path) -> str | None:
+    """Returns by what this process is known as a restart of the launch that began the run; None if it is none."""
+    environment = run / "environment.json"
+    try:
+        begun_by = json.loads(environment.read_text()).get("begun_by", {})
+        return continues(begun_by)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError):
+        # Unreadable: a restart may well have begun it, and to resume loses nothing.
+        return "a restart, and environment.json cannot be read" if is_counted_restart() else None
+
+
+def create_run_folder(run: Path) -> None:
     """Makes the run folder; called when all else has been checked. Raises ConfigError if it cannot be written."""
     try:
-        if overwrite and run.exists():
-            shutil.rmtree(run)
         run.mkdir(parents=True, exist_ok=True)
         probe = run / ".writable"
         probe.touch()
         probe.unlink()
     except OSError as error:
+        reason = "a link that leads nowhere" if run.is_symlink() and not run.exists() else error.strerror
         raise ConfigError(
-            f"the run folder {run} cannot be written ({error.strerror}). Choose another place with runs= or name="
+            f"the run folder {run} cannot be written ({reason}). Choose another place with runs= or name="
         ) from error
+
+
+# Files of a run and its evaluations, sub-folder by sub-folder. Exports are not among them.
+WRITTEN = {
+    "": (
+        *("config.yaml", "derived.json", "environment.json", "summary.json", "metrics.csv", "bad_samples.jsonl"),
+        *("loss.png", "trace.json", "report.html", "wandb_id.txt", "mlflow_id.txt", "mlflow.db", LEASE, ".writable"),
+    ),
+    "checkpoints": ("step-????????.ckpt",),
+    "reconstructions": ("step-????????.png",),
+    "tensorboard": ("events.out.tfevents.*", "hparams.yaml"),
+    "wandb": ("run-*", "offline-run-*", "latest-run", "debug*.log", "artifacts", "wandb-resume.json"),
+    "eval": ("*.json", "*.png", "features", "reconstruct", "relevance"),
+}
+KEPT_TO_THE_LAST = ("config.yaml", "environment.json", LEASE)  # the marks of a run
+
+
+def is_run(run: Path) -> bool:
+    """Returns True if the folder carries the mark of a run: its settings or the list of its starts."""
+    settings, environment = (_mapping(run / name) or {} for name in ("config.yaml", "environment.json"))
+    return "starts" in environment or {"model", "optim", "global_batch"} <= settings.keys()
+
+
+def _mapping(path: Path) -> dict[str, Any] | None:
+    """Returns the mapping in a YAML or JSON file; None if there is no file or no mapping in it."""
+    try:
+        contents = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return contents if isinstance(contents, dict) else None
+
+
+def refuse_foreign_folder(run: Path, overwrite: bool) -> None:
+    """Raises ConfigError if the folder is no run and holds what a start would replace, or anything if it is to be
+    overwritten; also if a sub-folder links into another run.
+    """
+    for folder in filter(None, WRITTEN):
+        other = (run / folder).resolve().parent
+        if (run / folder).is_symlink() and other != run.resolve() and is_run(other):
+            raise ConfigError(
+                f"{run / folder} is a link into the run {other}: two runs would write there. Remove the link; "
+                f"resume={other} resumes from that run's checkpoints"
+            )
+    if not run.is_dir() or is_run(run):
+        return
+    files = sorted(path.name for path in run.iterdir() if path.name not in (LEASE, ".writable"))
+    if overwrite and files:
+        raise ConfigError(
+            f"overwrite=true: {run} holds {_list(files)}, but no config.yaml or environment.json of a run, and only "
+            "runs are deleted. Choose another name=, or move these files"
+        )
+    damaged = [name for name in ("config.yaml", "environment.json") if name in files and not _mapping(run / name)]
+    taken = [name for name in files if name in WRITTEN[""]]
+    if taken and not damaged and not checkpoints(run):
+        raise ConfigError(
+            f"{run} is no run, and this one would replace its {_list(taken)}. Choose another name=, or move these files"
+        )
+
+
+def clear_run_folder(run: Path) -> None:
+    """Removes the files that a run writes, and names what stays. Links to the folder or its sub-folders stay links.
+
+    The mark of a run stays until the rest is gone. It then names this launch, so that a restart does not clear again.
+    """
+    stays = []
+    for folder, names in WRITTEN.items():
+        for path in sorted((run / folder).iterdir()) if (run / folder).is_dir() else ():
+            if any(path.match(pattern) for name in names for pattern in (name, f"{name}.*tmp", f"{name}.damaged*")):
+                if path.name not in KEPT_TO_THE_LAST:
+                    _remove(path)
+            elif path.name not in WRITTEN:
+                stays.append(f"{path.relative_to(run)}{'/' if path.is_dir() else ''}")
+        if folder:
+            with suppress(OSError):  # not empty, or a link
+                (run / folder).rmdir()
+    write_json(run / "environment.json", {"starts": [], "begun_by": launch_names()})
+    (run / "config.yaml").unlink(missing_ok=True)
+    if stays:
+        say(f"overwrite=true: {run} keeps {_list(stays)}, which no run has written")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} others" if len(names) > 5 else "")
 
 
 def run_of(path: Path) -> Path | None:
     """Returns the run folder that `path` is or lies in; None if there is none."""
     return next((folder for folder in (path, *path.parents) if (folder / "config.yaml").is_file()), None)
+
+
+def write_settings(run: Path, settings: str) -> None:
+    """Writes config.yaml. One that cannot be read is set aside: it may be another program's."""
+    path = run / "config.yaml"
+    if path.exists() and _mapping(path) is None:
+        set_aside(path)
+    with write_atomically(path) as temporary:
+        temporary.write_text(settings)
 
 
 def write_json(path: Path, contents: Any) -> None:
@@ -86,10 +208,28 @@ def write_json(path: Path, contents: Any) -> None:
         temporary.write_text(json.dumps(contents, indent=2) + "\n")
 
 
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """Returns an object with these keys from a JSON file of ours, empty without the file.
+
+    A file that a power failure has damaged is set aside with a warning: no bookkeeping keeps a run from starting.
+    """
+    try:
+        contents = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        contents = None
+    if isinstance(contents, dict) and all(key in contents for key in keys):
+        return contents
+    set_aside(path)
+    return {}
+
+
 def record_start(run: Path, step: int, ranks: int) -> None:
-    """Writes environment.json: machine and versions of this start, and the list of all starts of the run."""
+    """Writes environment.json: machine and versions of this start, all starts of the run, the launch that began it."""
     path = run / "environment.json"
-    starts = json.loads(path.read_text())["starts"] if path.is_file() else []
+    recorded = read_json(path, "starts")
+    starts = recorded.get("starts", [])
     starts.append(
         {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -110,6 +250,7 @@ def record_start(run: Path, step: int, ranks: int) -> None:
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
             "packages": {name: version(name) for name in PACKAGES},
             "starts": starts,
+            "begun_by": launch_names() if step == 0 else recorded.get("begun_by", {}),
         },
     )
 

@@ -1,0 +1,62 @@
+"""Restarts by torchrun, SLURM and Kubernetes: whether this process continues an earlier one of the same launch.
+
+A launch is what a person starts once. MAE_LAUNCH_ID, where it is set, names it: another one for each launch, the same
+for all its restarts.
+"""
+
+import os
+import socket
+
+from mae.distributed.processes import LAUNCHER, identify, machine
+from mae.distributed.slurm import job_id
+
+COUNTERS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+
+
+def launch_names() -> dict[str, str]:
+    """Returns what this launch can be recognised by, kind by kind; nothing for a program started by hand."""
+    environment = os.environ
+    names = {}
+    if given := environment.get("MAE_LAUNCH_ID"):
+        names["MAE_LAUNCH_ID"] = given
+    if "SLURM_JOB_ID" in environment:
+        names["SLURM job"] = job_id()
+    if "TORCHELASTIC_RUN_ID" in environment:
+        run_id = environment["TORCHELASTIC_RUN_ID"]
+        # "none" stands for any launch without --rdzv-id over several nodes.
+        names["torchrun"] = run_id if run_id != "none" else "{} {} {}".format(*identify(LAUNCHER))
+    if "KUBERNETES_SERVICE_HOST" in environment:
+        names["pod"] = socket.gethostname()
+        names["container"] = str(machine())
+    return names
+
+
+def is_counted_restart() -> bool:
+    """Returns True if torchrun or SLURM says that it has started this program before."""
+    return any(os.environ.get(name, "0") != "0" for name in COUNTERS)
+
+
+def continues(begun_by: dict[str, str]) -> str | None:
+    """Returns by what this process is known as a restart of the launch that has these names; None if it is none.
+
+    In one SLURM job a person may start many runs: only SLURM's or torchrun's counter makes a restart of them. So does a
+    pod's new container, but not a second program in the same one.
+    """
+    names = launch_names()
+    if "MAE_LAUNCH_ID" in names:
+        return "MAE_LAUNCH_ID" if begun_by.get("MAE_LAUNCH_ID") == names["MAE_LAUNCH_ID"] else None
+    for kind, proves in (
+        ("torchrun", True),
+        ("SLURM job", is_counted_restart()),
+        ("pod", names.get("container") != begun_by.get("container")),
+    ):
+        if proves and kind in names and names[kind] == begun_by.get(kind):
+            return f"{kind} {names[kind]}"
+    return None
+
+
+def start_name() -> str:
+    """Returns what the ranks of this start have in common, and other starts of the same launch have not."""
+    shared = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT") if "TORCHELASTIC_RUN_ID" in os.environ else ()
+    shared += ("SLURM_JOB_ID", "SLURM_STEP_ID", *COUNTERS)
+    return " ".join(f"{name}={os.environ[name]}" for name in shared if name in os.environ)
