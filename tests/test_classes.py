@@ -12,7 +12,7 @@ import torch
 from data.datamodule import DataConfig, ShardDataModule
 from data.errors import DataError
 from data.evaluation import EvaluationImages
-from data.index.classes import class_names, remarks_on_labels
+from data.index.classes import class_names, remarks_on_labels, same_name
 from data.index.index import index_tars, open_shards
 from data.index.splits import list_shards
 from data.inspect.inspect import inspect
@@ -136,6 +136,14 @@ def test_lists_agree_if_one_is_the_beginning_of_the_other(tmp_path: Path) -> Non
     packed(folder(tmp_path / "other", {"cow": 1, "dog": 1}), tmp_path / "farm")
     with pytest.raises(DataError, match=r"farm lacks cat, horse, and .*train lacks cow.*text file, one per line"):
         assert opened(tmp_path / "out", val_path=str(tmp_path / "farm")).class_names
+
+
+def test_name_of_a_class_is_the_same_however_a_computer_writes_it(tmp_path: Path) -> None:
+    for part, name in (("train", "ka\u0308se"), ("val", "k\u00e4se")):  # two characters, and one
+        packed(folder(tmp_path / f"{part}.in", {name: 1, "zoo": 1}), tmp_path / "out" / part)
+    assert opened(tmp_path / "out").class_names == ["k\u00e4se", "zoo"]
+    packed(tmp_path / "train.in", tmp_path / "again", "--classes", tmp_path / "out" / "val")
+    assert same_name("caf\udce9").encode()  # a byte that is no UTF-8
 
 
 def test_empty_class_folder_keeps_its_number(tmp_path: Path) -> None:

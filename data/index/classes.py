@@ -7,6 +7,7 @@
 
 from collections.abc import Iterable
 from itertools import combinations
+from shlex import quote
 from unicodedata import normalize
 
 import numpy as np
@@ -92,8 +93,8 @@ def differing_label(first: list[str], second: list[str]) -> tuple[int, str, str]
 
 
 def same_name(name: str) -> str:
-    """Returns a name in the one form that all computers agree on: some write ö as two characters."""
-    return normalize("NFC", name)
+    """Returns a name in the one form that all computers agree on and can print: some write ö as two characters."""
+    return normalize("NFC", name).encode("utf-8", "backslashreplace").decode()
 
 
 def _way_to_agree(one: str, first: list[str], other: str, second: list[str]) -> str:
@@ -103,7 +104,7 @@ def _way_to_agree(one: str, first: list[str], other: str, second: list[str]) -> 
     if missing and extra:
         return (
             f"{other} lacks {some(missing)}, and {one} lacks {some(extra)}. Write the names of all classes into a "
-            f"text file, one per line, and pack both anew (`python -m data.pack {one} NEW --classes FILE`), or "
+            f"text file, one per line, and pack both anew (`python -m data.pack {quote(one)} NEW --classes FILE`), or "
             "read only one of them."
         )
     if extra:
@@ -111,8 +112,8 @@ def _way_to_agree(one: str, first: list[str], other: str, second: list[str]) -> 
     lacks = f"{other} lacks {some(missing)}. " if missing else "They have the same names in another order. "
     new = "NEW" if is_remote(other) else f"{other}-renumbered"
     return (
-        f"{lacks}Pack {other} with the numbers of {one}: `python -m data.pack {other} {new} --classes {one}`, "
-        f"and read {new} in its place."
+        f"{lacks}Pack {other} with the numbers of {one}: `python -m data.pack {quote(other)} {quote(new)} "
+        f"--classes {quote(one)}`, and name {new} in its place (data.path, data.val_path)."
     )
 
 
