@@ -19,7 +19,7 @@ from typing import Any, Literal
 import lightning
 import numpy as np
 import torch
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 from torch import Tensor
 
 from data.errors import DataError
@@ -38,6 +38,7 @@ from data.order.order import ORDER_VERSION, Order, steps_per_epoch
 from data.order.samplers import AllSamples, MicroBatch, MicroBatches, spread
 from data.pack import builtin
 from data.storage.cache import ShardCache
+from data.storage.credentials import hide_all
 from data.storage.protocols import is_remote
 
 FORMATS_OF_8_BITS = (".jpg", ".jpeg", ".webp", ".bmp")
@@ -73,6 +74,11 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     val_crop: float = Field(default=1.0, gt=0, le=1)  # share of the shorter side that the centre crop keeps
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    @field_validator("path", "val_path")
+    @classmethod
+    def _hide_credentials(cls, path: str | list[str] | None) -> str | list[str] | None:
+        return hide_all(path)
 
     @model_validator(mode="after")
     def _consistent(self) -> "DataConfig":

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from data.storage.credentials import hide
 from mae.distributed.processes import end_with_launcher
 from mae.distributed.rank_zero import say
 
@@ -41,5 +42,5 @@ def run_program(program: Callable[[], None]) -> None:
         if FULL_ERROR:
             raise
         reason = str(error).split("Config search path")[0]  # which Hydra lists after the reason
-        say(f"error: {' '.join(reason.split())}", sys.stderr)
+        say(f"error: {hide(' '.join(reason.split()))}", sys.stderr)
         sys.exit(2)

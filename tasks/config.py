@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from pydantic import BaseModel, Field, field_validator
 
 from data.datamodule import DataConfig
+from data.storage.credentials import hide
 from mae.callbacks.save_checkpoints import CheckpointConfig
 from mae.errors import ConfigError
 from mae.models.config import MAEConfig
@@ -73,6 +74,11 @@ class TrainConfig(BaseModel, Generic[TaskSettings], frozen=True, extra="forbid")
         if name is not None and not name.strip("."):
             raise ValueError(f"{name} names no folder of its own: give it a letter or a digit")
         return name
+
+    @field_validator("trial")
+    @classmethod
+    def _hide_credentials(cls, trial: str | None) -> str | None:
+        return trial and hide(trial)
 
     @property
     def run(self) -> Path:

@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from data.errors import DataError
+from data.storage.credentials import hide
 from mae.callbacks.stop_on_signal import Stopped
 from mae.distributed.launch import leave_together
 from mae.distributed.rank_zero import say
@@ -34,13 +35,13 @@ def readable_errors() -> Iterator[None]:
         say(f"{stop}, checkpoint saved; run the same command to resume")
         leave_together(stop.exit_code)
     except RunEnded as end:
-        say(f"error: {end}", sys.stderr)
+        say(f"error: {hide(str(end))}", sys.stderr)
         leave_together(end.exit_code)
     except (ConfigError, CheckpointError, DataError, ValidationError, OmegaConfBaseException) as error:
         if FULL_ERROR:
             raise
         sentence = first_sentence(error) if isinstance(error, ValidationError) else str(error)
-        say(f"error: {' '.join(sentence.split())}", sys.stderr)
+        say(f"error: {hide(' '.join(sentence.split()))}", sys.stderr)
         sys.exit(2)
     except torch.OutOfMemoryError as error:
         if FULL_ERROR:

@@ -7,6 +7,7 @@ from functools import partial
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 
+from data.storage.credentials import hide_all
 from mae.run.tracker_identity import open_trackers, wandb_id
 from tasks.config import TrainConfig
 
@@ -31,4 +32,4 @@ def open_loggers(config: TrainConfig, start_step: int) -> list[Logger]:
         makers[name] = partial(instantiate, settings, **place)
     about = {name: json.loads((config.run / f"{name}.json").read_text()) for name in ("derived", "environment")}
     settings = config.model_dump(mode="json", exclude={"plan"}) | about
-    return open_trackers(config.run, makers, settings, start_step, config.checkpoint.every_steps)
+    return open_trackers(config.run, makers, hide_all(settings), start_step, config.checkpoint.every_steps)

@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from data.loader.loader import explain_worker_death
+from data.storage.credentials import hide_all
 from mae.callbacks.profiler import StepProfiler
 from mae.callbacks.progress import ShowProgress
 from mae.callbacks.save_checkpoints import SaveCheckpoints
@@ -73,7 +74,9 @@ def launch(raw: DictConfig) -> None:
 
         plan_only(config)
     else:
-        train(config, detect_topology(config.trainer["devices"]))
+        topology = detect_topology(config.trainer["devices"])
+        sys.argv[:] = hide_all(sys.argv)  # environment.json and W&B keep them
+        train(config, topology)
 
 
 def detect_topology(devices: int | str) -> Topology:
@@ -159,7 +162,8 @@ def record_run(task: Task, model: nn.Module, recipe: dict[str, Any], checkpoint:
     """Writes config.yaml, environment.json and derived.json, prints the start table."""
     config, data, schedule, run = task.config, task.data, task.schedule, task.config.run
     set_damaged_aside(run, start_step)
-    write_settings(run, OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json", exclude={"plan"}))))
+    settings = hide_all(config.model_dump(mode="json", exclude={"plan"}))
+    write_settings(run, OmegaConf.to_yaml(OmegaConf.create(settings)))
     record_start(run, start_step, task.topology.ranks)
     about = {"precision": recipe["precision"], "data": recipe["order"], "model": task.describe(model)}
     derived = {**asdict(schedule), "epochs": schedule.epochs, **about}

@@ -1,5 +1,6 @@
 """Real servers on loopback: files over HTTP from a server with faults, and S3."""
 
+import base64
 import contextlib
 import re
 import threading
@@ -16,13 +17,22 @@ class FileServer(ThreadingHTTPServer):
 
     ranges  whether parts are sent
     fault   "drop" closes the connection, "truncate" sends half of the body, "corrupt" other bytes, a number that status
+    credentials  user:password, and what the query has to contain; others get 403
     asked   how often (method, path) was asked for; sent: the bytes of all bodies
     """
 
     daemon_threads = True
 
-    def __init__(self, folder: Path, *, ranges: bool = True, fault: Fault | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        ranges: bool = True,
+        fault: Fault | None = None,
+        credentials: tuple[str, str] | None = None,
+    ):
         super().__init__(("127.0.0.1", 0), Handler)
+        self.credentials = credentials
         self.folder, self.ranges, self.fault = folder, ranges, fault or (lambda method, path, number: None)
         self.asked: Counter[tuple[str, str]] = Counter()
         self.sent = 0
@@ -57,6 +67,9 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "drop":
             self.close_connection = True
             return
+        if server.credentials and not self.may_read(*server.credentials):
+            self.reply(403, b"", method)
+            return
         file = server.folder / path.strip("/")
         if (fault and fault.isdigit()) or not file.is_file():
             self.reply(int(fault) if fault and fault.isdigit() else 404, b"", method)
@@ -70,6 +83,10 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "corrupt":
             body = bytes(len(body))
         self.reply(status, body, method, headers, cut=fault == "truncate")
+
+    def may_read(self, user: str, query: str) -> bool:
+        given = self.headers.get("Authorization", "").removeprefix("Basic ")
+        return given == base64.b64encode(user.encode()).decode() and query in self.path
 
     def reply(self, status: int, body: bytes, method: str, headers: dict[str, str] | None = None, cut=False) -> None:
         self.send_response(status)

@@ -3,12 +3,15 @@
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
+import hydra
 import numpy as np
 import pytest
 import torch
@@ -23,12 +26,18 @@ from data.index.splits import find_shards, has_split
 from data.loader.prefetch import Prefetcher
 from data.pack.image_folder import find_images
 from data.pack.pack import pack
+from data.storage import credentials
 from data.storage.cache import ShardCache
+from data.storage.credentials import hide, reveal
 from data.storage.in_use import Pins
 from data.storage.protocols import Retry
 from data.storage.read import read
-from tests.processes import completed
-from tests.servers import serving
+from mae.report.page import write_report
+from tasks.config import evaluation_data
+from tasks.train import launch
+from tests.conftest import ROOT
+from tests.processes import SMALL, completed, run
+from tests.servers import FileServer, serving
 from tests.test_stream import batches_equal
 
 QUICK = Retry(attempts=6, first=0.01)
@@ -463,3 +472,87 @@ def test_stream_without_samples_raises_an_error():
             DataConfig(path="pipe:cat x.tar", **wrong)
     with pytest.raises(DataError, match=r"data\.mode=stream"):
         open_shards("pipe:cat x.tar")
+
+
+# Credentials in URLs.
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://user:p%40ss@h:80/a.tar", "http://hidden@h:80/a.tar"),
+        ("https://token@h/a-{0..9}.tar?sig=1&b=&c", "https://hidden@h/a-{0..9}.tar?sig=hidden2&b=&hidden3"),
+        ("pipe:curl 'https://u:p@h/x.tar?k=v' | cat", "pipe:curl 'https://hidden@h/x.tar?k=hidden2' | cat"),
+        ("s3://bucket/what?.tar", "s3://bucket/what?.tar"),
+        ("hf://datasets/user/name@main/x.tar", "hf://datasets/user/name@main/x.tar"),
+        ("/local/a?b=c@d.tar", "/local/a?b=c@d.tar"),
+    ],
+)
+def test_hidden_credentials_are_put_back_for_their_host_alone(fresh_credentials: None, url: str, shown: str) -> None:
+    assert hide(url) == shown and hide(shown) == shown
+    assert reveal(shown) == url
+    if shown != url:
+        with pytest.raises(DataError, match="lacks the credential that is hidden in it"):
+            reveal(shown.replace("@h", "@other"))
+
+
+@pytest.fixture
+def fresh_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that was given none."""
+    for name, kind in (("_secrets", dict), ("_names", dict), ("_counts", Counter)):
+        monkeypatch.setattr(credentials, name, kind())
+
+
+def signed(server: FileServer, path: str, name: str) -> str:
+    return f"http://user:pa55word@127.0.0.1:{server.server_port}/{path}?X-Amz-Signature=s3cr3t{name}&part=1"
+
+
+def assert_nowhere(folder: Path, *also: str) -> None:
+    for file in folder.rglob("*"):
+        assert not re.search("pa55word|s3cr3t", str(file)), file
+        if file.is_file():
+            assert not re.search(b"pa55word|s3cr3t", file.read_bytes()), file
+    for text in also:
+        assert not re.search("pa55word|s3cr3t", text), text
+
+
+def test_credentials_of_a_url_stand_in_nothing_that_a_run_writes(
+    tmp_path: Path, folder: Path, fresh_credentials: None, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    """Not in its folder, report, TensorBoard, cache, nor in what is printed; eval.py asks for them again."""
+    with serving(folder, credentials=("user:pa55word", "X-Amz-Signature=s3cr3t")) as server:
+        paths = [signed(server, f"train/x-train-{number:06d}.tar", str(number)) for number in range(3)]
+        quoted = ",".join(f"'{path}'" for path in paths)
+        words = [f"data.path=[{quoted}]", f"data.val_path='{signed(server, 'val/x-val-000000.tar', 'v')}'"]
+        words += [f"runs={tmp_path}", "name=run", *SMALL, "max_steps=1", "global_batch=4", "data.workers=0"]
+        words += ["logger=tensorboard", "data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]"]
+        monkeypatch.setattr(sys, "argv", ["train.py", *words])
+        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            launch(hydra.compose("train", overrides=words))
+        assert "X-Amz-Signature=hidden" in (tmp_path / "run" / "config.yaml").read_text()
+        assert "hidden@127.0.0.1" in (tmp_path / "run" / "environment.json").read_text()
+        write_report([tmp_path / "run"], tmp_path / "report.html")
+        assert_nowhere(tmp_path, *capfd.readouterr())
+
+        # A dead signature, and what eval.py finds in config.yaml.
+        with pytest.raises(DataError, match=r"may not be read \(403") as refused:
+            open_shards(signed(server, "train/x-train-000003.tar", "3").replace("s3cr3t", "dead-s3cr3t"))
+        assert_nowhere(tmp_path, str(refused.value))
+        for name in ("_secrets", "_names", "_counts"):
+            getattr(credentials, name).clear()
+        with pytest.raises(DataError, match=r"Give the whole URL again, as data\.path="):
+            open_shards(evaluation_data(tmp_path / "run", {}).path or "")
+        assert len(open_shards(evaluation_data(tmp_path / "run", {"path": paths[0]}).path or "")) == 8
+
+
+@pytest.mark.slow
+def test_credentials_of_a_url_stand_in_nothing_that_trackers_write(tmp_path: Path, folder: Path) -> None:
+    with serving(folder, credentials=("user:pa55word", "X-Amz-Signature=s3cr3t")) as server:
+        words = [sys.executable, "train.py", f"data.path='{signed(server, 'train/x-train-000000.tar', '0')}'", *SMALL]
+        words += [f"runs={tmp_path}", "name=run", "max_steps=2", "global_batch=4", "logger=[wandb,tensorboard,mlflow]"]
+        words += ["val_every=null", "data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]"]
+        said = run(words, HOME=str(tmp_path), WANDB_API_KEY="", MAE_CACHE=str(tmp_path / "cache"))
+    assert (
+        list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")) and (tmp_path / "run" / "mlflow.db").exists()
+    )
+    assert_nowhere(tmp_path, said)

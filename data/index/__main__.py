@@ -15,6 +15,7 @@ from data.atomic import replace_file
 from data.errors import DataError, command
 from data.index.index import ShardIndex, build_indexes, with_progress
 from data.index.splits import COMPRESSED, list_shards, unpacked_name
+from data.storage.credentials import hide
 
 
 def unpack(packed: str, out: str | Path) -> str:
@@ -33,7 +34,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, or folders of tars; local or URLs")
     parser.add_argument("--unpack", metavar="OUT", help="first unpack .tar.gz into this folder")
     arguments = parser.parse_args(words)
-    shards = arguments.shards
+    shards = [hide(shard) for shard in arguments.shards]
     if arguments.unpack:
         folders = [sorted(map(str, Path(path).iterdir())) if os.path.isdir(path) else [path] for path in shards]
         packed = [path for folder in folders for path in folder if path.endswith(COMPRESSED)]

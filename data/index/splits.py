@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from braceexpand import braceexpand
 
 from data.errors import DataError
+from data.storage.credentials import hide
 from data.storage.listing import Folder, expand_glob
 from data.storage.protocols import file_system, is_remote, split_path
 
@@ -86,7 +87,8 @@ def find_splits(folder: Folder) -> dict[str, list[str]]:
 
 
 def to_list(paths: Paths) -> list[str]:
-    return [os.fspath(paths)] if isinstance(paths, str | os.PathLike) else [os.fspath(path) for path in paths]
+    """Returns the paths as a list, without the credentials of URLs (data/storage/credentials.py)."""
+    return [hide(os.fspath(path)) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
 
 
 def _describe(paths: Paths) -> str:

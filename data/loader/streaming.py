@@ -15,7 +15,7 @@ import torch
 from braceexpand import braceexpand
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.compat import WebDataset
-from webdataset.gopen import gopen_schemes
+from webdataset.gopen import gopen_pipe, gopen_schemes
 from webdataset.shardlists import split_by_worker
 
 from data.errors import DataError
@@ -27,6 +27,7 @@ from data.loader.dataset import Batch, ShardDataset
 from data.loader.loader import init_worker
 from data.order.hashing import uniforms
 from data.order.samplers import MicroBatches
+from data.storage.credentials import hide, reveal
 from data.storage.protocols import HTTP, PROTOCOLS, file_system
 
 CAVEAT = (
@@ -46,7 +47,7 @@ class StreamShards(ShardIndex):
         self.shards += find_shards(files, "train") if files else []
         self.sizes = np.array([samples])
         self.ends = [samples]
-        self.fingerprint = hashlib.sha256("\n".join(["stream", *self.shards]).encode()).hexdigest()
+        self.fingerprint = hashlib.sha256("\n".join(["stream", *map(reveal, self.shards)]).encode()).hexdigest()
         if os.environ.get("RANK", "0") == "0":
             print(CAVEAT, file=sys.stderr)
 
@@ -108,6 +109,7 @@ def first_samples(dataset: ShardDataset, count: int) -> Batch:
 def _samples(shards: list[str], *, resampled: bool = False, shuffled: bool = True) -> Iterator[dict[str, Any]]:
     """Yields webdataset's samples without end. resampled: each worker draws from all shards, too few to be split."""
     gopen_schemes.update(dict.fromkeys(PROTOCOLS, _open))  # webdataset would call programs that need not be installed.
+    gopen_schemes["pipe"] = _open_pipe
     samples: Any = WebDataset(
         shards,
         resampled=resampled,
@@ -124,8 +126,12 @@ def _samples(shards: list[str], *, resampled: bool = False, shuffled: bool = Tru
 def _open(url: str, *_):
     system = file_system(url)
     if PROTOCOLS[url.partition("://")[0]] is HTTP:
-        return system.open(url, "rb", block_size=0)  # As one stream, which every server can send.
-    return system.open(url, "rb")
+        return system.open(reveal(url), "rb", block_size=0)  # As one stream, which every server can send.
+    return system.open(reveal(url), "rb")
+
+
+def _open_pipe(command: str, *arguments: Any, **named: Any):
+    return gopen_pipe(reveal(command), *arguments, **named)
 
 
 def _refuse(error: Exception) -> NoReturn:
@@ -135,7 +141,7 @@ def _refuse(error: Exception) -> NoReturn:
         raise error  # webdataset then appends the open file and its name to the arguments, and calls this again.
     if isinstance(error, DataError):
         raise DataError(error.args[0]) from None
-    reason = str(error.args[0]).partition(" @ <")[0]
+    reason = hide(str(error.args[0]).partition(" @ <")[0])
     raise DataError(f"{where} cannot be streamed: {reason}. Check the command or URL, and what it sends.") from None
 
 

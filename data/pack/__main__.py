@@ -33,6 +33,7 @@ from data.pack.pack import MAX_BAD, QUALITY, SHARD_SIZE, Part, write_shards
 from data.pack.plan import SETTINGS, PackPlan, find_difference, hash_keys, load_plan, partial_folder
 from data.pack.sources import open_source
 from data.parallel import cores
+from data.storage.credentials import hide
 
 
 def main(words: list[str] | None = None) -> None:
@@ -45,7 +46,7 @@ def main(words: list[str] | None = None) -> None:
         plan = _plan_to_merge(out, settings if given is None else settings | {"classes": given})
         _report(out, assemble(plan, out, max_bad=max_bad, verify=True, jobs=arguments.jobs))
         return
-    source = open_source(arguments.source, given)
+    source = open_source(hide(arguments.source), given)
     samples, classes, note = with_masks(source, arguments.masks) if arguments.masks else source
     if note:
         print(note, file=sys.stderr)

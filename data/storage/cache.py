@@ -19,6 +19,7 @@ from pathlib import Path
 from data.atomic import publish
 from data.errors import DataError
 from data.storage import remote
+from data.storage.credentials import reveal
 from data.storage.in_use import is_locked, locked, read_pins
 from data.storage.listing import Folder
 from data.storage.protocols import Retry, file_system, split_path
@@ -92,7 +93,7 @@ class ShardCache:
         part, room = f"{path}.part", f"{path}.room"
         self._make_room(state.bytes, room)
         try:
-            file_system(url).get_file(url, part)
+            file_system(url).get_file(reveal(url), part)
             _check(url, part, state.bytes, self.retry)
             Path(f"{path}.state").write_text(str(state.stamp))
             publish(part, path)

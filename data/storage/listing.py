@@ -8,6 +8,7 @@ from typing import Any
 
 from data.errors import DataError
 from data.storage import remote
+from data.storage.credentials import hide, reveal
 from data.storage.protocols import HTTP, PROTOCOLS, Missing, Retry, file_system, is_remote
 
 LISTING = Retry(attempts=5, first=0.5)  # Fewer attempts than for reading: the user is waiting.
@@ -57,17 +58,17 @@ class Folder:
             with os.scandir(self.path) as entries:
                 found = [entry for entry in entries if entry.is_file() or entry.is_dir()]  # no links that lead nowhere
                 return sorted((entry.name, "directory" if entry.is_dir() else "file") for entry in found)
-        listed = self.retry.persist(self.path, lambda: file_system(self.path).ls(self.path, detail=True))
+        listed = self.retry.persist(self.path, lambda: file_system(self.path).ls(reveal(self.path), detail=True))
         return sorted((entry["name"].rstrip("/").rpartition("/")[2], entry["type"]) for entry in listed)
 
 
 def expand_glob(pattern: str) -> list[str]:
     """Returns the URLs that match a glob. Raises DataError if a web server lists none."""
     system, scheme = file_system(pattern), pattern.partition("://")[0]
-    found = LISTING.persist(pattern, lambda: system.glob(pattern))
+    found = LISTING.persist(pattern, lambda: system.glob(reveal(pattern)))
     if not found and PROTOCOLS[scheme] is HTTP:
         raise DataError(
             f"no file matches {pattern}, as far as the server lists its files. Check the pattern, give a range of "
             "numbers such as {000000..000127}, or name a folder with a manifest.json (`python -m data.pack` writes it)."
         )
-    return sorted(name if "://" in name else f"{scheme}://{name}" for name in found)
+    return sorted(hide(name if "://" in name else f"{scheme}://{name}") for name in found)

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import fsspec
 
 from data.errors import DataError
+from data.storage.credentials import hide
 
 Result = TypeVar("Result")
 
@@ -153,4 +154,4 @@ def _raise_if_final(url: str, error: BaseException) -> None:
 
 def _reason(error: BaseException) -> str:
     root = list(_chain(error))[-1] if isinstance(error, FileNotFoundError) else error
-    return " ".join(str(root).split())[:300].rstrip(".") or type(root).__name__
+    return hide(" ".join(str(root).split()))[:300].rstrip(".") or type(root).__name__

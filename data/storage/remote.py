@@ -4,6 +4,7 @@ import hashlib
 from typing import NamedTuple
 
 from data.errors import DataError
+from data.storage.credentials import reveal
 from data.storage.protocols import Retry, file_system
 
 RETRY = Retry()
@@ -31,7 +32,7 @@ def state(url: str, retry: Retry = RETRY) -> State:
 
 def state_now(url: str) -> State:
     """Does what `state` does in one attempt, for use inside `Retry.persist`: errors of the file system pass through."""
-    info = file_system(url).info(url)
+    info = file_system(url).info(reveal(url))
     size = info.get("size")
     if info.get("type") == "directory":
         raise DataError(f"{url} is a folder. Name the shards in it, or end it in a slash to take all of them.")
@@ -45,7 +46,7 @@ def state_now(url: str) -> State:
 
 def contents(url: str, retry: Retry = RETRY) -> bytes:
     """Returns all bytes of a small file."""
-    return retry.persist(url, lambda: file_system(url).cat_file(url))
+    return retry.persist(url, lambda: file_system(url).cat_file(reveal(url)))
 
 
 def read_range(url: str, offset: int, size: int, retry: Retry = RETRY) -> bytes:
@@ -53,7 +54,7 @@ def read_range(url: str, offset: int, size: int, retry: Retry = RETRY) -> bytes:
 
     def fetch() -> bytes:
         # With a given length fsspec does not ask the server for it.
-        with file_system(url).open(url, "rb", cache_type="none", size=offset + size) as file:
+        with file_system(url).open(reveal(url), "rb", cache_type="none", size=offset + size) as file:
             file.seek(offset)
             data = file.read(size)
         if len(data) < size:
