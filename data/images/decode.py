@@ -1,4 +1,4 @@
-"""Decoding: the bytes of an image → cropped and resized tensors.
+"""Decoding: the bytes of an image → upright, cropped and resized tensors.
 
 1 header   size and EXIF orientation, without decoding pixels         jpeg.py, arrays.py, pil.py
 2 boxes    from the upright image to the stored one                   here

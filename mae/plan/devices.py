@@ -1,4 +1,4 @@
-"""Devices: published peak FLOP/s and memory of GPUs, a measured peak for all others."""
+"""Devices, for plans and the MFU: published peak FLOP/s and memory of GPUs, a measured peak for all others."""
 
 import os
 import resource

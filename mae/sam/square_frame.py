@@ -1,4 +1,4 @@
-"""The square frame in which SAM sees a photograph: at the top left, its longer side filling the frame, zeros beside."""
+"""Coordinates in a photograph and in SAM's square frame, into which data/loader/mask_dataset.py puts it top left."""
 
 import torch
 from torch import Tensor
