@@ -112,7 +112,9 @@ def overlay_attention(image: Image.Image, received: np.ndarray) -> Image.Image:
 
 
 def to_image(pixels: Tensor) -> Image.Image:
-    """Returns pixels [C, H, W] with one or three channels, uint8 or in [0, 1], as an RGB image."""
+    """Returns pixels [C, H, W] with one or three channels, uint8, uint16 or in [0, 1], as an RGB image."""
+    if pixels.dtype == torch.uint16:
+        pixels = pixels.float() / 65535
     if pixels.dtype != torch.uint8:
         pixels = (pixels.float().clamp(0, 1) * 255).round().byte()
     return Image.fromarray(rearrange(pixels, "c h w -> h w c").expand(-1, -1, 3).contiguous().numpy())

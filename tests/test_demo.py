@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from einops import rearrange
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from skimage.data import chelsea
 from torch import Tensor
 
 import mae
-from mae.demo.__main__ import main
+from mae.demo.__main__ import main, private_uploads
 from mae.demo.gallery import open_gallery
 from mae.demo.model import DemoModel, draw_mask, max_mask_percent, open_model
 from mae.demo.photo import fit_to_model, read_photograph
@@ -104,6 +105,21 @@ def test_photograph_of_extreme_shape_is_fitted_to_the_model(shape: tuple[int, in
     assert fit_to_model(Image.new("RGB", shape, "red"), config()).flatten(2).float().mean(2).tolist() == [[255, 0, 0]]
 
 
+def test_grey_photograph_keeps_16_bits_for_a_model_trained_on_them(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (96, 192), np.uint16)
+    photo = fit_to_model(read_photograph(saved(Image.fromarray(values), tmp_path / "x.png")), config(), bits=16)
+    assert photo.dtype == torch.uint16 and photo.shape == (1, 3, 48, 96) and len(np.unique(photo.numpy())) > 1000
+    assert np.asarray(to_image(photo[0])).max() == round(int(photo.numpy().max()) / 257)
+    model = random_model(tmp_path)
+    assert model.bits == 8 and (seen(fit_to_model(CAT, config(), bits=16)) == seen(fit_to_model(CAT, config()))).all()
+
+
+def test_png_with_megabytes_of_text_is_read_as_a_photograph(tmp_path: Path) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("workflow", "x" * (3 << 20), zip=True)
+    assert read_photograph(saved(CAT, tmp_path / "x.png", pnginfo=text)).size == CAT.size
+
+
 def broken(tmp_path: Path) -> list[tuple[Path, str]]:
     whole = saved(CAT, tmp_path / "whole.jpg").read_bytes()
     files = {"text.jpg": b"no image at all", "empty.png": b"", "cut.jpg": whole[: len(whole) // 2]}
@@ -111,6 +127,13 @@ def broken(tmp_path: Path) -> list[tuple[Path, str]]:
         (tmp_path / name).write_bytes(data)
     real = saved(Image.fromarray(np.random.default_rng(0).random((8, 8), np.float32)), tmp_path / "real.tiff")
     found = [(tmp_path / name, f"{name} cannot be read as an image") for name in files]
+    for dtype in (np.int8, np.int16, np.int32, np.uint32):
+        tifffile.imwrite(tmp_path / f"{np.dtype(dtype)}.tiff", np.ones((8, 8), dtype))
+        said = "signed numbers" if np.dtype(dtype).kind == "i" else "32 bits per channel"
+        found.append((tmp_path / f"{np.dtype(dtype)}.tiff", f"holds {said}, not a photograph"))
+    planes = np.ones((3, 8, 8), np.uint16)
+    tifffile.imwrite(tmp_path / "planes.tiff", planes, photometric="rgb", planarconfig="separate")
+    found.append((tmp_path / "planes.tiff", "planes.tiff holds 16-bit channels in planes"))
     return [*found, (real, "real.tiff holds real numbers")]
 
 
@@ -242,6 +265,8 @@ def test_demo_command_prints_its_address_and_removes_its_uploads(real_run: Path,
     assert url.startswith("http://127.0.0.1:")
     answer = httpx.get(url, trust_env=False)
     assert "default-src 'self'" in answer.headers["content-security-policy"]
+    foreign = httpx.get(url, headers={"host": "evil.example:7860"}, trust_env=False)
+    assert foreign.status_code == 403 and "does not answer to the name evil.example" in foreign.text
     httpx.post(f"{url}/gradio_api/upload", files={"files": ("cat.png", b"cat")}, trust_env=False).raise_for_status()
     assert any(file.read_bytes() == b"cat" for file in tmp_path.rglob("*") if file.is_file())
     process.terminate()
@@ -249,12 +274,45 @@ def test_demo_command_prints_its_address_and_removes_its_uploads(real_run: Path,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("host", "method", "headers", "status"),
+    [
+        ("127.0.0.1", "GET", {"host": "127.0.0.1:7860"}, None),
+        ("127.0.0.1", "GET", {"host": "localhost:8888"}, None),  # through ssh -L
+        ("127.0.0.1", "GET", {"host": "[::1]:7860"}, None),
+        ("127.0.0.1", "GET", {"host": "Evil.example:7860"}, 403),
+        ("127.0.0.1", "GET", {"host": "127.0.0.1.evil.example"}, 403),
+        ("127.0.0.1", "GET", {"host": "localhost.evil.example"}, 403),
+        ("127.0.0.1", "GET", {"host": socket.gethostname() + "x"}, 403),
+        ("127.0.0.1", "GET", {}, 403),
+        ("127.0.0.1", "GET", {"host": "[::1"}, 403),
+        ("0.0.0.0", "GET", {"host": "10.1.2.3:7860"}, None),
+        ("0.0.0.0", "GET", {"host": socket.gethostname()}, None),
+        ("0.0.0.0", "GET", {"host": "evil.example"}, 403),
+        ("Gpu7.cluster", "GET", {"host": "gpu7.cluster:7860"}, None),
+        ("127.0.0.1", "POST", {"host": "localhost", "content-length": "1000"}, None),
+        ("127.0.0.1", "POST", {"host": "localhost", "content-length": str(300 << 20)}, 413),
+        ("127.0.0.1", "POST", {"host": "localhost", "transfer-encoding": "chunked"}, 411),
+        ("127.0.0.1", "POST", {"host": "localhost", "content-length": "9", "sec-fetch-site": "cross-site"}, 403),
+    ],
+)
+def test_demo_refuses_foreign_hosts_other_sites_and_large_uploads(
+    host: str, method: str, headers: dict[str, str], status: int | None
+) -> None:
+    pytest.importorskip("gradio", reason="needs pip install -e '.[demo]'")
+    from mae.demo.serve import names_of_host, refuse
+
+    scope = {"method": method, "headers": [(name.encode(), value.encode()) for name, value in headers.items()]}
+    refused = refuse(scope, names_of_host(host))
+    assert (refused and refused[0]) == status
+
+
 @pytest.fixture(scope="module")
 def address(real_run: Path) -> Iterator[str]:
     """Serves the page of the run and yields its address."""
     pytest.importorskip("gradio", reason="needs pip install -e '.[demo]'")
     from mae.demo.page import Page
-    from mae.demo.serve import build_server, listen, private_uploads
+    from mae.demo.serve import build_server, listen
 
     model = open_model(real_run)
     with listen("127.0.0.1", 0) as at, private_uploads():

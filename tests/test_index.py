@@ -1,5 +1,6 @@
 """Indexing tars that others wrote, and which tars a path means."""
 
+import errno
 import gzip
 import io
 import json
@@ -17,10 +18,12 @@ import webdataset
 from PIL import Image
 
 from data.errors import DataError
+from data.index import __main__ as unpacking
 from data.index import index_file
 from data.index.index import open_shards
 from data.index.splits import find_shards, has_split
 from data.index.tar import Member, open_local, walk
+from data.loader.streaming import StreamShards
 from data.storage.read import read
 from tests.processes import completed
 
@@ -193,6 +196,63 @@ def test_compressed_tar_raises_data_error_naming_the_unpack_command(tmp_path):
     ended = run_index("--unpack", tmp_path / "out2", packed)
     assert ended.returncode == 2 and "is no complete gzip file" in ended.stderr
     assert not list((tmp_path / "out2").iterdir())
+
+
+def packed_tar(folder: Path, contents: bytes, name: str = "x.tar.gz") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(gzip.compress(contents, 1))
+    return folder / name
+
+
+def test_unpack_of_a_bomb_or_no_tar_raises_data_error_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpacking, "ALWAYS_ALLOWED", 1 << 20)
+    tar = write_tar(tmp_path / "in.tar", {"a.jpg": bytes(20 << 20)})
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match=r"would unpack to more than .* bytes.*gunzip"):
+        unpacking.unpack(str(packed_tar(tmp_path, tar.read_bytes())), tmp_path / "out")
+    with pytest.raises(DataError, match="holds no tar archive"):
+        unpacking.unpack(str(packed_tar(tmp_path, b"no tar" * 1000)), tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_unpack_on_a_full_disk_raises_data_error_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(source, target, packed):
+        target.write(b"some")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    packed = packed_tar(tmp_path, shard(tmp_path / "in.tar").read_bytes())
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(unpacking, "_copy", full)
+    with pytest.raises(DataError, match="No space left on device"):
+        unpacking.unpack(str(packed), tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_unpack_never_overwrites_another_tar(tmp_path, capsys):
+    one, other = (shard(tmp_path / f"{n}.tar", n).read_bytes() for n in (3, 4))
+    first, second = packed_tar(tmp_path / "a", one), packed_tar(tmp_path / "b", other)
+    with pytest.raises(DataError, match=r"would both become x\.tar"):
+        unpacking.main(["--unpack", str(tmp_path / "out"), str(first), str(second)])
+    for _ in range(2):  # the second time it is there already
+        unpacking.main(["--unpack", str(tmp_path / "out"), str(first), str(shard(tmp_path / "y.tar"))])
+        assert (tmp_path / "out" / "x.tar").read_bytes() == one
+        assert "1 tars are unpacked already and not copied" in capsys.readouterr().err
+    with pytest.raises(DataError, match="is there already, and is not what"):
+        unpacking.main(["--unpack", str(tmp_path / "out"), str(second)])
+    assert (tmp_path / "out" / "x.tar").read_bytes() == one
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset does not close files
+@pytest.mark.parametrize("name", ["pipe:touch hacked && cat x.tar", "file:x.tar", "s3:x.tar"])
+def test_local_file_called_like_a_command_or_url_is_a_file(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    shard(tmp_path / name)
+    shards = StreamShards("*.tar", 3).shards
+    assert shards == find_shards("*.tar") == [f"./{name}"]
+    assert len(list(webdataset.WebDataset(shards, shardshuffle=False))) == 3
+    assert not (tmp_path / "hacked").exists()
+    with pytest.raises(DataError, match="cannot be indexed"):
+        find_shards("pipe:cat x.tar")
 
 
 # The index files

@@ -62,7 +62,7 @@ def has_split(paths: Paths, split: str) -> bool:
 def _as_folder(path: str) -> Folder | None:
     """Returns the folder that a path or URL means, None if it means tars."""
     if not is_remote(path):
-        return Folder(path) if os.path.isdir(path) else None
+        return Folder(_as_local(path)) if os.path.isdir(path) else None
     pattern = "{" in path or _is_glob(path)
     return None if pattern or split_path(path)[1].endswith((".tar", *COMPRESSED)) else Folder(path)
 
@@ -70,6 +70,11 @@ def _as_folder(path: str) -> Folder | None:
 def _is_glob(path: str) -> bool:
     # In a web address a question mark begins the query.
     return "*" in path or "[" in path if is_remote(path) else glob.has_magic(path)
+
+
+def _as_local(path: str) -> str:
+    """Returns a path that webdataset never takes for a command or URL: ./pipe:x.tar for pipe:x.tar."""
+    return f"./{path}" if ":" in path.partition("/")[0] else path
 
 
 def find_splits(folder: Folder) -> dict[str, list[str]]:
@@ -108,10 +113,11 @@ def _expand(path: str, split: str | None) -> list[str]:
     if folder := _as_folder(path):
         return _folder_shards(folder, split)
     if not remote and os.path.exists(path):
-        return [_require_unpacked(path)]
+        return [_require_unpacked(_as_local(path))]
     names = list(braceexpand(path)) if "{" in path else [path]
     expand = expand_glob if remote else glob.glob
     found = [file for name in names for file in (sorted(expand(name)) if _is_glob(name) else [name])]
+    found = found if remote else list(map(_as_local, found))
     if not found:
         raise DataError(f"no file matches {path}. Check the pattern; in a shell, put it in quotes.")
     for name in found:

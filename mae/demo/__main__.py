@@ -1,10 +1,14 @@
 """python -m mae.demo runs/NAME [--host ADDRESS] [--port NUMBER]"""
 
 import argparse
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from mae.errors import CheckpointError, ConfigError
 
@@ -31,20 +35,33 @@ def show(path: Path, host: str, port: int) -> None:
     """Opens the model and serves the page until it is interrupted. Raises ConfigError if gradio is not installed."""
     if find_spec("gradio") is None:
         raise ConfigError("the page needs the package gradio: pip install -e '.[demo]'")
-    from mae.demo.gallery import open_gallery
-    from mae.demo.model import open_model
-    from mae.demo.page import Page
-    from mae.demo.serve import listen, private_uploads, serve
-    from mae.demo.views import Views, load_examples
+    with private_uploads():
+        from mae.demo.gallery import open_gallery
+        from mae.demo.model import open_model
+        from mae.demo.page import Page
+        from mae.demo.serve import listen, serve
+        from mae.demo.views import Views, load_examples
 
-    with listen(host, port) as at, private_uploads():
-        model = open_model(path)
-        page = Page(Views(model, open_gallery(model), load_examples(model)))
-        host, port = at.getsockname()[:2]
-        print(f"http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)", flush=True)
-        if not ip_address(host).is_loopback:
-            print("everybody who reaches this machine can use the page", flush=True)
-        serve(page.blocks, at)
+        with listen(host, port) as at:
+            model = open_model(path)
+            page = Page(Views(model, open_gallery(model), load_examples(model)))
+            address, port = at.getsockname()[:2]
+            print(f"http://{f'[{address}]' if ':' in address else address}:{port} (Ctrl-C ends it)", flush=True)
+            if not ip_address(address).is_loopback:
+                print("everybody who reaches this machine can use the page", flush=True)
+            serve(page.blocks, at, host)
+
+
+@contextmanager
+def private_uploads() -> Iterator[None]:
+    """Keeps uploads to pages made inside this context in a temporary folder, removed at its end.
+
+    Gradio makes further files where this points when it is imported, so that it has to be imported inside.
+    """
+    with TemporaryDirectory(prefix="mae-demo-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        yield
+        del os.environ["GRADIO_TEMP_DIR"]
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ class DemoModel:
     step     of a checkpoint of this project, else None
     encoder  or the whole autoencoder if there is a decoder
     assumed  the normalisation is not on record, ImageNet's is assumed
+    bits     of the values that it was trained on, 8 or 16
     """
 
     path: Path
@@ -53,6 +54,7 @@ class DemoModel:
     encoder: Encoder | MaskedAutoencoder
     pixels: Pixels
     assumed: bool
+    bits: int = 8
 
     @property
     def config(self) -> MAEConfig:
@@ -63,7 +65,7 @@ class DemoModel:
         return isinstance(self.encoder, MaskedAutoencoder)
 
     def images(self, photo: Tensor) -> Tensor:
-        """Normalises a photograph uint8 [1, C, H, W] on the model's device."""
+        """Normalises a photograph uint8 or uint16 [1, C, H, W] on the model's device."""
         return self.pixels.normalise(photo.to(self.pixels.mean.device))
 
     @torch.no_grad()
@@ -113,7 +115,8 @@ def open_model(path: Path) -> DemoModel:
     choose_float32_products(device)
     choose_attention(encoder, device=device)
     pixels = Pixels(scale.mean, scale.std).to(device)
-    return DemoModel(path, opened.step, encoder.to(device), pixels, assumed=not scale.known)
+    bits = opened.run["recipe"].get("data", {}).get("bits", 8) if opened.run is not None else 8
+    return DemoModel(path, opened.step, encoder.to(device), pixels, assumed=not scale.known, bits=bits)
 
 
 def max_mask_percent(config: MAEConfig) -> int:

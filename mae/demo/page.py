@@ -7,11 +7,13 @@ from typing import Any
 import gradio as gr
 import torch
 from markupsafe import Markup
+from PIL import Image
 from torch import Tensor
 
 from mae.demo.html_images import example_row, sentence
 from mae.demo.model import draw_mask, max_mask_percent
 from mae.demo.photo import fit_to_model, read_photograph
+from mae.demo.serve import discard
 from mae.demo.views import Views
 from mae.errors import ConfigError
 
@@ -31,14 +33,14 @@ PICK = """element.addEventListener("click", (event) => {
 class Page:
     """The parts of the page and their event handlers, which return new contents of the parts that change.
 
-    State of each visitor: photo uint8 [1, C, H, W], mask [N] with 1 hidden, patch whose attention is shown.
+    State of each visitor: photo uint8 or uint16 [1, C, H, W], mask [N] with 1 hidden, patch whose attention is shown.
     """
 
     def __init__(self, views: Views) -> None:
         self.views = views
         self.config = views.model.config
         rows, columns = self.config.grid
-        first = fit_to_model(views.examples[0][1], self.config)
+        first = self.fit(views.examples[0][1])
         mask = draw_mask(self.config, self.config.mask_ratio, self.config.masking, 0)
         patch = rows // 2 * columns + columns // 2
         with gr.Blocks(title=f"{views.model.path} demo", analytics_enabled=False) as self.blocks:
@@ -110,14 +112,20 @@ class Page:
     def upload(self, file: str, mask: Tensor, patch: int, block: int) -> tuple:
         """Shows an uploaded photograph, or says why the file cannot be read."""
         try:
-            photo = fit_to_model(read_photograph(Path(file)), self.config)
+            photo = self.fit(read_photograph(Path(file)))
         except ConfigError as error:
             return None, sentence(f"{error}.", "alert"), *(gr.skip() for _ in range(9))
+        finally:
+            discard(file)
         return None, *self.show_photo(photo, mask, patch, block)
 
     def pick_example(self, mask: Tensor, patch: int, block: int, event: gr.EventData) -> tuple:
         """Shows one of the examples."""
-        return self.show_photo(fit_to_model(self.views.examples[event.number][1], self.config), mask, patch, block)
+        return self.show_photo(self.fit(self.views.examples[event.number][1]), mask, patch, block)
+
+    def fit(self, image: Image.Image) -> Tensor:
+        """Returns a photograph as the model takes it."""
+        return fit_to_model(image, self.config, self.views.model.bits)
 
     def show_photo(self, photo: Tensor, mask: Tensor, patch: int, block: int) -> tuple:
         """Shows all views of a new photograph."""

@@ -6,42 +6,68 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from mae.errors import ConfigError
 from mae.models.config import MAEConfig
 
+# By default Pillow refuses a PNG with a text of 1 MB, such as the workflow that image generators add.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 1 << 28
+BITS, PLANES, NUMBER = 258, 284, 339  # tags of a TIFF
+NUMBERS = {2: "signed numbers", 3: "real numbers"}  # by NUMBER
+
 
 def read_photograph(path: Path) -> Image.Image:
     """Reads a photograph and turns it upright.
 
-    Raises ConfigError if the file is no image, is damaged, or holds real numbers, whose scale is unknown.
+    Raises ConfigError if the file is no image, is damaged, or holds numbers whose scale is unknown: real, signed, or of
+    more than 16 bits.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of broken EXIF blocks and large sizes, which do no harm
             with Image.open(path) as opened:
+                held = _other_numbers(opened)
                 opened.load()
                 image = ImageOps.exif_transpose(opened)
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         reason = "no known format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise ConfigError(f"{path.name} cannot be read as an image ({reason}). Choose another file") from error
-    if image.mode == "F":
-        raise ConfigError(f"{path.name} holds real numbers, not a photograph. Save it with 8 or 16 bits per channel")
+    if held:
+        raise ConfigError(f"{path.name} holds {held}, not a photograph. Save it with 8 or 16 bits per channel")
     return image
 
 
-def fit_to_model(image: Image.Image, config: MAEConfig) -> Tensor:
+def _other_numbers(image: Image.Image) -> str:
+    """Returns what an image holds if it is not whole numbers of at most 16 bits that Pillow reads; "" otherwise."""
+    if not isinstance(image, TiffImageFile):
+        return "real numbers" if image.mode == "F" else ""
+    number, bits = image.tag_v2.get(NUMBER, (1,))[0], max(image.tag_v2.get(BITS, (1,)))
+    if number in NUMBERS or bits not in (1, 2, 4, 8, 16):
+        return NUMBERS.get(number, f"{bits} bits per channel")
+    # Pillow takes them for planes of 8 bits.
+    return "16-bit channels in planes" if bits == 16 and image.tag_v2.get(PLANES) == 2 and image.mode != "I;16" else ""
+
+
+def fit_to_model(image: Image.Image, config: MAEConfig, bits: int = 8) -> Tensor:
     """Returns the largest centre crop of the model's shape, resized to its input: uint8 [1, C, H, W].
+
+    bits  16, of a model that was trained with them: grey of 16 bits becomes uint16
 
     Drops an alpha channel, as in training.
     """
+    height, width = config.image_size
     if image.mode.startswith("I"):  # `convert` would clip 16 bits
-        image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) / 257).round().astype(np.uint8))
+        values = np.clip(np.asarray(image), 0, 65535)
+        if bits == 16:
+            fitted = ImageOps.fit(Image.fromarray(values.astype(np.float32)), (width, height), Image.Resampling.BICUBIC)
+            grey = np.clip(np.array(fitted).round(), 0, 65535).astype(np.uint16)
+            return torch.from_numpy(np.repeat(grey[None, None], config.in_channels, axis=1))
+        image = Image.fromarray((values / 257).round().astype(np.uint8))
     if "transparency" in image.info:
         image = image.convert("RGBA")
-    height, width = config.image_size
     image = ImageOps.fit(
         image.convert("L" if config.in_channels == 1 else "RGB"), (width, height), Image.Resampling.BICUBIC
     )

@@ -1,13 +1,19 @@
-"""HTTP server of the page: a socket, a content security policy, a private folder for uploads."""
+"""HTTP server of the page: a socket, who may ask, a content security policy, uploads.
+
+A request is refused if its Host is a foreign name (DNS rebinding: a page of the web whose name was made to mean this
+machine), if a page of another site sent it, or if it is larger than MAX_UPLOAD.
+"""
 
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from importlib.resources import files
-from tempfile import TemporaryDirectory
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import gradio as gr
 import uvicorn
@@ -20,6 +26,9 @@ POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
     "script-src 'self' 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'none'"
 )
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+MAX_UPLOAD = 100 << 20  # bytes of a photograph
+REST_OF_UPLOAD = 1 << 16  # bytes around it in the request
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -39,8 +48,54 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def application(page: gr.Blocks) -> Callable[..., Awaitable[None]]:
-    """Returns the page as an ASGI application without analytics, whose answers carry POLICY."""
+def names_of_host(host: str) -> set[str]:
+    """Returns the names under which a page is asked for that listens on `host`; addresses are always allowed."""
+    if host in LOOPBACK:
+        return {"localhost"}
+    return {"localhost", host.lower(), socket.gethostname().lower(), socket.getfqdn().lower()}
+
+
+def refuse(scope: dict[str, Any], names: set[str]) -> tuple[int, str] | None:
+    """Returns status and reason if a request (ASGI) has to be refused, None if it may be answered."""
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    asked = _name_in(headers.get("host", ""))
+    if not (_is_address(asked) or asked in names):
+        way = "open the page by the address of this machine, or start it with --host NAME"
+        return 403, f"The page does not answer to the name {asked or '(none)'}: {way}."
+    if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        return None
+    if headers.get("sec-fetch-site") == "cross-site":
+        return 403, "The page takes nothing from pages of other sites."
+    length = headers.get("content-length", "")
+    if not length.isdigit():
+        return 411, "The request does not say its length."
+    if int(length) > MAX_UPLOAD + REST_OF_UPLOAD:
+        return 413, f"The file is too large: at most {MAX_UPLOAD >> 20} MB are taken."
+    return None
+
+
+def _name_in(host: str) -> str:
+    """Returns a Host header without its port, in lower case; "" if it is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def application(page: gr.Blocks, host: str = "127.0.0.1") -> Callable[..., Awaitable[None]]:
+    """Returns the page as an ASGI application without analytics, whose answers carry POLICY.
+
+    host  that it listens on: other names are refused, see `refuse`
+    """
+    names = names_of_host(host)
     system = ["system-ui", "sans-serif"]
     app = gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None),
@@ -48,6 +103,7 @@ def application(page: gr.Blocks) -> Callable[..., Awaitable[None]]:
         path="/",
         footer_links=[],
         run_history=False,
+        max_file_size=MAX_UPLOAD,
         enable_monitoring=False,
         mcp_server=False,
         ssr_mode=False,
@@ -55,6 +111,16 @@ def application(page: gr.Blocks) -> Callable[..., Awaitable[None]]:
         theme=gr.themes.Default(primary_hue="blue", font=system, font_mono=["ui-monospace", "monospace"]),
         css=files("mae.demo").joinpath("page.css").read_text(),
     )
+
+    async def guarded(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and (refused := refuse(scope, names)):
+            status, reason = refused
+            about = {"content-type": "text/plain", "content-length": str(len(reason)), "connection": "close"}
+            headers = [(name.encode(), value.encode()) for name, value in about.items()]
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": reason.encode("ascii", "replace")})
+        else:
+            await with_policy(scope, receive, send)
 
     async def with_policy(scope: Any, receive: Any, send: Any) -> None:
         async def answer(message: Any) -> None:
@@ -65,24 +131,21 @@ def application(page: gr.Blocks) -> Callable[..., Awaitable[None]]:
 
         await app(scope, receive, answer)
 
-    return with_policy
+    return guarded
 
 
-def build_server(page: gr.Blocks) -> uvicorn.Server:
-    return uvicorn.Server(uvicorn.Config(application(page), log_level="warning"))
+def build_server(page: gr.Blocks, host: str = "127.0.0.1") -> uvicorn.Server:
+    return uvicorn.Server(uvicorn.Config(application(page, host), ws="none", log_level="warning"))
 
 
-def serve(page: gr.Blocks, at: socket.socket) -> None:
+def serve(page: gr.Blocks, at: socket.socket, host: str) -> None:
     """Serves the page until SIGINT or SIGTERM."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises the signal again after closing
     with suppress(KeyboardInterrupt):
-        build_server(page).run(sockets=[at])
+        build_server(page, host).run(sockets=[at])
 
 
-@contextmanager
-def private_uploads() -> Iterator[None]:
-    """Keeps uploads to pages made inside this context in a temporary folder, removed at its end."""
-    with TemporaryDirectory(prefix="mae-demo-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        yield
-        del os.environ["GRADIO_TEMP_DIR"]
+def discard(file: str) -> None:
+    """Removes an upload that has been read."""
+    if (folder := os.environ.get("GRADIO_TEMP_DIR")) and Path(file).is_relative_to(folder):
+        Path(file).unlink(missing_ok=True)
