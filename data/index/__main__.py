@@ -49,7 +49,7 @@ def unpack(packed: str, out: str | Path) -> str:
     return str(tar)
 
 
-def _copy(source: IO[bytes], target: IO[bytes], packed: str) -> None:
+def _copy(source: gzip.GzipFile, target: IO[bytes], packed: str) -> None:
     limit, written = max(ALWAYS_ALLOWED, MAX_GROWTH * os.path.getsize(packed)), 0
     while chunk := source.read(CHUNK):
         if not written:
@@ -66,13 +66,12 @@ def _copy(source: IO[bytes], target: IO[bytes], packed: str) -> None:
 def _require_header(chunk: bytes, packed: str) -> None:
     try:
         tarfile.TarInfo.frombuf(chunk[:BLOCK], "utf-8", "surrogateescape")
-    except tarfile.EOFHeaderError:
-        pass  # an empty archive
     except tarfile.HeaderError as error:
-        raise DataError(f"{packed} holds no tar archive ({error}). Check what it is.") from None
+        if any(chunk[:BLOCK]):  # an empty archive has zeros there
+            raise DataError(f"{packed} holds no tar archive ({error}). Check what it is.") from None
 
 
-def _require_same(source: IO[bytes], tar: Path, packed: str) -> None:
+def _require_same(source: gzip.GzipFile, tar: Path, packed: str) -> None:
     """Raises DataError unless a tar holds what is unpacked from `source`."""
     with open(tar, "rb") as there:
         while (chunk := source.read(CHUNK)) or there.peek(1):
