@@ -277,8 +277,12 @@ def test_lzw_tiff_is_read_by_pil_or_names_the_package_to_install():
 
 
 def test_channels_first_npy_is_named_as_such():
-    with pytest.raises(DataError, match=r"56 channels .*\[5, 40, 56\] looks like channels first"):
-        whole(npy(image(5).transpose(2, 0, 1)), 5, 16)
+    for channels in (3, 5, 16):  # pack and inspect do not know how many are wanted
+        for read in (verify, kind, image_size):
+            with pytest.raises(DataError, match=rf"\[{channels}, 40, 56\], which looks like channels first"):
+                read(npy(image(channels).transpose(2, 0, 1)))
+    with pytest.raises(DataError, match=r"30 channels .* its shape \[5, 20, 30\] looks like channels first"):
+        whole(npy(image(5, height=20, width=30).transpose(2, 0, 1)), 5, 16)
 
 
 def test_png_with_megabytes_of_text_is_read():

@@ -17,6 +17,8 @@ NPY = b"\x93NUMPY"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_VALUES = 1 << 31
 TYPES = "uint8 and uint16 are read. Scale the values to 0 … 65535 and save them as uint16"
+CHANNELS_FIRST = "looks like channels first. Save numpy.moveaxis(array, 0, -1)"
+MAX_FLAT = 16  # rows; an array of no more, with twice as many columns and channels, has its channels first
 MINIMAL = (0, 1)  # photometric interpretations without colours: 0 is white, 0 is black
 ALPHA = ASSOCIATED, UNASSOCIATED = (1, 2)  # kinds of extra samples; by the first the colours are multiplied
 REDUCED, MASK = 1, 4  # bits of the kind of a page
@@ -109,7 +111,7 @@ def explain_channels(data: bytes, channels: int) -> str:
     if data.startswith(TIFF) and _has_pages(data) and (pages := read_tiff(data).pages) > 1:
         return f": its {pages} pages of one channel. Save the one that is meant alone, or set model.in_channels={pages}"
     if data.startswith(NPY) and (shape := _layout(data)[0])[0] == channels:
-        return f": its shape {list(shape)} looks like channels first. Save numpy.moveaxis(array, 0, -1)"
+        return f": its shape {list(shape)} {CHANNELS_FIRST}"
     return ""
 
 
@@ -140,6 +142,8 @@ def _layout(data: bytes) -> tuple[tuple[int, int, int], np.dtype, int]:
         raise DataError(f"the .npy header is damaged ({error})") from None
     if fortran and len(shape) > 1:
         raise DataError("the .npy array is in Fortran order. Save it with numpy.ascontiguousarray")
+    if len(shape) == 3 and shape[0] <= MAX_FLAT and min(shape[1:]) >= 2 * MAX_FLAT:
+        raise DataError(f"the array has the shape {list(shape)}, which {CHANNELS_FIRST}")
     return _image_shape(shape), _check_type(dtype), stream.tell()
 
 
