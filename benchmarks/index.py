@@ -19,15 +19,16 @@ SHARDS, SAMPLES, SEEKS = 11_000, 1_000, 50
 MEMBER_BYTES = 100_352  # of a sample in the sparse tar
 
 
-def write_shard(folder: Path, number: int, records: bytes, text: bytes) -> str:
+def write_shard(folder: Path, number: int, records: list[index_file.Record], text: bytes) -> str:
     """Writes a sparse tar and its indexes, which are real."""
     tar = folder / f"fake-{number:06d}.tar"
     with open(tar, "wb") as file:
         file.truncate(SAMPLES * MEMBER_BYTES)
     state = tar.stat()
-    header = index_file.HEADER.pack(index_file.MAGIC, state.st_size, state.st_mtime_ns, SAMPLES, bytes(8))
+    notes = {"tables": {"jpg": [0, SAMPLES, None, None]}}
+    binary = index_file.encode(state.st_size, state.st_mtime_ns, bytes(8), records, [], notes)
     tar.with_suffix(".idx").write_bytes(text)
-    Path(f"{tar.with_suffix('.idx')}.bin").write_bytes(header + records)
+    Path(f"{tar.with_suffix('.idx')}.bin").write_bytes(binary)
     return str(tar)
 
 
@@ -36,10 +37,7 @@ def main() -> None:
     for sample in range(SAMPLES):
         starts.append(len(text))
         text += f"jpg {sample * MEMBER_BYTES + 512} {MEMBER_BYTES - 1024} {sample:08d}.jpg\n"
-    records = b"".join(
-        index_file.RECORD.pack(sample * MEMBER_BYTES + 512, MEMBER_BYTES - 1024, starts[sample], -1)
-        for sample in range(SAMPLES)
-    )
+    records = [(sample * MEMBER_BYTES + 512, MEMBER_BYTES - 1024, starts[sample], -1) for sample in range(SAMPLES)]
     with tempfile.TemporaryDirectory() as folder:
         tars = [write_shard(Path(folder), number, records, text.encode()) for number in range(SHARDS)]
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -58,6 +58,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     val_path: str | list[str] | None = None
     mode: Literal["index", "stream"] = "index"  # stream: for what cannot be indexed, see data/loader/streaming.py
     samples: int | None = Field(default=None, ge=1)  # in an epoch, for mode stream only
+    image: str | None = Field(default=None, pattern=r"^[^./\sA-Z][^/\sA-Z]*$")  # see data/index/samples.py
     cache: str | None = None  # folder on a local disk for copies of remote shards; None: see data/storage/cache.py
     cache_gb: float | None = Field(default=None, gt=0)  # 10^9 bytes of copies; None: as much as the disk holds
     workers: int = Field(default=2, ge=0)
@@ -175,10 +176,11 @@ class ShardDataModule(lightning.LightningDataModule):
         self.faults = Faults(bad_samples, config.max_bad_fraction)
         path = config.path or builtin.ensure(config.source or "digits", config.root)
         if config.mode == "stream" and config.samples:
-            self.train_index: ShardIndex = StreamShards(path, config.samples)
+            self.train_index: ShardIndex = StreamShards(path, config.samples, config.image)
         else:
-            self.train_index = open_shards(path, "train", config.shard_cache)
+            self.train_index = open_shards(path, "train", config.shard_cache, config.image)
         self.val_index = _open_validation(path, config)
+        _say_passed_over(self.train_index, self.val_index)
         self.steps_per_epoch = steps_per_epoch(len(self.train_index), global_batch, views)
         if self.steps_per_epoch == 0:
             raise DataError(
@@ -308,7 +310,17 @@ def _open_validation(path: str | list[str], config: DataConfig) -> ShardIndex | 
     """
     paths = config.val_path or path
     split = next((split for split in ("val", "test") if has_split(paths, split)), None)
-    return open_shards(paths, split or "val", config.shard_cache) if split or config.val_path else None
+    if split or config.val_path:
+        return open_shards(paths, split or "val", config.shard_cache, config.image)
+    return None
+
+
+def _say_passed_over(train: ShardIndex, validation: ShardIndex | None) -> None:
+    """Prints, on rank 0, what of the shards is not used."""
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        for part, index in (("training", train), ("validation", validation)):
+            if index is not None and index.passed_over:
+                print(f"passed over in the {part} shards: {index.passed_over}", file=sys.stderr)
 
 
 def _warn_of_lost_bits(index: ShardIndex) -> None:
@@ -339,7 +351,8 @@ def _build_order(config: DataConfig, index: ShardIndex, seed: int, batch: int) -
     """Builds the order of the training samples; `batch` of them make a global batch."""
     if config.weights is None or not isinstance(config.path, list):
         return Order(index.sizes, seed, config.window, config.lanes, batch)
-    ends = np.cumsum([len(find_shards(path, "train")) for path in config.path])
+    opened = set(index.shards)  # all but those without any file
+    ends = np.cumsum([len(opened.intersection(find_shards(path, "train"))) for path in config.path])
     counts = shares(config.weights, batch)
     orders = [
         Order(sizes, seed, config.window, config.lanes, count)

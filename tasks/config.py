@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from pydantic import BaseModel, Field, field_validator
 
 from data.datamodule import DataConfig
+from data.index.samples import FIRST
 from data.storage.credentials import hide
 from mae.callbacks.save_checkpoints import CheckpointConfig
 from mae.errors import ConfigError
@@ -88,6 +89,18 @@ class TrainConfig(BaseModel, Generic[TaskSettings], frozen=True, extra="forbid")
         return Path("sweeps") / self.name / re.sub(r"[^\w.+=,@-]", "-", self.trial)
 
 
+def keep_image(config: TrainConfig) -> TrainConfig:
+    """Returns the settings with the data.image of the run that is resumed, where it is not set anew.
+
+    Runs older than the setting took the first image of a sample.
+    """
+    stored = config.run / "config.yaml"
+    if config.data.image is not None or config.overwrite or not stored.is_file():
+        return config
+    image = OmegaConf.select(OmegaConf.load(stored), "data.image", default=FIRST)
+    return config.model_copy(update={"data": config.data.model_copy(update={"image": image})})
+
+
 def evaluation_data(run: Path | None, overrides: dict[str, Any]) -> DataConfig:
     """Returns the data settings of a run under the overrides that are not None, with each image once.
 
@@ -95,6 +108,8 @@ def evaluation_data(run: Path | None, overrides: dict[str, Any]) -> DataConfig:
     """
     stored: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml").data) if run else {}
     changed = {name: value for name, value in overrides.items() if value is not None}
+    if run and "path" not in changed:
+        stored.setdefault("image", FIRST)  # as runs older than the setting did
     if stored.get("mode") == "stream" and "path" not in changed:
         raise ConfigError(
             f"{run} read a stream, whose samples have no numbers: set data.path to shards that can be indexed"

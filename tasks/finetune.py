@@ -153,8 +153,8 @@ def refuse_labels(index: ShardIndex, part: str, classes: int, names: list[str]) 
     labels = index.labels
     if missing := int((labels < 0).sum()):
         raise ConfigError(
-            f"task=finetune needs labels, and {missing} of {len(labels)} {part} images have none (no .cls in the "
-            "shards): pack a folder with a sub-folder for each class"
+            f"task=finetune needs labels, and {missing} of {len(labels)} {part} images have none "
+            f"({index.explain_label(int(labels.argmin()))}): pack a folder with a sub-folder for each class"
         )
     if names and labels.max() >= len(names):
         raise ConfigError(

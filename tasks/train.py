@@ -59,7 +59,7 @@ from mae.train.precision import resolve_precision
 from mae.train.strategies import choose_strategy
 from mae.train.training import Training
 from tasks.cli import FULL_ERROR, quieten
-from tasks.config import TrainConfig
+from tasks.config import TrainConfig, keep_image
 from tasks.errors import readable_errors
 from tasks.task import Task, read_settings, task_class
 
@@ -68,7 +68,7 @@ from tasks.task import Task, read_settings, task_class
 def launch(raw: DictConfig) -> None:
     """Validates the settings, finds the ranks and calls `train`; with plan=true prints the forecast instead."""
     quieten()  # a job of submitit begins here
-    config = read_settings(raw)
+    config = keep_image(read_settings(raw))
     if config.plan.show:
         from tasks.plan import plan_only
 

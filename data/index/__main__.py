@@ -16,6 +16,7 @@ from typing import IO
 from data.atomic import replace_file
 from data.errors import DataError, command
 from data.index.index import ShardIndex, build_indexes, with_progress
+from data.index.index_file import tie_error
 from data.index.splits import COMPRESSED, list_shards, unpacked_name
 from data.index.tar import BLOCK
 from data.storage.credentials import hide
@@ -94,6 +95,7 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m data.index", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, or folders of tars; local or URLs")
     parser.add_argument("--unpack", metavar="OUT", help="first unpack .tar.gz into this folder")
+    parser.add_argument("--strict", action="store_true", help="end with exit code 2 if anything in them is not used")
     arguments = parser.parse_args(words)
     shards = [hide(shard) for shard in arguments.shards]
     if arguments.unpack:
@@ -108,9 +110,18 @@ def main(words: list[str] | None = None) -> None:
             print(f"{len(others)} tars are unpacked already and not copied, such as {others[0]}", file=sys.stderr)
         os.makedirs(arguments.unpack, exist_ok=True)
         shards = [unpack(path, arguments.unpack) for path in with_progress(packed, "unpacking", len(packed))]
-    index = ShardIndex(list(build_indexes(list_shards(shards)).values()))
+    files = list(build_indexes(list_shards(shards)).values())
+    index = ShardIndex(files)
     print(f"{len(index.shards)} shards, {len(index)} samples, fingerprint {index.fingerprint[:16]}")
     print(f"indexes in {', '.join(sorted({os.path.dirname(text) for text in index.texts}))}")
+    if error := next(filter(None, map(tie_error, files)), None):
+        if arguments.strict:
+            raise error
+        print(f"undecided: {error}")
+    if index.passed_over:
+        print(f"passed over: {index.passed_over}")
+    if arguments.strict:
+        index.passed_over.refuse()
 
 
 if __name__ == "__main__":

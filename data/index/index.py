@@ -1,8 +1,10 @@
 """ShardIndex: numbers all samples of a list of shards from 0 to n - 1, and locates each in its shard."""
 
 import bisect
+import contextlib
 import copy
 import hashlib
+import json
 import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +18,9 @@ from rich.progress import track
 
 from data.errors import DataError
 from data.index import index_file
-from data.index.index_file import HEADER, RECORD, IndexFile
+from data.index.index_file import RECORD, IndexFile
+from data.index.passed_over import PassedOver
+from data.index.samples import FIRST, split_name
 from data.index.splits import Paths, find_shards
 from data.index.tar import Member
 from data.storage.cache import DEFAULT, ShardCache
@@ -26,6 +30,7 @@ from data.storage.read import read, read_line
 
 Result = TypeVar("Result")
 CONNECTIONS = 16
+LABEL_FIELDS = {"label", "labels", "class", "class_id", "class_name", "cls", "category", "category_id", "target"}
 
 
 class ShardIndex:
@@ -36,14 +41,25 @@ class ShardIndex:
     bytes        [S] int64, lengths of the shards
     cache        of copies of remote shards
     fingerprint  of the data, the same wherever the shards lie
+    passed_over  what of the shards is not used
     """
 
     def __init__(self, files: list[IndexFile], cache: ShardCache = DEFAULT):
         self.cache = cache
+        self.passed_over = PassedOver()
+        if empty := [file.tar for file in files if not file.samples]:
+            self.passed_over.add("tars without any file", *empty, count=len(empty))
+            files = [file for file in files if file.samples]
+            if not files:
+                raise DataError(f"{empty[0]} is an archive without any file. Check how it was made.")
         self.shards = [file.tar for file in files]
         self.texts = [file.text for file in files]
         self.sizes = np.array([file.samples for file in files], np.int64)
         self.bytes = np.array([file.tar_bytes for file in files], np.int64)
+        self.starts = [file.start for file in files]  # of the records in X.idx.bin
+        for file in files:
+            if file.notes:
+                self.passed_over.update(file.passed_over)
         # A list, because bisect takes a tenth of the time of numpy's search for one sample.
         self.ends: list[int] = np.cumsum(self.sizes).tolist()
         digest = hashlib.sha256()
@@ -79,6 +95,21 @@ class ShardIndex:
         """Returns the class in the sample's .cls member, -1 if there is none."""
         return self._record(sample)[1][3]
 
+    def explain_label(self, sample: int) -> str:
+        """Says why a sample has no label: what its .cls holds, or which field of its .json may be one."""
+        tar = self.shards[self.shard_of(sample)]
+        members = {split_name(member.name)[1].lower(): member for member in self.members(sample)}
+        if label := members.get("cls"):
+            text = read(tar, label.offset, min(label.size, 40), self.cache).decode("utf-8", "backslashreplace")
+            return f"{label.name} holds {text!r}, which is no number"
+        record = members.get("json")
+        if record and record.size < 1 << 20:
+            with contextlib.suppress(ValueError):
+                fields = json.loads(read(tar, record.offset, record.size, self.cache))
+                for field in LABEL_FIELDS & fields.keys() if isinstance(fields, dict) else ():
+                    return f"{record.name} has the field {field}={fields[field]!r}, and labels are read from .cls alone"
+        return "no .cls in the shards"
+
     @property
     def labels(self) -> np.ndarray:
         """Classes of all samples, [samples] int64, -1 if unknown."""
@@ -88,7 +119,7 @@ class ShardIndex:
         """Returns the name that the members of a sample have in common, with its folder."""
         shard, (offset, _, line, _) = self._record(sample)
         key = index_file.parse_key(read_line(self.texts[shard], line), offset)
-        return key if key is not None else index_file.split_name(self.members(sample)[0].name)[0]
+        return key if key is not None else split_name(self.members(sample)[0].name)[0]
 
     def members(self, sample: int) -> list[Member]:
         """Returns the members of a sample, its image included, in the order of the tar."""
@@ -103,7 +134,8 @@ class ShardIndex:
 
     def table(self, shard: int) -> np.ndarray:
         """Returns the records of a shard, [samples, 4] int64: offset, size, start of the line in X.idx, label or -1."""
-        return np.frombuffer(self._maps[f"{self.texts[shard]}.bin"], "<i8", offset=HEADER.size).reshape(-1, 4).copy()
+        values, start = 4 * int(self.sizes[shard]), self.starts[shard]
+        return np.frombuffer(self._maps[f"{self.texts[shard]}.bin"], "<i8", values, start).reshape(-1, 4).copy()
 
     def without_downloads(self) -> "ShardIndex":
         """Returns the same index for reading a few images, without downloading whole shards."""
@@ -115,25 +147,31 @@ class ShardIndex:
         shard = self.shard_of(sample)
         first = self.ends[shard] - int(self.sizes[shard])
         records = self._maps[f"{self.texts[shard]}.bin"]
-        return shard, RECORD.unpack_from(records, HEADER.size + (int(sample) - first) * RECORD.size)
+        return shard, RECORD.unpack_from(records, self.starts[shard] + (int(sample) - first) * RECORD.size)
 
 
-def open_shards(paths: Paths, split: str | None = None, cache: ShardCache = DEFAULT) -> ShardIndex:
+def open_shards(
+    paths: Paths, split: str | None = None, cache: ShardCache = DEFAULT, image: str | None = None
+) -> ShardIndex:
     """Opens the shards that `splits.find_shards` finds, and indexes those without an index.
 
-    Raises DataError if there are none, splits are mixed, or a shard is damaged, compressed, not a tar or has no image.
+    image  extension of the member that is the image of its sample; None: samples have one each; see index_file.choose
+
+    Raises DataError if there are none, splits are mixed, a sample has several images and none is chosen, or a shard is
+    damaged, compressed, not a tar or has no image. Shards without any file are passed over.
     """
-    return index_tars(find_shards(paths, split), cache)
+    return index_tars(find_shards(paths, split), cache, image)
 
 
-def index_tars(tars: list[str], cache: ShardCache = DEFAULT) -> ShardIndex:
+def index_tars(tars: list[str], cache: ShardCache = DEFAULT, image: str | None = None) -> ShardIndex:
     """Does what `open_shards` does, for exactly these tars."""
-    files = dict(zip(tars, _each(lambda tar: index_file.load(tar, cache), tars), strict=True))
+    chosen = image not in (None, FIRST)
+    files = dict(zip(tars, _each(lambda tar: index_file.load(tar, cache, chosen), tars), strict=True))
     files |= build_indexes([tar for tar, file in files.items() if file is None], cache)
     for tar, file in files.items():
         if file and is_remote(tar):
             cache.forget_other_states(tar, file.stamp)
-    return ShardIndex([file for file in files.values() if file], cache)
+    return ShardIndex([index_file.choose(file, image) for file in files.values() if file], cache)
 
 
 def build_indexes(shards: list[str], cache: ShardCache = DEFAULT) -> dict[str, IndexFile]:

@@ -92,8 +92,13 @@ def find_splits(folder: Folder) -> dict[str, list[str]]:
 
 
 def to_list(paths: Paths) -> list[str]:
-    """Returns the paths as a list, without the credentials of URLs (data/storage/credentials.py)."""
-    return [hide(os.fspath(path)) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+    """Returns the paths as a list: `~` and `file://` resolved, credentials hidden (data/storage/credentials.py)."""
+    return [hide(local_path(os.fspath(path))) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+
+
+def local_path(path: str) -> str:
+    """Returns a path with `~` as the home folder, and without `file://`; other URLs as they are."""
+    return os.path.expanduser(path.removeprefix("file://"))
 
 
 def _describe(paths: Paths) -> str:
@@ -230,8 +235,14 @@ def _splits_by_name(folder: Folder) -> dict[str, list[str]]:
 
 def _split_in_name(shard: str) -> str | None:
     """Returns the split in the base name of a tar, set off by - _ or a dot."""
-    words = [word for word in re.split(r"[-_.]", split_path(shard)[1].lower()) if word in NAMES]
-    return NAMES[words[-1]] if words else None
+    words = [split for word in re.split(r"[-_.]", split_path(shard)[1]) if (split := split_of(word))]
+    return words[-1] if words else None
+
+
+def split_of(name: str) -> str | None:
+    """Returns the split that a name stands for, such as train, Training, train2017 or val_images; else None."""
+    found = re.fullmatch(r"([a-z]+?)(?:[-_. ]?(?:\d+|set|data|images?|split))?", name.lower())
+    return NAMES.get(found[1]) if found else None
 
 
 def _splits_of(shards: list[str]) -> dict[str, str | None]:

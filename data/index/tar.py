@@ -8,16 +8,20 @@ from functools import partial
 from typing import NamedTuple
 
 from data.errors import DataError
+from data.index.passed_over import BYTES, PassedOver
 from data.storage import remote
 from data.storage.cache import DEFAULT, ShardCache
 from data.storage.protocols import is_remote
 
 BLOCK = 512
-FILES = (tarfile.REGTYPE, tarfile.AREGTYPE)
+FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+LINKS = (tarfile.LNKTYPE, tarfile.SYMTYPE)
+NO_CONTENTS = (*LINKS, tarfile.DIRTYPE)
 # Headers whose contents are a long name (GNU) or fields (pax) of the header that follows.
 GNU_NAME, PAX = tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE
 OTHER_WRAPPERS = (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE)
 MAX_WRAPPER = 1 << 20  # bytes; anything longer is damage
+CHUNK = 1 << 20  # bytes that are searched at a time for what follows the end of an archive
 
 
 class Member(NamedTuple):
@@ -35,20 +39,28 @@ class TarBytes(NamedTuple):
     pread: Callable[[int, int], bytes]  # (size, offset) → bytes
 
 
-def walk(tar: TarBytes) -> Iterator[Member]:
+def walk(tar: TarBytes, passed_over: PassedOver | None = None) -> Iterator[Member]:
     """Yields the regular files of a tar, in order, by stepping from header to header.
 
-    Raises DataError if it is not a tar, or truncated or damaged, even where `tarfile` sees the end of the archive.
+    Goes on behind the end of an archive if another one follows (`cat a.tar b.tar`). Links, devices and bytes that are
+    no archive are counted in `passed_over`.
+
+    Raises DataError if it is not a tar, or truncated or damaged, even where `tarfile` sees the end of the archive, and
+    for a member that is stored with holes.
     """
     if tar.size == 0:
         raise DataError(f"{tar.path} is empty (0 bytes). Copy or download it again.")
-    position, name, size = 0, None, None
+    passed_over = PassedOver() if passed_over is None else passed_over
+    position, name, size, sparse = 0, None, None, False
     while position < tar.size:
         block = tar.pread(BLOCK, position)
-        if len(block) == BLOCK and not any(block):
-            return
+        if block.count(0) == BLOCK:
+            position, name, size, sparse = _next_archive(tar, position, passed_over), None, None, False
+            continue
         info = _header(block, position, tar.path)
         start, length = position + BLOCK, info.size if size is None else size
+        if info.type in NO_CONTENTS:
+            length = 0  # Some programs state the length of what a hard link leads to.
         if start + length > tar.size:
             raise DataError(
                 f"{tar.path} is truncated: its member {name or info.name!r} should end at byte {start + length}, "
@@ -58,13 +70,36 @@ def walk(tar: TarBytes) -> Iterator[Member]:
             name = tar.pread(min(length, MAX_WRAPPER), start).rstrip(b"\0").decode("utf-8", "surrogateescape")
         elif info.type == PAX:
             fields = _pax_fields(tar.pread(min(length, MAX_WRAPPER), start), position, tar.path)
-            name = fields.get("path", name)
+            name = fields.get("GNU.sparse.name", fields.get("path", name))
             size = int(fields["size"]) if fields.get("size", "").isdigit() else size
+            sparse = any(field.startswith("GNU.sparse.") for field in fields)
         elif info.type not in OTHER_WRAPPERS:
+            if sparse or info.type == tarfile.GNUTYPE_SPARSE:
+                raise DataError(
+                    f"{tar.path} holds {name or info.name!r} with holes (tar -S), so that its bytes do not lie in one "
+                    "piece. Make the tar anew without -S."
+                )
             if info.type in FILES:
                 yield Member(name or info.name, start, length)
+            elif info.type != tarfile.DIRTYPE:
+                passed_over.add("links in tars" if info.type in LINKS else "special files", name or info.name)
             name, size = None, None
         position = start + -(-length // BLOCK) * BLOCK
+
+
+def _next_archive(tar: TarBytes, position: int, passed_over: PassedOver) -> int:
+    """Returns where another archive begins behind the zeros that end one; the length of the tar if none does."""
+    while chunk := tar.pread(CHUNK, position):
+        if rest := chunk.lstrip(b"\0"):
+            start = (position + len(chunk) - len(rest)) // BLOCK * BLOCK
+            try:
+                tarfile.TarInfo.frombuf(tar.pread(BLOCK, start), "utf-8", "surrogateescape")
+            except tarfile.HeaderError:
+                passed_over.add(BYTES, tar.path, count=tar.size - start)
+                break
+            return start
+        position += len(chunk)
+    return tar.size
 
 
 def _header(block: bytes, position: int, path: str) -> tarfile.TarInfo:

@@ -21,7 +21,8 @@ from webdataset.shardlists import split_by_worker
 from data.errors import DataError
 from data.images.crops import DRAWS
 from data.index.index import ShardIndex
-from data.index.index_file import find_image, parse_label
+from data.index.passed_over import PassedOver
+from data.index.samples import find_image, parse_label
 from data.index.splits import Paths, find_shards, to_list
 from data.loader.dataset import Batch, ShardDataset
 from data.loader.loader import init_worker
@@ -40,11 +41,12 @@ SHUFFLE_BUFFER = 1000  # samples from which the next one is drawn
 class StreamShards(ShardIndex):
     """Stands in for the index of shards that have none: their names, and the samples of an epoch as set."""
 
-    def __init__(self, paths: Paths, samples: int):
+    def __init__(self, paths: Paths, samples: int, image: str | None = None):
         commands = [path for path in to_list(paths) if path.startswith("pipe:")]
         files = [path for path in to_list(paths) if not path.startswith("pipe:")]
         self.shards = [command for path in commands for command in braceexpand(path)]
         self.shards += find_shards(files, "train") if files else []
+        self.image, self.passed_over = image, PassedOver()
         self.sizes = np.array([samples])
         self.ends = [samples]
         self.fingerprint = hashlib.sha256("\n".join(["stream", *map(reveal, self.shards)]).encode()).hexdigest()
@@ -92,9 +94,10 @@ class StreamBatches(IterableDataset[Batch]):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         epoch, step = divmod(self.step, self.steps_per_epoch)
-        shards = self.dataset.index.shards
-        few = len(shards) < self.ranks * workers
-        samples = _samples(shards if few else shards[self.rank :: self.ranks], resampled=few)
+        index = self.dataset.index
+        assert isinstance(index, StreamShards)
+        shards, few = index.shards, len(index.shards) < self.ranks * workers
+        samples = _samples(shards if few else shards[self.rank :: self.ranks], index.image, resampled=few)
         # The loader takes a batch from each worker in turn.
         for number in range(step * self.accumulate + worker, self.steps_per_epoch * self.accumulate, workers):
             start = (number * self.ranks + self.rank) * self.micro_batch
@@ -103,11 +106,18 @@ class StreamBatches(IterableDataset[Batch]):
 
 def first_samples(dataset: ShardDataset, count: int) -> Batch:
     """Returns the first samples of the shards: always the same ones."""
-    return _batch(dataset, list(islice(_samples(dataset.index.shards, shuffled=False), count)), 0, 0)
+    index = dataset.index
+    assert isinstance(index, StreamShards)
+    return _batch(dataset, list(islice(_samples(index.shards, index.image, shuffled=False), count)), 0, 0)
 
 
-def _samples(shards: list[str], *, resampled: bool = False, shuffled: bool = True) -> Iterator[dict[str, Any]]:
-    """Yields webdataset's samples without end. resampled: each worker draws from all shards, too few to be split."""
+def _samples(
+    shards: list[str], image: str | None, *, resampled: bool = False, shuffled: bool = True
+) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Yields webdataset's samples, and their images, without end.
+
+    resampled  each worker draws from all shards, too few to be split
+    """
     gopen_schemes.update(dict.fromkeys(PROTOCOLS, _open))  # webdataset would call programs that need not be installed.
     gopen_schemes["pipe"] = _open_pipe
     samples: Any = WebDataset(
@@ -120,7 +130,21 @@ def _samples(shards: list[str], *, resampled: bool = False, shuffled: bool = Tru
     )
     if shuffled:
         samples = samples.shuffle(SHUFFLE_BUFFER)
-    return (sample for sample in samples.repeat() if find_image(sample) is not None)
+    passed_over = False
+    for sample in samples.repeat():
+        try:
+            data = find_image(sample, image)
+        except DataError as error:
+            raise DataError(f"{_name(sample)}: {error}") from None
+        if data is not None:
+            yield sample, data
+        elif not passed_over:
+            passed_over = True
+            print(f"passed over: {_name(sample)} has no {image or 'image'}; others are not named", file=sys.stderr)
+
+
+def _name(sample: dict[str, Any]) -> str:
+    return f"{sample['__url__']}, sample {sample['__key__']}"
 
 
 def _open(url: str, *_):
@@ -145,24 +169,21 @@ def _refuse(error: Exception) -> NoReturn:
     raise DataError(f"{where} cannot be streamed: {reason}. Check the command or URL, and what it sends.") from None
 
 
-def _batch(dataset: ShardDataset, samples: list[dict[str, Any]], epoch: int, start: int) -> Batch:
+def _batch(dataset: ShardDataset, samples: list[tuple[dict[str, Any], bytes]], epoch: int, start: int) -> Batch:
     """Decodes the samples that stand at the positions from `start` on."""
     positions = np.arange(start, start + len(samples))
     drawn = [None] * len(samples) if dataset.seed is None else uniforms(dataset.seed, epoch, positions, DRAWS).tolist()
     images, boxes = dataset.empty_images(len(samples)), []
-    for row, (sample, u) in enumerate(zip(samples, drawn, strict=True)):
-        data = find_image(sample)
-        assert data is not None
+    for row, ((sample, data), u) in enumerate(zip(samples, drawn, strict=True)):
         try:
             boxes += dataset.decode_views(images[row : row + 1], data, u and [u])
         except DataError as error:
-            where = f"{sample['__url__']}, sample {sample['__key__']}"
-            raise DataError(f"{where}: {error}. Pack the images again.") from None
+            raise DataError(f"{_name(sample)}: {error}. Pack the images again.") from None
     return {
         "images": images,
-        "labels": torch.tensor([parse_label(sample.get("cls", b"")) for sample in samples]),
+        "labels": torch.tensor([parse_label(sample.get("cls", b"")) for sample, _ in samples]),
         "positions": torch.from_numpy(positions),
         "samples": torch.full((len(samples),), -1),  # They have no numbers.
         "boxes": torch.tensor(boxes, dtype=torch.int32),
-        "keys": [sample["__key__"] for sample in samples],
+        "keys": [sample["__key__"] for sample, _ in samples],
     }

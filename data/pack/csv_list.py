@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from data.errors import DataError
 from data.index.classes import same_name
-from data.index.index_file import IMAGES
+from data.index.samples import IMAGES
 from data.pack.class_list import number_by_name
 from data.pack.image_folder import key_of_path, read_file
 from data.pack.sample import Sample, Source

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from data.errors import DataError
-from data.index.index_file import IMAGES
+from data.index.samples import IMAGES
 from data.index.splits import NAMES
 from data.pack.class_list import number_by_name
 from data.pack.sample import LazySamples, Sample, Source

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from data.errors import DataError
-from data.index.index_file import IMAGES
+from data.index.samples import IMAGES
 from data.index.splits import COMPRESSED
 from data.pack.csv_list import find_listed
 from data.pack.image_folder import find_images

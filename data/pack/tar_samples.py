@@ -6,7 +6,7 @@ from functools import partial
 from data.errors import DataError
 from data.index.classes import class_names
 from data.index.index import ShardIndex, open_shards
-from data.index.index_file import split_name
+from data.index.samples import split_name
 from data.index.splits import find_splits
 from data.pack.class_list import number_by_name
 from data.pack.sample import LazySamples, Sample, Source

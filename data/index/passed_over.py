@@ -1,0 +1,61 @@
+"""What was given and is not used as it stands: counted by reason, with the first names of each, said in one line."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from data.errors import DataError
+
+EXAMPLES = 3  # names of each reason
+
+
+class PassedOver:
+    """Counts by reason, a phrase in the plural such as "links". False if there are none."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.names: dict[str, list[str]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{count:,} {reason} ({', '.join(names)}{', …' if count > len(names) and reason != BYTES else ''})"
+            for reason, count in self.counts.items()
+            for names in [self.names[reason]]
+        )
+
+    def add(self, reason: str, *names: str, count: int = 1) -> None:
+        """Counts `count` more, of which some have these names."""
+        self.counts[reason] = self.counts.get(reason, 0) + count
+        known = self.names.setdefault(reason, [])
+        known += [printable(name) for name in names[: EXAMPLES - len(known)]]
+
+    def update(self, other: "PassedOver") -> None:
+        """Adds all counts of another one."""
+        for reason, count in other.counts.items():
+            self.add(reason, *other.names[reason], count=count)
+
+    def to_json(self) -> dict[str, Any]:
+        return {reason: {"count": count, "examples": self.names[reason]} for reason, count in self.counts.items()}
+
+    @classmethod
+    def from_json(cls, found: Any) -> "PassedOver":
+        """Returns what `to_json` gave; nothing for anything else, such as a manifest of an earlier version."""
+        passed_over = cls()
+        for reason, entry in found.items() if isinstance(found, Mapping) else ():
+            passed_over.add(reason, *entry["examples"], count=entry["count"])
+        return passed_over
+
+    def refuse(self) -> None:
+        """Raises DataError if there is anything: what --strict asks for."""
+        if self:
+            raise DataError(f"--strict: passed over: {self}. Remove them or mend them, or leave out --strict.")
+
+
+BYTES = "bytes after the end of an archive"
+
+
+def printable(name: str) -> str:
+    """Returns a name with the bytes that are not UTF-8 as \\xe9, so that any terminal and any JSON can hold it."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
