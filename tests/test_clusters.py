@@ -12,7 +12,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from torch.distributed.run import get_args_parser
 
-from mae.distributed.launch import Topology
+from mae.distributed.launch import Topology, cluster_environment, refuse_other_devices
 from mae.distributed.slurm import requeue
 from mae.errors import ConfigError
 from tests import slurm
@@ -187,5 +187,38 @@ def test_incomplete_slurm_launch_raises_config_error(monkeypatch, environment: d
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=said):
         Topology.from_environment()
-    monkeypatch.setenv("SLURM_NTASKS", "1")
-    assert Topology.from_environment() == Topology(rank=0, ranks=1, devices=1, nodes=1)
+
+
+ONE_TASK = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "1", "SLURM_NNODES": "1", "SLURM_NODELIST": "localhost"}
+RANKS = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_STEP_ID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "topology"),
+    [
+        (ONE_TASK | {"SLURM_JOB_NAME": "mae"}, None),  # salloc
+        (ONE_TASK | {"SLURM_JOB_NAME": "mae", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, None),  # sbatch without srun
+        (ONE_TASK | {"SLURM_PROCID": "0", "SLURM_STEP_ID": "0"}, None),  # srun
+        (ONE_TASK | {"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "interactive"}, None),
+        (
+            ONE_TASK
+            | RANKS
+            | {"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NAME": "interactive"},
+            Topology(rank=3, ranks=4, devices=2, nodes=2),
+        ),
+    ],
+    ids=["salloc", "sbatch", "srun of one task", "interactive", "srun in an interactive job"],
+)
+def test_slurm_decides_the_ranks_only_where_srun_has_started_several(monkeypatch, environment, topology) -> None:
+    """Elsewhere trainer.devices counts, and Lightning looks for no variables of srun."""
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert Topology.from_environment() == topology
+    (plugin,) = cluster_environment()
+    assert (plugin.global_rank(), plugin.world_size()) == ((3, 4) if topology else (0, 1))
+    if topology is not None:
+        refuse_other_devices(2, topology)
+        with pytest.raises(ConfigError, match=r"trainer\.devices=8, .* srun .*, which has started 2 on this machine"):
+            refuse_other_devices(8, topology)

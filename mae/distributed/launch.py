@@ -1,15 +1,17 @@
 """Launching: ranks come from torchrun or SLURM; Lightning never starts processes itself."""
 
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from typing import NoReturn
 
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
 from mae.distributed.rank_zero import warn
-from mae.distributed.slurm import refuse_unlaunched_ranks
+from mae.distributed.slurm import started_tasks
+from mae.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Topology:
 
     @classmethod
     def from_environment(cls) -> "Topology | None":
-        """Returns the topology in the environment variables of torchrun or srun; None if neither started this process.
+        """Returns the topology in the environment variables of torchrun or srun; None if neither started several ranks.
 
         Raises ConfigError if SLURM has room for several ranks and did not start this process as one of them.
         """
@@ -31,9 +33,8 @@ class Topology:
             warn_of_shared_store()
             ranks, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
             return cls(rank=int(os.environ["RANK"]), ranks=ranks, devices=local, nodes=ranks // local)
-        if SLURMEnvironment.detect():
-            refuse_unlaunched_ranks()
-            ranks, nodes = int(os.environ["SLURM_NTASKS"]), int(os.environ.get("SLURM_NNODES", "1"))
+        if (ranks := started_tasks()) > 1:
+            nodes = int(os.environ.get("SLURM_NNODES", "1"))
             return cls(rank=int(os.environ["SLURM_PROCID"]), ranks=ranks, devices=ranks // nodes, nodes=nodes)
         return None
 
@@ -48,11 +49,16 @@ def warn_of_shared_store() -> None:
         )
 
 
-def cluster_environment() -> list[SLURMEnvironment]:
-    """Returns Lightning's SLURM plugin, which shall not requeue: `slurm.requeue` or submitit does."""
-    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+def cluster_environment() -> list[SLURMEnvironment | LightningEnvironment]:
+    """Returns Lightning's SLURM plugin, which shall not requeue: `slurm.requeue` or submitit does.
+
+    For one process in a SLURM job it is that of a single process: Lightning would look for variables of srun.
+    """
+    if TorchElasticEnvironment.detect():
         return []
-    return [SLURMEnvironment(auto_requeue=False)]
+    if started_tasks() > 1:
+        return [SLURMEnvironment(auto_requeue=False)]
+    return [LightningEnvironment()] if "SLURM_JOB_ID" in os.environ else []
 
 
 def leave_together(exit_code: int) -> NoReturn:
@@ -67,10 +73,26 @@ def resolve_devices(devices: int | str) -> int:
     return max(1, torch.cuda.device_count()) if devices == "auto" else int(devices)
 
 
+def refuse_other_devices(devices: int | str, topology: Topology) -> None:
+    """Raises ConfigError if more devices are wanted on this machine than torchrun or srun has started ranks."""
+    if isinstance(devices, int) and devices > max(1, topology.devices):
+        launcher = "torchrun (--nproc-per-node)" if TorchElasticEnvironment.detect() else "srun (--ntasks-per-node)"
+        raise ConfigError(
+            f"trainer.devices={devices}, but the number of ranks is for {launcher} to choose, which has started "
+            f"{topology.devices} on this machine: have it start {devices}, or leave trainer.devices out"
+        )
+
+
+def hangup_ignored() -> bool:
+    """Returns True if this process was started to ignore that its terminal closes, as nohup does."""
+    return signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
 def relaunch_under_torchrun(devices: int) -> None:
     """Replaces this process by torchrun with the same program and arguments, one rank per device of this machine."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(devices)]
-    # Without this torchrun dies of SIGUSR1 and leaves its ranks running.
-    command += ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
+    # Without this torchrun dies of SIGUSR1 and leaves its ranks running. It would end of SIGHUP under nohup too.
+    signals = "SIGTERM,SIGINT,SIGQUIT,SIGUSR1" if hangup_ignored() else "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+    command += ["--signals-to-handle", signals]
     print(f"trainer.devices={devices}: starting {devices} ranks with torchrun", flush=True)
     os.execv(sys.executable, [*command, *sys.argv])

@@ -7,6 +7,8 @@ from contextlib import suppress
 
 from mae.errors import ConfigError
 
+INTERACTIVE = ("bash", "interactive")  # names that SLURM gives to the jobs of people who try things
+
 
 def job_id() -> str:
     """Returns the id for scontrol: ARRAY_TASK for a task of a job array, else that of the job."""
@@ -22,17 +24,24 @@ def submitit_signal() -> signal.Signals | None:
     return signal.Signals["SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")]
 
 
-def refuse_unlaunched_ranks() -> None:
-    """Raises ConfigError if SLURM has room for several ranks, but did not start this process as one of them."""
-    ranks = os.environ["SLURM_NTASKS"]
-    if ranks == "1":
-        return
-    if "SLURM_STEP_ID" not in os.environ:
+def started_tasks() -> int:
+    """Returns how many tasks srun has started, of which this process is one; 1 without srun.
+
+    Raises ConfigError if a job with room for several was given to one process, or lacks what Lightning asks for.
+    """
+    environment = os.environ
+    tasks = environment.get("SLURM_NTASKS", "1")
+    if tasks == "1":
+        return 1
+    if "SLURM_STEP_ID" not in environment or "SLURM_PROCID" not in environment:
+        if environment.get("SLURM_JOB_NAME") in INTERACTIVE:
+            return 1
         raise ConfigError(
-            f"this job has SLURM_NTASKS={ranks}, but only one process was started: write srun before the command"
+            f"this job has SLURM_NTASKS={tasks}, but only one process was started: write srun before the command"
         )
-    if "SLURM_NTASKS_PER_NODE" not in os.environ:
-        raise ConfigError(f"SLURM_NTASKS={ranks} without a number per node: set --ntasks-per-node, one task per GPU")
+    if "SLURM_NTASKS_PER_NODE" not in environment:
+        raise ConfigError(f"SLURM_NTASKS={tasks} without a number per node: set --ntasks-per-node, one task per GPU")
+    return int(tasks)
 
 
 def requeue(signum: int, rank: int) -> None:
