@@ -1,6 +1,7 @@
 """Derived numbers, schedule, parameter groups."""
 
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 import mae
 from mae.errors import CheckpointError, ConfigError
 from mae.train.optim import OptimConfig, adamw
-from mae.train.schedule import derive_schedule, learning_rate
+from mae.train.schedule import derive_schedule, learning_rate, rate_change
 
 PAPER = {"samples": 1_281_167, "global_batch": 4096, "micro_batch": 64, "ranks": 64, "epochs": 800, "max_steps": None}
 
@@ -19,6 +20,20 @@ def test_schedule_of_the_papers_recipe_on_64_gpus_has_its_published_numbers() ->
     assert (schedule.accumulate, schedule.steps_per_pass, schedule.total_steps) == (1, 312, 249_600)
     assert schedule.warmup_steps == 40 * 312
     assert schedule.peak_lr == pytest.approx(1.5e-4 * 16)
+
+
+def test_longer_schedule_of_a_finished_run_names_both_rates() -> None:
+    optim = OptimConfig(base_lr=4e-3, warmup_steps=0)
+    six, twelve = (
+        derive_schedule(optim, **PAPER | {"global_batch": 64, "ranks": 1, "max_steps": steps}) for steps in (6, 12)
+    )
+    assert (
+        rate_change(twelve, asdict(six), (), 6)
+        == "0.0005 at step 7, after 6.7e-05 at step 6: the schedule was made for 6 steps and is now for 12"
+    )
+    assert rate_change(six, asdict(six), (), 3) is None
+    assert rate_change(twelve, asdict(six), (), 0) is None, "a fresh start"
+    assert rate_change(twelve, {}, (), 6) is None, "a derived.json that is gone"
 
 
 @pytest.mark.parametrize(("ranks", "micro_batch", "accumulate"), [(1, 64, 64), (8, 64, 8), (8, 512, 1), (8, None, 1)])

@@ -16,6 +16,7 @@ def show_start(
     checkpoint: Path | None,
     start_step: int,
     init_from: str | None,
+    rate_change: str | None = None,
 ) -> None:
     """Prints the table.
 
@@ -23,6 +24,7 @@ def show_start(
     shards                  of the training images
     validation              number of images
     checkpoint, start_step  to resume from; None and 0 for a fresh start
+    rate_change             of a run that resumes with another length
     """
     weights = f"warm start from {init_from} (init_from)" if init_from is not None else "random initialisation"
     if checkpoint is not None:
@@ -34,6 +36,8 @@ def show_start(
     table.add_row("pass over the images", f"{derived['steps_per_pass']:,} steps")
     for row in recipe_rows(derived):
         table.add_row(*row)
+    if rate_change is not None:
+        table.add_row("rate on resuming", rate_change)
     table.add_row("weights", weights)
     table.add_row("run folder", str(run))
     Console().print(table)

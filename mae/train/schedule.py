@@ -1,7 +1,8 @@
 """Schedule: accumulation, steps and learning rate, derived from the recipe and the number of ranks."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from mae.errors import ConfigError
 from mae.train.optim import OptimConfig
@@ -97,6 +98,33 @@ def split_batch(global_batch: int, micro_batch: int | None, ranks: int) -> tuple
             f"{global_batch} is not a multiple of {ranks * micro_batch}. {way_out}"
         )
     return micro_batch, global_batch // (micro_batch * ranks)
+
+
+def rate_change(now: Schedule, before: dict[str, Any], milestones: tuple[float, ...], step: int) -> str | None:
+    """Returns what becomes of the learning rate in a run that resumes after `step` with another length; None if it has
+    the same.
+
+    before  the schedule that the run had until then, as a dictionary
+    """
+    lengths = {name: before.get(name, getattr(now, name)) for name in ("total_steps", "warmup_steps")}
+    earlier = replace(now, **lengths)
+    if earlier == now or step == 0:
+        return None
+    last, following = (
+        learning_rate(
+            at,
+            peak_lr=schedule.peak_lr,
+            min_lr=schedule.min_lr,
+            warmup_steps=schedule.warmup_steps,
+            total_steps=schedule.total_steps,
+            milestones=milestones,
+        )
+        for schedule, at in ((earlier, step - 1), (now, step))
+    )
+    return (
+        f"{following:.3g} at step {step + 1:,}, after {last:.3g} at step {step:,}: the schedule was made for "
+        f"{earlier.total_steps:,} steps and is now for {now.total_steps:,}"
+    )
 
 
 def learning_rate(
