@@ -1,10 +1,12 @@
 """Runs a Hydra program: refused settings become one sentence, hints of libraries are silenced. Loads no torch."""
 
+import io
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable
+from typing import Any, TextIO
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -30,10 +32,31 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+class _Unheard(io.FileIO):
+    """Standard output or error that nobody may be reading any more: what cannot be written is dropped."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:  # the reader of a pipe is gone, the terminal closed, the disk of a log file full
+            return memoryview(data).nbytes
+
+
+def unheard(stream: TextIO) -> TextIO:
+    """Returns a stream to the same file that never fails: no line on a screen is worth a run."""
+    if type(stream) is not io.TextIOWrapper:  # closed, or another program's own
+        return stream
+    stream.flush()
+    file = io.BufferedWriter(_Unheard(stream.fileno(), "w", closefd=False))
+    same = {"encoding": stream.encoding, "errors": stream.errors, "line_buffering": stream.line_buffering}
+    return io.TextIOWrapper(file, write_through=stream.write_through, **same)
+
+
 def run_program(program: Callable[[], None]) -> None:
     """Runs a Hydra program. Settings that cannot be composed end it with one sentence and exit code 2."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them and exiting with 1
     quieten()
+    sys.stdout, sys.stderr = unheard(sys.stdout), unheard(sys.stderr)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_launcher()
     try:

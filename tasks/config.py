@@ -69,6 +69,16 @@ class TrainConfig(BaseModel, Generic[TaskSettings], frozen=True, extra="forbid")
     logger: dict[str, Any]
     plan: PlanConfig
 
+    @field_validator("resume", mode="before")
+    @classmethod
+    def _is_no_switch(cls, resume: Any) -> Any:
+        if isinstance(resume, bool):
+            raise ValueError(
+                f"{str(resume).lower()} is none of auto (the newest checkpoint of this run, if there is one), never "
+                "and the path of a checkpoint"
+            )
+        return resume
+
     @field_validator("name", "trial")
     @classmethod
     def _names_a_folder(cls, name: str | None) -> str | None:

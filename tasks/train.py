@@ -35,7 +35,13 @@ from mae.callbacks.share_lease import ShareLease
 from mae.callbacks.skip_non_finite import SkipNonFinite
 from mae.callbacks.stop_on_signal import StopOnSignal, Stopped
 from mae.callbacks.throughput import FetchTimer, Throughput
-from mae.distributed.launch import Topology, cluster_environment, relaunch_under_torchrun, resolve_devices
+from mae.distributed.launch import (
+    Topology,
+    cluster_environment,
+    refuse_other_devices,
+    relaunch_under_torchrun,
+    resolve_devices,
+)
 from mae.distributed.rank_zero import say
 from mae.distributed.slurm import requeue
 from mae.errors import ConfigError
@@ -46,8 +52,10 @@ from mae.run.folder import (
     clear_run_folder,
     create_run_folder,
     own_launch,
+    read_mapping,
     record_start,
     refuse_foreign_folder,
+    run_of,
     starting_point,
     write_json,
     write_settings,
@@ -56,6 +64,7 @@ from mae.run.lease import await_turn, hold_lease
 from mae.run.metrics import MetricsCSV
 from mae.train.optim import OptimConfig
 from mae.train.precision import resolve_precision
+from mae.train.schedule import rate_change
 from mae.train.strategies import choose_strategy
 from mae.train.training import Training
 from tasks.cli import FULL_ERROR, quieten
@@ -85,6 +94,7 @@ def detect_topology(devices: int | str) -> Topology:
     Raises ConfigError if a run of a multirun asks for several.
     """
     if (topology := Topology.from_environment()) is not None:
+        refuse_other_devices(devices, topology)
         return topology
     devices = resolve_devices(devices)
     if devices > 1:
@@ -162,6 +172,8 @@ def record_run(task: Task, model: nn.Module, recipe: dict[str, Any], checkpoint:
     """Writes config.yaml, environment.json and derived.json, prints the start table."""
     config, data, schedule, run = task.config, task.data, task.schedule, task.config.run
     set_damaged_aside(run, start_step)
+    from_run = run_of(checkpoint) if checkpoint is not None else None
+    before = read_mapping(from_run / "derived.json") if from_run is not None else None
     settings = hide_all(config.model_dump(mode="json", exclude={"plan"}))
     write_settings(run, OmegaConf.to_yaml(OmegaConf.create(settings)))
     record_start(run, start_step, task.topology.ranks)
@@ -176,6 +188,7 @@ def record_run(task: Task, model: nn.Module, recipe: dict[str, Any], checkpoint:
         checkpoint=checkpoint,
         start_step=start_step,
         init_from=config.init_from,
+        rate_change=rate_change(schedule, before or {}, config.optim.milestones, start_step),
     )
 
 

@@ -62,6 +62,7 @@ CASES = {
     "tar without images": (["data.path={wrong}/textual"], "holds no image"),
     "truncated tar": (["data.path={wrong}/cut"], "is truncated"),
     "compressed tar": (["data.path={wrong}/packed.tar.gz"], "--unpack"),
+    "resume as a switch": (["resume=true"], "resume: true is none of auto"),
     "missing checkpoint": (["resume={wrong}/absent.ckpt"], "does not exist"),
     "corrupt checkpoint": (["resume={wrong}/garbage.ckpt"], "not a whole checkpoint"),
     "foreign checkpoint": (["resume={wrong}/other.pth"], "init_from="),

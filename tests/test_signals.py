@@ -1,13 +1,20 @@
 """Signals stop a run at a step boundary, saved, with an exit code that says that work remains."""
 
+import io
 import os
 import signal
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mae.callbacks.save_checkpoints import CheckpointConfig, SaveCheckpoints
+from mae.callbacks.stop_on_signal import HANDLED, StopOnSignal
+from mae.distributed.launch import relaunch_under_torchrun
 from mae.run.checkpoint_files import checkpoints
+from tasks.cli import unheard
 from tests.processes import command, finish, processes_of, ranks_of, run, start, wait_for_checkpoint
 
 ENDLESS = ("max_steps=100000", "checkpoint.every_steps=5", "val_every=null", "log_every=1000")
@@ -31,7 +38,7 @@ def newest_step(folder: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGINT, 130)], ids=lambda v: str(v)
+    ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 143), (signal.SIGINT, 130)], ids=lambda v: str(v)
 )
 def test_signalled_run_saves_stops_and_resumes(tmp_path: Path, built_in: Path, signum, code) -> None:
     name = f"signalled{int(signum)}"
@@ -44,8 +51,60 @@ def test_signalled_run_saves_stops_and_resumes(tmp_path: Path, built_in: Path, s
     assert f"stopped by {signal.Signals(signum).name} after step {step}" in output
     assert not processes_of(process)
     # The length may change on a resume, which saves this test 100,000 steps.
-    assert f"step-{step:08d}.ckpt" in run([*words, f"max_steps={step + 3}"]).replace("\n", "")
+    output = run([*words, f"max_steps={step + 3}"]).replace("\n", "")
+    assert f"step-{step:08d}.ckpt" in output
+    assert f"the schedule was made for 100,000 steps and is now for {step + 3:,}" in output
     assert newest_step(tmp_path / name) == step + 3
+
+
+def test_signal_in_the_middle_of_a_print_is_noted(tmp_path: Path, monkeypatch, capfd) -> None:
+    """A second print inside the first raises "reentrant call": so does this stdout."""
+    signals = StopOnSignal(SaveCheckpoints(tmp_path, CheckpointConfig(), None))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(Reentrant(1, "w", closefd=False))))
+    signals._note(signal.SIGTERM, None)
+    monkeypatch.undo()
+    assert signals.received == signal.SIGTERM
+    assert "SIGTERM: saving at the next step" in capfd.readouterr().out
+
+
+class Reentrant(io.FileIO):
+    def write(self, data: Any, /) -> int:
+        raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stdout>'>")
+
+
+class Untrained:
+    received_sigterm = False
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["terminal", "nohup"])
+def test_hangup_stops_a_run_unless_it_was_started_to_ignore_it(tmp_path: Path, monkeypatch, ignored: bool) -> None:
+    handlers = {signum: signal.getsignal(signum) for signum in (*HANDLED,)}
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, words: started.append(words))
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+        relaunch_under_torchrun(2)
+        signals = StopOnSignal(SaveCheckpoints(tmp_path, CheckpointConfig(), None))
+        signals.on_train_start(Untrained(), None)  # type: ignore[arg-type]
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert signals.received == (0 if ignored else signal.SIGHUP)
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+    handed_on = started[0][started[0].index("--signals-to-handle") + 1].split(",")
+    assert ("SIGHUP" in handed_on) != ignored and "SIGTERM" in handed_on
+
+
+def test_reader_that_is_gone_ends_no_program() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as stream:
+        heard = unheard(stream)
+        assert (heard.encoding, heard.errors) == (stream.encoding, stream.errors)
+        for _ in range(3):
+            print("x" * 100_000, file=heard, flush=True)
+    with open(os.devnull, "w") as stream:
+        print("a line", file=unheard(stream), flush=True)
 
 
 def test_second_ctrl_c_stops_the_run_without_a_save(tmp_path: Path, built_in: Path) -> None:
@@ -94,3 +153,26 @@ def test_signal_to_torchrun_stops_and_saves_its_ranks(tmp_path: Path, built_in: 
     output = finish(process, code=1)
     assert "starting 2 ranks with torchrun" in output
     assert f"stopped by SIGUSR1 after step {newest_step(tmp_path / name)}" in output
+
+
+@pytest.mark.slow
+def test_ranks_of_a_killed_torchrun_save_and_end_and_the_same_command_resumes(tmp_path: Path, built_in: Path) -> None:
+    name = f"orphaned{os.getpid()}"
+    words = command(tmp_path, built_in, f"name={name}", "val_every=null", "data.workers=1", "trainer.devices=2")
+    process = start([*words, "max_steps=100000", "checkpoint.every_steps=100000"])
+    try:
+        deadline = time.monotonic() + 240
+        while not (tmp_path / name / "metrics.csv").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        os.kill(process.pid, signal.SIGKILL)
+        wait_for_checkpoint(None, tmp_path / name)
+        while called(name):
+            assert time.monotonic() < deadline, "the ranks train on"
+            time.sleep(0.1)
+        finish(process, -signal.SIGKILL)
+        saved = newest_step(tmp_path / name)
+        assert f"resumed at step {saved:,}" in run([*words, f"max_steps={saved + 2}"])
+    finally:
+        for left in called(name):
+            os.kill(left, signal.SIGKILL)

@@ -163,7 +163,7 @@ def init_worker(worker: int) -> None:
     torch.set_num_threads(1)
     # Ctrl-C, torchrun and SLURM signal every process of a run; the trainer alone decides when to stop, and still needs
     # its batches then.
-    for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -8,11 +8,12 @@ import lightning.pytorch as pl
 
 from mae.callbacks.save_checkpoints import SaveCheckpoints
 from mae.callbacks.step_callback import StepCallback
-from mae.distributed.rank_zero import say
+from mae.distributed.launch import hangup_ignored
+from mae.distributed.rank_zero import say_at_once
 from mae.distributed.slurm import submitit_signal
 from mae.errors import RunEnded
 
-HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Stopped(RunEnded):
@@ -25,7 +26,9 @@ class Stopped(RunEnded):
 
 
 class StopOnSignal(StepCallback):
-    """Saves and stops on SIGINT, SIGTERM, SIGUSR1 or submitit's signal, after the validation if one is due.
+    """Saves and stops on SIGINT, SIGTERM, SIGUSR1, SIGHUP or submitit's signal, after the validation if one is due.
+
+    A run that was started to ignore SIGHUP (nohup) goes on when its terminal closes.
 
     The handler only sets `received`; SkipNonFinite sets `agreed` after the next step, on all ranks alike. Replaces
     Lightning's handlers, which save in the middle of a step or not at all and end with exit code 0. A second Ctrl-C
@@ -39,6 +42,8 @@ class StopOnSignal(StepCallback):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         for signum in {*HANDLED, submitit_signal()} - {None}:
+            if signum == signal.SIGHUP and hangup_ignored():
+                continue
             signal.signal(signum, self._note)  # Lightning stored the handlers before, and restores them at the end.
         if trainer.received_sigterm:  # between Lightning's registration and ours
             self.received = signal.SIGTERM
@@ -49,7 +54,7 @@ class StopOnSignal(StepCallback):
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
         self.received = signum
-        say(f"\n{signal.Signals(signum).name}: saving at the next step, then stopping")
+        say_at_once(f"\n{signal.Signals(signum).name}: saving at the next step, then stopping")
 
     def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if not self.checkpoints.validated_next(trainer):

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from contextlib import suppress
 from typing import TextIO
 
 
@@ -14,6 +15,13 @@ def say(sentence: str, file: TextIO | None = None) -> None:
     """Prints the sentence on rank 0, to stdout unless `file` is given."""
     if is_rank_zero():
         print(sentence, file=file, flush=True)
+
+
+def say_at_once(sentence: str) -> None:
+    """Prints the sentence on rank 0, from a signal handler: print may be at work already, and then raises."""
+    if is_rank_zero():
+        with suppress(OSError):
+            os.write(1, f"{sentence}\n".encode())
 
 
 def warn(sentence: str) -> None:

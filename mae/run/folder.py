@@ -63,7 +63,7 @@ def _given(path: Path) -> Path:
     if not path.exists():
         raise CheckpointError(f"resume={path} does not exist. Use resume=auto, or the path of a checkpoint")
     if path.is_dir():
-        newest = newest_valid(path)
+        newest = newest_valid(path.parent if path.name == "checkpoints" else path)
         if newest is None:
             raise CheckpointError(f"resume={path} is a folder without checkpoints/step-*.ckpt")
         return newest
@@ -115,11 +115,11 @@ KEPT_TO_THE_LAST = ("config.yaml", "environment.json", LEASE)  # the marks of a 
 
 def is_run(run: Path) -> bool:
     """Returns True if the folder carries the mark of a run: its settings or the list of its starts."""
-    settings, environment = (_mapping(run / name) or {} for name in ("config.yaml", "environment.json"))
+    settings, environment = (read_mapping(run / name) or {} for name in ("config.yaml", "environment.json"))
     return "starts" in environment or {"model", "optim", "global_batch"} <= settings.keys()
 
 
-def _mapping(path: Path) -> dict[str, Any] | None:
+def read_mapping(path: Path) -> dict[str, Any] | None:
     """Returns the mapping in a YAML or JSON file; None if there is no file or no mapping in it."""
     try:
         contents = yaml.safe_load(path.read_text())
@@ -147,7 +147,7 @@ def refuse_foreign_folder(run: Path, overwrite: bool) -> None:
             f"overwrite=true: {run} holds {_list(files)}, but no config.yaml or environment.json of a run, and only "
             "runs are deleted. Choose another name=, or move these files"
         )
-    damaged = [name for name in ("config.yaml", "environment.json") if name in files and not _mapping(run / name)]
+    damaged = [name for name in ("config.yaml", "environment.json") if name in files and not read_mapping(run / name)]
     taken = [name for name in files if name in WRITTEN[""]]
     if taken and not damaged and not checkpoints(run):
         raise ConfigError(
@@ -196,7 +196,7 @@ def run_of(path: Path) -> Path | None:
 def write_settings(run: Path, settings: str) -> None:
     """Writes config.yaml. One that cannot be read is set aside: it may be another program's."""
     path = run / "config.yaml"
-    if path.exists() and _mapping(path) is None:
+    if path.exists() and read_mapping(path) is None:
         set_aside(path)
     with write_atomically(path) as temporary:
         temporary.write_text(settings)

@@ -17,6 +17,7 @@ import optuna
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import Trial, TrialState
 
+from mae.distributed.rank_zero import say_at_once
 from mae.errors import ConfigError, RunEnded
 from tasks.errors import readable_errors
 from tasks.search.config import SweepConfig
@@ -49,7 +50,7 @@ def launch(raw: DictConfig) -> None:
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
-    _say(f"\n{signal.Signals(signum).name}: the trials save and stop; run the same command to resume")
+    say_at_once(f"\n{signal.Signals(signum).name}: the trials save and stop; run the same command to resume")
     stop_running(signum)
 
 
@@ -60,11 +61,6 @@ def _say(sentence: str) -> None:
 
 def open_study(config: SweepConfig) -> optuna.Study:
     """Opens the study of a sweep in its storage. Raises ConfigError if it was begun with another search space."""
-    if config.storage is None and "?" in str(config.folder.resolve()):
-        raise ConfigError(
-            f"the folder {config.folder} has a question mark, at which the address of the study in it ends: choose "
-            "another sweep.sweeps= or sweep.name=, or set sweep.storage"
-        )
     config.folder.mkdir(parents=True, exist_ok=True)
     # With sampler=grid it draws nothing: `search` enqueues every trial.
     sampler = optuna.samplers.RandomSampler(config.seed)
