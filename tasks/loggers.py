@@ -3,19 +3,35 @@
 import json
 import os
 from functools import partial
+from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 
 from data.storage.credentials import hide_all
-from mae.run.tracker_identity import open_trackers, wandb_id
+from mae.errors import ConfigError
+from mae.run.tracker_identity import explain_mlflow, open_trackers, wandb_id
 from tasks.config import TrainConfig
 
 
 def check_trackers(config: TrainConfig) -> None:
-    """Raises ConfigError if the run folder belongs to another W&B run. Groups the runs of a multirun in W&B."""
+    """Raises ConfigError if a tracker cannot be used, or the run folder belongs to another W&B run.
+
+    Groups the runs of a multirun in W&B.
+    """
     if "wandb" in config.logger and not config.overwrite:
         wandb_id(config.run)
+    if "mlflow" in config.logger:
+        settings = config.logger["mlflow"]
+        if settings.get("tracking_uri") is not None:
+            with explain_mlflow():
+                _make(settings)
+        elif "?" in str(config.run):
+            raise ConfigError(
+                f"the run folder {config.run} has a question mark, at which the address of MLflow's database in it "
+                "ends: choose another runs= or name=, or set logger.mlflow.tracking_uri"
+            )
     if config.trial is not None:
         os.environ.setdefault("WANDB_RUN_GROUP", config.name)
 
@@ -29,7 +45,17 @@ def open_loggers(config: TrainConfig, start_step: int) -> list[Logger]:
             place["save_dir"] = str(config.run)
         if settings.get("tracking_uri", "") is None:
             place["tracking_uri"] = f"sqlite:///{config.run}/mlflow.db"
-        makers[name] = partial(instantiate, settings, **place)
+        makers[name] = partial(_make, settings, **place)
     about = {name: json.loads((config.run / f"{name}.json").read_text()) for name in ("derived", "environment")}
     settings = config.model_dump(mode="json", exclude={"plan"}) | about
     return open_trackers(config.run, makers, hide_all(settings), start_step, config.checkpoint.every_steps)
+
+
+def _make(settings: dict[str, Any], **others: Any) -> Logger:
+    """Makes a logger of Lightning's. MLflow's errors come without Hydra's."""
+    try:
+        return instantiate(settings, **others)
+    except InstantiationException as error:
+        if type(cause := error.__cause__).__module__.startswith("mlflow."):
+            raise cause from None  # pyright: ignore[reportGeneralTypeIssues]
+        raise

@@ -153,7 +153,8 @@ def test_pretraining_loads_only_its_own_rooms(tmp_path: Path, built_in: Path) ->
     script = tmp_path / "script.py"
     # A forked program has our modules from its parent: it imports them anew.
     script.write_text(
-        "import runpy, sys\n"
+        "import os, runpy, sys\n"
+        "sys.path[0] = os.getcwd()\n"
         "for name in list(sys.modules):\n"
         "    if name.partition('.')[0] in ('data', 'mae', 'tasks'):\n"
         "        del sys.modules[name]\n"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
 import wandb
 import yaml
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 from mlflow import MlflowClient
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mae.errors import ConfigError
@@ -26,9 +29,14 @@ from mae.export.__main__ import main as export
 from mae.run.checkpoint_files import checkpoints
 from mae.run.folder import clear_run_folder, create_run_folder
 from mae.run.metrics import MetricsCSV, read_metrics
-from mae.run.tracker_identity import open_wandb, reopen_wandb, tracked_run, wandb_id
+from mae.run.tracker_identity import open_mlflow, open_wandb, reopen_wandb, tracked_run, wandb_id
+from tasks.loggers import check_trackers
+from tasks.search.config import SweepConfig
+from tasks.search.sweep import open_study
 from tests import wandb_files
+from tests.conftest import ROOT
 from tests.processes import command, finish, losses, run, start, wait_for_checkpoint
+from tests.test_experiments import compose
 from tests.wandb_server import WandbServer
 
 STEPS = 80
@@ -264,3 +272,51 @@ def test_unreachable_wandb_server_leaves_the_run_offline_with_a_warning(
     while not wandb_files.rows(file) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert [row["train/loss"] for row in wandb_files.rows(file)] == [0.5]
+
+
+# MLflow.
+
+
+@pytest.mark.filterwarnings("ignore:.*noload.*")
+def test_mlflow_run_that_is_gone_is_named_with_the_way_out(tracked: Path, tmp_path: Path) -> None:
+    known = (tracked / "mlflow_id.txt").read_text()
+    for name in ("mlflow.db", "mlflow_id.txt"):
+        shutil.copy(tracked / name, tmp_path)
+    make = partial(MLFlowLogger, experiment_name="mae", tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    logger = open_mlflow(tmp_path, make, {})
+    assert logger.run_id == known
+    logger.experiment.delete_run(known)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=f"no run {known} any more, .* or remove .*mlflow_id.txt to begin a new"):
+            open_mlflow(tmp_path, make, {})
+        (tmp_path / "mlflow_id.txt").write_text(known := "0" * 32)  # as in another database
+    (tmp_path / "mlflow_id.txt").unlink()
+    logger = open_mlflow(tmp_path, make, {"long": "x" * 300, "starts": [{"command": ["y" * 300]}]})
+    assert logger.run_id == (tmp_path / "mlflow_id.txt").read_text()
+    params = logger.experiment.get_run(logger.run_id).data.params
+    assert params["long"] == "x" * 249 + "…" and params["starts/0/command"].endswith("y…")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["logger.mlflow.tracking_uri=./mlruns"], r"^MLflow cannot be used \(The filesystem tracking"),
+        (["runs='ru?x#1'"], "has a question mark, at which the address of MLflow's database in it ends"),
+    ],
+)
+def test_unusable_mlflow_is_refused_before_anything_is_written(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # MLflow sets it itself when it is used
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(ConfigError, match=said):
+        check_trackers(compose("name=run", "logger=mlflow", *words))
+
+
+def test_sweep_folder_with_a_question_mark_is_refused(tmp_path: Path) -> None:
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        raw = hydra.compose("sweep", overrides=["sweep=lr_mask", f"sweep.sweeps='{tmp_path}/a?b'"])
+    config = SweepConfig.model_validate(OmegaConf.to_container(raw.sweep, resolve=True))
+    with pytest.raises(ConfigError, match="question mark, at which the address of the study in it ends"):
+        open_study(config)
+    assert not list(tmp_path.iterdir())

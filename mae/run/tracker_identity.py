@@ -19,6 +19,7 @@ from mae.run.checkpoint_files import set_aside
 from mae.run.folder import read_json, run_of
 from mae.run.metrics import read_metrics
 
+MLFLOW_LETTERS = 250  # of a parameter's value
 ROWS_PER_START = 10**8  # more than one start of a run ever logs
 
 
@@ -179,21 +180,55 @@ def finish_wandb(exit_code: int) -> None:
 def open_mlflow(run: Path, make: Callable[..., MLFlowLogger], settings: dict[str, Any]) -> MLFlowLogger:
     """Opens the MLflow run of this training. MLflow chooses its id; its parameters are those of the first start.
 
-    Raises ConfigError if MLflow's server does not answer, or does not know the run.
+    Raises ConfigError if MLflow cannot be used, or does not know the run.
     """
-    from mlflow.exceptions import MlflowException  # optional, and slow to import
-
     file = run / "mlflow_id.txt"
     known = _read_id(file)
-    try:
+    with explain_mlflow():
         logger = make(run_id=known) if known else make()
+        if known and not _is_known(logger, known):
+            raise ConfigError(
+                f"MLflow has no run {known} any more, which {file} names: set logger.mlflow.tracking_uri to the server "
+                f"or database that has it, or remove {file} to begin a new MLflow run"
+            )
         assert logger.run_id is not None
         if not known:
             _write_id(file, logger.run_id)
-            logger.log_hyperparams(settings)  # MLflow refuses to change them
+            logger.log_hyperparams(_mark_cuts(settings))  # MLflow refuses to change them
+    return logger
+
+
+@contextmanager
+def explain_mlflow() -> Iterator[None]:
+    """Raises ConfigError in the place of MLflow's errors."""
+    from mlflow.exceptions import MlflowException  # optional, and slow to import
+
+    try:
+        yield
     except MlflowException as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ConfigError(
             f"MLflow cannot be used ({reason}). Start again when it can, or without logger=mlflow"
         ) from error
-    return logger
+
+
+def _is_known(logger: MLFlowLogger, tracked: str) -> bool:
+    """Returns whether MLflow has a run of this id, which has not been deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return logger.experiment.get_run(tracked).info.lifecycle_stage == "active"
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+
+
+def _mark_cuts(settings: Any) -> Any:
+    """Ends long values in "…": Lightning cuts what it sends to MLflow without a mark."""
+    if isinstance(settings, dict):
+        return {name: _mark_cuts(value) for name, value in settings.items()}
+    if isinstance(settings, list) and any(isinstance(value, dict) for value in settings):
+        return [_mark_cuts(value) for value in settings]
+    text = str(settings)
+    return settings if len(text) <= MLFLOW_LETTERS else f"{text[: MLFLOW_LETTERS - 1]}…"

@@ -61,6 +61,11 @@ def _say(sentence: str) -> None:
 
 def open_study(config: SweepConfig) -> optuna.Study:
     """Opens the study of a sweep in its storage. Raises ConfigError if it was begun with another search space."""
+    if config.storage is None and "?" in str(config.folder.resolve()):
+        raise ConfigError(
+            f"the folder {config.folder} has a question mark, at which the address of the study in it ends: choose "
+            "another sweep.sweeps= or sweep.name=, or set sweep.storage"
+        )
     config.folder.mkdir(parents=True, exist_ok=True)
     # With sampler=grid it draws nothing: `search` enqueues every trial.
     sampler = optuna.samplers.RandomSampler(config.seed)
