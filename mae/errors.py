@@ -19,7 +19,10 @@ class RunEnded(Exception):
 
 def first_sentence(error: ValidationError) -> str:
     """Returns the first complaint of a pydantic validation as one sentence: setting, value, reason."""
-    detail = error.errors(include_url=False)[0]
+    details = error.errors(include_url=False)
+    if absent := [".".join(map(str, detail["loc"])) for detail in details if detail["type"] == "missing"]:
+        return f"not set: {', '.join(absent)}"
+    detail = details[0]
     setting = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
         return f"unknown setting {setting}={detail['input']!r}"

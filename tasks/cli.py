@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TextIO
 
 from hydra.errors import HydraException
@@ -14,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from data.storage.credentials import hide
 from mae.distributed.processes import end_with_launcher
 from mae.distributed.rank_zero import say
+from tasks.words import readable, refusal
 
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
 QUIET = (
@@ -23,6 +25,8 @@ QUIET = (
     ".*``noload``.*",  # MLflow's own use of SQLAlchemy
     "The `srun` command is available on your system but is not used.*",  # it is on every login node
 )
+
+failed_runs: dict[str, str] = {}  # of a multirun in this process: what differs -> why it ended
 
 
 def quieten() -> None:
@@ -52,18 +56,30 @@ def unheard(stream: TextIO) -> TextIO:
     return io.TextIOWrapper(file, write_through=stream.write_through, **same)
 
 
-def run_program(program: Callable[[], None]) -> None:
-    """Runs a Hydra program. Settings that cannot be composed end it with one sentence and exit code 2."""
+def run_program(program: Callable[[], None], prepare: Callable[[list[str]], list[str]] = list) -> None:
+    """Runs a Hydra program. Settings that cannot be composed end it with one sentence and exit code 2.
+
+    A multirun in which a run failed ends with exit code 2 too, after all of them.
+
+    prepare  is given the words of the command line as Hydra can read them, and returns those that it shall read
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them and exiting with 1
     quieten()
     sys.stdout, sys.stderr = unheard(sys.stdout), unheard(sys.stderr)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_launcher()
+    typed = sys.argv[1:]
     try:
+        sys.argv[1:] = prepare(readable(typed))
         program()
     except (HydraException, OmegaConfBaseException) as error:
         if FULL_ERROR:
             raise
-        reason = str(error).split("Config search path")[0]  # which Hydra lists after the reason
+        reason = refusal(str(error).split("Config search path")[0], Path(sys.argv[0]).stem, typed)
         say(f"error: {hide(' '.join(reason.split()))}", sys.stderr)
+        sys.exit(2)
+    finally:
+        for run, sentence in failed_runs.items():
+            say(f"failed: {run}: {sentence}", sys.stderr)
+    if failed_runs:
         sys.exit(2)

@@ -1,22 +1,49 @@
 """The settings of a training run; conf/ holds their values."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from omegaconf import OmegaConf
-from pydantic import BaseModel, Field, field_validator
+from omegaconf import DictConfig, OmegaConf
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, field_validator
 
 from data.datamodule import DataConfig
 from data.index.samples import FIRST
 from data.storage.credentials import hide
 from mae.callbacks.save_checkpoints import CheckpointConfig
+from mae.callbacks.time_limit import time_limit
 from mae.errors import ConfigError
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.train.optim import OptimConfig
+from tasks.words import GROUPS, PASSED, choose_one, not_passed, unknown
 
 TaskSettings = TypeVar("TaskSettings", bound=BaseModel)
+Settings = TypeVar("Settings", bound=BaseModel)
+
+# Settings that name a place on this machine or on a disk that it mounts.
+PLACES = {"runs", "out", "data.root", "data.cache", "task.embeddings", "plan.json", "sweep.sweeps"}
+WEIGHTS = {"init_from", "resume", "checkpoint"}
+HOME = re.compile(r"~[\w.-]*/|~$")
+
+
+def _spelt(name: Any) -> Any:
+    """Returns a whole number as text: a job's id, a date. Of other numbers the spelling is lost."""
+    if isinstance(name, float):
+        raise ValueError("it was read as a number, and its spelling is lost. Write it in quotes")
+    return str(name) if isinstance(name, int) and not isinstance(name, bool) else name
+
+
+def _of_allowed_characters(name: str) -> str:
+    if wrong := re.sub(r"[\w.+=,@-]", "", name):
+        raise ValueError(f"{name!r} holds {wrong[0]!r}. Letters, digits and . _ + - = , @ are allowed: it is a folder")
+    if not name:
+        raise ValueError("it is empty, and the run folder is called after it")
+    return name
+
+
+Name = Annotated[str, BeforeValidator(_spelt), AfterValidator(_of_allowed_characters)]
 
 
 class OnlineProbeConfig(BaseModel, frozen=True, extra="forbid"):
@@ -42,8 +69,9 @@ class PlanConfig(BaseModel, frozen=True, extra="forbid"):
 class TrainConfig(BaseModel, Generic[TaskSettings], frozen=True, extra="forbid"):
     """All settings of a training run, those of its task by the task's own model (see `tasks.task.read_settings`)."""
 
-    name: str = Field(pattern=r"^[\w.+=,@-]+$")
+    name: Name
     runs: str = "runs"
+    recipe: str | None = None  # that of experiment=, or the default; None for settings composed elsewhere
     trial: str | None = None  # what differs among the runs of a multirun
     seed: int = Field(0, ge=0, lt=2**31)
     epochs: float = Field(800, gt=0)
@@ -66,7 +94,7 @@ class TrainConfig(BaseModel, Generic[TaskSettings], frozen=True, extra="forbid")
     checkpoint: CheckpointConfig
     online_probe: OnlineProbeConfig
     trainer: dict[str, Any]
-    logger: dict[str, Any]
+    logger: dict[str, Any] = {}
     plan: PlanConfig
 
     @field_validator("resume", mode="before")
@@ -91,6 +119,24 @@ class TrainConfig(BaseModel, Generic[TaskSettings], frozen=True, extra="forbid")
     def _hide_credentials(cls, trial: str | None) -> str | None:
         return trial and hide(trial)
 
+    @field_validator("trainer")
+    @classmethod
+    def _passed_on(cls, trainer: dict[str, Any]) -> dict[str, Any]:
+        if others := [name for name in trainer if name not in PASSED and not name.startswith("_")]:
+            reason = not_passed(others[0])
+            raise ValueError(reason)
+        trainer = {"accelerator": "auto", "devices": 1, "strategy": "auto"} | trainer
+        if str(trainer["devices"]).isdecimal():
+            trainer["devices"] = int(trainer["devices"])
+        devices = trainer["devices"]
+        if devices != "auto" and (type(devices) is not int or devices < 1):
+            raise ValueError(
+                f"devices={devices} has to be how many devices the run takes, or auto for all. Which ones is said by "
+                "CUDA_VISIBLE_DEVICES in the environment"
+            )
+        time_limit(trainer.get("max_time"))
+        return trainer
+
     @property
     def run(self) -> Path:
         """RUNS/NAME, or sweeps/NAME/TRIAL for one of several runs of a multirun, each with a folder of its own."""
@@ -109,6 +155,66 @@ def keep_image(config: TrainConfig) -> TrainConfig:
         return config
     image = OmegaConf.select(OmegaConf.load(stored), "data.image", default=FIRST)
     return config.model_copy(update={"data": config.data.model_copy(update={"image": image})})
+
+
+def plain_settings(raw: DictConfig) -> dict[str, Any]:
+    """Returns composed settings as plain values.
+
+    Raises ConfigError if a path begins with ~, or is a URL where only a path can be.
+    """
+    settings: Any = OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
+    for name, text in _texts(settings):
+        if HOME.match(text):
+            raise ConfigError(f"{name}={text}: nobody expands ~ behind =. Write $HOME instead, or the whole path")
+        if name in WEIGHTS and "://" in text:
+            raise ConfigError(f"{name} is a URL, and is read from this machine: download the file and give its path")
+        if name in PLACES and "://" in text:
+            raise ConfigError(f"{name} is a URL, and has to be a folder or file on a disk of this machine")
+    return settings
+
+
+def _texts(node: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yields (name, text) of all settings that are text; those of a list under its name."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _texts(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(node, list):
+        for value in node:
+            yield from _texts(value, name)
+    elif isinstance(node, str):
+        yield name, node
+
+
+def validate(model: type[Settings], settings: dict[str, Any]) -> Settings:
+    """Validates plain settings. Raises ConfigError for an unknown or left-out name, else ValidationError."""
+    try:
+        return model.model_validate(settings)
+    except ValidationError as error:
+        found = [(detail["type"], detail["loc"]) for detail in error.errors(include_url=False)]
+        if extra := [_name(loc, settings) for kind, loc in found if kind == "extra_forbidden"]:
+            reason = unknown(extra[0], set(_names(settings)) - set(extra))
+            raise ConfigError(reason) from error
+        if left_out := [loc[0] for kind, loc in found if kind == "missing" and loc[0] in GROUPS]:
+            reason = choose_one(str(left_out[0]))
+            raise ConfigError(reason) from error
+        raise
+
+
+def _names(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _names(value, f"{prefix}{key}.")
+
+
+def _name(loc: tuple[int | str, ...], settings: Any) -> str:
+    """Returns the name of a setting; pydantic's place names the kind of a probe too."""
+    parts = []
+    for part in loc:
+        if isinstance(settings, dict) and part in settings:
+            settings = settings[part]
+            parts.append(str(part))
+    return ".".join(parts)
 
 
 def evaluation_data(run: Path | None, overrides: dict[str, Any]) -> DataConfig:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pydantic import BaseModel, Field
 from rich.console import Console
 from rich.table import Table
@@ -39,7 +39,7 @@ from mae.probes.score_figures import draw_suite
 from mae.probes.suite import Suite, select_probes
 from mae.run.folder import run_of, write_json
 from mae.run.tracker_identity import reopen_wandb, tracked_run
-from tasks.config import evaluation_data
+from tasks.config import evaluation_data, plain_settings, validate
 from tasks.errors import readable_errors
 from tasks.relevance_eval import RelevanceProbe, evaluate_relevance
 from tasks.segment_eval import SegmentProbe, evaluate_segmentation
@@ -70,7 +70,7 @@ class EvalConfig(BaseModel, frozen=True, extra="forbid"):
 @readable_errors()
 def launch(raw: DictConfig) -> None:
     """Validates the settings, joins the ranks of torchrun or SLURM and calls `evaluate`."""
-    config = EvalConfig.model_validate(OmegaConf.to_container(raw, resolve=True, throw_on_missing=True))
+    config = validate(EvalConfig, plain_settings(raw))
     sys.argv[:] = hide_all(sys.argv)  # W&B keeps them
     topology = Topology.from_environment() or Topology()
     with join_process_group(topology):

@@ -84,11 +84,11 @@ class Pretrain(Task[PretrainConfig]):
             say("online probe: knn/top1 is left out, it needs labels of all training and validation images")
         return OnlineProbe(every, probe.k, train, images.batches(test, held_out))
 
-    def results(self, module: Pretraining) -> dict[str, Any]:
+    def results(self, module: Pretraining, step: int) -> dict[str, Any]:
         """Computes the losses of trivial predictors under the masks of validation, and names the last picture."""
         images, positions = self.data.examples(TRIVIAL_IMAGES)
         module.pixels.cpu()
         noise = module.noise(VALIDATION, positions)
-        picture = self.config.run / "reconstructions" / f"step-{self.schedule.total_steps:08d}.png"
+        picture = self.config.run / "reconstructions" / f"step-{step:08d}.png"
         floors = trivial_losses(module.pixels.normalise(images), noise, self.config.model)
         return {"floors": floors, "reconstruction": str(picture)}

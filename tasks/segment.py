@@ -39,6 +39,10 @@ class Segment(Task[SegmentConfig]):
             **self.data_arguments,
         )
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.settings.image_size, self.settings.image_size
+
     def recipe(self, precision: str) -> dict[str, Any]:
         return super().recipe(precision) | {"task": self.settings.model_dump(mode="json", exclude={"embeddings"})}
 

@@ -3,6 +3,7 @@
 A new task is a file here with a subclass of Task and a line in TASKS, and conf/task/NAME.yaml with its values.
 """
 
+import shlex
 from abc import ABC, abstractmethod
 from functools import cached_property
 from importlib import import_module
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic
 
 import lightning.pytorch as pl
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pydantic import BaseModel
 from torch import nn
 
@@ -23,7 +24,8 @@ from mae.report.loss_curve import draw_loss_curve
 from mae.report.summary import say_closing, summarise
 from mae.train.schedule import Schedule, derive_schedule, split_batch
 from mae.train.training import Training
-from tasks.config import TaskSettings, TrainConfig
+from tasks.config import TaskSettings, TrainConfig, plain_settings, validate
+from tasks.words import choose_one, setting
 
 TASKS = {"pretrain": "Pretrain", "finetune": "Finetune", "segment": "Segment"}  # tasks/NAME.py and the class in it
 PIXELS = {"scale", "flip", "rand_augment", "decode", "bits", "mean", "std"}  # settings of `data` that a recipe holds
@@ -52,6 +54,11 @@ class Task(ABC, Generic[TaskSettings]):
     def architecture(self) -> MAEConfig:
         """Returns the architecture of the encoder, and the size of its images."""
         return self.config.model
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Returns height and width of the images that the model is trained on."""
+        return self.architecture.image_size
 
     @cached_property
     def batch_split(self) -> tuple[int, int]:
@@ -138,15 +145,20 @@ class Task(ABC, Generic[TaskSettings]):
         """Builds this task's own callbacks, which run after a step is measured and before it is saved."""
         return []
 
-    def finish(self, module: Training) -> None:
-        """Draws the loss curve, writes summary.json and prints the closing lines. Called on rank 0 after all steps."""
-        run, results = self.config.run, self.results(module)
+    def finish(self, module: Training, step: int) -> None:
+        """Draws the loss curve, writes summary.json and prints the closing lines. Called on rank 0 after `step`."""
+        run, results = self.config.run, self.results(module, step)
         curve = draw_loss_curve(run, results.get("floors", {}), self.loss)
-        summary = summarise(run, self.schedule, {**results, "loss_curve": str(curve)})
-        say_closing(run, summary, f"python eval.py checkpoint={run} probe={self.probe}")
+        summary = summarise(run, self.schedule, step, {**results, "loss_curve": str(curve)})
+        if step < self.schedule.total_steps:
+            print(
+                f"trainer.max_time={self.config.trainer['max_time']} is over after step {step} of "
+                f"{self.schedule.total_steps}, checkpoint saved: the same command resumes"
+            )
+        say_closing(run, summary, f"python eval.py {shlex.quote(setting('checkpoint', str(run)))} probe={self.probe}")
 
-    def results(self, module: Any) -> dict[str, Any]:
-        """Computes further entries of summary.json; "floors" are drawn into the loss curve."""
+    def results(self, module: Any, step: int) -> dict[str, Any]:
+        """Computes further entries of summary.json after `step`; "floors" are drawn into the loss curve."""
         return {}
 
 
@@ -160,7 +172,11 @@ def task_class(name: str | None) -> type[Task]:
     return getattr(import_module(f"tasks.{name}"), TASKS[name])
 
 
-def read_settings(raw: DictConfig) -> TrainConfig:
-    """Validates the settings of a training run. Raises ConfigError or ValidationError."""
-    settings = OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
-    return TrainConfig[task_class(OmegaConf.select(raw, "task.name")).settings_type].model_validate(settings)
+def read_settings(raw: DictConfig, recipe: str | None = None) -> TrainConfig:
+    """Validates the settings of a training run, begun with a recipe. Raises ConfigError or ValidationError."""
+    settings = plain_settings(raw)
+    if settings.get("task") is None:
+        reason = choose_one("task")
+        raise ConfigError(reason)
+    task = task_class(settings["task"].get("name"))
+    return validate(TrainConfig[task.settings_type], {"recipe": recipe} | settings)

@@ -4,10 +4,11 @@
 2 derive     index of the data → accumulation, steps, learning rate
 3 resume     wait for another start in this folder; choose the checkpoint; refuse it if its recipe differs
 4 model      build it; load init_from on a fresh start
-5 record     rank 0: run folder, lease, config.yaml, derived.json, start table. The run folder is untouched until here
-6 trainer    Lightning module, callbacks in their order, loggers
-7 fit        train, validate the last step; after a signal requeue the SLURM job
-8 finish     rank 0: pictures, summary.json, closing lines
+5 trainer    Lightning's trainer, which refuses settings too
+6 record     rank 0: run folder, lease, config.yaml, derived.json, start table. The run folder is untouched until here
+7 attach     Lightning module, callbacks in their order, loggers
+8 fit        train, validate the last step; after a signal requeue the SLURM job
+9 finish     rank 0: pictures, summary.json, closing lines
 """
 
 import os
@@ -20,6 +21,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.strategies import Strategy
@@ -35,6 +37,7 @@ from mae.callbacks.share_lease import ShareLease
 from mae.callbacks.skip_non_finite import SkipNonFinite
 from mae.callbacks.stop_on_signal import StopOnSignal, Stopped
 from mae.callbacks.throughput import FetchTimer, Throughput
+from mae.callbacks.time_limit import TimeLimit, time_limit
 from mae.distributed.launch import (
     Topology,
     cluster_environment,
@@ -70,6 +73,7 @@ from mae.train.training import Training
 from tasks.cli import FULL_ERROR, quieten
 from tasks.config import TrainConfig, keep_image
 from tasks.errors import readable_errors
+from tasks.recipe import chosen_recipe
 from tasks.task import Task, read_settings, task_class
 
 
@@ -77,7 +81,7 @@ from tasks.task import Task, read_settings, task_class
 def launch(raw: DictConfig) -> None:
     """Validates the settings, finds the ranks and calls `train`; with plan=true prints the forecast instead."""
     quieten()  # a job of submitit begins here
-    config = keep_image(read_settings(raw))
+    config = keep_image(read_settings(raw, chosen_recipe(raw)))
     if config.plan.show:
         from tasks.plan import plan_only
 
@@ -107,7 +111,8 @@ def detect_topology(devices: int | str) -> Topology:
 
 
 def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.Callback] = ()) -> None:
-    """Runs steps 2 to 8. Raises ConfigError, CheckpointError or DataError before step 5 if the input cannot work."""
+    """Runs steps 2 to 9. Raises ConfigError, CheckpointError or DataError before step 6 if the input cannot work."""
+    refuse_missing_gpu(config.trainer["accelerator"])
     # 2 derive
     task = task_class(config.task.name)(config, topology)
     total_steps = task.schedule.total_steps
@@ -131,7 +136,11 @@ def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.
     torch.manual_seed(config.seed)
     model = task.model(checkpoint)
 
-    # 5 record
+    # 5 trainer
+    timer = FetchTimer()
+    trainer = build_trainer(task, recipe["precision"], strategy, timer)
+
+    # 6 record
     if topology.rank == 0:
         create_run_folder(config.run)
     with hold_lease(config.run, topology.rank, topology.ranks, left_behind) as lease:
@@ -140,17 +149,31 @@ def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.
                 clear_run_folder(config.run)
             record_run(task, model, recipe, checkpoint, start_step)
 
-        # 6 trainer
+        # 7 attach
         module = task.module(model, recipe)
-        callbacks = [ShareLease(lease), *extra_callbacks]
-        trainer = build_trainer(task, recipe["precision"], start_step, strategy, callbacks)
+        callbacks = build_callbacks(task, recipe["precision"], timer)
+        trainer.callbacks += [ShareLease(lease), *extra_callbacks, *callbacks]
+        trainer.loggers = [MetricsCSV(config.run / "metrics.csv", start_step)]
+        if config.logger and topology.rank == 0:
+            from tasks.loggers import open_loggers
 
-        # 7 fit
+            trainer.loggers += open_loggers(config, start_step)
+
+        # 8 fit
         fit(trainer, module, task, checkpoint)
 
-        # 8 finish
+        # 9 finish
         if topology.rank == 0:
-            task.finish(module)
+            task.finish(module, trainer.global_step)
+
+
+def refuse_missing_gpu(accelerator: str) -> None:
+    """Raises ConfigError if the settings ask for a GPU and torch finds none."""
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"trainer.accelerator={accelerator}, and torch finds no GPU: set trainer=cpu, or see what nvidia-smi says "
+            "and whether this torch was built for GPUs"
+        )
 
 
 def match_recipe(task: Task, checkpoint: Path | None) -> tuple[dict[str, Any], int]:
@@ -183,6 +206,9 @@ def record_run(task: Task, model: nn.Module, recipe: dict[str, Any], checkpoint:
     show_start(
         run,
         derived,
+        recipe=config.recipe,
+        image_size=task.image_size,
+        data=hide_all(config.data.path) or f"built-in {config.data.source}",
         shards=len(data.train_index.shards),
         validation=len(data.val_index) if data.val_index is not None else 0,
         checkpoint=checkpoint,
@@ -192,51 +218,57 @@ def record_run(task: Task, model: nn.Module, recipe: dict[str, Any], checkpoint:
     )
 
 
-def build_trainer(
-    task: Task, precision: str, start_step: int, strategy: str | Strategy, extra_callbacks: Sequence[pl.Callback]
-) -> pl.Trainer:
-    """Builds Lightning's trainer for this topology, counting in optimiser steps."""
-    config, data, topology, schedule = task.config, task.data, task.topology, task.schedule
-    val_every = config.val_every if data.val_index is not None else None
-    checkpoints = SaveCheckpoints(config.run, config.checkpoint, val_every)
+def build_trainer(task: Task, precision: str, strategy: str | Strategy, timer: FetchTimer) -> pl.Trainer:
+    """Builds Lightning's trainer for this topology, counting in optimiser steps. Raises ConfigError if it refuses."""
+    config, topology, schedule = task.config, task.topology, task.schedule
+    validates = task.data.val_index is not None
+    val_every = config.val_every if validates else None
+    passed = {name: value for name, value in config.trainer.items() if name != "max_time"}  # TimeLimit does it
+    try:
+        return instantiate(
+            passed,
+            devices=topology.devices,
+            num_nodes=topology.nodes,
+            strategy=strategy,
+            precision=precision,
+            max_steps=schedule.total_steps,
+            max_epochs=-1,
+            accumulate_grad_batches=schedule.accumulate,
+            gradient_clip_val=config.optim.grad_clip,
+            check_val_every_n_epoch=None,
+            val_check_interval=(val_every or schedule.total_steps + 1) * schedule.accumulate,
+            limit_val_batches=1.0 if validates else 0,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,  # Throughput decides
+            use_distributed_sampler=False,  # the order is ours
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            logger=False,  # the loggers come when there is a run folder
+            profiler=timer,
+            plugins=[AtomicCheckpointIO(), *cluster_environment()],
+            default_root_dir=config.run,
+        )
+    except InstantiationException as error:
+        given = " ".join(f"trainer.{name}={value}" for name, value in passed.items() if not name.startswith("_"))
+        raise ConfigError(f"Lightning refuses {given}: {error.__cause__ or error}") from error
+
+
+def build_callbacks(task: Task, precision: str, timer: FetchTimer) -> list[pl.Callback]:
+    """Builds the callbacks in the order in which they run: a step is measured, shown and saved before the run may stop.
+
+    The first of them, if there is one, ends the run at this step (trainer.max_time).
+    """
+    config = task.config
+    checkpoints = SaveCheckpoints(config.run, config.checkpoint, config.val_every if task.data.val_index else None)
     signals = StopOnSignal(checkpoints)
     guard = SkipNonFinite(config.run, signals)
-    throughput = Throughput(config.log_every, FetchTimer(), guard, precision)
-    callbacks = [*extra_callbacks]
+    throughput = Throughput(config.log_every, timer, guard, precision)
+    limit = time_limit(config.trainer.get("max_time"))
+    callbacks: list[pl.Callback] = [TimeLimit(limit)] if limit is not None else []
     if config.profile:
         callbacks.append(StepProfiler(config.run))
-    # The order matters: a step is measured, shown and saved before the run may stop at it.
-    callbacks += [throughput, ShowProgress(throughput), *task.callbacks(), checkpoints, guard, signals]
-    loggers = [MetricsCSV(config.run / "metrics.csv", start_step)]
-    if config.logger and topology.rank == 0:
-        from tasks.loggers import open_loggers
-
-        loggers += open_loggers(config, start_step)
-    return instantiate(
-        config.trainer,
-        devices=topology.devices,
-        num_nodes=topology.nodes,
-        strategy=strategy,
-        precision=precision,
-        max_steps=schedule.total_steps,
-        max_epochs=-1,
-        accumulate_grad_batches=schedule.accumulate,
-        gradient_clip_val=config.optim.grad_clip,
-        check_val_every_n_epoch=None,
-        val_check_interval=(val_every or schedule.total_steps + 1) * schedule.accumulate,
-        limit_val_batches=0 if data.val_index is None else 1.0,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,  # Throughput decides
-        use_distributed_sampler=False,  # the order is ours
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        logger=loggers,
-        profiler=throughput.timer,
-        plugins=[AtomicCheckpointIO(), *cluster_environment()],
-        callbacks=callbacks,
-        default_root_dir=config.run,
-    )
+    return [*callbacks, throughput, ShowProgress(throughput), *task.callbacks(), checkpoints, guard, signals]
 
 
 def fit(trainer: pl.Trainer, module: Training, task: Task, checkpoint: Path | None) -> None:
@@ -246,7 +278,8 @@ def fit(trainer: pl.Trainer, module: Training, task: Task, checkpoint: Path | No
     try:
         with explain_worker_death():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        validated = config.val_every is not None and task.schedule.total_steps % config.val_every == 0
+        # Lightning validates when a time limit ends the training.
+        validated = trainer.should_stop or (config.val_every and task.schedule.total_steps % config.val_every == 0)
         if data.val_index is not None and not validated:
             trainer.validate(module, datamodule=data, verbose=False)
         code = 0

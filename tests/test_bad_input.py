@@ -39,9 +39,20 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+OWN = ["experiment=digits_tiny"]  # data of one's own need a recipe
 CASES = {
-    "unknown key": (["foo=1"], "foo"),
-    "unknown nested key": (["+model.foo=1"], "unknown setting model.foo"),
+    "unknown key": (["foo=1"], "unknown setting foo: --cfg job lists"),
+    "misspelt key": (["global_btach=1"], "unknown setting global_btach: did you mean global_batch?"),
+    "own data without a recipe": (
+        ["data.path={wrong}/cut"],
+        "Add experiment=imagenet_base (ViT-B at 224 pixels), experiment=grocery_small (112 pixels, minutes on a CPU), "
+        "or experiment=digits_tiny",
+    ),
+    "group set to null": (["model=null"], "model is left out, and cannot be: set model= to one of mae, vit_base"),
+    "folder beyond ASCII": ([*OWN, "data.path=数据/a=b"], "数据/a=b does not exist"),
+    "accelerator of nobody": (["trainer.accelerator=foo"], "Lightning refuses trainer.accelerator=foo"),
+    "no GPU": (["trainer.accelerator=cuda"], "torch finds no GPU"),
+    "unknown nested key": (["+model.foo=1"], "unknown setting model.foo: --cfg job"),
     "unknown task": (["task.name=foo"], "task.name=foo is none of pretrain, finetune, segment"),
     "setting of a task": (
         ["task=finetune", "task.drop_path=2"],
@@ -57,11 +68,11 @@ CASES = {
     "batch does not divide": (["global_batch=64", "micro_batch=24"], "cannot be split"),
     "batch above data": (["global_batch=5000"], "1438 training samples"),
     "no such experiment": (["experiment=nonsense"], "digits_tiny"),
-    "missing folder": (["data.path={wrong}/absent"], "absent does not exist"),
-    "empty folder": (["data.path={wrong}/empty"], "holds no shard"),
-    "tar without images": (["data.path={wrong}/textual"], "holds no image"),
-    "truncated tar": (["data.path={wrong}/cut"], "is truncated"),
-    "compressed tar": (["data.path={wrong}/packed.tar.gz"], "--unpack"),
+    "missing folder": ([*OWN, "data.path={wrong}/absent"], "absent does not exist"),
+    "empty folder": ([*OWN, "data.path={wrong}/empty"], "holds no shard"),
+    "tar without images": ([*OWN, "data.path={wrong}/textual"], "holds no image"),
+    "truncated tar": ([*OWN, "data.path={wrong}/cut"], "is truncated"),
+    "compressed tar": ([*OWN, "data.path={wrong}/packed.tar.gz"], "--unpack"),
     "resume as a switch": (["resume=true"], "resume: true is none of auto"),
     "missing checkpoint": (["resume={wrong}/absent.ckpt"], "does not exist"),
     "corrupt checkpoint": (["resume={wrong}/garbage.ckpt"], "not a whole checkpoint"),
@@ -88,6 +99,7 @@ def test_wrong_setting_prints_one_error_line_and_exits_with_2(
     words = [word.format(wrong=wrong) for word in overrides]
     common = [f"runs={tmp_path / 'runs'}", f"data.root={built_in}", "name=bad", "data.workers=0", *SMALL]
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # run_program sets it: undone after the test
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.chdir(tmp_path)  # a multirun writes its multirun.yaml below the current folder
     monkeypatch.setattr(sys, "argv", ["train.py", *common, *words])
     with pytest.raises(SystemExit) as exit:

@@ -43,6 +43,7 @@ PYTHON = ("python", ".venv/bin/python")
 # What makes a command of any size one of seconds.
 TINY = ["model.width=192", "model.depth=2", "model.num_heads=3", "model.image_size=32", "model.patch_size=8"]
 TINY += ["model.decoder_width=32", "model.decoder_depth=1", "model.decoder_num_heads=2"]
+OWN = ["experiment=digits_tiny", "data=shards", "data.path=SHARDS", "name=NAME"]
 SHORT = ["epochs=1", "max_steps=2", "global_batch=8", "micro_batch=4", "val_every=2", "data.workers=0", "trainer=cpu"]
 
 
@@ -156,7 +157,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shards_of_shapes(folder / "coco_sa1b")
     for part in ("train2017", "val2017"):
         write_coco(folder / "COCO" / part, folder / "COCO" / "annotations" / f"instances_{part}.json")
-    run(folder, ["train.py", "data=shards", "data.path=SHARDS", "name=NAME", *TINY, *SHORT], {})
+    run(folder, ["train.py", *OWN, *TINY, *SHORT], {})
     for name in ("OTHER", "photos2", "cifar10_tiny"):
         shutil.copytree(folder / "runs" / "NAME", folder / "runs" / name)
     for words in (["experiment=digits_tiny"], ["experiment=sa1b_segment_base", "data.path=coco_sa1b"]):

@@ -60,7 +60,7 @@ DOORS = {
 PRETRAINING = {
     "data": {"datamodule", "images", "index", "loader", "order", "pack", "parallel", "storage", *OPEN},
     "mae": {"callbacks", "distributed", "models", "pictures", "plan", "probes", "report", "run", "train", *OPEN},
-    "tasks": {"cli", "config", "errors", "pretrain", "task", "train"},
+    "tasks": {"cli", "config", "errors", "pretrain", "recipe", "task", "train", "words"},
 }
 PARTS = {  # of rooms that others ask for
     "mae.plan": {"devices"},  # the peak rate that a utilisation is a share of

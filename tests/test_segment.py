@@ -94,7 +94,7 @@ def test_killed_segment_run_resumes_to_the_uninterrupted_run(
     tmp_path: Path, shapes_folder: Path, uninterrupted_run: Path
 ) -> None:
     """Drop path, choice of masks, clicks and noise of boxes are drawn again as they were; across an epoch's edge."""
-    command = [sys.executable, "train.py", *words(tmp_path, shapes_folder, "name=killed")]
+    command = [sys.executable, "train.py", "experiment=digits_tiny", *words(tmp_path, shapes_folder, "name=killed")]
     process = start(command)
     wait_for_checkpoint(process, tmp_path / "killed")
     kill(process)

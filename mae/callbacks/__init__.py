@@ -7,6 +7,6 @@
 5 skip_non_finite  reports skipped steps, ends the run after too many
 6 stop_on_signal   ends the run
 
-`profile=true` puts the profiler before them; share_lease acts at the start only. tasks/train.py builds the list: a
-step is logged, painted and saved before the run may end at it.
+`trainer.max_time` puts time_limit before them, `profile=true` the profiler; share_lease acts at the start only.
+tasks/train.py builds the list: a step is logged, painted and saved before the run may end at it.
 """

@@ -8,6 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mae.callbacks.step_callback import StepCallback
 from mae.callbacks.throughput import Throughput
+from mae.callbacks.time_limit import at_the_end
 from mae.train.training import Training
 
 
@@ -41,7 +42,7 @@ class ShowProgress(StepCallback):
         step = trainer.global_step
         if not trainer.is_global_zero:
             return
-        logged = step % self.throughput.log_every == 0 or step == trainer.max_steps
+        logged = step % self.throughput.log_every == 0 or at_the_end(trainer)
         if self.bar is not None:
             if logged:
                 self.shown = self._numbers()

@@ -92,7 +92,8 @@ class SaveCheckpoints(StepCallback):
 
     def validated_next(self, trainer: pl.Trainer) -> bool:
         """Returns True if a validation follows the step just made."""
-        return self.val_every is not None and trainer.global_step % self.val_every == 0
+        due = self.val_every is not None and trainer.global_step % self.val_every == 0
+        return due or (trainer.should_stop and trainer.enable_validation)
 
     def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self._due(trainer) and not self.validated_next(trainer):

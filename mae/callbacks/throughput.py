@@ -9,6 +9,7 @@ from lightning.pytorch.profilers import Profiler
 
 from mae.callbacks.skip_non_finite import SkipNonFinite
 from mae.callbacks.step_callback import StepCallback
+from mae.callbacks.time_limit import at_the_end
 from mae.plan.devices import measure_flops, peak_flops, peak_memory
 from mae.train.training import Training
 
@@ -53,6 +54,8 @@ class Throughput(StepCallback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, Training)
         peak = peak_flops(module.device, self.precision) or measure_flops(module.device, self.precision)
+        if self.precision == "16-mixed" and module.device.type == "cpu":  # few CPUs multiply float16 themselves
+            peak = max(peak, measure_flops(module.device, "32-true"))
         self.seconds_at_peak = module.flops / (peak * trainer.world_size)  # for an image
         self.loss = torch.zeros((), device=module.device)
         self._start_window()
@@ -85,7 +88,7 @@ class Throughput(StepCallback):
     def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, Training)
         step = trainer.global_step
-        if step % self.log_every == 0 or step == trainer.max_steps:
+        if step % self.log_every == 0 or at_the_end(trainer):
             loss = trainer.strategy.reduce(self.loss / trainer.accumulate_grad_batches, reduce_op="mean")
             seconds = time.perf_counter() - self.since
             images_per_s = self.images * trainer.world_size / seconds

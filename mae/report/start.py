@@ -11,6 +11,9 @@ def show_start(
     run: Path,
     derived: dict[str, Any],
     *,
+    recipe: str | None,
+    image_size: tuple[int, int],
+    data: str | list[str],
     shards: int,
     validation: int,
     checkpoint: Path | None,
@@ -21,6 +24,9 @@ def show_start(
     """Prints the table.
 
     derived                 contents of derived.json
+    recipe                  name of the recipe, if one was chosen
+    image_size              height and width
+    data                    place of the training images
     shards                  of the training images
     validation              number of images
     checkpoint, start_step  to resume from; None and 0 for a fresh start
@@ -32,6 +38,9 @@ def show_start(
     table = Table(title=run.name, title_style="bold", title_justify="left", show_header=False)
     table.add_column(style="cyan")
     table.add_column(overflow="fold")
+    table.add_row("recipe", recipe or "none")
+    table.add_row("data", data if isinstance(data, str) else ", ".join(data))
+    table.add_row("image size", "{} x {} pixels".format(*image_size))
     table.add_row("images", f"{derived['samples']:,} for training in {shards} shards, {validation:,} for validation")
     table.add_row("pass over the images", f"{derived['steps_per_pass']:,} steps")
     for row in recipe_rows(derived):

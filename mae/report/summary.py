@@ -1,6 +1,7 @@
 """Results of a finished run, as summary.json and as a few lines: python -m mae.report.summary runs/NAME"""
 
 import json
+import shlex
 import sys
 from math import isfinite
 from pathlib import Path
@@ -16,8 +17,11 @@ from mae.run.metrics import read_metrics
 from mae.train.schedule import Schedule
 
 
-def summarise(run: Path, schedule: Schedule, more: dict[str, Any]) -> dict[str, Any]:
-    """Writes summary.json and returns it: last values and median speed from metrics.csv, and `more` of the task."""
+def summarise(run: Path, schedule: Schedule, step: int, more: dict[str, Any]) -> dict[str, Any]:
+    """Writes summary.json and returns it: last values and median speed from metrics.csv, and `more` of the task.
+
+    step  that the run has reached; a time limit may end it before the last
+    """
     rows = read_metrics(run / "metrics.csv")
     latest = {name: float(row[name]) for row in rows for name in row if isfinite(float(row[name]))}
     speed = {
@@ -26,15 +30,16 @@ def summarise(run: Path, schedule: Schedule, more: dict[str, Any]) -> dict[str, 
     }
     summary: dict[str, Any] = {
         "name": run.name,
-        "step": schedule.total_steps,
-        "epochs": schedule.epochs,
+        "step": step,
+        "total_steps": schedule.total_steps,
+        "epochs": schedule.epochs * step / schedule.total_steps,
         "train/loss": latest["train/loss"],
         "val/loss": latest.get("val/loss"),
         **{name: value for name, value in latest.items() if name.startswith("val/")},
         **speed,
         "memory_gb": latest["perf/memory_gb"],
         "skipped_steps": int(float(latest["guard/skipped"])),
-        "checkpoint": str(checkpoint_path(run, schedule.total_steps)),
+        "checkpoint": str(checkpoint_path(run, step)),
         **more,
     }
     write_json(run / "summary.json", summary)
@@ -56,7 +61,8 @@ def main_results(summary: dict[str, Any]) -> dict[str, str]:
 
 def say_closing(run: Path, summary: dict[str, Any], evaluation: str) -> None:
     """Prints the main results, one label and fact a line, and the commands to run next."""
-    for label, fact in (main_results(summary) | {"next": evaluation, "": f"python -m mae.report {run}"}).items():
+    report = f"python -m mae.report {shlex.quote(str(run))}"
+    for label, fact in (main_results(summary) | {"next": evaluation, "": report}).items():
         print(f"{label:10}  {fact}")
 
 

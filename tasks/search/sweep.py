@@ -14,15 +14,17 @@ from itertools import product
 from types import FrameType
 
 import optuna
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from optuna.trial import Trial, TrialState
 
 from mae.distributed.rank_zero import say_at_once
 from mae.errors import ConfigError, RunEnded
+from tasks.config import plain_settings, validate
 from tasks.errors import readable_errors
 from tasks.search.config import SweepConfig
 from tasks.search.results import show_results
 from tasks.search.trials import TrialFailed, run_trial, stop_running
+from tasks.words import choose_one
 
 MIN_ENDED_TRIALS = 4  # before these have ended, failures are no rate
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -32,7 +34,11 @@ ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 def launch(raw: DictConfig) -> None:
     """Runs the trials that are missing, and shows the results of all of them."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    config = SweepConfig.model_validate(OmegaConf.to_container(raw.sweep, resolve=True, throw_on_missing=True))
+    settings = plain_settings(raw)
+    if settings.get("sweep") is None:
+        reason = choose_one("sweep")
+        raise ConfigError(reason)
+    config = validate(SweepConfig, settings["sweep"])
     study = open_study(config)
     with open(config.folder / "sweep.lock", "w") as lock:
         try:

@@ -1,0 +1,73 @@
+"""The recipe of a run (experiment=): refused where it is not what was asked for, said where it overrules a group."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from data.storage.credentials import hide
+from mae.distributed.rank_zero import say
+from mae.errors import ConfigError
+
+STATED = ("task", "model", "data", "optim")  # groups whose values a recipe states
+SIZE = ("model.width", "model.depth", "model.num_heads", "model.patch_size")  # what a file of conf/model states
+FITTING = {  # for data of one's own
+    "pretrain": "imagenet_base (ViT-B at 224 pixels), experiment=grocery_small (112 pixels, minutes on a CPU)",
+    "finetune": "finetune_base (ViT-B at 224 pixels), experiment=cifar10_finetune (32 pixels, minutes on a CPU)",
+    "segment": "sa1b_segment_base (ViT-B at 1024 pixels), experiment=coco_sa1b_tiny (128 pixels, minutes on a CPU)",
+}
+
+
+def chosen_recipe(raw: DictConfig) -> str | None:
+    """Returns the recipe that Hydra composed `raw` with, and says which of its values stay beside chosen groups.
+
+    Raises ConfigError if it is the default one for data of the user's own, or if it changes the size of model=.
+    """
+    if not HydraConfig.initialized():
+        return None  # composed by other means
+    hydra = HydraConfig.get()
+    recipe = hydra.runtime.choices.get("experiment")
+    words = list(hydra.overrides.task)
+    named = {word.partition("=")[0].lstrip("+~") for word in words}
+    own_data = OmegaConf.select(raw, "data.path") or OmegaConf.select(raw, "data.val_path")
+    if hydra.job.config_name == "train" and "experiment" not in named and own_data is not None:
+        fitting = FITTING.get(OmegaConf.select(raw, "task.name"), FITTING["pretrain"])
+        raise ConfigError(
+            f"data.path without a recipe: the default one, {recipe}, is made for digits of 32 pixels. Add experiment="
+            f"{fitting}, or experiment={recipe}, with which a run resumes that was begun without one"
+        )
+    chosen = [group for group in STATED if group in named and group in hydra.runtime.choices]
+    if recipe is None or not chosen:
+        return recipe
+    groups = " ".join(f"{group}={hydra.runtime.choices[group]}" for group in chosen)
+    stays = _stated_by_recipe(raw, hydra)
+    if sizes := [f"{name}={value}" for name, value in stays.items() if name in SIZE and "model" in chosen]:
+        raise ConfigError(
+            f"{groups}, but experiment={recipe} states {', '.join(sizes)} of its own. Say which is meant by setting "
+            "these too, or take them out of the recipe: a size is a file of conf/model"
+        )
+    if stays:
+        values = hide(", ".join(f"{name}={value}" for name, value in stays.items()))
+        say(f"{groups} beside experiment={recipe}: of the recipe stay {values}")
+    return recipe
+
+
+def _stated_by_recipe(raw: DictConfig, hydra: Any) -> dict[str, Any]:
+    """Returns the values of STATED that would be others without the recipe, under the same groups and settings."""
+    stated = tuple(f"{group}." for group in STATED)
+    own = [word for word in hydra.overrides.task if word.lstrip("+~").startswith(stated)]
+    groups = [f"{group}={hydra.runtime.choices[group]}" for group in STATED if group in hydra.runtime.choices]
+    loader = GlobalHydra.instance().config_loader()
+    overrides = [*hydra.overrides.hydra, *groups, *own, "~experiment"]
+    without = loader.load_configuration(hydra.job.config_name, overrides, RunMode.RUN)
+    before = dict(value for group in STATED for value in _values(without.get(group), group))
+    after = dict(value for group in STATED for value in _values(raw.get(group), group))
+    return {name: value for name, value in after.items() if before.get(name) != value}
+
+
+def _values(node: DictConfig | None, prefix: str) -> Iterator[tuple[str, Any]]:
+    plain: Any = OmegaConf.to_container(node, resolve=False) if node is not None else {}
+    yield from ((f"{prefix}.{name}", value) for name, value in plain.items())

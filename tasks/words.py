@@ -1,0 +1,170 @@
+"""Words of a command line: written so that Hydra reads what was meant, explained where it does not know them.
+
+1 readable   before Hydra: groups set to null, paths that its grammar cannot read, text that looks like a number
+2 setting    a value from elsewhere (a sweep, a closing line) → NAME=VALUE
+3 unknown    after Hydra: a name that does not exist → a sentence with the nearest one that does
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name != "hydra")
+ABSENT = ("null", "false", "none")  # in any case: what users write to do without a group
+# Settings that are text, whose values may look like numbers: a job's id, a date, the hash of a commit.
+TEXT = {"name", "runs", "resume", "init_from", "checkpoint", "out", "sweep.name", "sweep.sweeps"}
+TEXT |= {"data.path", "data.val_path", "data.root", "data.cache", "task.embeddings", "plan.json"}
+PLAIN = re.compile(r"[\w./:+-]*", re.ASCII)  # read by Hydra as it stands
+
+# Arguments of Lightning's Trainer: those that `trainer` passes on, and for others what does the same here.
+PASSED = ("accelerator", "devices", "strategy", "max_time")
+PASSED += ("deterministic", "benchmark", "detect_anomaly", "inference_mode", "sync_batchnorm")
+INSTEAD = {
+    "max_epochs": "set epochs",
+    "min_epochs": "set epochs",
+    "max_steps": "set max_steps, without trainer",
+    "min_steps": "set max_steps, without trainer",
+    "limit_train_batches": "set max_steps",
+    "overfit_batches": "set max_steps, and data.path to a few images",
+    "fast_dev_run": "set max_steps=1 and a name of its own, or plan=true",
+    "num_nodes": "torchrun and srun say how many nodes there are (docs/clusters.md)",
+    "precision": "set precision, without trainer",
+    "accumulate_grad_batches": "set micro_batch; the accumulation follows from it and global_batch",
+    "gradient_clip_val": "set optim.grad_clip",
+    "gradient_clip_algorithm": "gradients are clipped by their norm, to optim.grad_clip",
+    "check_val_every_n_epoch": "set val_every, in steps",
+    "val_check_interval": "set val_every, in steps",
+    "limit_val_batches": "set val_every=null for no validation during the run, or data.val_path to fewer images",
+    "num_sanity_val_steps": "nothing is validated before the first step",
+    "log_every_n_steps": "set log_every",
+    "logger": "set logger, without trainer",
+    "profiler": "set profile=true",
+    "enable_checkpointing": "set checkpoint.every_steps",
+    "enable_progress_bar": "set log_every; there is a bar on a terminal only",
+    "default_root_dir": "set runs and name",
+    "use_distributed_sampler": "the order of the samples does not depend on the ranks",
+}
+
+
+def readable(words: list[str]) -> list[str]:
+    """Returns words that Hydra reads as they were meant: other words stay as they are."""
+    several = bool({"-m", "--multirun"} & set(words))
+    return [new for word in words for new in ([word] if word.startswith("-") else _readable(word, several))]
+
+
+def _readable(word: str, several: bool) -> list[str]:
+    name, equals, value = word.partition("=")
+    if not equals:
+        return [word]
+    parts = value.split(",") if several else [value]
+    if name in GROUPS:
+        if value.lower() in ABSENT and name != "experiment":  # without a recipe there are no values
+            return [] if name == "launcher" else [f"~{name}"]
+        if any(_number(part) or part.lower() in ("true", *ABSENT) for part in parts):
+            value = ",".join(_quoted(part) for part in parts)
+    elif name.lstrip("+") in TEXT and any(_number(part) for part in parts):
+        value = ",".join(_quoted(part) for part in parts)
+    if PLAIN.fullmatch(value) or value[:1] in ("'", '"', "{") or _parsed(f"{name}={value}") is not None:
+        return [f"{name}={value}"]
+    if value[0] == "[" and value[-1] == "]":
+        return [f"{name}=[{','.join(_quoted(part.strip()) for part in value[1:-1].split(','))}]"]
+    return [f"{name}={','.join(_quoted(part) for part in parts)}"]
+
+
+def setting(name: str, value: Any) -> str:
+    """Returns NAME=VALUE for Hydra. Text stays text, but for null, lists and dictionaries in Hydra's own syntax."""
+    if isinstance(value, str):
+        parsed = _parsed(f"{name}={value}")
+        as_it_stands = False
+        if parsed is not None and not parsed.is_sweep_override():
+            read = parsed.value()
+            as_it_stands = read is None or read == value or isinstance(read, list | dict)
+        return f"{name}={value if as_it_stands else _quoted(value)}"
+    return f"{name}={'null' if value is None else str(value).lower() if isinstance(value, bool) else value}"
+
+
+def _parsed(word: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException:
+        return None
+
+
+def _quoted(text: str) -> str:
+    return QuotedString(text, Quote.double).with_quotes()
+
+
+def _number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """Returns the sentence for a setting that does not exist, with the nearest that does."""
+    group, _, argument = name.partition(".")
+    if group == "trainer" and argument not in PASSED:
+        return not_passed(argument)
+    known = sorted(known)
+    ends = [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]
+    if nearest := ends or get_close_matches(name, known, 1, 0.75):
+        return f"unknown setting {name}: did you mean {nearest[0]}?"
+    return f"unknown setting {name}: --cfg job lists those that there are"
+
+
+def not_passed(argument: str) -> str:
+    """Returns the sentence for an argument of Lightning's Trainer that is ours to decide, or none at all."""
+    if argument in INSTEAD:
+        return f"trainer.{argument} is not yours to set: {INSTEAD[argument]}"
+    return f"trainer.{argument} is not passed on to Lightning's Trainer: trainer takes {', '.join(PASSED)}"
+
+
+def choose_one(group: str) -> str:
+    """Returns the sentence for a group that is left out and cannot be."""
+    options = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+    return f"{group} is left out, and cannot be: set {group}= to one of {options}"
+
+
+def refusal(reason: str, program: str, words: list[str]) -> str:
+    """Returns Hydra's reason in one sentence; one about a name that does not exist with the nearest that does."""
+    if found := re.search(r"Could not (?:override|delete from config\.?) '([^']+)'", reason):
+        group = found[1].partition(".")[0]
+        if f"~{group}" in readable(words):
+            return choose_one(group)
+        return unknown(found[1], known_settings(program, words))
+    return reason
+
+
+def known_settings(program: str, words: list[str]) -> list[str]:
+    """Returns the names of the settings of a program and of its groups, under the groups chosen in `words`."""
+    if not (CONF / f"{program}.yaml").is_file():
+        return []  # a program that is no file of its own
+    chosen = [word for word in readable(words) if word.partition("=")[0] in GROUPS]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            config = compose(program, overrides=chosen)
+        except (HydraException, OmegaConfBaseException):  # a group of the user's own folder, or a multirun
+            config = compose(program)
+    return [*GROUPS, *_names(config)]
+
+
+def _names(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for name in config:
+        node = config._get_node(name)
+        yield f"{prefix}{name}"
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
+            yield from _names(node, f"{prefix}{name}.")
