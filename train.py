@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
@@ -13,7 +14,7 @@ from tasks.cli import run_program
 def main(raw: DictConfig) -> None:
     from tasks.train import launch  # torch takes seconds: --help and completion do without
 
-    launch(raw)
+    launch(raw, HydraConfig.get())
 
 
 def prepare(words: list[str]) -> list[str]:

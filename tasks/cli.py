@@ -69,6 +69,7 @@ def run_program(program: Callable[[], None], prepare: Callable[[list[str]], list
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_launcher()
     typed = sys.argv[1:]
+    failed_runs.clear()
     try:
         sys.argv[1:] = prepare(readable(typed))
         program()

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,19 +20,16 @@ FITTING = {  # for data of one's own
 }
 
 
-def chosen_recipe(raw: DictConfig) -> str | None:
+def chosen_recipe(raw: DictConfig, hydra: Any) -> str | None:
     """Returns the recipe that Hydra composed `raw` with, and says which of its values stay beside chosen groups.
 
     Raises ConfigError if it is the default one for data of the user's own, or if it changes the size of model=.
     """
-    if not HydraConfig.initialized():
-        return None  # composed by other means
-    hydra = HydraConfig.get()
     recipe = hydra.runtime.choices.get("experiment")
     words = list(hydra.overrides.task)
     named = {word.partition("=")[0].lstrip("+~") for word in words}
-    own_data = OmegaConf.select(raw, "data.path") or OmegaConf.select(raw, "data.val_path")
-    if hydra.job.config_name == "train" and "experiment" not in named and own_data is not None:
+    own_data = OmegaConf.select(raw, "data.path") is not None
+    if own_data and hydra.job.config_name == "train" and "experiment" not in named:
         fitting = FITTING.get(OmegaConf.select(raw, "task.name"), FITTING["pretrain"])
         raise ConfigError(
             f"data.path without a recipe: the default one, {recipe}, is made for digits of 32 pixels. Add experiment="

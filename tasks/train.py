@@ -78,10 +78,13 @@ from tasks.task import Task, read_settings, task_class
 
 
 @readable_errors()
-def launch(raw: DictConfig) -> None:
-    """Validates the settings, finds the ranks and calls `train`; with plan=true prints the forecast instead."""
+def launch(raw: DictConfig, hydra: Any = None) -> None:
+    """Validates the settings, finds the ranks and calls `train`; with plan=true prints the forecast instead.
+
+    hydra  Hydra's own settings, which say what was chosen; None for settings composed by other means
+    """
     quieten()  # a job of submitit begins here
-    config = keep_image(read_settings(raw, chosen_recipe(raw)))
+    config = keep_image(read_settings(raw, hydra and chosen_recipe(raw, hydra)))
     if config.plan.show:
         from tasks.plan import plan_only
 

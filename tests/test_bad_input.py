@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 
 import mae
 import train
@@ -98,6 +99,7 @@ def test_wrong_setting_prints_one_error_line_and_exits_with_2(
     overrides, said = CASES[case]
     words = [word.format(wrong=wrong) for word in overrides]
     common = [f"runs={tmp_path / 'runs'}", f"data.root={built_in}", "name=bad", "data.workers=0", *SMALL]
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # Hydra sets it
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # run_program sets it: undone after the test
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.chdir(tmp_path)  # a multirun writes its multirun.yaml below the current folder

@@ -548,7 +548,8 @@ def test_credentials_of_a_url_stand_in_nothing_that_a_run_writes(
 @pytest.mark.slow
 def test_credentials_of_a_url_stand_in_nothing_that_trackers_write(tmp_path: Path, folder: Path) -> None:
     with serving(folder, credentials=("user:pa55word", "X-Amz-Signature=s3cr3t")) as server:
-        words = [sys.executable, "train.py", f"data.path='{signed(server, 'train/x-train-000000.tar', '0')}'", *SMALL]
+        words = [sys.executable, "train.py", "experiment=digits_tiny", *SMALL]
+        words += [f"data.path='{signed(server, 'train/x-train-000000.tar', '0')}'"]
         words += [f"runs={tmp_path}", "name=run", "max_steps=2", "global_batch=4", "logger=[wandb,tensorboard,mlflow]"]
         words += ["val_every=null", "data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]"]
         said = run(words, HOME=str(tmp_path), WANDB_API_KEY="", MAE_CACHE=str(tmp_path / "cache"))

@@ -267,6 +267,7 @@ def test_segment_run_on_two_ranks_has_the_same_losses_under_ddp_and_fsdp(
     settings = [f"data.val_path={tmp_path / 'one'}", "data.flip=false", "max_steps=8", "val_every=4"]
     settings += ["task.encoder=frozen" if encoder == "kept" else f"task.encoder={encoder}", "checkpoint.every_steps=4"]
     ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
+    ranks += ["experiment=digits_tiny"]
     for strategy in ("ddp", "fsdp"):
         own = [f"name={strategy}", f"trainer.strategy={strategy}"]
         own += [f"task.embeddings={tmp_path / strategy}-tokens"] * (encoder == "kept")

@@ -7,7 +7,6 @@ from typing import Any
 
 import hydra
 import pytest
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -161,44 +160,39 @@ def test_chosen_size_wins_over_the_default_recipe() -> None:
     assert compose("model=vit_base", "model.width=96").model.width == 96
 
 
-def recipe_of(monkeypatch: pytest.MonkeyPatch, *words: str) -> str | None:
+def recipe_of(*words: str) -> str | None:
     """Returns the recipe of a command line, as train.py finds it."""
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         everything = hydra.compose("train", overrides=list(words), return_hydra_config=True)
-        monkeypatch.setattr(HydraConfig.instance(), "cfg", everything)
-        return chosen_recipe(everything)
+        return chosen_recipe(everything, everything.hydra)
 
 
-def test_values_of_the_recipe_that_stay_beside_a_chosen_group_are_said(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert recipe_of(monkeypatch) == "digits_tiny" and not capsys.readouterr().out
-    recipe_of(monkeypatch, "model=vit_base", "model.decoder_depth=2", "name=x", "val_every=5")
+def test_values_of_the_recipe_that_stay_beside_a_chosen_group_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert recipe_of() == "digits_tiny" and not capsys.readouterr().out
+    recipe_of("model=vit_base", "model.decoder_depth=2", "name=x", "val_every=5")
     assert capsys.readouterr().out == (
         "model=vit_base beside experiment=digits_tiny: of the recipe stay model.image_size=32, model.decoder_width=64, "
         "model.decoder_num_heads=4, optim.base_lr=0.004, optim.warmup_epochs=5\n"
     )
 
 
-def test_recipe_that_changes_the_size_of_a_chosen_model_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recipe_that_changes_the_size_of_a_chosen_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nname: x\nmodel: {width: 96, depth: 3}\n")
     words = (f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine", "model=vit_base", "model.depth=12")
     with pytest.raises(ConfigError, match=r"model=vit_base, but experiment=mine states model\.width=96 of its own"):
-        recipe_of(monkeypatch, *words)
-    assert recipe_of(monkeypatch, *words, "model.width=768") == "mine"
+        recipe_of(*words)
+    assert recipe_of(*words, "model.width=768") == "mine"
 
 
-def test_own_data_without_a_recipe_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_data_without_a_recipe_are_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"experiment=imagenet_base .* experiment=grocery_small .* or experiment=digi"
     ):
-        recipe_of(monkeypatch, "data.path=x")
+        recipe_of("data.path=x")
     with pytest.raises(ConfigError, match="Add experiment=finetune_base"):
-        recipe_of(monkeypatch, "data.val_path=x", "task=finetune", "optim=finetune")
-    assert recipe_of(monkeypatch, "data.path=x", "experiment=digits_tiny") == "digits_tiny"
+        recipe_of("data.path=x", "task=finetune", "optim=finetune")
+    assert recipe_of("data.path=x", "experiment=digits_tiny") == "digits_tiny"
 
 
 def test_time_limit_ends_a_run_after_a_whole_step_that_the_summary_names(tmp_path: Path, built_in: Path) -> None:

@@ -158,11 +158,14 @@ def test_invalid_sweep_raises_validation_error(change: dict, sentence: str) -> N
         SweepConfig.model_validate(FIELDS | change)
 
 
-def test_multirun_folders_are_named_after_the_settings_that_differ(tmp_path: Path, built_in: Path) -> None:
-    words = [*REDUCED, "model.image_size=32", f"data.root={built_in}", "name=grid", "optim.base_lr=0.001,0.002"]
+def test_multirun_goes_on_after_a_failed_run_in_folders_named_after_what_differs(
+    tmp_path: Path, built_in: Path
+) -> None:
+    words = [*REDUCED, "model.image_size=32", f"data.root={built_in}", "name=grid", "optim.base_lr=0.001,-1,0.002"]
     words.append("logger=tensorboard")
     done = completed([sys.executable, str(ROOT / "train.py"), "-m", *words], tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.splitlines()[-1].startswith("failed: optim.base_lr=-1: optim.base_lr=-1: input should be")
     folders = sorted(path.name for path in (tmp_path / "sweeps" / "grid").iterdir() if path.is_dir())
     assert folders == ["optim.base_lr=0.001", "optim.base_lr=0.002"]
     for folder in (tmp_path / "sweeps" / "grid" / name for name in folders):
