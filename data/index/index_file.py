@@ -26,7 +26,7 @@ import numpy as np
 
 from data.atomic import replace_file
 from data.errors import DataError
-from data.index.passed_over import PassedOver
+from data.index.passed_over import BESIDE, PassedOver
 from data.index.samples import (
     CLUTTER,
     FIRST,
@@ -54,7 +54,6 @@ RECORDS = np.dtype([("offset", "<u8"), ("size", "<u8"), ("line", "<u8"), ("label
 PROBES = 8  # tar headers that tell a tar from another one of the same length
 MAX_TABLES = 32  # extensions of images among which one can be chosen
 END = 10240 + 2 * BLOCK  # bytes of zeros that end a tar, below this
-BESIDE = "images beside the image of their sample, not read"
 ARCHIVES = (".tar", ".gz", ".tgz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 Record = tuple[int, int, int, int]

@@ -6,6 +6,8 @@ from typing import Any
 from data.errors import DataError
 
 EXAMPLES = 3  # names of each reason
+BYTES = "bytes after the end of an archive"
+BESIDE = "images beside the image of their sample, not read"
 
 
 class PassedOver:
@@ -36,6 +38,13 @@ class PassedOver:
         for reason, count in other.counts.items():
             self.add(reason, *other.names[reason], count=count)
 
+    def but(self, reason: str) -> "PassedOver":
+        """Returns the same without one reason."""
+        others = PassedOver()
+        others.update(self)
+        others.counts.pop(reason, None)
+        return others
+
     def to_json(self) -> dict[str, Any]:
         return {reason: {"count": count, "examples": self.names[reason]} for reason, count in self.counts.items()}
 
@@ -48,12 +57,9 @@ class PassedOver:
         return passed_over
 
     def refuse(self) -> None:
-        """Raises DataError if there is anything: what --strict asks for."""
-        if self:
-            raise DataError(f"--strict: passed over: {self}. Remove them or mend them, or leave out --strict.")
-
-
-BYTES = "bytes after the end of an archive"
+        """Raises DataError if there is anything but a second image beside the first: what --strict asks for."""
+        if others := self.but(BESIDE):
+            raise DataError(f"--strict: passed over: {others}. Remove or mend them, or leave out --strict.")
 
 
 def printable(name: str) -> str:

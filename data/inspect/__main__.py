@@ -20,6 +20,7 @@ from rich.table import Table
 from data.errors import DataError, command
 from data.index.classes import some
 from data.index.index import index_tars
+from data.index.passed_over import BESIDE, PassedOver, printable
 from data.index.splits import list_shards
 from data.inspect.contact_sheet import SAMPLES, draw_sheet
 from data.inspect.inspect import inspect
@@ -40,9 +41,12 @@ def main(words: list[str] | None = None) -> None:
     )
     parser.add_argument("--sheet", type=Path, metavar="PNG", help=f"draw {SAMPLES} samples with their keys")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings to this file")
-    parser.add_argument("--strict", action="store_true", help="end with exit code 1 if a sample is corrupt")
+    parser.add_argument("--image", metavar="EXT", help="the image of samples with several: png, left.jpg; first: any")
+    parser.add_argument(
+        "--strict", action="store_true", help="end with exit code 1 if a sample is corrupt or anything passed over"
+    )
     arguments = parser.parse_args(words)
-    index = index_tars(list_shards(arguments.shards))
+    index = index_tars(list_shards(arguments.shards), image=arguments.image)
     found = inspect(index, deep=arguments.deep, jobs=arguments.jobs)
     _print(found)
     if arguments.json:
@@ -52,7 +56,7 @@ def main(words: list[str] | None = None) -> None:
             raise DataError(f"--json {arguments.json} cannot be written ({error.strerror}). Choose another.") from None
     if arguments.sheet:
         draw_sheet(index, arguments.sheet, names=found["classes"])
-    if arguments.strict and found["corrupt"]:
+    if arguments.strict and (found["corrupt"] or found["not_packed"] or index.passed_over.but(BESIDE)):
         sys.exit(1)
 
 
@@ -85,6 +89,9 @@ def _print(found: dict[str, Any]) -> None:
             table.add_row(f"data.{name}", f"[{', '.join(f'{value:.4f}' for value in found[name])}]  of values in 0 … 1")
     if found["ranges"]:
         table.add_row("values", "\n".join(_range(int(bits), *range) for bits, range in found["ranges"].items()))
+    for title, name in (("passed over", "passed_over"), ("not packed", "not_packed")):
+        if found[name]:
+            table.add_row(title, escape(str(PassedOver.from_json(found[name])).replace("; ", "\n")))
     table.add_row("", "")
     constant = found["constant"]
     lines = [f"{len(constant):,} images of one colour" if constant else "0", *map(_name, constant[:ROWS_SHOWN])]
@@ -125,7 +132,7 @@ def _shares(counts: dict[str, int]) -> str:
 
 
 def _name(place: dict[str, str]) -> str:
-    return f"{os.path.basename(place['shard'])}:{place['key']}"
+    return printable(f"{os.path.basename(place['shard'])}:{place['key']}")
 
 
 def _lines(lines: list[str], number: int) -> str:

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from data.errors import DataError
 from data.images.pil import picture
 from data.index.index import ShardIndex
+from data.index.passed_over import printable
 from data.order.samplers import spread
 
 COLUMNS, SAMPLES = 8, 48
@@ -32,7 +33,7 @@ def draw_sheet(index: ShardIndex, path: Path, samples: int = SAMPLES, names: Seq
         sheet.paste(image, (left + (SIDE - image.width) // 2, top + (SIDE - image.height) // 2))
         number = index.label(sample)
         label = f" [{names[number] if number < len(names) else number}]" if number >= 0 else ""
-        lines = textwrap.wrap(index.key(sample) + label, LETTERS)
+        lines = textwrap.wrap(printable(index.key(sample)) + label, LETTERS)
         # The end of a key tells more than its beginning.
         draw.multiline_text((left, top + SIDE + 2), "\n".join(lines[-2:]), fill="black", font=font, spacing=1)
     try:

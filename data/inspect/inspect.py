@@ -10,9 +10,11 @@ import numpy as np
 from data.errors import DataError
 from data.index.classes import class_names
 from data.index.index import ShardIndex
+from data.index.passed_over import PassedOver
 from data.inspect.survey import CHUNK, Survey, chunks, examine
 from data.order.samplers import spread
 from data.parallel import run
+from data.storage.listing import Folder
 
 MAX_READ, MAX_DECODED = 5000, 500  # samples without deep=True
 
@@ -42,6 +44,8 @@ def inspect(index: ShardIndex, *, deep: bool = False, jobs: int = 1) -> dict[str
         "unlabelled": unlabelled,
         "classes": names,
         "classes_differ": differing,
+        "passed_over": index.passed_over.to_json(),
+        "not_packed": _not_packed(index).to_json(),
         "image_bytes": sum(int(index.table(shard)[:, 1].sum()) for shard in range(len(index.shards))),
         "fingerprint": index.fingerprint,
         "deep": deep,
@@ -67,6 +71,14 @@ def _class_names(index: ShardIndex) -> tuple[list[str], str]:
         return class_names(index.shards), ""
     except DataError as error:
         return [], str(error)
+
+
+def _not_packed(index: ShardIndex) -> PassedOver:
+    """Returns what `data.pack` has passed over, by the manifests beside the shards."""
+    passed_over = PassedOver()
+    for folder in dict.fromkeys(os.path.dirname(shard) or "." for shard in index.shards):
+        passed_over.update(PassedOver.from_json((Folder(folder).manifest() or {}).get("passed_over")))
+    return passed_over
 
 
 def _place(index: ShardIndex, sample: int) -> dict[str, str]:

@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError, command
-from data.index.splits import NAMES
-from data.pack.assemble import assemble, check_out
+from data.index.passed_over import PassedOver
+from data.index.splits import NAMES, local_path
+from data.pack.assemble import assemble, check_out, replaced_folder
 from data.pack.class_list import read_class_list
 from data.pack.coco import with_masks
 from data.pack.pack import MAX_BAD, QUALITY, SHARD_SIZE, Part, write_shards
-from data.pack.plan import SETTINGS, PackPlan, find_difference, hash_keys, load_plan, partial_folder
+from data.pack.plan import SETTINGS, PackPlan, find_difference, hash_keys, hold, load_plan, partial_folder
 from data.pack.sources import open_source
 from data.parallel import cores
 from data.storage.credentials import hide
@@ -44,21 +45,29 @@ def main(words: list[str] | None = None) -> None:
     check_out(out, arguments.overwrite)
     if arguments.merge:
         plan = _plan_to_merge(out, settings if given is None else settings | {"classes": given})
-        _report(out, assemble(plan, out, max_bad=max_bad, verify=True, jobs=arguments.jobs))
+        with hold(out):
+            _report(out, assemble(plan, out, max_bad=max_bad, verify=True, jobs=arguments.jobs))
         return
-    source = open_source(hide(arguments.source), given)
+    passed_over = PassedOver()
+    ours = (out, partial_folder(out), replaced_folder(out))
+    source = open_source(local_path(hide(arguments.source)), given, arguments.image, passed_over, ours)
     samples, classes, note = with_masks(source, arguments.masks) if arguments.masks else source
     if note:
         print(note, file=sys.stderr)
+    if arguments.strict:
+        passed_over.refuse()
+    if passed_over:
+        print(f"passed over: {passed_over}", file=sys.stderr)
     plan = PackPlan(samples=len(samples), classes=classes, keys=hash_keys(samples), **settings)
-    write_shards(plan, samples, out, part, arguments.jobs, max_bad, arguments.overwrite)
-    if part:
-        print(
-            f"{partial_folder(out)}: part {part[0]}/{part[1]} of {plan.shards} shards is finished. When all parts are, "
-            "repeat the command with --merge in place of --part."
-        )
-    else:
-        _report(out, assemble(plan, out, max_bad=max_bad))
+    with hold(out, part):
+        write_shards(plan, samples, out, part, arguments.jobs, max_bad, arguments.overwrite, passed_over)
+        if not part:
+            _report(out, assemble(plan, out, max_bad=max_bad))
+            return
+    print(
+        f"{partial_folder(out)}: part {part[0]}/{part[1]} of {plan.shards} shards is finished. When all parts are, "
+        "repeat the command with --merge in place of --part."
+    )
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -120,11 +129,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FROM",
         help="number the classes as FROM does: a packed part, or a file with a name per line",
     )
+    add("--image", metavar="EXT", help="the image of samples of tars with several: png, left.jpg; first: any")
     add("--masks", type=Path, metavar="JSON", help="COCO instances of the images, kept as KEY.json as SA-1B does")
     add("--jobs", type=_positive, default=cores(), metavar="N", help=f"processes (default: the cores, here {cores()})")
     one = parser.add_mutually_exclusive_group()
     one.add_argument("--part", type=_part, metavar="I/N", help="write only each N-th shard, from the I-th of 1 … N on")
     one.add_argument("--merge", action="store_true", help="check and join what the parts wrote; SOURCE is not read")
+    add("--strict", action="store_true", help="refuse a source of which anything would be passed over")
     add("--max-bad", type=int, default=MAX_BAD, metavar="N", help=f"unreadable images to skip (default {MAX_BAD})")
     add(
         "--overwrite", action="store_true", help="replace OUT once the new one is complete; give up another OUT.partial"

@@ -63,7 +63,8 @@ def assemble(plan: PackPlan, out: Path, *, max_bad: int, verify: bool = False, j
         with replace_file(folder / "bad_files.txt", "w", errors="surrogateescape") as file:
             file.writelines(f"{entry['file']}\t{entry['reason']}\n" for entry in bad)
     manifest = _build_manifest(plan, folder, records, shards, bad)
-    with replace_file(folder / "manifest.json", "w", errors="surrogateescape") as file:
+    # A byte of a name that is not UTF-8 becomes \udce9, which JSON has for it.
+    with replace_file(folder / "manifest.json", "w", errors="backslashreplace") as file:
         file.write(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     for leftover in folder.glob("*.tmp"):  # Writers that were killed leave them.
         leftover.unlink()
@@ -128,12 +129,25 @@ def _build_manifest(
             for record in shards
         ],
         "bad": bad,
+        "passed_over": _passed_over(folder),
     }
+
+
+def _passed_over(folder: Path) -> dict[str, Any]:
+    """Returns what of the source is not packed; {} for a pack that an earlier version has begun."""
+    with contextlib.suppress(FileNotFoundError):
+        return json.loads((folder / WORK / "passed_over.json").read_text())
+    return {}
+
+
+def replaced_folder(out: Path) -> Path:
+    """Returns the folder of the data set that a new one is about to replace."""
+    return out.with_name(f"{out.name}.replaced")
 
 
 def _replace_folder(partial: Path, out: Path) -> None:
     """Gives the complete folder its final name, and only then removes the folder that had it."""
-    old = out.with_name(f"{out.name}.replaced")
+    old = replaced_folder(out)
     if old.exists() and not out.exists():
         publish(old, out)  # A replacement was interrupted between its two renames.
     if out.exists() and any(out.iterdir()):

@@ -1,13 +1,16 @@
 """Packs samples into shuffled shards with an index and a manifest."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data.atomic import replace_file
 from data.errors import DataError
+from data.index.passed_over import PassedOver
 from data.pack.assemble import assemble, check_bad, check_out
-from data.pack.plan import PackPlan, begin_pack, hash_keys
+from data.pack.plan import WORK, PackPlan, begin_pack, hash_keys, hold
 from data.pack.sample import Samples
 from data.pack.writer import ShardJob, find_record, write_shard
 from data.parallel import run
@@ -44,15 +47,25 @@ def pack(
     check_out(out, overwrite)
     kept = quality if shorter_side else None
     plan = PackPlan(name, seed, shard_size, shorter_side, kept, len(samples), classes, hash_keys(samples))
-    write_shards(plan, samples, out, None, jobs, max_bad, overwrite)
-    return assemble(plan, out, max_bad=max_bad)
+    with hold(out):
+        write_shards(plan, samples, out, None, jobs, max_bad, overwrite)
+        return assemble(plan, out, max_bad=max_bad)
 
 
 def write_shards(
-    plan: PackPlan, samples: Samples, out: Path, part: Part | None, jobs: int, max_bad: int, overwrite: bool
+    plan: PackPlan,
+    samples: Samples,
+    out: Path,
+    part: Part | None,
+    jobs: int,
+    max_bad: int,
+    overwrite: bool,
+    passed_over: PassedOver | None = None,
 ) -> None:
-    """Writes the shards of the plan, or of one part of it, that are not finished yet."""
+    """Writes the shards of the plan, or of one part of it, that are not finished yet; within `hold`."""
     folder = begin_pack(plan, out, shared=part is not None, overwrite=overwrite)
+    with replace_file(folder / WORK / "passed_over.json", "w") as file:
+        json.dump((passed_over or PassedOver()).to_json(), file)
     mine = range(part[0] - 1, plan.shards, part[1]) if part else range(plan.shards)
     records = {number: find_record(folder, plan.shard(number), plan.digest) for number in mine}
     left = [number for number, record in records.items() if record is None]

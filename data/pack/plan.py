@@ -3,13 +3,20 @@
 OUT.partial/NAME-000000.tar …       with an index beside each
 OUT.partial/.pack/plan.json         the plan
 OUT.partial/.pack/NAME-000000.json  a record of each finished shard: without it the shard is not finished
+OUT.partial/.pack/passed_over.json  what of the source is not packed
+OUT.partial/.pack/lock, lock-I-N    held by a pack that works there, and by part I of N
 """
 
+import contextlib
 import dataclasses
+import errno
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +29,7 @@ from data.index.classes import some
 from data.order.hashing import PACK, key, permutation
 from data.pack.sample import Sample, Samples
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)  # of file systems that have none
 WORK = ".pack"  # hidden folder in OUT.partial, of the plan and the records
 SETTINGS = ("name", "seed", "shard_size", "shorter_side", "quality")  # set by options, such as --shard-size
 
@@ -91,32 +99,73 @@ def _short(sample: Sample) -> int:
     return int.from_bytes(hashed.digest(), "little")
 
 
+@contextlib.contextmanager
+def hold(out: Path, part: tuple[int, int] | None = None) -> Iterator[None]:
+    """Keeps other packs off OUT.partial, which it creates; parts of a pack keep off repetitions of themselves alone.
+
+    Raises DataError if another pack works there, or if the folder is none of a pack.
+    """
+    work = partial_folder(out) / WORK
+    _refuse_foreign(partial_folder(out))
+    work.mkdir(parents=True, exist_ok=True)
+    names = {"lock": fcntl.LOCK_SH, f"lock-{part[0]}-{part[1]}": fcntl.LOCK_EX} if part else {"lock": fcntl.LOCK_EX}
+    with contextlib.ExitStack() as stack:
+        for name, kind in names.items():
+            file = stack.enter_context(open(work / name, "a+"))
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise DataError(
+                    f"another pack works on {work.parent} ({file.read() or 'several parts of one'}). Wait for it, or "
+                    "end it."
+                ) from None
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+            file.truncate(0)
+            if kind == fcntl.LOCK_EX:
+                file.write(f"process {os.getpid()} of {os.uname().nodename}")
+                file.flush()
+        yield
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raises DataError if a folder holds files, but no plan of a pack."""
+    if load_plan(folder) is None and folder.exists() and any(path != folder / WORK for path in folder.iterdir()):
+        raise DataError(
+            f"{folder} is in the way: it holds no plan of an unfinished pack. Remove it yourself if it may go."
+        )
+
+
 def begin_pack(plan: PackPlan, out: Path, *, shared: bool, overwrite: bool) -> Path:
-    """Creates the folder of this plan, or returns the one in which an earlier call with the same plan has begun.
+    """Writes the plan to the folder, or returns that in which an earlier call with the same plan has begun; see `hold`.
 
     shared  other calls may be at work in the same folder, which is therefore never removed
 
     Raises DataError if the folder holds something else.
     """
     folder = partial_folder(out)
-    # Look for files before the plan: another part that starts now writes its plan before anything else.
-    occupied = folder.exists() and any(path != folder / WORK for path in folder.iterdir())
     found = load_plan(folder)
-    if found is None and occupied:
-        raise DataError(
-            f"{folder} is in the way: it holds no plan of an unfinished pack. Remove it yourself if it may go."
-        )
     if found and (reason := find_difference(found, plan)):
         if shared or not overwrite:
             way = f"remove {folder} before the parts are started" if shared else "start over with --overwrite"
             raise DataError(
                 f"{folder} holds an unfinished pack with {reason}. Repeat its command to resume it; else {way}."
             )
-        shutil.rmtree(folder)
-    (folder / WORK).mkdir(parents=True, exist_ok=True)
+        _empty(folder)
     with replace_file(folder / WORK / "plan.json", "w") as file:
         json.dump(dataclasses.asdict(plan), file)
     return folder
+
+
+def _empty(folder: Path) -> None:
+    """Removes all that a pack has written, but its locks, which are held."""
+    for path in (*folder.iterdir(), *(folder / WORK).iterdir()):
+        if path.is_dir() and path != folder / WORK:
+            shutil.rmtree(path)
+        elif path.is_file() and not path.name.startswith("lock"):
+            path.unlink()
 
 
 def load_plan(folder: Path) -> PackPlan | None:

@@ -2,9 +2,11 @@
 
 import glob
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from data.errors import DataError
+from data.index.passed_over import PassedOver
 from data.index.samples import IMAGES
 from data.index.splits import COMPRESSED
 from data.pack.csv_list import find_listed
@@ -16,23 +18,37 @@ TARS = (".tar", *COMPRESSED)
 ENDINGS = tuple(f".{extension}" for extension in IMAGES)
 
 
-def open_source(path: str, classes: list[str] | None = None) -> Source:
+def open_source(
+    path: str,
+    classes: list[str] | None = None,
+    image: str | None = None,
+    passed_over: PassedOver | None = None,
+    leave_out: Collection[Path] = (),
+) -> Source:
     """Returns the samples of a path, their labels by `classes` if given.
+
+    image        extension of the image of samples with several, of tars
+    passed_over  counts what is not packed
+    leave_out    folders that are not looked into
 
     Raises DataError if it is none of the sources, or one that cannot be packed.
     """
     if path.endswith(TARS) or (not os.path.exists(path) and ("{" in path or glob.has_magic(path))):
-        return find_samples(path, classes)
+        return find_samples(path, classes, image, passed_over)
+    if image is not None and not os.path.isdir(path):
+        raise DataError(f"--image {image} is for tars, whose samples may have several images. Leave it out.")
     if not os.path.exists(path):
         raise DataError(f"{path} does not exist. Check the path, and that the folder it is in is mounted.")
     if os.path.isdir(path):
-        tar, image = _find_file(path, TARS), _find_file(path, ENDINGS)
-        if tar and image:
+        tar, picture = _find_file(path, TARS, leave_out), _find_file(path, ENDINGS, leave_out)
+        if tar and picture:
             raise DataError(
-                f"{path} holds both tars ({tar}) and images ({image}). "
+                f"{path} holds both tars ({tar}) and images ({picture}). "
                 "Name the tars with a glob, or move them out of the folder of images."
             )
-        return find_samples(path, classes) if tar else find_images(Path(path), classes)
+        if tar:
+            return find_samples(path, classes, image, passed_over)
+        return find_images(Path(path), classes, passed_over, leave_out)
     if path.lower().endswith(".csv"):
         return find_listed(Path(path), classes)
     raise DataError(
@@ -41,10 +57,12 @@ def open_source(path: str, classes: list[str] | None = None) -> Source:
     )
 
 
-def _find_file(folder: str, endings: tuple[str, ...]) -> str | None:
+def _find_file(folder: str, endings: tuple[str, ...], leave_out: Collection[Path]) -> str | None:
     """Returns a file with such an ending in a folder or in one of its sub-folders, which may be classes or splits."""
+    left_out = {path.resolve() for path in leave_out}
     for pattern in ("*", "*/*"):
         for path in glob.iglob(os.path.join(glob.escape(folder), pattern)):
-            if path.lower().endswith(endings) and not os.path.isdir(path):
+            named = path.lower().endswith(endings) and not os.path.isdir(path)
+            if named and left_out.isdisjoint(Path(path).resolve().parents):
                 return path
     return None

@@ -1,11 +1,13 @@
 """Samples of existing tars, to be packed anew."""
 
 import os
+import re
 from functools import partial
 
 from data.errors import DataError
 from data.index.classes import class_names
 from data.index.index import ShardIndex, open_shards
+from data.index.passed_over import BESIDE, PassedOver
 from data.index.samples import split_name
 from data.index.splits import find_splits
 from data.pack.class_list import number_by_name
@@ -14,11 +16,15 @@ from data.storage.listing import Folder
 from data.storage.read import read
 
 
-def find_samples(source: str, given: list[str] | None = None) -> Source:
+def find_samples(
+    source: str, given: list[str] | None = None, image: str | None = None, passed_over: PassedOver | None = None
+) -> Source:
     """Returns the samples of the tars that a path means (see `splits.find_shards`), and the names of their classes.
 
-    given  names of the classes by their new numbers (--classes); without it labels stay as they are, and their names
-           are those of manifest.json
+    given        names of the classes by their new numbers (--classes); without it labels stay as they are, and their
+                 names are those of manifest.json
+    image        extension of the image of samples with several; the others are kept as side files
+    passed_over  counts what is not packed
 
     Raises DataError if there are no such tars, one is damaged, they are of two splits or number their classes
     differently, or a class is not among those given.
@@ -29,10 +35,27 @@ def find_samples(source: str, given: list[str] | None = None) -> Source:
             f"{source} holds the parts {' and '.join(found)}. Pack each on its own, with a folder or a glob as the "
             f"source: the part {name} begins with {tars[0]}."
         )
-    index = open_shards(source)
+    index = open_shards(source, image=image)
+    if passed_over is not None:
+        passed_over.update(index.passed_over.but(BESIDE))
     classes = class_names(index.shards)
     numbers = None if given is None else _renumber(source, index, classes, given)
-    return Source(LazySamples(len(index), partial(_make_sample, index, numbers)), classes if given is None else given)
+    samples = LazySamples(len(index), partial(_make_sample, index, numbers))
+    return Source(samples, classes if given is None else given, _remark_on_labels(index))
+
+
+def _remark_on_labels(index: ShardIndex) -> str:
+    """Says how to get labels where each tar has the name of a class, as those of ImageNet have; else ""."""
+    for shard, end in zip(index.shards, index.ends, strict=True):
+        stem = os.path.basename(shard).removesuffix(".tar")
+        if not re.match(re.escape(stem) + "[_/-]", index.key(end - 1).removeprefix("./")):
+            return ""
+    if len(index.shards) == 1 or (index.labels >= 0).any():
+        return ""
+    return (
+        f"no sample has a label: if each of the {len(index.shards)} tars is a class, unpack each into a folder of its "
+        "name, and pack the folder that holds these"
+    )
 
 
 def _renumber(source: str, index: ShardIndex, names: list[str], given: list[str]) -> dict[int, int]:

@@ -46,7 +46,9 @@ class Folder:
         """Returns manifest.json, as `data.pack` writes it; None if there is none."""
         place = self.file("manifest.json")
         try:
-            found = json.loads(remote.contents(place, self.retry) if self.remote else Path(place).read_bytes())
+            contents = remote.contents(place, self.retry) if self.remote else Path(place).read_bytes()
+            # Earlier versions wrote names that are not UTF-8 as they were.
+            found = json.loads(contents.decode("utf-8", "surrogateescape"))
         except (Missing, FileNotFoundError):
             return None
         except ValueError as error:
