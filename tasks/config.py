@@ -38,8 +38,8 @@ def _spelt(name: Any) -> Any:
 def _of_allowed_characters(name: str) -> str:
     if wrong := re.sub(r"[\w.+=,@-]", "", name):
         raise ValueError(f"{name!r} holds {wrong[0]!r}. Letters, digits and . _ + - = , @ are allowed: it is a folder")
-    if not name:
-        raise ValueError("it is empty, and the run folder is called after it")
+    if not name.strip("."):
+        raise ValueError(f"{name!r} names no folder of its own: give it a letter or a digit")
     return name
 
 
@@ -107,7 +107,7 @@ class TrainConfig(BaseModel, Generic[TaskSettings], frozen=True, extra="forbid")
             )
         return resume
 
-    @field_validator("name", "trial")
+    @field_validator("trial")
     @classmethod
     def _names_a_folder(cls, name: str | None) -> str | None:
         if name is not None and not name.strip("."):

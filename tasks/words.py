@@ -84,14 +84,23 @@ def _readable(word: str, several: bool) -> list[str]:
 
 def setting(name: str, value: Any) -> str:
     """Returns NAME=VALUE for Hydra. Text stays text, but for null, lists and dictionaries in Hydra's own syntax."""
-    if isinstance(value, str):
-        parsed = _parsed(f"{name}={value}")
-        as_it_stands = False
-        if parsed is not None and not parsed.is_sweep_override():
-            read = parsed.value()
-            as_it_stands = read is None or read == value or isinstance(read, list | dict)
-        return f"{name}={value if as_it_stands else _quoted(value)}"
-    return f"{name}={'null' if value is None else str(value).lower() if isinstance(value, bool) else value}"
+    return f"{name}={in_hydra(value)}"
+
+
+def in_hydra(value: Any) -> str:
+    """Returns a value as Hydra reads it from a command line."""
+    if isinstance(value, list):
+        return f"[{','.join(map(in_hydra, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{in_hydra(entry)}' for key, entry in value.items())}}}"
+    if not isinstance(value, str):
+        return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    parsed = _parsed(f"name={value}")
+    if parsed is not None and not parsed.is_sweep_override():
+        read = parsed.value()
+        if read is None or read == value or isinstance(read, list | dict):
+            return value
+    return _quoted(value)
 
 
 def _parsed(word: str) -> Override | None:

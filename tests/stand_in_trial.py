@@ -4,6 +4,7 @@ A run goes on from the step that it has written down; the learning rate alone de
 """
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -12,6 +13,8 @@ STEPS = 20
 
 
 def main() -> None:
+    if "HYDRA_FULL_ERROR" in os.environ:
+        sys.exit("Traceback (most recent call last)")  # instead of a sentence
     settings = dict(word.split("=", 1) for word in sys.argv[3:])
     rate = float(settings["optim.base_lr"])
     if rate > 1:
@@ -26,6 +29,7 @@ def main() -> None:
         time.sleep(0.02 if rate < 0.5 else 0.1)  # a bad trial can be seen to be one
         with open(metrics, "a") as file:
             file.write(f"{step},{0.5 if rate < 0.5 else 0.1}\n")
+    (folder / "started_in.txt").write_text(os.getcwd())
     (folder / "summary.json").write_text(json.dumps({"val/loss": abs(rate - 0.003)}))
 
 

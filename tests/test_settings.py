@@ -138,7 +138,9 @@ def test_setting_of_a_text_is_read_by_hydra_as_that_text(text: str) -> None:
     assert override.value() == text or isinstance(override.value(), list | dict | None)
 
 
-@pytest.mark.parametrize("value", ["x/a=b", "x/c d,e", "~/x", "2024", 'say "x"', "range(1,3)", None, True, 1e-9, [0.2]])
+@pytest.mark.parametrize(
+    "value", ["x/a=b", "x/c d,e", "~/x", "2024", 'say "x"', "range(1,3)", None, True, 1e-9, [0.2, ["a b,c"]]]
+)
 def test_setting_keeps_value_and_type(value: Any) -> None:
     override = OverridesParser.create().parse_override(setting("data.path", value))
     assert override.value() == value and type(override.value()) is type(value)

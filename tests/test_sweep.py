@@ -2,18 +2,23 @@
 
 import csv
 import json
+import re
+import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.trial import TrialState
 from pydantic import ValidationError
 
+from mae.errors import ConfigError
 from tasks.search.config import SweepConfig
-from tasks.search.sweep import open_study
+from tasks.search.sweep import _words, open_study, refuse_other_study
+from tasks.search.trials import TrialFailed, _wait
 from tests.conftest import ROOT
 from tests.processes import completed, kill, start
 from tests.test_experiments import REDUCED
@@ -108,7 +113,7 @@ def test_trial_killed_while_drawing_settings_gets_the_missing_ones(tmp_path: Pat
 
 def test_trials_far_below_the_others_are_pruned(tmp_path: Path) -> None:
     space = {"optim.base_lr": [0.001, 0.002, 0.003, 0.004, 0.7]}
-    pruning = {"prune_by": "knn/top1", "prune_after": 2, "direction": "maximize"}
+    pruning = {"prune_by": "knn/top1", "prune_after": 2}  # the higher the better, and the loss the lower
     done = completed(command(tmp_path, launch=STAND_IN, space=space, jobs=1, **pruning))
     assert done.returncode == 0, done.stdout + done.stderr
     assert [row["state"] for row in table(tmp_path)] == ["complete"] * 4 + ["pruned"]
@@ -123,6 +128,82 @@ def test_failed_trials_are_recorded_and_end_the_sweep_above_the_limit(tmp_path: 
     assert [row["state"] for row in table(tmp_path)] == ["fail", "complete", "fail", "fail"]
     assert table(tmp_path)[0]["reason"] == "error: optim.base_lr=2.0 is too high"
     assert "3 of 4 trials have failed, more than max_failure_rate=0.5" in done.stderr
+
+
+def test_equal_settings_run_once_and_where_the_sweep_was_started(tmp_path: Path) -> None:
+    """A metric to prune by that no trial logs is said."""
+    changes = {"sampler": "tpe", "n_trials": 4, "space": {"optim.base_lr": [0.001, 0.002]}, "prune_by": "knn/top-1"}
+    words = command(tmp_path, launch=STAND_IN, **changes)
+    done = completed([words[0], str(ROOT / words[1]), *words[2:], "sweep.sweeps=here"], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    rows = table(tmp_path / "here")
+    ran = [row["trial"] for row in rows if not row["reason"]]
+    assert len(rows) == 4 and len(ran) <= 2 and all(row["state"] == "complete" for row in rows)
+    assert all(row["reason"] in [f"same settings as {name}" for name in ran] for row in rows if row["trial"] not in ran)
+    for rate in ("0.001", "0.002"):
+        assert len({row["val/loss"] for row in rows if row["optim.base_lr"] == rate}) == 1
+    for name in ran:
+        assert (tmp_path / "here" / "rates" / name / "started_in.txt").read_text() == str(tmp_path)
+    assert "logged no knn/top-1, so that it prunes no trial: sweep.prune_by takes one of knn/top1" in done.stdout
+
+
+def test_study_of_another_objective_direction_or_settings_is_refused(tmp_path: Path) -> None:
+    fields = FIELDS | {"sweeps": str(tmp_path), "objective": "val/dice", "settings": ["epochs=2", "data.workers=1"]}
+    fields |= {"prune_by": "knn/top1"}
+
+    def open_with(**changes: Any) -> optuna.Study:
+        return open_study(SweepConfig.model_validate(fields | changes))
+
+    open_with()
+    open_with(settings=["data.workers=8", "epochs=2", "trainer=gpu"], prune_by=None, n_trials=9)
+    for changes, name in (
+        ({"objective": "knn/top1"}, "objective (val/dice)"),
+        ({"direction": "minimize"}, "direction (maximize)"),
+        ({"settings": ["epochs=3"]}, "settings (['epochs=2'])"),
+        ({"evaluation": ["probe.fit=lars"]}, "evaluation ([])"),
+        ({"prune_by": "linear/top1"}, "prune_by (knn/top1)"),
+        ({"space": {"optim.base_lr": [1.0]}}, "space ("),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(f"was begun with another {name}")):
+            open_with(**changes)
+
+
+def test_older_study_goes_on_unless_it_was_pruned_the_wrong_way() -> None:
+    older = optuna.create_study(direction="maximize")
+    older.set_user_attr(
+        "space", {"optim.base_lr": str(SweepConfig.model_validate(FIELDS).distributions["optim.base_lr"])}
+    )
+    trial = older.ask(SweepConfig.model_validate(FIELDS).distributions)
+    trial.report(0.5, 1)
+    with pytest.raises(ConfigError, match=r"prune_by \(train/loss, in the direction of the objective\)"):
+        refuse_other_study(SweepConfig.model_validate(FIELDS | {"prune_by": "train/loss"}), older)
+    refuse_other_study(SweepConfig.model_validate(FIELDS | {"prune_by": "knn/top1"}), older)
+
+
+def test_reason_of_a_failed_trial_is_the_error_of_its_last_start(tmp_path: Path) -> None:
+    log = tmp_path / "trial-0000.log"
+    log.write_text("error: the start before\n")
+    program = "echo Traceback; echo data.errors.DataError: x is truncated; exit 1"
+    for code, reason in (
+        (program, "data.errors.DataError: x is truncated"),
+        ("exit 3", "exit code 3"),
+        ("kill -9 $$", "killed by SIGKILL, as for want of memory"),
+    ):
+        begin = log.stat().st_size
+        with open(log, "ab") as file, pytest.raises(TrialFailed, match=f"^{reason}$"):
+            _wait(subprocess.Popen(["sh", "-c", code], stdout=file, stderr=file), str(log), begin)
+
+
+def test_values_of_a_space_reach_the_programs_as_they_are() -> None:
+    values = ["x/a=b", "x/c d,e", "~/x", None, [0.2, 1.0]]
+    config = SweepConfig.model_validate(FIELDS | {"space": {"data.path": values}})
+    trials = [
+        optuna.create_trial(value=0.0, params={"data.path": value}, distributions=config.distributions)
+        for value in cast(list, config.space["data.path"])
+    ]
+    read = [OverridesParser.create().parse_override(word).value() for trial in trials for word in _words(trial)]
+    assert read == values
 
 
 @pytest.mark.slow
@@ -141,6 +222,10 @@ def test_killed_sweep_of_real_runs_has_the_scores_of_an_uninterrupted_one(tmp_pa
     assert len(values[1]) == len(rates) and values[0] == values[1]
 
 
+def ranged(**values: Any) -> dict[str, Any]:
+    return {"sampler": "tpe", "n_trials": 2, "space": {"optim.base_lr": values}}
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     {
@@ -150,6 +235,25 @@ def test_killed_sweep_of_real_runs_has_the_scores_of_an_uninterrupted_one(tmp_pa
         ),
         "a range in a grid": ({"space": {"optim.base_lr": {"low": 0.1, "high": 1.0}}}, "takes values in space"),
         "no end": ({"sampler": "tpe"}, "set n_trials"),
+        "losses that do not compare, for pruning": (
+            {"prune_by": "train/loss", "space": {"model.patch_size": [4, 8]}},
+            "prune_by=train/loss cannot rank trials that differ in model.patch_size",
+        ),
+        "worst is best": ({"objective": "val/loss"}, "direction=maximize would call the worst val/loss the best"),
+        "accuracy minimised": ({"direction": "minimize"}, "would call the worst linear/top1 the best"),
+        "no logarithm": (ranged(low=0.0, high=1e-3, log=True), "low=0.0 has none: set low above 0"),
+        "reversed": (ranged(low=1e-2, high=1e-3), "low=0.01 is above high=0.001"),
+        "step between whole numbers": (ranged(low=1, high=3, step=0.5), "step=0.5 is none: write 1.0"),
+        "step of nothing": (ranged(low=1, high=3, step=0), "step=0 has to be above 0"),
+        "step past the end": (ranged(low=0.1, high=1.0, step=0.4), "the last value is 0.9, set it"),
+        "a share of whole numbers": (ranged(low=0, high=1), "write 0.0 and 1.0, or list"),
+        "neither list nor range": (
+            ranged() | {"space": {"optim.base_lr": 1e-3}},
+            "neither a list of values nor a range",
+        ),
+        "no value": ({"space": {"optim.base_lr": []}}, "neither a list of values nor a range"),
+        "unknown part of a range": (ranged(low=1.0, hihg=2.0), "not set: high"),
+        "parent as a name": ({"name": ".."}, "names no folder of its own"),
         "twice": ({"settings": ["optim.base_lr=1"]}, "in both space and settings"),
     }.values(),
 )

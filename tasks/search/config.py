@@ -1,12 +1,24 @@
 """The settings of a sweep; conf/sweep/ holds their values."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
+from mae.errors import first_sentence
 from mae.models.loss import CHANGES_THE_LOSS
+from tasks.config import Name
+from tasks.words import in_hydra
+
+Direction = Literal["maximize", "minimize"]
+# The last part of a metric's name -> which of two values is the better one.
+BETTER: dict[str, Direction] = dict.fromkeys(("loss", "skipped", "memory_gb", "data_wait", "probe_share"), "minimize")
+BETTER |= dict.fromkeys(("top1", "top5", "miou", "first_iou", "last_iou", "rankme", "images_per_s", "mfu"), "maximize")
+# Settings that decide nothing about the values of a trial.
+MACHINE = ("trainer", "launcher", "micro_batch", "blocks", "logger", "data.workers", "data.cache", "data.root")
+MACHINE += ("log_every", "pictures_every", "profile", "checkpoint.every_steps", "checkpoint.keep")
 
 
 class Range(BaseModel, frozen=True, extra="forbid"):
@@ -17,24 +29,61 @@ class Range(BaseModel, frozen=True, extra="forbid"):
     log: bool = False
     step: int | float | None = None
 
+    @model_validator(mode="after")
+    def _can_be_drawn(self) -> "Range":
+        low, high, step = self.low, self.high, self.step
+        if low > high:
+            raise ValueError(f"low={low} is above high={high}: exchange them")
+        if self.log and low <= 0:
+            raise ValueError(f"log=true draws by the logarithm, and low={low} has none: set low above 0")
+        if self.whole and (low, high, step) == (0, 1, None):
+            raise ValueError("whole numbers from 0 to 1 are 0 and 1 alone: write 0.0 and 1.0, or list [0, 1]")
+        if step is None:
+            return self
+        if self.log or step <= 0:
+            raise ValueError(f"step={step} has to be above 0, and does not go with log=true")
+        if self.whole and step != int(step):
+            raise ValueError(f"low={low} and high={high} draw whole numbers, and step={step} is none: write {low}.0")
+        steps = round((high - low) / step)
+        if abs(low + steps * step - high) > 1e-9 * max(1, abs(high)):
+            last = low + (high - low) // step * step
+            raise ValueError(f"step={step} leads from low={low} past high={high}: the last value is {last:g}, set it")
+        return self
+
+    @property
+    def whole(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
     def distribution(self) -> BaseDistribution:
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return IntDistribution(self.low, self.high, log=self.log, step=int(self.step or 1))
+        if self.whole:
+            return IntDistribution(int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
         return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+
+
+def _values(given: Any) -> Any:
+    """Returns a range, or a list of values; lists and dictionaries among these as Hydra writes them."""
+    if isinstance(given, list) and given:
+        return [in_hydra(value) if isinstance(value, list | dict) else value for value in given]
+    if isinstance(given, Mapping):
+        try:
+            return Range.model_validate(given)
+        except ValidationError as error:
+            raise ValueError(first_sentence(error)) from error
+    raise ValueError(f"{given} is neither a list of values nor a range {{low: 0.1, high: 1.0}}")
 
 
 class SweepConfig(BaseModel, frozen=True, extra="forbid"):
     """All settings of a sweep."""
 
-    name: str = Field(pattern=r"^[\w.+=,@-]+$")
+    name: Name
     sweeps: str
     settings: list[str]
     evaluation: list[str]
-    space: dict[str, Range | list[bool | int | float | str]] = Field(min_length=1)
+    space: dict[str, Annotated[Range | list[Any], BeforeValidator(_values)]] = Field(min_length=1)
     sampler: Literal["tpe", "random", "grid"]
     n_trials: int | None = Field(ge=1)
     objective: str = Field(pattern=r"^\w+/\w+$")
-    direction: Literal["maximize", "minimize"]
+    direction: Direction
     prune_by: str | None
     prune_after: int = Field(ge=0)
     jobs: int = Field(ge=1)
@@ -46,10 +95,16 @@ class SweepConfig(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _fits(self) -> "SweepConfig":
         varied = [name for name in self.space if name in CHANGES_THE_LOSS]
-        if self.objective.endswith("/loss") and varied:
+        for name, metric in (("objective", self.objective), ("prune_by", self.prune_by)):
+            if varied and metric is not None and metric.endswith("/loss"):
+                raise ValueError(
+                    f"{name}={metric} cannot rank trials that differ in {', '.join(varied)}: their losses are of "
+                    f"different quantities. Use {name}={'linear' if name == 'objective' else 'knn'}/top1"
+                )
+        if self.better(self.objective) != self.direction:
             raise ValueError(
-                f"objective={self.objective} cannot rank trials that differ in {', '.join(varied)}: their losses are "
-                "of different quantities. Use objective=linear/top1 or knn/top1"
+                f"direction={self.direction} would call the worst {self.objective} the best: set "
+                f"direction={self.better(self.objective)}"
             )
         ranges = [name for name, values in self.space.items() if isinstance(values, Range)]
         if self.sampler == "grid" and ranges:
@@ -59,6 +114,15 @@ class SweepConfig(BaseModel, frozen=True, extra="forbid"):
         if fixed := [name for name in self.space if any(given.startswith(f"{name}=") for given in self.settings)]:
             raise ValueError(f"{fixed[0]} is in both space and settings: remove it from one of them")
         return self
+
+    def better(self, metric: str) -> Direction:
+        """Returns the direction in which a metric gets better; that of the sweep for one that is not known."""
+        return BETTER.get(metric.rpartition("/")[2], self.direction)
+
+    @property
+    def fixed(self) -> list[str]:
+        """Returns the settings of all trials that decide their values."""
+        return sorted(word for word in self.settings if not word.lstrip("+~").startswith(MACHINE))
 
     @property
     def folder(self) -> Path:

@@ -1,6 +1,7 @@
 """The results of a sweep: results.csv, the best trial, and two figures."""
 
 import csv
+import shlex
 import warnings
 
 import matplotlib
@@ -11,8 +12,10 @@ from matplotlib import pyplot
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as figures
 
+from data.storage.credentials import hide
 from mae.atomic import write_atomically
 from tasks.search.config import SweepConfig
+from tasks.words import setting
 
 
 def show_results(config: SweepConfig, study: optuna.Study) -> None:
@@ -26,9 +29,10 @@ def show_results(config: SweepConfig, study: optuna.Study) -> None:
     if not complete:
         return
     best = study.best_trial
-    settings = " ".join(f"{name}={value}" for name, value in best.params.items())
+    settings = hide(" ".join(setting(name, value) for name, value in best.params.items()))
     print(f"best: {config.objective} {best.value:.4f} with {settings}")
-    print(f"next: python eval.py checkpoint={config.trial_folder(best.number)} probe=linear")
+    folder = config.trial_folder(best.user_attrs.get("same_as", best.number))
+    print(f"next: python eval.py {shlex.quote(setting('checkpoint', str(folder)))} probe=linear")
     if len(complete) > 1:
         _draw(config, study)
 

@@ -1,7 +1,7 @@
 """One sweep: from the settings of sweep.py to the table of its trials.
 
-1 open      validate SweepConfig; open the study; refuse another search space, and a second sweep.py in the folder
-2 search    trials that a killed sweep left behind, then new ones, `jobs` at a time
+1 open      validate SweepConfig; open the study; refuse other values than it holds, and a second sweep.py in the folder
+2 search    trials that a killed sweep left behind, then new ones, `jobs` at a time; equal settings run once
 3 trial     an ordinary run of train.py, then the probe that the objective names    tasks/search/trials.py
 4 results   results.csv, figures, the best trial                                    tasks/search/results.py
 """
@@ -9,22 +9,26 @@
 import fcntl
 import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from types import FrameType
+from typing import Any
 
 import optuna
 from omegaconf import DictConfig
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
+from data.storage.credentials import hide, hide_all
 from mae.distributed.rank_zero import say_at_once
 from mae.errors import ConfigError, RunEnded
+from mae.run.metrics import read_metrics
 from tasks.config import plain_settings, validate
 from tasks.errors import readable_errors
 from tasks.search.config import SweepConfig
 from tasks.search.results import show_results
-from tasks.search.trials import TrialFailed, run_trial, stop_running
-from tasks.words import choose_one
+from tasks.search.trials import POLL_SECONDS, TrialFailed, run_trial, stop_running, stopping
+from tasks.words import choose_one, setting
 
 MIN_ENDED_TRIALS = 4  # before these have ended, failures are no rate
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -66,7 +70,7 @@ def _say(sentence: str) -> None:
 
 
 def open_study(config: SweepConfig) -> optuna.Study:
-    """Opens the study of a sweep in its storage. Raises ConfigError if it was begun with another search space."""
+    """Opens the study of a sweep in its storage. Raises ConfigError if its trials are others than those asked for."""
     if config.storage is None and "?" in str(config.folder.resolve()):
         raise ConfigError(
             f"the folder {config.folder} has a question mark, at which the address of the study in it ends: choose "
@@ -85,14 +89,39 @@ def open_study(config: SweepConfig) -> optuna.Study:
         sampler=sampler,
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=config.prune_after),
     )
-    stored = study.user_attrs.get("space")
-    space = {name: str(distribution) for name, distribution in config.distributions.items()}
-    if stored not in (None, space):
-        raise ConfigError(
-            f"{config.folder} was begun with another space ({stored}): choose another sweep.name, or restore that space"
-        )
-    study.set_user_attr("space", space)
+    refuse_other_study(config, study)
     return study
+
+
+def refuse_other_study(config: SweepConfig, study: optuna.Study) -> None:
+    """Notes what the trials of a study have in common. Raises ConfigError if it is something else already.
+
+    A study that is older than these notes takes those of now.
+    """
+    direction = study.direction.name.lower()
+    notes: dict[str, Any] = {
+        "direction": config.direction,
+        "space": {name: str(distribution) for name, distribution in config.distributions.items()},
+        "objective": config.objective,
+        "prune_by": config.prune_by,
+        "settings": hide_all(config.fixed),
+        "evaluation": hide_all(config.evaluation),
+    }
+    for name, given in notes.items():
+        stored = direction if name == "direction" else study.user_attrs.get(name)
+        if stored is None and name == "prune_by" and given is not None and _was_pruned(study):
+            stored = f"{given}, in the direction of the objective" if config.better(given) != direction else given
+        if stored not in (None, given) and (name, given) != ("prune_by", None):
+            raise ConfigError(
+                f"{config.folder} was begun with another {name} ({stored}): choose another sweep.name, or restore it"
+            )
+    for name, given in notes.items():
+        if given is not None:
+            study.set_user_attr(name, given)
+
+
+def _was_pruned(study: optuna.Study) -> bool:
+    return any(trial.intermediate_values for trial in study.get_trials(deepcopy=False))
 
 
 def search(config: SweepConfig, study: optuna.Study) -> None:
@@ -100,7 +129,7 @@ def search(config: SweepConfig, study: optuna.Study) -> None:
 
     Trials that a killed sweep left behind come first, under their own numbers and in their own folders.
 
-    Raises RunEnded if more than `max_failure_rate` of the trials have failed.
+    Raises RunEnded if more than `max_failure_rate` of the trials have failed, or all that have ended.
     """
     if config.sampler == "grid":
         for values in product(*config.space.values()):  # pyright: ignore[reportArgumentType]
@@ -124,7 +153,7 @@ def search(config: SweepConfig, study: optuna.Study) -> None:
     with ThreadPoolExecutor(config.jobs) as pool:
         for worker in [pool.submit(work) for _ in range(config.jobs)]:
             worker.result()
-    refuse_too_many_failures(config, study)
+    refuse_too_many_failures(config, study, at_least=1)
 
 
 def _left_behind(config: SweepConfig, study: optuna.Study) -> list[Trial]:
@@ -139,13 +168,23 @@ def _left_behind(config: SweepConfig, study: optuna.Study) -> list[Trial]:
 def _run(config: SweepConfig, study: optuna.Study, trial: Trial) -> None:
     """Runs a trial and tells the study its value, or that it was pruned or failed, and why."""
     folder = config.trial_folder(trial.number)
-    settings = [f"{name}={value}" for name, value in trial.params.items()]
-    _say(f"{folder.name}: {' '.join(settings)}")
+    settings = _words(trial)
+    _say(f"{folder.name}: {hide(' '.join(settings))}")
+    if (same := _of_same_settings(study, trial)) is not None:
+        name = config.trial_folder(same.number).name
+        trial.set_user_attr("same_as", same.number)
+        trial.set_user_attr("reason", f"same settings as {name}")
+        study.tell(trial, same.value if same.state == TrialState.COMPLETE else None, same.state)
+        _say(f"{folder.name}: same settings as {name}, which is {same.state.name.lower()}")
+        return
     reported = set(study.get_trials(deepcopy=False)[trial.number].intermediate_values)  # before the sweep was killed
+    # Optuna prunes in the direction of the objective.
+    sign = 1 if config.prune_by is None or config.better(config.prune_by) == config.direction else -1
 
     def should_prune(step: int, value: float) -> bool:
         if step not in reported:
-            trial.report(value, step)
+            trial.report(sign * value, step)
+            reported.add(step)
         return trial.should_prune()
 
     try:
@@ -158,14 +197,48 @@ def _run(config: SweepConfig, study: optuna.Study, trial: Trial) -> None:
     else:
         study.tell(trial, value)
         _say(f"{folder.name}: {config.objective} {value:.4f}")
+        if config.prune_by is not None and not reported:
+            names = {name for row in read_metrics(folder / "metrics.csv") for name in row} - {"step"}
+            _say(
+                f"{folder.name} logged no {config.prune_by}, so that it prunes no trial: sweep.prune_by takes one of "
+                f"{', '.join(sorted(names))}; knn/top1 needs online_probe.every"
+            )
 
 
-def refuse_too_many_failures(config: SweepConfig, study: optuna.Study) -> None:
-    """Raises RunEnded if more than `max_failure_rate` of the ended trials have failed."""
+def _words(trial: Trial | FrozenTrial) -> list[str]:
+    return [setting(name, value) for name, value in trial.params.items()]
+
+
+def _of_same_settings(study: optuna.Study, trial: Trial) -> FrozenTrial | None:
+    """Returns a complete or pruned trial with the same settings; waits for an earlier one that runs. None if none is.
+
+    A run follows from its settings bit for bit, so that another one would give the same value.
+    """
+    while not stopping.is_set():
+        others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
+        same = [other for other in others if sorted(_words(other)) == sorted(_words(trial))]
+        if done := [other for other in same if other.state in (TrialState.COMPLETE, TrialState.PRUNED)]:
+            return min(done, key=lambda other: ("same_as" in other.user_attrs, other.number))
+        if not any(other.state == TrialState.RUNNING and other.number < trial.number for other in same):
+            return None
+        time.sleep(POLL_SECONDS)
+    return None
+
+
+def refuse_too_many_failures(config: SweepConfig, study: optuna.Study, at_least: int = MIN_ENDED_TRIALS) -> None:
+    """Raises RunEnded if more than `max_failure_rate` of the ended trials have failed, or all of them.
+
+    at_least  ended trials before their share counts
+    """
     ended = study.get_trials(deepcopy=False, states=ENDED)
     failed = [trial for trial in ended if trial.state == TrialState.FAIL]
-    if len(ended) >= MIN_ENDED_TRIALS and len(failed) / len(ended) > config.max_failure_rate:
+    if len(ended) < at_least or not failed:
+        return
+    last = f"{failed[-1].user_attrs.get('reason')} (see {config.trial_folder(failed[-1].number)}.log)"
+    if len(failed) / len(ended) > config.max_failure_rate:
         raise RunEnded(
             f"{len(failed)} of {len(ended)} trials have failed, more than max_failure_rate={config.max_failure_rate}; "
-            f"the last: {failed[-1].user_attrs['reason']} (see {config.trial_folder(failed[-1].number)}.log)"
+            f"the last: {last}"
         )
+    if len(failed) == len(ended) and at_least == 1:
+        raise RunEnded(f"all {len(ended)} trials have failed; the last: {last}")
