@@ -10,9 +10,16 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 
 from data.storage.credentials import hide_all
+from mae.distributed.rank_zero import warn
 from mae.errors import ConfigError
-from mae.run.tracker_identity import explain_mlflow, open_trackers, wandb_id
+from mae.run.tracker_identity import explain_mlflow, open_trackers, wandb_disabled, wandb_id
 from tasks.config import TrainConfig
+
+OURS = {  # arguments of Lightning's loggers that say which run they continue -> what is there for a user
+    "wandb": (("id", "version", "resume", "offline"), "WANDB_RUN_ID and WANDB_MODE in the environment do"),
+    "mlflow": (("run_id",), "mlflow_id.txt in the run folder does"),
+    "tensorboard": (("purge_step",), "the resumed checkpoint does"),
+}
 
 
 def check_trackers(config: TrainConfig) -> None:
@@ -20,7 +27,10 @@ def check_trackers(config: TrainConfig) -> None:
 
     Groups the runs of a multirun in W&B.
     """
-    if "wandb" in config.logger and not config.overwrite:
+    for name, (arguments, instead) in OURS.items():
+        if given := [argument for argument in arguments if argument in config.logger.get(name, {})]:
+            raise ConfigError(f"logger.{name}.{given[0]} is not yours to set: {instead}")
+    if "wandb" in config.logger and not config.overwrite and not wandb_disabled():
         wandb_id(config.run)
     if "mlflow" in config.logger:
         settings = config.logger["mlflow"]
@@ -40,6 +50,9 @@ def open_loggers(config: TrainConfig, start_step: int) -> list[Logger]:
     """Opens each tracker where it stopped, and logs the settings and what was derived from them."""
     makers = {}
     for name, settings in config.logger.items():
+        if name == "wandb" and wandb_disabled():
+            warn("W&B is disabled in the environment (WANDB_MODE or WANDB_DISABLED): it does not track this start")
+            continue
         place = {}  # what conf/logger cannot name: the folder of a trial of a multirun, the database in the run folder
         if config.trial is not None and "save_dir" in settings:
             place["save_dir"] = str(config.run)

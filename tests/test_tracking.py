@@ -29,8 +29,8 @@ from mae.export.__main__ import main as export
 from mae.run.checkpoint_files import checkpoints
 from mae.run.folder import clear_run_folder, create_run_folder
 from mae.run.metrics import MetricsCSV, read_metrics
-from mae.run.tracker_identity import open_mlflow, open_wandb, reopen_wandb, tracked_run, wandb_id
-from tasks.loggers import check_trackers
+from mae.run.tracker_identity import ensure_home, open_mlflow, open_wandb, reopen_wandb, tracked_run, wandb_id
+from tasks.loggers import check_trackers, open_loggers
 from tasks.search.config import SweepConfig
 from tasks.search.sweep import open_study
 from tests import wandb_files
@@ -253,6 +253,32 @@ def test_overwritten_run_gets_a_new_wandb_id_and_a_second_id_is_refused(
     assert wandb_id(folder) == "trial2"
     monkeypatch.delenv("WANDB_RUN_ID")
     assert wandb_id(folder) not in ("12345678", "trial2")
+
+
+def test_disabled_wandb_is_not_opened_and_arguments_that_follow_from_the_run_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose("logger=wandb", f"runs={tmp_path}", "name=run")
+    config.run.mkdir()
+    for name in ("derived", "environment"):
+        (config.run / f"{name}.json").write_text("{}")
+    for variable, value in (("WANDB_MODE", "disabled"), ("WANDB_DISABLED", "true")):
+        with monkeypatch.context() as environment, pytest.warns(UserWarning, match="W&B is disabled"):
+            environment.setenv(variable, value)
+            assert open_loggers(config, 0) == [] and not (config.run / "wandb_id.txt").exists()
+    with pytest.raises(ConfigError, match=r"logger\.wandb\.offline is not yours to set: .*WANDB_MODE"):
+        check_trackers(compose("logger=wandb", "+logger.wandb.offline=true"))
+    with pytest.raises(ConfigError, match=r"logger\.mlflow\.run_id is not yours to set"):
+        check_trackers(compose("logger=mlflow", "+logger.mlflow.run_id=1"))
+
+
+def test_user_without_a_home_gets_one_in_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    ensure_home(tmp_path)
+    assert os.environ["HOME"] == "/home/me"
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    ensure_home(tmp_path)
+    assert os.environ["HOME"] == str(tmp_path)
 
 
 @pytest.mark.slow

@@ -64,6 +64,7 @@ def open_wandb(run: Path, make: Callable[..., WandbLogger]) -> WandbLogger:
 
     Without a key W&B would wait for somebody to type one.
     """
+    ensure_home(run / "wandb")
     import wandb  # slow to import, and only tracked runs need it
     from requests.utils import get_netrc_auth
 
@@ -81,6 +82,18 @@ def open_wandb(run: Path, make: Callable[..., WandbLogger]) -> WandbLogger:
         warn(f"W&B cannot be used ({reason}): this start is tracked offline. Later: wandb sync {run / 'wandb'}")
         logger = make(**identity, offline=True)
     return logger
+
+
+def ensure_home(folder: Path) -> None:
+    """Makes `folder` the home of a user who has none, as in a container: W&B and its libraries ask for one."""
+    if os.path.expanduser("~") == "~":
+        os.environ["HOME"] = str(folder.resolve())
+
+
+def wandb_disabled() -> bool:
+    """Returns True if the environment says that W&B shall do nothing."""
+    switch = os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on")
+    return switch or os.environ.get("WANDB_MODE") == "disabled"
 
 
 def _continue_numbering(run: Path, logger: WandbLogger) -> None:
