@@ -155,7 +155,7 @@ def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.
         # 7 attach
         module = task.module(model, recipe)
         callbacks = build_callbacks(task, recipe["precision"], timer)
-        trainer.callbacks += [ShareLease(lease), *extra_callbacks, *callbacks]
+        trainer.callbacks += [ShareLease(lease), *extra_callbacks, *callbacks]  # pyright: ignore[reportAttributeAccessIssue]
         trainer.loggers = [MetricsCSV(config.run / "metrics.csv", start_step)]
         if config.logger and topology.rank == 0:
             from tasks.loggers import open_loggers
