@@ -160,7 +160,7 @@ def test_report_leaves_out_damaged_metrics_lines_and_counts_them(tmp_path: Path)
     (run / "metrics.csv").write_bytes(b"".join(lines))
     page = report(run)
     assert "left out here: 3" in page.text
-    assert len(read_metrics(run / "metrics.csv")) == 19  # whether values are numbers is seen later
+    assert len(read_metrics(run / "metrics.csv")) == 18
 
 
 @pytest.mark.parametrize(

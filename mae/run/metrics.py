@@ -38,7 +38,8 @@ class MetricsCSV(Logger):
         """Path of the file; its first use drops the rows after the resumed step."""
         if not self.columns:
             whole = read_metrics(self.path)
-            if self.path.is_file() and len(whole) < len(self.path.read_bytes().splitlines()) - 1:
+            # A process that is killed may leave half a last line: it is of a step after the last checkpoint.
+            if self.path.is_file() and len(whole) < self.path.read_bytes().count(b"\n") - 1:
                 set_aside(self.path, f"its {len(whole)} whole rows go on")
             rows = [row for row in whole if int(row["step"]) <= self.resumed_step]
             self.columns = list(dict.fromkeys(["step", *(key for row in rows for key in row)]))
