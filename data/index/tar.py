@@ -102,7 +102,23 @@ def _next_archive(tar: TarBytes, position: int, passed_over: PassedOver) -> int:
     return tar.size
 
 
-def _header(block: bytes, position: int, path: str) -> tarfile.TarInfo:
+class Header(NamedTuple):
+    """Fields of a header that say what follows it."""
+
+    name: str
+    size: int
+    type: bytes
+
+
+def _header(block: bytes, position: int, path: str) -> Header | tarfile.TarInfo:
+    """Parses a header. Raises DataError if it is none, or damaged."""
+    # Plain files with short names, which is nearly all members, take less than half the time of tarfile.
+    if block[156:157] == tarfile.REGTYPE and len(block) == BLOCK and not block[345]:
+        with contextlib.suppress(ValueError):
+            size, checksum = (int(block[start:end].strip(b" \0"), 8) for start, end in ((124, 136), (148, 156)))
+            if checksum == sum(block) - sum(block[148:156]) + 8 * ord(" ") and size >= 0:
+                name = block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
+                return Header(name, size, tarfile.REGTYPE)
     try:
         return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
