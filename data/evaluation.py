@@ -45,6 +45,10 @@ class EvaluationImages:
         """Returns the classes, -1 where there is none, without decoding."""
         return torch.from_numpy(self.index(split).labels[samples.numpy()])
 
+    def explain_label(self, split: Split, sample: int) -> str:
+        """Says why a sample has no label."""
+        return self.index(split).explain_label(sample)
+
     def class_names(self, *splits: Split, strict: bool = True) -> list[str]:
         """Returns the names of the classes by label, [] if no manifest.json has them.
 

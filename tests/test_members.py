@@ -17,6 +17,7 @@ from data.index.index_file import HEADER_1, MAGIC_1, RECORD
 from data.loader.streaming import StreamShards, first_samples
 from data.storage.read import read
 from tasks.config import TrainConfig, evaluation_data, keep_image
+from tests.servers import serving
 from tests.test_index import png, write_tar
 
 Files = list[tuple[str, bytes]]
@@ -214,6 +215,24 @@ def test_index_of_version_1_with_ties_keeps_what_it_read(tmp_path):
     with pytest.raises(DataError, match="more than one image"):
         open_shards(tar)
     assert open_shards(tar, image="first").fingerprint == fingerprint
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_index_beside_a_remote_tar_is_not_used_if_only_the_tar_changed(tmp_path, monkeypatch, version):
+    def write(label: bytes) -> Path:
+        files = {f"{i}.{end}": data for i in range(3) for end, data in (("png", png(i)), ("cls", label))}
+        return write_tar(tmp_path / "in" / "x.tar", files)
+
+    monkeypatch.setenv("MAE_CACHE", str(tmp_path / "cache"))
+    tar = write(b"1")
+    local = open_shards(tar).fingerprint
+    if version == 1:
+        write_index_1(tar)
+    with serving(tar.parent) as server:
+        index = open_shards(f"{server.url}/x.tar")
+        assert index.fingerprint == local and set(index.labels) == {1}
+        os.utime(write(b"2"), (2_000_000_000, 2_000_000_000))
+        assert set(open_shards(f"{server.url}/x.tar").labels) == {2}
 
 
 # What is passed over

@@ -273,7 +273,10 @@ def _no_image(tar: str, samples: list[Sample], passed_over: PassedOver) -> DataE
 
 
 def _copy_remote_index(tar: str, cache: ShardCache) -> IndexFile | None:
-    """Copies the index that lies beside a remote tar; returns None if there is none, or its tar has another length."""
+    """Copies the index that lies beside a remote tar.
+
+    Returns None if there is none, its tar has another length, or it stayed what it was when the tar changed.
+    """
     folder, name = split_path(tar)
     beside = f"{folder}/{name.removesuffix('.tar')}.idx"
     try:
@@ -281,6 +284,11 @@ def _copy_remote_index(tar: str, cache: ShardCache) -> IndexFile | None:
     except Missing:
         return None
     size, stamp = size_and_stamp(tar, cache)
+    with contextlib.suppress(OSError):
+        known, old = Path(_index_paths(tar)[0]).read_bytes(), Path(f"{_index_paths(tar)[0]}.bin").read_bytes()
+        same = known == text and (binary.startswith(MAGIC_1) or old[HEADER.size :] == binary[HEADER.size :])
+        if same and HEADER.unpack_from(old)[2] != stamp:
+            return None
     if _is_complete_1(binary, size):
         return _convert(tar, size, stamp, binary, text)
     if not _is_complete(binary, len(binary), size):

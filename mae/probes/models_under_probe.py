@@ -46,6 +46,10 @@ class Images(Protocol):
         """Returns a sentence for each thing about the labels of both parts that may not be meant."""
         ...
 
+    def explain_label(self, split: Split, sample: int) -> str:
+        """Says why a sample has no class."""
+        ...
+
     def crops(self, split: Split, samples: Tensor) -> Tensor:
         """Returns centre crops of a few samples, uint8 or uint16 [B, C, H, W]."""
         ...
@@ -114,8 +118,10 @@ class ModelsUnderProbe:
             return "needs test images: set data.val_path"
         for want in {want._replace(view=None) for want in wants}:
             samples = self.images.samples(want.split, want.at_most)
-            if (self.images.labels(want.split, samples) < 0).any():
-                return "needs labels, and some images have none (no .cls in the shards)"
+            lacking = samples[self.images.labels(want.split, samples) < 0]
+            if len(lacking):
+                reason = self.images.explain_label(want.split, int(lacking[0]))
+                return f"needs labels, and some images have none ({reason})"
         splits: set[Split] = {want.split for want in wants}
         self.images.class_names(*splits)
         return None
