@@ -128,8 +128,10 @@ def unknown(name: str, known: Iterable[str]) -> str:
     if group == "trainer" and argument not in PASSED:
         return not_passed(argument)
     known = sorted(known)
-    ends = [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]
-    if nearest := ends or get_close_matches(name, known, 1, 0.75):
+    last = name.rpartition(".")[2]
+    alike = [other for other in known if get_close_matches(last, [other.rpartition(".")[2]])]
+    ends = [other for other in alike if other.rpartition(".")[2] == last]
+    if nearest := ends or get_close_matches(name, alike, 1, 0.75):
         return f"unknown setting {name}: did you mean {nearest[0]}?"
     return f"unknown setting {name}: --cfg job lists those that there are"
 
@@ -154,6 +156,8 @@ def refusal(reason: str, program: str, words: list[str]) -> str:
         if f"~{group}" in readable(words):
             return choose_one(group)
         return unknown(found[1], known_settings(program, words))
+    if found := re.search(r"Error merging override (\S+)=", reason):
+        return f"{found[1]} cannot be replaced whole: set its values one by one, or write a file (docs/sweeps.md)"
     return reason
 
 
