@@ -36,7 +36,6 @@ from data.loader.streaming import StreamLoader, StreamShards, first_samples
 from data.order.mixture import Mixture, shares
 from data.order.order import ORDER_VERSION, Order, steps_per_epoch
 from data.order.samplers import AllSamples, MicroBatch, MicroBatches, spread
-from data.pack import builtin
 from data.storage.cache import ShardCache
 from data.storage.credentials import hide_all
 from data.storage.protocols import is_remote
@@ -174,7 +173,7 @@ class ShardDataModule(lightning.LightningDataModule):
             augment=RandAugment(policy, image_size, config.mean) if (policy := config.rand_augment) else None,
         )
         self.faults = Faults(bad_samples, config.max_bad_fraction)
-        path = config.path or builtin.ensure(config.source or "digits", config.root)
+        path = config.path or _built_in_images(config.source or "digits", config.root)
         if config.mode == "stream" and config.samples:
             self.train_index: ShardIndex = StreamShards(path, config.samples, config.image)
         else:
@@ -301,6 +300,16 @@ class ShardDataModule(lightning.LightningDataModule):
             while self._copies and self._copies[0][0].query():
                 self._copies.popleft()
         return moved
+
+
+def _built_in_images(source: str, root: str) -> str:
+    """Returns the folder of built-in images, which are packed if it is not there yet."""
+    folder = os.path.join(root, source)
+    if not os.path.exists(folder):
+        from data.pack import builtin
+
+        builtin.ensure(source, root)
+    return folder
 
 
 def _open_validation(path: str | list[str], config: DataConfig) -> ShardIndex | None:
