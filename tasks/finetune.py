@@ -120,7 +120,7 @@ class Finetune(Task[FinetuneConfig]):
             average.load_state_dict(model.state_dict())
         return {"task": self.settings, "average": average}
 
-    def results(self, module: Finetuning) -> dict[str, Any]:
+    def results(self, module: Finetuning, step: int) -> dict[str, Any]:
         return {"classes": self.class_names}
 
     def describe(self, model: Classifier) -> dict[str, str]:

@@ -122,8 +122,7 @@ class ModelsUnderProbe:
             if len(lacking):
                 reason = self.images.explain_label(want.split, int(lacking[0]))
                 return f"needs labels, and some images have none ({reason})"
-        splits: set[Split] = {want.split for want in wants}
-        self.images.class_names(*splits)
+        self.images.class_names(*dict.fromkeys(want.split for want in wants))
         return None
 
     def autocast(self) -> torch.autocast:
