@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import traceback
 import weakref
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -67,9 +66,9 @@ class Program:
         self._answers = _ask(address, request, outputs)
         if writing is not None:
             os.close(writing)
-        pid = json.loads(self._answers.recv(LARGEST))
-        assert isinstance(pid, int), f"no program can be forked: {pid}"
-        self.pid = pid
+        pid = self._answers.recv(LARGEST)
+        assert pid, "no program can be forked: their parent has ended, see its error"
+        self.pid = int(pid)
 
     def poll(self) -> int | None:
         if self.returncode is None and select.select([self._answers], [], [], 0)[0]:
@@ -167,19 +166,15 @@ def listen() -> socket.socket:
     return listener
 
 
-def preload() -> str | None:
-    """Imports what the programs need, while requests wait. Returns what went wrong, None if nothing did."""
-    try:
-        for name in PRELOADED:
-            importlib.import_module(name)
-    except Exception:
-        return traceback.format_exc()
+def preload() -> None:
+    """Imports what the programs need, while requests wait. A wrong name ends the parent."""
+    for name in PRELOADED:
+        importlib.import_module(name)
     assert threading.active_count() == 1, threading.enumerate()
     gc.freeze()
-    return None
 
 
-def serve(listener: socket.socket, failure: str | None) -> list[str]:
+def serve(listener: socket.socket) -> list[str]:
     """Forks a child for each request, until standard input ends; returns in the child, with its words."""
     running: dict[int, tuple[int, socket.socket]] = {}  # by the descriptor that says when it has ended
     started: dict[int, list[int]] = defaultdict(list)
@@ -201,10 +196,6 @@ def serve(listener: socket.socket, failure: str | None) -> list[str]:
             _answer(connection, started[request["started by"]])
             connection.close()
             continue
-        if failure is not None:
-            _answer(connection, failure)
-            connection.close()
-            continue
         pid = os.fork()
         if pid == 0:
             for descriptor in (listener, connection, *(other for _, other in running.values())):
@@ -220,7 +211,7 @@ def serve(listener: socket.socket, failure: str | None) -> list[str]:
         _answer(connection, pid)
 
 
-def _answer(connection: socket.socket, contents: int | str | list[int]) -> None:
+def _answer(connection: socket.socket, contents: int | list[int]) -> None:
     with contextlib.suppress(BrokenPipeError):  # Who asked has been killed.
         connection.send(json.dumps(contents).encode())
 
@@ -276,7 +267,9 @@ def end(code: str | int | None) -> NoReturn:
 
 if __name__ == "__main__":
     try:
-        run(serve(listen(), preload()))
+        listening = listen()
+        preload()
+        run(serve(listening))
     except SystemExit as ended:
         end(ended.code)
     end(0)

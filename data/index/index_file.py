@@ -73,7 +73,7 @@ class IndexFile(NamedTuple):
 
     @property
     def passed_over(self) -> PassedOver:
-        """What of the tar is not used."""
+        """Returns what of the tar is not used."""
         return PassedOver.from_json(self.notes.get("passed_over"))
 
 
