@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from benchmarks.step import Steps
@@ -21,6 +22,7 @@ MICRO = {
 }
 
 
+@pytest.mark.slow
 def test_gpu_benchmark_writes_its_table_at_small_sizes(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "benchmarks.gpu", "--small", "--rounds", "2", "--out", str(tmp_path / "table.md")]
     finished = completed(words)

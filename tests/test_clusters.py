@@ -45,6 +45,7 @@ def assert_resumed_run(folder: Path, uninterrupted_run: Path, starts: int) -> No
     assert len(json.loads((folder / "environment.json").read_text())["starts"]) == starts
 
 
+@pytest.mark.slow
 def test_torchrun_restart_after_a_dead_rank_equals_the_uninterrupted_run(
     tmp_path: Path, built_in: Path, uninterrupted_run: Path
 ) -> None:

@@ -7,6 +7,8 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
+
 from mae.run.checkpoint_files import checkpoints
 from tests.processes import SMALL, Process, finish, processes_of, start, wait_for_checkpoint
 
@@ -46,6 +48,7 @@ def kill_all(process: Process) -> None:
     finish(process, None)
 
 
+@pytest.mark.slow
 def test_resume_on_two_one_three_ranks_sees_the_same_samples_and_masks(tmp_path: Path, built_in: Path) -> None:
     finish(start(words(tmp_path / "whole.jsonl", tmp_path, built_in, "whole", 48, ranks=1)))
     whole = seen(tmp_path / "whole.jsonl")

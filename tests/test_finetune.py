@@ -137,7 +137,7 @@ def test_finetuned_run_is_validated_evaluated_and_exported(
     export(run, "timm", tmp_path / "model.safetensors")
 
 
-@pytest.mark.parametrize("source", ["facebook", "hf-vit"])
+@pytest.mark.parametrize("source", ["facebook", pytest.param("hf-vit", marks=pytest.mark.slow)])
 def test_finetuning_starts_from_foreign_weights_at_another_image_size(
     tmp_path: Path, built_in: Path, pretrained: Path, source: str
 ) -> None:

@@ -39,7 +39,7 @@ def skipped(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("spread", "overrides"),
-    [(True, "micro_batch=32"), (False, "optim.grad_clip=0.5")],
+    [(True, "micro_batch=32"), pytest.param(False, "optim.grad_clip=0.5", marks=pytest.mark.slow)],
     ids=["gradient, accumulated", "loss alone, clipped"],
 )
 def test_non_finite_step_leaves_the_weights_and_counts_as_a_step(
@@ -61,6 +61,7 @@ def test_non_finite_step_leaves_the_weights_and_counts_as_a_step(
     assert json.loads((tmp_path / "poisoned" / "summary.json").read_text())["skipped_steps"] == 4
 
 
+@pytest.mark.slow
 def test_run_stopped_among_non_finite_steps_resumes_bit_equal(tmp_path: Path, built_in: Path) -> None:
     bad = {4, 5, 6, 9}
     train_small(tmp_path, built_in, "whole", [Poison(bad)])
@@ -81,7 +82,7 @@ class Late(pl.Callback):
         guard.delay = 1
 
 
-@pytest.mark.parametrize("late", [[], [Late()]], ids=["at once", "a step later"])
+@pytest.mark.parametrize("late", [[], pytest.param([Late()], marks=pytest.mark.slow)], ids=["at once", "a step later"])
 def test_ten_non_finite_steps_in_a_row_end_the_run(tmp_path: Path, built_in: Path, late: list[pl.Callback]) -> None:
     message = r"of 10 steps in a row, 4 to 13, was not finite; the last good checkpoint is .*step-00000012.ckpt"
     with pytest.raises(RunEnded, match=message) as end:

@@ -52,7 +52,6 @@ def killed_again_and_again(runs: Path, root: Path, ranks: int, seed: int, of_eac
 @pytest.mark.parametrize(
     ("ranks", "of_each"),
     [
-        (1, 1),
         pytest.param(1, 4, marks=pytest.mark.slow),
         pytest.param(2, 4, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
     ],

@@ -235,6 +235,7 @@ def test_plan_counts_the_samples_of_available_data(tmp_path: Path, built_in: Pat
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_segment_plan_counts_the_sam_encoder_at_1024(tmp_path: Path) -> None:
     small = ["model.width=64", "model.num_heads=2", "model.depth=4"]
     done = program(tmp_path, "task=segment", "plan.gpu=a100-80", "plan.samples=1000", "global_batch=8", *small)

@@ -48,7 +48,7 @@ slow = pytest.mark.slow
     ("workers", "every", "where"),
     [
         (0, STEPS_PER_EPOCH // 2 + 5, "mid-epoch"),
-        (2, STEPS_PER_EPOCH, "edge"),
+        pytest.param(2, STEPS_PER_EPOCH, "edge", marks=slow),
         pytest.param(2, STEPS_PER_EPOCH // 2 + 5, "mid-epoch", marks=slow),
         pytest.param(0, STEPS_PER_EPOCH, "edge", marks=slow),
     ],
@@ -79,6 +79,7 @@ def test_killed_run_resumes_to_the_uninterrupted_run(
     assert_same_run(tmp_path / "killed", uninterrupted_run)
 
 
+@pytest.mark.slow
 def test_torn_checkpoint_is_skipped_with_a_warning(tmp_path: Path, built_in: Path, uninterrupted_run: Path) -> None:
     words = command(tmp_path, built_in, f"max_steps={STEPS}", "name=torn", "checkpoint.every_steps=8")
     process = start(words)
@@ -133,7 +134,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, built_in: Path) -> tuple[
     return runs / "whole", record(runs, built_in, "whole", 32)
 
 
-@pytest.mark.parametrize("later", [64, 16], ids=["accumulation 1", "accumulation 4"])
+@pytest.mark.parametrize("later", [pytest.param(64, marks=slow), 16], ids=["accumulation 1", "accumulation 4"])
 def test_resume_with_another_accumulation_sees_the_same_samples(
     tmp_path: Path, built_in: Path, recorded: tuple[Path, Recorder], later: int
 ) -> None:

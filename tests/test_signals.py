@@ -137,6 +137,7 @@ def test_two_ranks_stop_together_if_one_is_signalled(tmp_path: Path, built_in: P
     assert newest_step(tmp_path / "pair") == step + 2
 
 
+@pytest.mark.slow
 def test_signal_to_torchrun_stops_and_saves_its_ranks(tmp_path: Path, built_in: Path) -> None:
     """trainer.devices=2 starts torchrun itself, all that a scheduler knows; it hands signals on to whole groups."""
     name = f"led{os.getpid()}"

@@ -75,6 +75,7 @@ def table(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_killed_sweep_resumes_and_runs_each_trial_once(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     done = completed(command(whole, launch=STAND_IN))
