@@ -21,7 +21,7 @@ SAID = messages(ROOT)
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built site; every page is in the navigation, every link and reference inside it leads somewhere."""
+    """Builds the site; every page is in the navigation, every link and reference inside it leads somewhere."""
     folder = tmp_path_factory.mktemp("site")
     words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     built = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)

@@ -181,8 +181,9 @@ def test_commands_of_a_page_run_in_their_order(page: Path, checkout: Path, tmp_p
 
 
 def made_by(target: str) -> list[list[str]]:
-    """The commands of `make train`; none of the targets that install, test and clean, which run this or would not
-    leave it anything to run."""
+    """Returns the commands of `make train`; none of the targets that install, test and clean: they would run this, or
+    leave it nothing to run.
+    """
     if target != "train":
         return []
     printed = subprocess.run(

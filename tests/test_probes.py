@@ -110,7 +110,7 @@ def test_attentive_probe_finds_the_one_informative_token() -> None:
 
 
 def test_attentive_pool_equals_torchs_attention_of_one_query() -> None:
-    """The peer is torch's attention with projected keys and values."""
+    """Compares with torch's attention with projected keys and values."""
     generator = torch.Generator().manual_seed(0)
     pool = AttentivePool(2, 32, 4, 10, generator)
     tokens = torch.randn(3, 16, 32, generator=generator)

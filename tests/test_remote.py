@@ -498,7 +498,7 @@ def test_hidden_credentials_are_put_back_for_their_host_alone(fresh_credentials:
 
 @pytest.fixture
 def fresh_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a process that was given none."""
+    """Forgets the credentials, as in a process that was given none."""
     for name, kind in (("_secrets", dict), ("_names", dict), ("_counts", Counter)):
         monkeypatch.setattr(credentials, name, kind())
 

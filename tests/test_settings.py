@@ -28,13 +28,13 @@ from tests.test_experiments import REDUCED, compose
 
 @pytest.fixture(scope="module")
 def composed() -> DictConfig:
-    """The settings of a small run."""
+    """Composes the settings of a small run."""
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return hydra.compose("train", overrides=[*SMALL])
 
 
 def read(composed: DictConfig, name: str, value: Any) -> Any:
-    """The settings with one more or another; the sentence of its refusal as a ConfigError."""
+    """Reads the settings with one more or another. Raises ConfigError with the sentence of a refusal."""
     raw = copy.deepcopy(composed)
     OmegaConf.set_struct(raw, False)
     OmegaConf.update(raw, name, value)
