@@ -122,7 +122,8 @@ class ModelsUnderProbe:
             if len(lacking):
                 reason = self.images.explain_label(want.split, int(lacking[0]))
                 return f"needs labels, and some images have none ({reason})"
-        self.images.class_names(*dict.fromkeys(want.split for want in wants))
+        splits: dict[Split, None] = dict.fromkeys(want.split for want in wants)
+        self.images.class_names(*splits)
         return None
 
     def autocast(self) -> torch.autocast:
