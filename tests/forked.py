@@ -219,6 +219,8 @@ def _answer(connection: socket.socket, contents: int | list[int]) -> None:
 def _become(request: dict[str, Any], stdout: int, stderr: int) -> None:
     """Makes this process what was asked for."""
     os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which the tests ignore under nohup,
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # and this one as a job of a script
     nothing = os.open(os.devnull, os.O_RDONLY)
     for descriptor, place in ((nothing, 0), (stdout, 1), (stderr, 2)):
         os.dup2(descriptor, place)
