@@ -175,12 +175,18 @@ def preload() -> None:
 
 
 def serve(listener: socket.socket) -> list[str]:
-    """Forks a child for each request, until standard input ends; returns in the child, with its words."""
+    """Forks a child for each request, until standard input ends; returns in the child, with its words.
+
+    Children that still run then are killed.
+    """
     running: dict[int, tuple[int, socket.socket]] = {}  # by the descriptor that says when it has ended
     started: dict[int, list[int]] = defaultdict(list)
     while True:
         ready, _, _ = select.select([0, listener, *running], [], [])
         if 0 in ready:
+            for pid, _ in running.values():
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
             sys.exit()
         for ended in running.keys() & set(ready):
             pid, connection = running.pop(ended)

@@ -62,7 +62,12 @@ def start(words: list[str], folder: Path = ROOT, **environment: str) -> Process:
 
 def finish(process: Process, code: int | None = 0) -> str:
     """Returns what the process printed; it has to end with this exit code (None: any)."""
-    output, _ = process.communicate(timeout=180)
+    try:
+        output, _ = process.communicate(timeout=500)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # or it goes on beside all other tests
+        process.wait()
+        raise
     assert code is None or process.returncode == code, f"exit code {process.returncode}\n{output}"
     return output
 
