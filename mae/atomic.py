@@ -1,5 +1,6 @@
 """Atomic file replacement: a reader finds the old file or the new one, each whole, also after a kill or a full disk."""
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -20,14 +21,17 @@ def write_atomically(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    with suppress(OSError):  # `path` is in place already, and some network file systems cannot sync a folder
+    with suppress(OSError):  # `path` is in place already
         flush(path.parent)
 
 
 def flush(path: Path) -> None:
-    """Waits until the file, or the names in the folder, are on disk."""
+    """Waits until the file, or the names in the folder, are on disk, where the file system can tell."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import select
 import sys
 import warnings
 from collections.abc import Callable
@@ -41,7 +42,9 @@ class _Unheard(io.FileIO):
 
     def write(self, data: Any, /) -> int:
         try:
-            return super().write(data)
+            while (written := super().write(data)) is None:  # a full pipe that somebody has made non-blocking
+                select.select([], [self], [])
+            return written
         except OSError:  # the reader of a pipe is gone, the terminal closed, the disk of a log file full
             return memoryview(data).nbytes
 

@@ -16,6 +16,7 @@ from mae.callbacks.time_limit import time_limit
 from mae.errors import ConfigError
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
+from mae.run.folder import stored_settings
 from mae.train.optim import OptimConfig
 from tasks.words import GROUPS, PASSED, choose_one, not_passed, unknown
 
@@ -150,10 +151,10 @@ def keep_image(config: TrainConfig) -> TrainConfig:
 
     Runs older than the setting took the first image of a sample.
     """
-    stored = config.run / "config.yaml"
-    if config.data.image is not None or config.overwrite or not stored.is_file():
+    stored = stored_settings(config.run)
+    if config.data.image is not None or config.overwrite or stored is None:
         return config
-    image = OmegaConf.select(OmegaConf.load(stored), "data.image", default=FIRST)
+    image = stored.get("data", {}).get("image", FIRST)
     return config.model_copy(update={"data": config.data.model_copy(update={"image": image})})
 
 
@@ -222,7 +223,7 @@ def evaluation_data(run: Path | None, overrides: dict[str, Any]) -> DataConfig:
 
     Raises ConfigError if the run read a stream.
     """
-    stored: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml").data) if run else {}
+    stored: dict[str, Any] = ((run and stored_settings(run)) or {}).get("data", {})
     changed = {name: value for name, value in overrides.items() if value is not None}
     if run and "path" not in changed:
         stored.setdefault("image", FIRST)  # as runs older than the setting did

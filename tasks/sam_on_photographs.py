@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from PIL.Image import Image
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from mae.errors import ConfigError
 from mae.formats.load_segmenter import load_segmenter
 from mae.formats.opened import open_weights
 from mae.models.pixels import Pixels
-from mae.run.folder import run_of
+from mae.run.folder import run_of, stored_settings
 from mae.sam.pictures import MASK_COLOURS, draw_answer
 from mae.sam.scores import Found, Photograph, photograph_of
 from mae.sam.segmenter import Prompts
@@ -55,7 +54,7 @@ class SamOnPhotographs:
         self.model = load_segmenter(opened).to(self.device)
         self.run_settings: Any = None
         if run and opened.kind == "segmentation":
-            self.run_settings = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+            self.run_settings = stored_settings(run)
         config = evaluation_data(run, given)
         side = self.model.encoder.config.image_size[0]
         self.data = MaskDataModule(config, image_size=side, masks_per_image=None, seed=0, global_batch=1, micro_batch=1)

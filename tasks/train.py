@@ -28,6 +28,7 @@ from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from data.errors import DataError
 from data.loader.loader import explain_worker_death
 from data.storage.credentials import hide_all
 from mae.callbacks.profiler import StepProfiler
@@ -53,7 +54,6 @@ from mae.run.checkpoint_files import read_own, refuse_other_run, set_damaged_asi
 from mae.run.checkpoint_writer import AtomicCheckpointIO
 from mae.run.folder import (
     clear_run_folder,
-    create_run_folder,
     own_launch,
     read_mapping,
     record_start,
@@ -124,7 +124,8 @@ def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.
     left_behind = await_turn(config.run, topology.rank)
     checkpoint = starting_point(config.run, config.resume, config.overwrite)
     clear = config.overwrite and own_launch(config.run) is None
-    refuse_foreign_folder(config.run, clear)
+    if topology.rank == 0:  # others may find what rank 0 has begun to write
+        refuse_foreign_folder(config.run, clear)
     recipe, start_step = match_recipe(task, checkpoint)
     if start_step >= total_steps and (config.run / "summary.json").is_file():
         say(f"{config.run} is finished: step {start_step} of {total_steps}, {checkpoint}. Nothing to do.")
@@ -144,8 +145,6 @@ def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.
     trainer = build_trainer(task, recipe["precision"], strategy, timer)
 
     # 6 record
-    if topology.rank == 0:
-        create_run_folder(config.run)
     with hold_lease(config.run, topology.rank, topology.ranks, left_behind) as lease:
         if topology.rank == 0:
             if clear:
@@ -288,6 +287,17 @@ def fit(trainer: pl.Trainer, module: Training, task: Task, checkpoint: Path | No
         code = 0
     except Stopped as stop:
         requeue(stop.signum, task.topology.rank)  # before W&B is closed, which may take long
+        raise
+    except FileNotFoundError as error:
+        if config.run.is_dir():
+            raise
+        raise ConfigError(
+            f"{config.run} was removed or renamed while its run was under way. Put it back and run the same command to "
+            "resume, or start anew"
+        ) from error
+    except (ConfigError, DataError) as error:
+        if task.topology.rank != 0:  # where only rank 0 speaks, nobody would say what this rank alone has met
+            print(f"error on rank {task.topology.rank}: {hide_all(str(error))}", file=sys.stderr, flush=True)
         raise
     finally:
         if error := sys.exception():

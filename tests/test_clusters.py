@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -12,9 +14,11 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from torch.distributed.run import get_args_parser
 
+from data.errors import DataError
 from mae.distributed.launch import Topology, cluster_environment, refuse_other_devices
 from mae.distributed.slurm import requeue
 from mae.errors import ConfigError
+from tasks.train import fit
 from tests import slurm
 from tests.conftest import ROOT
 from tests.processes import (
@@ -190,6 +194,45 @@ def test_incomplete_slurm_launch_raises_config_error(monkeypatch, environment: d
         Topology.from_environment()
 
 
+ELASTIC = {"TORCHELASTIC_RUN_ID": "a", "RANK": "0", "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2"}
+UNEVEN = {"SLURM_NTASKS": "3", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_STEP_ID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"RANK": "1", "WORLD_SIZE": "2"}, "WORLD_SIZE=2: another launcher"),  # Kubeflow
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, "OMPI_COMM_WORLD_SIZE=4: another launcher"),
+        ({"PMI_SIZE": "2", "RANK": "0", "WORLD_SIZE": "1"}, "PMI_SIZE=2: another launcher"),
+        ({"SLURM_PROCID": "0", **UNEVEN}, "3 ranks on 2 machines"),
+        (ELASTIC, "3 ranks on 2 machines"),
+        ({"WORLD_SIZE": "8"}, None),  # that a script sets for torchrun
+        ({"RANK": "0", "WORLD_SIZE": "1", "PMI_SIZE": "1"}, None),
+    ],
+)
+def test_ranks_of_other_launchers_and_uneven_ones_are_refused(monkeypatch, environment, said: str | None) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if said is None:
+        assert Topology.from_environment() is None
+    else:
+        with pytest.raises(ConfigError, match=said):
+            Topology.from_environment()
+
+
+def test_error_that_one_rank_alone_meets_is_printed_by_it(tmp_path: Path, capfd) -> None:
+    class Failing:
+        def fit(self, *_: object, **__: object) -> None:
+            raise DataError("node3 has no room")
+
+    config = SimpleNamespace(run=tmp_path, logger={})
+    for rank in (0, 1):
+        task: Any = SimpleNamespace(config=config, data=None, topology=Topology(rank=rank, ranks=2))
+        with pytest.raises(DataError):
+            fit(Failing(), None, task, None)  # type: ignore[arg-type]
+        assert ("error on rank 1: node3 has no room" in capfd.readouterr().err) == (rank == 1)
+
+
 ONE_TASK = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "1", "SLURM_NNODES": "1", "SLURM_NODELIST": "localhost"}
 RANKS = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_STEP_ID": "0"}
 
@@ -221,5 +264,8 @@ def test_slurm_decides_the_ranks_only_where_srun_has_started_several(monkeypatch
     assert (plugin.global_rank(), plugin.world_size()) == ((3, 4) if topology else (0, 1))
     if topology is not None:
         refuse_other_devices(2, topology)
-        with pytest.raises(ConfigError, match=r"trainer\.devices=8, .* srun .*, which has started 2 on this machine"):
-            refuse_other_devices(8, topology)
+        refuse_other_devices(1, topology)
+        for devices in (3, 8):
+            said = rf"trainer\.devices={devices}, .* srun .*, which has started 2 on this machine"
+            with pytest.raises(ConfigError, match=said):
+                refuse_other_devices(devices, Topology(rank=3, ranks=4, devices=2, nodes=2))

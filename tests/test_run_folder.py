@@ -2,25 +2,31 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from mae.callbacks.save_checkpoints import CheckpointConfig, SaveCheckpoints
-from mae.errors import ConfigError
+from mae.callbacks.share_lease import ShareLease
+from mae.distributed import processes
+from mae.distributed.processes import Process, identify
+from mae.errors import CheckpointError, ConfigError
 from mae.run import lease as leases
-from mae.run.checkpoint_files import checkpoint_path, checkpoints, newest_valid, set_damaged_aside
+from mae.run.checkpoint_files import checkpoint_path, checkpoints, newest_valid, set_damaged_aside, verify
 from mae.run.checkpoint_writer import AtomicCheckpointIO
 from mae.run.folder import (
+    PROBES,
     clear_run_folder,
-    create_run_folder,
     own_launch,
     read_json,
     record_start,
     refuse_foreign_folder,
+    run_of,
     starting_point,
     write_json,
     write_settings,
@@ -28,7 +34,8 @@ from mae.run.folder import (
 from mae.run.lease import Lease, await_turn, hold_lease
 from mae.run.metrics import MetricsCSV, read_metrics
 from mae.run.tracker_identity import wandb_id
-from tasks.config import TrainConfig
+from tasks.config import TrainConfig, keep_image
+from tasks.evaluate import AnyProbe
 from tests.conftest import ROOT
 from tests.test_experiments import compose
 
@@ -46,7 +53,7 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def begun(run: Path, *steps: int) -> Path:
     """Makes what a first start of a run leaves behind, with checkpoints after these steps."""
-    create_run_folder(run)
+    run.mkdir(parents=True, exist_ok=True)
     write_settings(run, SETTINGS)
     record_start(run, 0, 1)
     for step in steps:
@@ -63,7 +70,7 @@ def start(run: Path, overwrite: bool = True) -> Path | None:
     checkpoint = starting_point(run, "never", overwrite)
     clear = overwrite and own_launch(run) is None
     refuse_foreign_folder(run, clear)
-    create_run_folder(run)
+    run.mkdir(exist_ok=True)
     if clear:
         clear_run_folder(run)
     write_settings(run, SETTINGS)
@@ -103,14 +110,18 @@ def test_overwrite_removes_what_a_run_writes_and_names_the_rest(tmp_path: Path, 
     ours = ["metrics.csv", "wandb_id.txt", "summary.json.0a1b2c3d.tmp", "environment.json.damaged", "eval/knn.json"]
     ours += ["eval/features/x.pt", "reconstructions/step-00000001.png", "checkpoints/step-00000003.ckpt.damaged-2"]
     ours += ["wandb/offline-run-20260101_000000-abc/run-abc.wandb", "tensorboard/events.out.tfevents.1.host.2.0"]
-    foreign = ["notes.txt", "export/model.safetensors", "checkpoints/last.ckpt", "eval/mine.txt"]
+    foreign = ["notes.txt", "export/model.safetensors", "checkpoints/last.ckpt", "eval/mine.json", "eval/plot.png"]
     for name in (*ours, *foreign):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text(name)
     assert start(run) is None
     assert files(run) == {*foreign, "config.yaml", "environment.json"}
     said = capfd.readouterr().out
-    assert "keeps export/, notes.txt, checkpoints/last.ckpt, eval/mine.txt, which no run has written" in said
+    assert "keeps export/, notes.txt, checkpoints/last.ckpt, eval/mine.json, eval/plot.png, which no run" in said
+
+
+def test_overwrite_knows_the_results_of_each_probe() -> None:
+    assert {get_args(probe.model_fields["name"].annotation)[0] for probe in get_args(AnyProbe)} == {*PROBES}
 
 
 @pytest.mark.parametrize("linked", ["run", "checkpoints"])
@@ -136,7 +147,7 @@ def test_checkpoints_linked_from_another_run_are_refused(tmp_path: Path) -> None
 def test_folder_that_links_nowhere_is_named_as_such(tmp_path: Path) -> None:
     (tmp_path / "run").symlink_to(tmp_path / "gone")
     with pytest.raises(ConfigError, match=r"cannot be written \(a link that leads nowhere\)"):
-        create_run_folder(tmp_path / "run")
+        Lease(tmp_path / "run", 0, 1).take(None)
 
 
 def test_names_of_dots_are_refused() -> None:
@@ -218,10 +229,24 @@ def test_new_container_of_a_pod_is_a_restart_and_a_second_program_in_it_is_none(
     run = tmp_path / "run"
     start(run)
     AtomicCheckpointIO().save_checkpoint({"mae": {"step": 1}}, checkpoint_path(run, 1))
-    monkeypatch.setattr("mae.distributed.restarts.machine", lambda: 5)
+    # The kernel gives the number of a PID namespace again as soon as it is free: process 1 is another one.
+    monkeypatch.setattr("mae.distributed.restarts.identify", lambda pid: Process(processes.machine(), pid, 5))
     assert start(run) == checkpoint_path(run, 1)
     monkeypatch.undo()
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert start(run) is None
+
+
+def test_counted_restart_without_an_id_resumes_where_rank_0_is_on_another_machine(tmp_path: Path, monkeypatch) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", "GROUP_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    run = tmp_path / "run"
+    start(run)
+    AtomicCheckpointIO().save_checkpoint({"mae": {"step": 1}}, checkpoint_path(run, 1))
+    monkeypatch.setattr("mae.distributed.restarts.identify", lambda pid: Process(1, pid, 3))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert start(run) == checkpoint_path(run, 1)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     assert start(run) is None
 
 
@@ -282,11 +307,11 @@ def test_lease_of_a_dead_process_of_this_machine_needs_no_wait(tmp_path: Path, m
 def test_lease_counts_as_dead_only_if_all_ranks_have_ended(tmp_path: Path, fast: None) -> None:
     with hold_lease(tmp_path, 0, 2, None) as lease:
         lease.release()  # a killed rank 0 renews nothing
-        mine = list(lease.contents["processes"][0])
+        mine = list(identify(os.getpid()))
         for processes, waits in (
             ([[*mine[:2], 1], [*mine[:2], 2]], 0),
             ([[*mine[:2], 1], mine], 1),
-            ([[*mine[:2], 1]], 1),
+            ([], 1),
         ):
             write_json(tmp_path / leases.NAME, lease.contents | {"processes": processes})
             began = time.monotonic()
@@ -295,35 +320,50 @@ def test_lease_counts_as_dead_only_if_all_ranks_have_ended(tmp_path: Path, fast:
 
 
 def test_of_two_starts_at_once_only_one_takes_the_lease(tmp_path: Path) -> None:
-    with hold_lease(tmp_path, 0, 1, None), pytest.raises(ConfigError, match="in use"):
-        Lease(tmp_path, 0, 1).take(None)
-    assert not files(tmp_path)
+    for left_behind in (None, b"of a dead start"):  # both have waited for it
+        if left_behind is not None:
+            (tmp_path / leases.NAME).write_bytes(left_behind)
+        with hold_lease(tmp_path, 0, 1, left_behind) as first:
+            taken = (tmp_path / leases.NAME).read_bytes()
+            with pytest.raises(ConfigError, match=f"in use: process {os.getpid()} on"):
+                Lease(tmp_path, 0, 1).take(left_behind)
+            assert (tmp_path / leases.NAME).read_bytes() == taken
+            first.look()
+        assert not files(tmp_path)
+
+
+def test_process_counts_as_dead_only_where_it_can_be_seen(monkeypatch) -> None:
+    gone = Process(processes.machine(), os.getpid(), 1)
+    assert processes.is_dead(gone)
+    monkeypatch.setattr(os, "kill", lambda *_: (_ for _ in ()).throw(PermissionError))  # hidepid, another user's
+    assert not processes.is_dead(gone)
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # unshare --pid without a /proc of its own
+    assert processes.machine.__wrapped__() == 0
 
 
 def test_other_rank_renews_the_lease_when_rank_0_is_gone(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a1")
     with hold_lease(tmp_path, 0, 2, None) as first, hold_lease(tmp_path, 1, 2, None) as second:
-        second.share([])
+        second.share(first.contents["token"], [])
         for _ in range(2):
             first.look()
             before = (tmp_path / leases.NAME).read_bytes()
             second.look()
             assert (tmp_path / leases.NAME).read_bytes() == before
         second.look()
-        second.look()
         assert (tmp_path / leases.NAME).read_bytes() != before
         assert await_turn(tmp_path, rank=1) is not None  # of its own rank 0: no reason to wait
     assert not files(tmp_path)
 
 
-def test_start_whose_lease_was_taken_over_ends(tmp_path: Path) -> None:
-    script = (
-        "import json, pathlib, sys; from mae.run.lease import *\n"
-        "lease = Lease(pathlib.Path(sys.argv[1]), 0, 1); lease.take(None)\n"
-        "(lease.run / NAME).write_text(json.dumps(lease.contents | {'token': 'other', 'host': 'node3'})); lease.look()"
-    )
-    done = subprocess.run([sys.executable, "-c", script, tmp_path], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and "was taken over while this start stood still" in done.stderr
+def test_start_whose_lease_was_taken_over_ends_before_it_renews_or_saves(tmp_path: Path, monkeypatch, capfd) -> None:
+    monkeypatch.setattr(os, "_exit", exit)
+    with hold_lease(tmp_path, 0, 1, None) as lease:
+        write_json(tmp_path / leases.NAME, lease.contents | {"token": "other", "host": "node3"})
+        for step in (lease.look, lambda: ShareLease(lease).on_save_checkpoint(Saved(1), None, {})):  # type: ignore
+            with pytest.raises(SystemExit, match="2"):
+                step()
+            assert re.search("was taken over while this start stood still: .* node3", capfd.readouterr().err)
     assert "node3" in (tmp_path / leases.NAME).read_text()
 
 
@@ -383,6 +423,43 @@ def test_checkpoint_just_saved_outlives_a_damaged_newer_one(tmp_path: Path, keep
     assert newest_valid(run) == checkpoint_path(run, 450)
 
 
+def test_checkpoint_that_cannot_be_read_counts_as_no_damage(tmp_path: Path) -> None:
+    run = begun(tmp_path / "run", 1)
+    checkpoint_path(run, 2).mkdir()
+    with pytest.warns(UserWarning, match=r"skipped: .*2\.ckpt cannot be read \(Is a directory\)"):
+        assert newest_valid(run) == checkpoint_path(run, 1)
+    set_damaged_aside(run, 1)
+    assert len(checkpoints(run)) == 2
+    checkpoint_path(run, 1).unlink()
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(CheckpointError, match=r"\(Is a directory\): start again"),
+    ):
+        newest_valid(run)
+
+
+def test_newest_checkpoint_of_a_run_that_saves_meanwhile_is_found(tmp_path: Path, monkeypatch) -> None:
+    run = begun(tmp_path / "run", 1)
+
+    def verify_later(path: Path) -> None:
+        monkeypatch.undo()
+        AtomicCheckpointIO().save_checkpoint({}, checkpoint_path(run, 2))
+        path.unlink()
+        verify(path)
+
+    monkeypatch.setattr("mae.run.checkpoint_files.verify", verify_later)
+    assert newest_valid(run) == checkpoint_path(run, 2)
+    with pytest.raises(ConfigError, match=r"2\.ckpt was saved by another start while this one began at step 1"):
+        set_damaged_aside(run, 1)
+
+
+def test_run_that_goes_on_is_not_finished(tmp_path: Path) -> None:
+    run = begun(tmp_path / "run", 1)
+    (run / "summary.json").write_text("{}")
+    record_start(run, 1, 1)
+    assert not (run / "summary.json").exists()
+
+
 @pytest.mark.parametrize("contents", ["", "\0\0\0", '{"starts": [{"ti', "[]", "null", '{"gpus": []}'])
 def test_damaged_environment_json_is_set_aside(tmp_path: Path, contents: str) -> None:
     run = begun(tmp_path / "run")
@@ -401,6 +478,8 @@ def test_damaged_config_yaml_is_set_aside(tmp_path: Path, contents: str) -> None
     run = begun(tmp_path / "run")
     (run / "config.yaml").write_text(contents)
     refuse_foreign_folder(run, False)
+    config = compose(f"runs={tmp_path}", "name=run")
+    assert keep_image(config) == config and run_of(run) is None
     with pytest.warns(UserWarning, match=r"config\.yaml is damaged"):
         write_settings(run, SETTINGS)
     assert (run / "config.yaml").read_text() == SETTINGS

@@ -228,6 +228,9 @@ def test_damaged_tokens_are_computed_again_and_a_full_disk_is_a_sentence(tmp_pat
         assert cache.read(3) is None
         cache.path(3).write_bytes(whole)
     assert cache.read(3) is not None
+    cache.path(2).mkdir()
+    assert cache.read(2) is None
+    cache.path(2).rmdir()
     # A file may grow to 100 bytes: like a full disk.
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))

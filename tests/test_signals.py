@@ -4,6 +4,7 @@ import io
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,26 @@ def test_reader_that_is_gone_ends_no_program() -> None:
             print("x" * 100_000, file=heard, flush=True)
     with open(os.devnull, "w") as stream:
         print("a line", file=unheard(stream), flush=True)
+
+
+def test_full_pipe_that_does_not_block_gets_every_line() -> None:
+    """A program at its other end may have made it non-blocking: print raises BlockingIOError then."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    said: list[bytes] = []
+
+    def read() -> None:
+        time.sleep(0.05)  # it is full by then
+        while part := os.read(reading, 1 << 16):
+            said.append(part)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with open(writing, "w") as stream:
+        print("x" * 300_000, file=unheard(stream), flush=True)
+    reader.join()
+    os.close(reading)
+    assert len(b"".join(said)) == 300_001
 
 
 def test_second_ctrl_c_stops_the_run_without_a_save(tmp_path: Path, built_in: Path) -> None:

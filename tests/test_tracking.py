@@ -27,7 +27,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mae.errors import ConfigError
 from mae.export.__main__ import main as export
 from mae.run.checkpoint_files import checkpoints
-from mae.run.folder import clear_run_folder, create_run_folder
+from mae.run.folder import clear_run_folder
 from mae.run.metrics import MetricsCSV, read_metrics
 from mae.run.tracker_identity import ensure_home, open_mlflow, open_wandb, reopen_wandb, tracked_run, wandb_id
 from tasks.loggers import check_trackers, open_loggers
@@ -243,7 +243,7 @@ def test_overwritten_run_gets_a_new_wandb_id_and_a_second_id_is_refused(
 ) -> None:
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
     folder = tmp_path / "run"
-    create_run_folder(folder)
+    folder.mkdir()
     (folder / "wandb_id.txt").write_text("12345678")
     assert wandb_id(folder) == "12345678"
     monkeypatch.setenv("WANDB_RUN_ID", "trial2")

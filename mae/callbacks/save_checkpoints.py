@@ -55,7 +55,7 @@ class SaveCheckpoints(StepCallback):
             log_checkpoint(trainer.loggers, path, step, self.config.artifacts)
             before = [old for old in checkpoints(self.run) if step_of(old) < step]
             for old in before[self.config.keep - 1 :]:
-                old.unlink()
+                old.unlink(missing_ok=True)
 
     def _write(self, trainer: pl.Trainer, path: Path) -> None:
         failure = None

@@ -27,16 +27,37 @@ class Topology:
     def from_environment(cls) -> "Topology | None":
         """Returns the topology in the environment variables of torchrun or srun; None if neither started several ranks.
 
-        Raises ConfigError if SLURM has room for several ranks and did not start this process as one of them.
+        Raises ConfigError if SLURM has room for several ranks and did not start this process as one of them, if another
+        launcher has started several, or if the machines have different numbers of ranks.
         """
         if TorchElasticEnvironment.detect():
             warn_of_shared_store()
-            ranks, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
-            return cls(rank=int(os.environ["RANK"]), ranks=ranks, devices=local, nodes=ranks // local)
-        if (ranks := started_tasks()) > 1:
-            nodes = int(os.environ.get("SLURM_NNODES", "1"))
-            return cls(rank=int(os.environ["SLURM_PROCID"]), ranks=ranks, devices=ranks // nodes, nodes=nodes)
-        return None
+            rank, ranks, devices, nodes = (
+                int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
+            )
+        elif (ranks := started_tasks()) > 1:
+            rank, nodes = int(os.environ["SLURM_PROCID"]), int(os.environ.get("SLURM_NNODES", "1"))
+            devices = ranks // nodes
+        else:
+            refuse_other_launchers()
+            return None
+        if devices * nodes != ranks:
+            raise ConfigError(f"{ranks} ranks on {nodes} machines: start as many ranks on one machine as on another")
+        return cls(rank, ranks, devices, nodes)
+
+
+def refuse_other_launchers() -> None:
+    """Raises ConfigError if this process is one of several that neither torchrun nor srun has started.
+
+    Each would work alone, on one device. Kubeflow and others set WORLD_SIZE and RANK, MPI its own variables.
+    """
+    names = ["WORLD_SIZE"] if "RANK" in os.environ else []
+    for name in [*names, "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"]:
+        if os.environ.get(name, "1") not in ("", "1"):
+            raise ConfigError(
+                f"{name}={os.environ[name]}: another launcher has started several processes, each of which would work "
+                "alone. Have it start torchrun, once on each machine, or unset the variable"
+            )
 
 
 def warn_of_shared_store() -> None:
@@ -74,8 +95,11 @@ def resolve_devices(devices: int | str) -> int:
 
 
 def refuse_other_devices(devices: int | str, topology: Topology) -> None:
-    """Raises ConfigError if more devices are wanted on this machine than torchrun or srun has started ranks."""
-    if isinstance(devices, int) and devices > max(1, topology.devices):
+    """Raises ConfigError if another number of devices is wanted on this machine than torchrun or srun has started.
+
+    1, the default, stands for as many as they have started.
+    """
+    if isinstance(devices, int) and devices not in (1, topology.devices):
         launcher = "torchrun (--nproc-per-node)" if TorchElasticEnvironment.detect() else "srun (--ntasks-per-node)"
         raise ConfigError(
             f"trainer.devices={devices}, but the number of ranks is for {launcher} to choose, which has started "

@@ -29,9 +29,11 @@ class Process(NamedTuple):
 
 @cache
 def machine() -> int:
-    """Returns the number of this boot and PID namespace; 0 where there is no /proc."""
+    """Returns the number of this boot and PID namespace; 0 where there is no /proc, or that of another namespace."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+        if os.readlink("/proc/self") != str(os.getpid()):
+            return 0
         return int.from_bytes(sha256(boot + os.readlink("/proc/self/ns/pid").encode()).digest()[:7], "big")
     except OSError:
         return 0
@@ -44,14 +46,22 @@ def identify(pid: int) -> Process:
 
 
 def is_dead(process: Process) -> bool:
-    """Returns True if the process has ended; False also if it is one of another machine, of which nothing is known."""
-    return process.machine == machine() != 0 and identify(process.pid) != process
+    """Returns True if the process has ended; False also if nothing is known of it: on another machine, or hidden."""
+    if process.machine != machine() or machine() == 0 or identify(process.pid) == process:
+        return False
+    try:
+        os.kill(process.pid, 0)
+    except PermissionError:  # another user's, whose /proc may be hidden (hidepid)
+        return False
+    except ProcessLookupError:
+        pass
+    return True
 
 
 def _stat(pid: int) -> list[str]:
     """Returns the fields of /proc/PID/stat from the state on; none if there is no such process."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() if machine() else []
     except OSError:
         return []
 

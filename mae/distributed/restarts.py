@@ -7,7 +7,7 @@ for all its restarts.
 import os
 import socket
 
-from mae.distributed.processes import LAUNCHER, identify, machine
+from mae.distributed.processes import LAUNCHER, Process, identify
 from mae.distributed.slurm import job_id
 
 COUNTERS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
@@ -23,12 +23,17 @@ def launch_names() -> dict[str, str]:
         names["SLURM job"] = job_id()
     if "TORCHELASTIC_RUN_ID" in environment:
         run_id = environment["TORCHELASTIC_RUN_ID"]
-        # "none" stands for any launch without --rdzv-id over several nodes.
-        names["torchrun"] = run_id if run_id != "none" else "{} {} {}".format(*identify(LAUNCHER))
+        names["torchrun"] = run_id if run_id != "none" else _words(identify(LAUNCHER))
+        if run_id == "none" and environment.get("GROUP_WORLD_SIZE", "1") != "1":
+            names["torchrun without --rdzv-id"] = "on several machines"  # rank 0 may have moved to another one
     if "KUBERNETES_SERVICE_HOST" in environment:
         names["pod"] = socket.gethostname()
-        names["container"] = str(machine())
+        names["container"] = _words(identify(1))  # a namespace's own number is given again at once
     return names
+
+
+def _words(process: Process) -> str:
+    return " ".join(map(str, process))
 
 
 def is_counted_restart() -> bool:
@@ -47,6 +52,7 @@ def continues(begun_by: dict[str, str]) -> str | None:
         return "MAE_LAUNCH_ID" if begun_by.get("MAE_LAUNCH_ID") == names["MAE_LAUNCH_ID"] else None
     for kind, proves in (
         ("torchrun", True),
+        ("torchrun without --rdzv-id", is_counted_restart()),
         ("SLURM job", is_counted_restart()),
         ("pod", names.get("container") != begun_by.get("container")),
     ):

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from lightning.pytorch.loggers import Logger, WandbLogger
+
+from mae.run.folder import stored_settings
 
 Artifacts = Literal["none", "reference", "upload"]
 
@@ -47,7 +48,7 @@ def log_export(wandb_run: Any, run: Path, out: Path, card: Path) -> None:
 
     about = json.loads(card.read_text())
     checkpoint, step = Path(about["source"]), about["step"]
-    if yaml.safe_load((run / "config.yaml").read_text())["checkpoint"].get("artifacts", "none") == "none":
+    if (stored_settings(run) or {}).get("checkpoint", {}).get("artifacts", "none") == "none":
         _log_checkpoint(wandb_run, checkpoint, step, "reference")
     metadata = {"made_from": f"model-{wandb_run.id}:step-{step}", **about}
     artifact = wandb.Artifact(f"{about['format']}-{wandb_run.id}", type="export", metadata=metadata)

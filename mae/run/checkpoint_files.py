@@ -40,34 +40,44 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(found, reverse=True)
 
 
+class CannotRead(CheckpointError):
+    """A checkpoint that cannot be read at the moment: it is somebody else's, or its server is away. No damage."""
+
+
 def verify(path: Path) -> None:
     """Checks the file against the checksums inside it. Raises CheckpointError if it is cut off or altered."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except UNREADABLE_ZIP as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise CannotRead(f"{path} cannot be read ({error.strerror})") from error
         raise CheckpointError(f"{path} is not a whole checkpoint ({error}); it was probably cut off") from error
     if damaged is not None:
         raise CheckpointError(f"{path} is damaged: the checksum of its record {damaged} does not match")
 
 
 def newest_valid(run: Path) -> Path | None:
-    """Returns the newest checkpoint of a run that verifies, and warns of the damaged ones after it; None without any.
+    """Returns the newest checkpoint of a run that verifies, and warns of the others after it; None without any.
 
-    Raises CheckpointError if all of them are damaged.
+    Raises CheckpointError if all of them are damaged or cannot be read.
     """
     candidates = checkpoints(run)
+    way_out = "Start again with resume=never overwrite=true, or choose another name="
     for path in candidates:
         try:
             verify(path)
         except CheckpointError as error:
+            if path not in checkpoints(run):  # the run is under way, and has deleted it after a newer one
+                return newest_valid(run)
             warn(f"skipped: {error}")
+            if isinstance(error, CannotRead):
+                way_out = f"{error}: start again when it can, or choose another name="
         else:
             return path
     if candidates:
         raise CheckpointError(
-            f"all {len(candidates)} checkpoints in {run / 'checkpoints'} are damaged. Start again with "
-            "resume=never overwrite=true, or choose another name="
+            f"all {len(candidates)} checkpoints in {run / 'checkpoints'} are damaged or cannot be read. {way_out}"
         )
     return None
 
@@ -87,15 +97,20 @@ def set_aside(path: Path, then: str = "the run does without it") -> None:
 def set_damaged_aside(run: Path, step: int) -> None:
     """Sets aside the damaged checkpoints after `step`, from which the run resumes: they count for `keep` no longer.
 
-    Those that cannot be read at the moment (a server that is away) stay.
+    Those that cannot be read at the moment stay. Raises ConfigError if one is whole: another start has saved it since.
     """
     for path in checkpoints(run):
         if step_of(path) > step:
             try:
                 verify(path)
-            except CheckpointError as error:
-                if getattr(error.__cause__, "errno", None) in (None, errno.EINVAL):
-                    set_aside(path)
+            except CannotRead:
+                continue
+            except CheckpointError:
+                set_aside(path)
+            else:
+                raise ConfigError(
+                    f"{path} was saved by another start while this one began at step {step}. Run the same command again"
+                )
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -74,55 +74,44 @@ def _given(path: Path) -> Path:
 def own_launch(run: Path) -> str | None:
     """Returns by what this process is known as a restart of the launch that began the run; None if it is none."""
     environment = run / "environment.json"
-    try:
-        begun_by = json.loads(environment.read_text()).get("begun_by", {})
-        return continues(begun_by)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, AttributeError):
-        # Unreadable: a restart may well have begun it, and to resume loses nothing.
-        return "a restart, and environment.json cannot be read" if is_counted_restart() else None
-
-
-def create_run_folder(run: Path) -> None:
-    """Makes the run folder; called when all else has been checked. Raises ConfigError if it cannot be written."""
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        probe = run / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        reason = "a link that leads nowhere" if run.is_symlink() and not run.exists() else error.strerror
-        raise ConfigError(
-            f"the run folder {run} cannot be written ({reason}). Choose another place with runs= or name="
-        ) from error
+    if (recorded := read_mapping(environment)) is not None:
+        return continues(recorded.get("begun_by", {}))
+    # Damaged: a restart may well have begun it, and to resume loses nothing.
+    restarted = environment.exists() and is_counted_restart()
+    return "a restart, and environment.json cannot be read" if restarted else None
 
 
 # Files of a run and its evaluations, sub-folder by sub-folder. Exports are not among them.
+PROBES = ("knn", "linear", "attentive", "reconstruct", "classify", "neighbours", "suite", "segment", "relevance")
 WRITTEN = {
     "": (
         *("config.yaml", "derived.json", "environment.json", "summary.json", "metrics.csv", "bad_samples.jsonl"),
-        *("loss.png", "trace.json", "report.html", "wandb_id.txt", "mlflow_id.txt", "mlflow.db", LEASE, ".writable"),
+        *("loss.png", "trace.json", "report.html", "wandb_id.txt", "mlflow_id.txt", "mlflow.db", "mlflow.db-*", LEASE),
     ),
     "checkpoints": ("step-????????.ckpt",),
     "reconstructions": ("step-????????.png",),
     "tensorboard": ("events.out.tfevents.*", "hparams.yaml"),
     "wandb": ("run-*", "offline-run-*", "latest-run", "debug*.log", "artifacts", "wandb-resume.json"),
-    "eval": ("*.json", "*.png", "features", "reconstruct", "relevance"),
+    "eval": ("features", "segment_pictures.png", *(probe + kind for probe in PROBES for kind in ("", ".json", ".png"))),
 }
 KEPT_TO_THE_LAST = ("config.yaml", "environment.json", LEASE)  # the marks of a run
 
 
 def is_run(run: Path) -> bool:
     """Returns True if the folder carries the mark of a run: its settings or the list of its starts."""
-    settings, environment = (read_mapping(run / name) or {} for name in ("config.yaml", "environment.json"))
-    return "starts" in environment or {"model", "optim", "global_batch"} <= settings.keys()
+    return stored_settings(run) is not None or "starts" in (read_mapping(run / "environment.json") or {})
+
+
+def stored_settings(run: Path) -> dict[str, Any] | None:
+    """Returns the settings in a run's config.yaml; None if it is absent, damaged, or another program's."""
+    settings = read_mapping(run / "config.yaml") or {}
+    return settings if {"model", "optim", "global_batch"} <= settings.keys() else None
 
 
 def read_mapping(path: Path) -> dict[str, Any] | None:
     """Returns the mapping in a YAML or JSON file; None if there is no file or no mapping in it."""
     try:
-        contents = yaml.safe_load(path.read_text())
+        contents = (json.loads if path.suffix == ".json" else yaml.safe_load)(path.read_text())
     except (OSError, ValueError, yaml.YAMLError):
         return None
     return contents if isinstance(contents, dict) else None
@@ -141,7 +130,7 @@ def refuse_foreign_folder(run: Path, overwrite: bool) -> None:
             )
     if not run.is_dir() or is_run(run):
         return
-    files = sorted(path.name for path in run.iterdir() if path.name not in (LEASE, ".writable"))
+    files = sorted(path.name for path in run.iterdir() if path.name != LEASE and path.suffix != ".tmp")
     if overwrite and files:
         raise ConfigError(
             f"overwrite=true: {run} holds {_list(files)}, but no config.yaml or environment.json of a run, and only "
@@ -181,7 +170,7 @@ def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
-        path.unlink()
+        path.unlink(missing_ok=True)  # a temporary file that has become the lease by now
 
 
 def _list(names: list[str]) -> str:
@@ -190,7 +179,7 @@ def _list(names: list[str]) -> str:
 
 def run_of(path: Path) -> Path | None:
     """Returns the run folder that `path` is or lies in; None if there is none."""
-    return next((folder for folder in (path, *path.parents) if (folder / "config.yaml").is_file()), None)
+    return next((folder for folder in (path, *path.parents) if stored_settings(folder) is not None), None)
 
 
 def write_settings(run: Path, settings: str) -> None:
@@ -213,20 +202,20 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
 
     A file that a power failure has damaged is set aside with a warning: no bookkeeping keeps a run from starting.
     """
-    try:
-        contents = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except ValueError:
-        contents = None
-    if isinstance(contents, dict) and all(key in contents for key in keys):
+    contents = read_mapping(path)
+    if contents is not None and all(key in contents for key in keys):
         return contents
-    set_aside(path)
+    if path.exists():
+        set_aside(path)
     return {}
 
 
 def record_start(run: Path, step: int, ranks: int) -> None:
-    """Writes environment.json: machine and versions of this start, all starts of the run, the launch that began it."""
+    """Writes environment.json: machine and versions of this start, all starts of the run, the launch that began it.
+
+    Removes the summary.json of a shorter run: a run that goes on is not finished.
+    """
+    (run / "summary.json").unlink(missing_ok=True)
     path = run / "environment.json"
     recorded = read_json(path, "starts")
     starts = recorded.get("starts", [])

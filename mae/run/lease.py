@@ -3,12 +3,12 @@
 1 await_turn  every rank: waits while another start goes on renewing the lease it finds
 2 hold_lease  rank 0 takes the lease and renews it every RENEW_SECONDS; it is removed at the end
 3 share       every rank renews it if it sees nobody else do so: it lasts as long as any rank lives
+4 check       before a checkpoint is written: ends a process whose lease is another's by now
 
 A lease that changes while somebody looks on is alive; no clocks of two machines are compared. It counts as dead without
 waiting if all its processes were on this machine and have ended.
 """
 
-import fcntl
 import json
 import os
 import secrets
@@ -42,15 +42,13 @@ def await_turn(run: Path, rank: int) -> bytes | None:
         return lease
     say(f"{run} is in use: {_holder(lease)}. Waiting until it ends, at most about a minute")
     began = changed = time.monotonic()
-    while True:
+    while _blocks(lease, rank) and time.monotonic() - changed <= WAIT_SECONDS:
         time.sleep(POLL_SECONDS)
-        latest, now = _read(run), time.monotonic()
-        if not _blocks(latest, rank) or (latest == lease and now - changed > WAIT_SECONDS):
-            return latest
-        if latest != lease:
-            lease, changed = latest, now
-            if now - began > WAIT_SECONDS:
+        if (latest := _read(run)) != lease:
+            lease, changed = latest, time.monotonic()
+            if _blocks(lease, rank) and changed - began > WAIT_SECONDS:
                 raise _in_use(run, lease)
+    return lease
 
 
 def _blocks(lease: bytes | None, rank: int) -> bool:
@@ -60,8 +58,8 @@ def _blocks(lease: bytes | None, rank: int) -> bool:
     contents = _parse(lease)
     if rank != 0 and contents.get("start") == start_name():
         return False
-    processes = contents.get("processes", [])
-    return len(processes) != contents.get("ranks") or not all(map(is_dead, processes))
+    processes = contents.get("processes")
+    return not processes or not all(map(is_dead, processes))
 
 
 def _read(run: Path) -> bytes | None:
@@ -79,7 +77,7 @@ def _parse(lease: bytes | None) -> dict[str, Any]:
         contents["processes"] = [Process(*process) for process in contents["processes"]]
     except (ValueError, TypeError, LookupError):
         return {}
-    return contents if {"token", "host", "pid", "time", "ranks"} <= contents.keys() else {}
+    return contents if {"token", "host", "pid", "time"} <= contents.keys() else {}
 
 
 def _holder(lease: bytes | None) -> str:
@@ -97,11 +95,11 @@ def _in_use(run: Path, lease: bytes | None) -> ConfigError:
 
 @contextmanager
 def hold_lease(run: Path, rank: int, ranks: int, left_behind: bytes | None) -> Iterator["Lease"]:
-    """Holds the lease of a run folder within the block.
+    """Makes the run folder and holds its lease within the block.
 
     left_behind  what `await_turn` has returned
 
-    Raises ConfigError on rank 0 if another start has taken it since.
+    Raises ConfigError on rank 0 if the folder cannot be written, or another start has taken the lease since.
     """
     lease = Lease(run, rank, ranks)
     if rank == 0:
@@ -123,44 +121,50 @@ class Lease:
             "pid": os.getpid(),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "start": start_name() if ranks > 1 else "",
-            "ranks": ranks,
-            "processes": [identify(os.getpid())],
+            "processes": [identify(os.getpid())] if ranks == 1 else [],  # of all ranks, as soon as they are known
         }
-        self.seen: bytes | None = None
-        self.unchanged = 0  # looks in a row at which nobody had renewed the lease
-        self.written = False
+        self.seen: bytes | None = None  # the lease at the last look
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
     def take(self, left_behind: bytes | None) -> None:
-        """Takes the lease in the place of a dead one. Raises ConfigError if there is another by now."""
-        folder = os.open(self.run, os.O_RDONLY)
+        """Takes the lease in the place of a dead one, in a folder that is made. Raises ConfigError if it cannot."""
         try:
-            with suppress(OSError):  # on some network file systems; then the next renewal finds out
-                fcntl.flock(folder, fcntl.LOCK_EX)
-            lease = _read(self.run)
-            if lease != left_behind and lease is not None:
-                raise _in_use(self.run, lease)
-            if lease is None:
-                with open(self.run / NAME, "x"):  # fails if another start is faster
-                    pass
+            self.run.mkdir(parents=True, exist_ok=True)
+            if left_behind is not None:
+                self._remove(left_behind)
+            try:
+                (self.run / NAME).touch(exist_ok=False)
+            except FileExistsError:
+                raise _in_use(self.run, _read(self.run)) from None
             self._write()
-        except FileExistsError:
-            raise _in_use(self.run, _read(self.run)) from None
-        finally:
-            os.close(folder)
+        except OSError as error:
+            reason = "a link that leads nowhere" if self.run.is_symlink() and not self.run.exists() else error.strerror
+            raise ConfigError(
+                f"the run folder {self.run} cannot be written ({reason}). Choose another place with runs= or name="
+            ) from error
         self.thread.start()
 
-    def share(self, processes: Sequence[Sequence[int]]) -> None:
+    def _remove(self, left_behind: bytes) -> None:
+        """Removes a dead lease. Of several starts that have waited for it, on any nodes, one can rename it."""
+        lease, aside = self.run / NAME, self.run / f"{NAME}.{self.contents['token']}.tmp"
+        with suppress(FileNotFoundError):  # another start was faster, or its holder has removed it
+            lease.rename(aside)
+            if aside.read_bytes() != left_behind:
+                aside.rename(lease)
+                raise _in_use(self.run, _read(self.run))
+            aside.unlink()
+
+    def share(self, token: str, processes: Sequence[Sequence[int]]) -> None:
         """Has this rank renew the lease too. Called on every rank, while rank 0 holds it.
 
+        token      rank 0's
         processes  of all ranks
         """
+        self.contents |= {"token": token, "processes": processes}
         if self.rank == 0:
-            self.contents["processes"] = [list(process) for process in processes]
             self._write()
         else:
-            self.contents = {}  # those of rank 0, at the first look
             self.thread.start()
 
     def _keep(self) -> None:
@@ -169,28 +173,21 @@ class Lease:
                 self.look()
 
     def look(self) -> None:
-        """Renews the lease: rank 0 always, others if nobody has since their last two looks. Ends the process if it is
-        another's by now.
-        """
-        lease = _read(self.run)
-        contents = _parse(lease)
-        if not self.contents and contents.get("start") == start_name():
-            self.contents = contents
-        if contents and self.contents and contents.get("token") != self.contents["token"]:
-            self._leave(lease)
-        self.unchanged = self.unchanged + 1 if lease == self.seen else 0
-        self.seen = lease
-        if self.rank == 0 or (self.unchanged >= 2 and self.contents):
+        """Renews the lease: rank 0 always, others if nobody has since their last look."""
+        lease = self.check()
+        if self.rank == 0 or (lease is not None and lease == self.seen):
             self._write()
+        self.seen = lease
 
-    def _leave(self, lease: bytes | None) -> None:
-        """Ends this process at once, without another word to the folder: it has stood still for a minute or more."""
-        sentence = (
-            f"error: {self.run} was taken over while this start stood still: {_holder(lease)}. This one ends here\n"
-        )
-        with suppress(OSError):
-            os.write(2, sentence.encode())
-        os._exit(2)
+    def check(self) -> bytes | None:
+        """Returns the lease. Ends this process at once if it is another's: this one has stood still for a minute."""
+        lease = _read(self.run)
+        if _parse(lease).get("token", self.contents["token"]) != self.contents["token"]:
+            sentence = f"{self.run} was taken over while this start stood still: {_holder(lease)}. This one ends here"
+            with suppress(OSError):
+                os.write(2, f"error: {sentence}\n".encode())
+            os._exit(2)  # without another word to the folder
+        return lease
 
     def _write(self) -> None:
         """Writes the lease, other bytes each time."""
@@ -200,13 +197,12 @@ class Lease:
             os.replace(temporary, self.run / NAME)  # unflushed: it is of no use after a crash of the machine
         finally:
             temporary.unlink(missing_ok=True)
-        self.written = True
 
     def release(self) -> None:
-        """Ends renewing; removes the lease if this rank has written it and it is still this start's."""
+        """Ends renewing. Rank 0 removes the lease if it is still this start's."""
         self.ended.set()
         if self.thread.is_alive():
             self.thread.join(RENEW_SECONDS)
-        if self.written and _parse(_read(self.run)).get("token") == self.contents["token"]:
+        if self.rank == 0 and _parse(_read(self.run)).get("token") == self.contents["token"]:
             with suppress(OSError):
                 (self.run / NAME).unlink()

@@ -47,10 +47,10 @@ class TokenCache:
         return self.folder / f"{sample // SAMPLES_PER_FOLDER:06d}" / f"{sample:09d}.tokens"
 
     def read(self, sample: int) -> Tensor | None:
-        """Returns the tokens of a sample; None if they are not kept, or damaged."""
+        """Returns the tokens of a sample; None if they are not kept, damaged, or cannot be read."""
         try:
             contents = self.path(sample).read_bytes()
-        except FileNotFoundError:
+        except OSError:
             return None
         data, checksum = contents[:-CHECKSUM_BYTES], contents[-CHECKSUM_BYTES:]
         if len(data) != self.bytes or zlib.crc32(data).to_bytes(CHECKSUM_BYTES) != checksum:
