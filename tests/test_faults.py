@@ -15,7 +15,7 @@ from data.datamodule import DataConfig, ShardDataModule
 from data.errors import DataError
 from data.images.crops import DRAWS, random_resized_crop
 from data.images.decode import decode, read_header, verify
-from data.index.index_file import build
+from data.index.build import build
 from data.loader.faults import Faults
 from data.loader.loader import explain_worker_death
 from data.pack.image_folder import find_images

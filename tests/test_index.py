@@ -20,6 +20,7 @@ from PIL import Image
 from data.errors import DataError
 from data.index import __main__ as unpacking
 from data.index import index_file
+from data.index.build import build
 from data.index.index import open_shards
 from data.index.samples import split_name
 from data.index.splits import find_shards, has_split
@@ -98,7 +99,7 @@ def test_text_index_equals_that_of_wds2idx(tmp_path):
     """`v1.2 SAMPLES`, then `EXTENSION OFFSET SIZE NAME` of each member of a sample on one line (DALI's wds2idx.py)."""
     files = {"d/a.jpg": png(), "d/a.seg.png": b"ss", "d/.hidden.jpg": b"h", "no_extension": b"n", "b.cls": b"1"}
     tar = write_tar(tmp_path / "x.tar", files)
-    index_file.build(str(tar))
+    build(str(tar))
     places = {member.name: f"{member.offset} {member.size}" for member in members(tar)}
     assert (tmp_path / "x.idx").read_text() == (
         f"v1.2 2\njpg {places['d/a.jpg']} d/a.jpg seg.png {places['d/a.seg.png']} d/a.seg.png\n"
@@ -321,7 +322,7 @@ def test_index_of_100_shards_pickles_below_40_kb_and_reads_keys(tmp_path):
 def test_index_of_3000_shards_opens_and_pickles_below_1_mb(tmp_path):
     """Three thousand, in three elevenths of the memory that is allowed for 11,000; benchmarks/index.py has the time."""
     first = shard(tmp_path / "00000.tar", 100)
-    index_file.build(str(first))
+    build(str(first))
     binary, state = (tmp_path / "00000.idx.bin").read_bytes(), first.stat()
     for i in range(1, 3000):
         (tmp_path / f"{i:05d}.tar").touch()

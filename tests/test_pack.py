@@ -21,7 +21,7 @@ from PIL import Image
 
 from data.errors import DataError, command
 from data.images.decode import image_size
-from data.index import index_file
+from data.index.build import build
 from data.index.index import open_shards
 from data.pack.__main__ import main
 from data.pack.image_folder import find_images
@@ -271,7 +271,7 @@ def test_damaged_shards_are_not_merged_and_are_packed_again(classes, tmp_path):
 
 def test_read_back_of_a_shard_that_differs_raises_data_error(tmp_path):
     data = image(tmp_path / "a.png").read_bytes()
-    index = index_file.build(str(write_tar(tmp_path / "x.tar", {"a.png": data, "a.cls": b"3"})))
+    index = build(str(write_tar(tmp_path / "x.tar", {"a.png": data, "a.cls": b"3"})))
     meant = [("a.png", len(data), digest_of(data)), ("a.cls", 1, digest_of(b"3"))]
     read_back(index, meant)
     for wrong in (meant[:1], meant[::-1], [meant[0], ("a.cls", 1, digest_of(b"4"))]):
@@ -531,6 +531,7 @@ def test_unsupported_source_ends_with_an_error(tmp_path):
     image(tmp_path / "both" / "cat" / "a.png")
     write_tar(tmp_path / "both" / "x.tar", {"a.txt": b""})
     refused(pack(tmp_path / "both", tmp_path / "out"), "holds both tars", "x.tar", "a.png")
+    refused(pack(tmp_path / "both" / "cat", tmp_path / "out", "--image", ".PNG"), "--image png is for tars")
     (tmp_path / "book.pdf").write_text("")
     refused(pack(tmp_path / "book.pdf", tmp_path / "out"), "book.pdf is not a folder of images, nor tars, nor a CSV")
 

@@ -14,6 +14,7 @@ from rich.progress import track
 from data.atomic import publish, replace_file
 from data.errors import DataError
 from data.index import index_file
+from data.index.build import build
 from data.index.index import ShardIndex
 from data.pack.plan import WORK, PackPlan, partial_folder
 from data.pack.writer import Record, find_record
@@ -113,7 +114,7 @@ def _build_manifest(
     plan: PackPlan, folder: Path, records: list[Record], shards: list[Record], bad: list[dict[str, str]]
 ) -> dict[str, Any]:
     tars = [str(folder / record.tar) for record in shards]
-    files = [index_file.load(tar) or index_file.build(tar) for tar in tars]
+    files = [index_file.load(tar) or build(tar) for tar in tars]
     return {
         "name": plan.name,
         "samples": sum(record.samples for record in shards),

@@ -18,6 +18,7 @@ from data.images.arrays import channels_of
 from data.images.decode import has_16_bits, image_size, verify
 from data.images.pil import picture
 from data.index import index_file
+from data.index.build import build
 from data.pack.plan import WORK, PackPlan
 from data.pack.sample import Sample
 
@@ -71,7 +72,7 @@ def write_shard(job: ShardJob, advance: Callable[[], None]) -> Record:
         written, reencoded, bad = _write_members(writer, job, advance)
     size, sha256 = 0, ""
     if written:
-        index = index_file.build(str(temporary))
+        index = build(str(temporary))
         read_back(index, written)
         with open(temporary, "rb") as file:
             size, sha256 = index.tar_bytes, hashlib.file_digest(file, "sha256").hexdigest()
