@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 from torchvision.transforms import v2
 
-from data.datamodule import DataConfig, ShardDataModule
+from data.config import DataConfig
+from data.datamodule import ShardDataModule
 from data.loader.dataset import ShardDataset
 from data.pack.image_folder import find_images
 from data.pack.pack import pack

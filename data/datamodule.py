@@ -9,20 +9,19 @@
 
 import contextlib
 import os
-import sys
 from collections import deque
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning
 import numpy as np
 import torch
-from pydantic import BaseModel, Field, field_validator, model_validator
 from torch import Tensor
 
-from data.errors import DataError
+from data.config import DataConfig
+from data.errors import DataError, say
 from data.images.augment import RandAugment
 from data.images.decode import has_16_bits
 from data.index.classes import class_names, remarks_on_labels
@@ -32,91 +31,13 @@ from data.loader.dataset import Batch, CropSpec, ShardDataset
 from data.loader.faults import Faults
 from data.loader.loader import PREFETCH_FACTOR, ShardLoader
 from data.loader.prefetch import PrefetchingSampler
-from data.loader.streaming import StreamLoader, StreamShards, first_samples
+from data.loader.streaming import LOST_BITS, StreamLoader, StreamShards, first_samples
 from data.order.mixture import Mixture, shares
 from data.order.order import ORDER_VERSION, Order, steps_per_epoch
 from data.order.samplers import AllSamples, MicroBatch, MicroBatches, spread
-from data.storage.cache import ShardCache
-from data.storage.credentials import hide_all
 from data.storage.protocols import is_remote
 
 FORMATS_OF_8_BITS = (".jpg", ".jpeg", ".webp", ".bmp")
-# Policies of timm whose operations grow with the magnitude: some of the others erase an image at low magnitudes.
-POLICY = r"^rand(-(m|n)\d+|-(p|mstd)\d+(\.\d+)?)*-inc1$"
-
-
-class DataConfig(BaseModel, frozen=True, extra="forbid"):
-    """Settings of the data: which images are read, and how they are cropped.
-
-    `path` takes precedence over `source`; without `val_path` the val or test part of `path` is used, if it has one.
-    """
-
-    source: Literal["digits", "photos"] | None = None  # built-in images, packed into `root` on first use
-    root: str = "datasets"
-    path: str | list[str] | None = None  # a folder, a glob, a list, URLs; of a folder with parts the train part
-    val_path: str | list[str] | None = None
-    mode: Literal["index", "stream"] = "index"  # stream: for what cannot be indexed, see data/loader/streaming.py
-    samples: int | None = Field(default=None, ge=1)  # in an epoch, for mode stream only
-    image: str | None = Field(default=None, pattern=r"^[^./\sA-Z][^/\sA-Z]*$")  # see data/index/samples.py
-    cache: str | None = None  # folder on a local disk for copies of remote shards; None: see data/storage/cache.py
-    cache_gb: float | None = Field(default=None, gt=0)  # 10^9 bytes of copies; None: as much as the disk holds
-    workers: int = Field(default=2, ge=0)
-    weights: list[float] | None = None  # share of every global batch that each entry of `path` gets
-    window: int = Field(default=16, ge=1)  # shards that are mixed at a time
-    lanes: int = Field(default=1, ge=1)  # sequences of shards side by side, best one per node: see data/order/order.py
-    scale: tuple[float, float] = (0.2, 1.0)  # share of the image's area that a random crop keeps
-    flip: bool = True
-    rand_augment: str | None = Field(default=None, pattern=POLICY)  # timm's notation: rand-m9-mstd0.5-inc1
-    views_per_image: int = Field(default=1, ge=1)  # repeated augmentation: random crops of one decoded image
-    decode: Literal["fast", "exact"] = "fast"  # fast: large JPEGs at 1/2, 1/4, 1/8 where the crop is far larger
-    bits: Literal[8, 16] = 8  # of the values that reach the device
-    max_bad_fraction: float = Field(default=1e-3, ge=0, le=1)  # share of bad samples above which the run stops
-    val_crop: float = Field(default=1.0, gt=0, le=1)  # share of the shorter side that the centre crop keeps
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-
-    @field_validator("path", "val_path")
-    @classmethod
-    def _hide_credentials(cls, path: str | list[str] | None) -> str | list[str] | None:
-        return hide_all(path)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "DataConfig":
-        if (self.mode == "stream") != (self.samples is not None):
-            raise ValueError("mode=stream and samples go together: a stream has no length. Set both or neither of them")
-        if self.mode == "stream" and not self.path:
-            raise ValueError("mode=stream has no path. Set data.path to commands (pipe:…) or URLs")
-        if self.mode == "stream" and (self.weights or self.views_per_image > 1):
-            raise ValueError("weights and views_per_image are not available for mode=stream. Leave them out")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale={list(self.scale)} has to be two rising shares of the area, 0 < low <= high <= 1")
-        if len(self.mean) != len(self.std):
-            raise ValueError(
-                f"mean has {len(self.mean)} channels and std {len(self.std)}. Give one of each per channel"
-            )
-        if self.weights is not None and (
-            not isinstance(self.path, list) or len(self.weights) != len(self.path) or min(self.weights) <= 0
-        ):
-            raise ValueError(
-                f"weights={self.weights} do not fit path={self.path}: give path a list, and each entry a weight above 0"
-            )
-        if self.rand_augment is not None and (len(self.mean) != 3 or self.bits != 8):
-            raise ValueError(
-                f"rand_augment={self.rand_augment} is for three channels of 8 bits, and these are {len(self.mean)} of "
-                f"{self.bits}. Set rand_augment=null"
-            )
-        if min(self.std, default=0) <= 0:
-            raise ValueError(f"std={list(self.std)} has to be positive in each channel")
-        return self
-
-    @property
-    def named(self) -> bool:
-        """True if the settings say which images to read."""
-        return bool(self.path or self.source)
-
-    @property
-    def shard_cache(self) -> ShardCache:
-        return ShardCache(self.cache, self.cache_gb and self.cache_gb * 1e9)
 
 
 class ShardDataModule(lightning.LightningDataModule):
@@ -179,7 +100,9 @@ class ShardDataModule(lightning.LightningDataModule):
         else:
             self.train_index = open_shards(path, "train", config.shard_cache, config.image)
         self.val_index = _open_validation(path, config)
-        _say_passed_over(self.train_index, self.val_index)
+        for part, index in (("training", self.train_index), ("validation", self.val_index)):
+            if index is not None and index.passed_over:
+                say(f"passed over in the {part} shards: {index.passed_over}")
         self.steps_per_epoch = steps_per_epoch(len(self.train_index), global_batch, views)
         if self.steps_per_epoch == 0:
             raise DataError(
@@ -187,8 +110,8 @@ class ShardDataModule(lightning.LightningDataModule):
                 f"an epoch would have no step. Set global_batch to at most {len(self.train_index) * views}, or add "
                 "images."
             )
-        if config.bits == 8 and config.mode == "index" and os.environ.get("RANK", "0") == "0":
-            _warn_of_lost_bits(self.train_index)
+        if config.bits == 8 and config.mode == "index":
+            _say_lost_bits(self.train_index)
         self.order = _build_order(config, self.train_index, seed, global_batch // views)
         self._copies: deque[tuple[torch.cuda.Event, Tensor]] = deque()
 
@@ -211,13 +134,12 @@ class ShardDataModule(lightning.LightningDataModule):
         Raises DataError if the parts number their classes differently.
         """
         indexes = [index for index in (self.train_index, self.val_index) if index is not None]
-        return class_names(shard for index in indexes for shard in index.shards if not shard.startswith("pipe:"))
+        return class_names(shard for index in indexes for shard in index.shards)
 
     def remarks_on_labels(self) -> list[str]:
         """Returns a sentence for each thing about the labels of the two parts that may not be meant."""
-        if self.val_index is None or isinstance(self.train_index, StreamShards):
-            return []
-        return remarks_on_labels(self.train_index, self.val_index)
+        streamed = isinstance(self.train_index, StreamShards)
+        return [] if streamed else remarks_on_labels(self.train_index, self.val_index)
 
     def train_dataloader(self) -> ShardLoader | StreamLoader:
         trainer = self.trainer
@@ -324,16 +246,8 @@ def _open_validation(path: str | list[str], config: DataConfig) -> ShardIndex | 
     return None
 
 
-def _say_passed_over(train: ShardIndex, validation: ShardIndex | None) -> None:
-    """Prints, on rank 0, what of the shards is not used."""
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
-        for part, index in (("training", train), ("validation", validation)):
-            if index is not None and index.passed_over:
-                print(f"passed over in the {part} shards: {index.passed_over}", file=sys.stderr)
-
-
-def _warn_of_lost_bits(index: ShardIndex) -> None:
-    """Says on stderr if images have 16 bits, of which 8 would be kept. Looks at a few that may have them, or at one."""
+def _say_lost_bits(index: ShardIndex) -> None:
+    """Says if images have 16 bits, of which 8 would be kept. Looks at a few that may have them, or at one."""
     index, looked_at = index.without_downloads(), 1 if any(map(is_remote, index.shards)) else 8
     for sample in spread(len(index), looked_at).tolist():
         shard, offset, size = index.locate(sample)
@@ -348,11 +262,7 @@ def _warn_of_lost_bits(index: ShardIndex) -> None:
                 with open(tar, "rb") as file:  # not `read`, which keeps it open: it may be replaced before training
                     data = os.pread(file.fileno(), size, offset)
             if has_16_bits(data):
-                print(
-                    f"{name} and perhaps other images have 16 bits: data.bits=8 keeps the upper 8 of them, "
-                    "data.bits=16 all. `python -m data.inspect` shows the range of the values.",
-                    file=sys.stderr,
-                )
+                say(f"{name} {LOST_BITS}")
                 return
 
 

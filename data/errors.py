@@ -1,5 +1,6 @@
-"""DataError, the exit codes of the commands, and what image libraries raise on damaged files."""
+"""DataError, what is said on stderr, the exit codes of the commands, what image libraries raise on damaged files."""
 
+import os
 import struct
 import sys
 import zlib
@@ -30,6 +31,12 @@ class DataError(Exception):
 
 class NoObject(DataError):
     """A photograph has no object to segment: it is not damaged, but of no use in training."""
+
+
+def say(sentence: str) -> None:
+    """Prints a sentence on stderr, of the ranks of torchrun or SLURM on rank 0 alone."""
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        print(sentence, file=sys.stderr)
 
 
 def command(main: Callable[[], None]) -> NoReturn:

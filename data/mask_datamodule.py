@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from data.datamodule import DataConfig, ShardDataModule
+from data.config import DataConfig
+from data.datamodule import ShardDataModule
 from data.errors import DataError
 from data.images.masks import require_pycocotools
 from data.index.index import ShardIndex

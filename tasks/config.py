@@ -8,7 +8,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, field_validator
 
-from data.datamodule import DataConfig
+from data.config import DataConfig
 from data.index.samples import FIRST
 from data.storage.credentials import hide
 from mae.callbacks.save_checkpoints import CheckpointConfig

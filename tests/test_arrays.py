@@ -183,6 +183,15 @@ def test_colours_of_16_bits_keep_them_in_every_format(data):
     assert has_16_bits(data) and verify(data, bits=None).dtype == np.uint16 and verify(data).dtype == np.uint8
 
 
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_grey_of_16_bits_is_one_channel_where_several_are_wanted(channels):
+    pgm = b"P5\n56 40\n65535\n" + image(1).astype(">u2").tobytes()
+    for data in (png(image(1)), pgm, tiff(image(1)[..., 0])):
+        for bits in (8, 16):
+            with pytest.raises(DataError, match=f"it has 1 channels where model.in_channels={channels} are wanted"):
+                whole(data, channels, bits)
+
+
 def test_grey_of_16_bits_keeps_them_beside_alpha_and_if_white_is_zero():
     grey = image(1)
     for data in (png(grey), png(np.dstack([grey, image(2)[..., :1]])), tiff(65535 - grey, photometric="miniswhite")):
@@ -299,6 +308,7 @@ def test_16_bits_and_other_channels_are_never_shrunk_to_a_jpeg(data):
         shrink(data, 16, 90)
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its files to the garbage collector.
 def test_images_of_16_bits_are_reported_when_data_bits_is_8(tmp_path, capsys):
     write_tar(tmp_path / "x.tar", {f"{i}.png": png(COLOURS) for i in range(4)})
     for bits, said in ((8, "0.png and perhaps other images have 16 bits: data.bits=8 keeps"), (16, "")):
@@ -306,3 +316,6 @@ def test_images_of_16_bits_are_reported_when_data_bits_is_8(tmp_path, capsys):
         ShardDataModule(config, image_size=(16, 16), channels=3, seed=0, global_batch=4, micro_batch=4)
         err = capsys.readouterr().err
         assert said in err if said else "16 bits" not in err
+    config = DataConfig(path=str(tmp_path / "x.tar"), workers=0, mode="stream", samples=4)
+    ShardDataModule(config, image_size=(16, 16), channels=3, seed=0, global_batch=4, micro_batch=4).examples(1)
+    assert "sample 0, and perhaps other images have 16 bits" in capsys.readouterr().err

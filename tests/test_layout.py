@@ -22,8 +22,9 @@ DATA = {
     "loader": "images index order storage",
     "pack": "images index order storage parallel",
     "inspect": "images index order storage parallel",
-    "datamodule": "images index loader order pack storage",
-    "mask_datamodule": "images index loader order pack storage datamodule",
+    "config": "index storage",
+    "datamodule": "config images index loader order pack storage",
+    "mask_datamodule": "config images index loader order pack storage datamodule",
     "evaluation": "images index loader order storage datamodule",
 }
 MAE = {
@@ -60,7 +61,7 @@ DOORS = {
 
 # The rooms and files that two steps of pre-training load, no others.
 PRETRAINING = {
-    "data": {"datamodule", "images", "index", "loader", "order", "storage", *OPEN},
+    "data": {"config", "datamodule", "images", "index", "loader", "order", "storage", *OPEN},
     "mae": {"callbacks", "distributed", "models", "pictures", "plan", "probes", "report", "run", "train", *OPEN},
     "tasks": {"cli", "config", "errors", "pretrain", "recipe", "task", "train", "words"},
 }

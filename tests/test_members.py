@@ -13,7 +13,9 @@ from data.errors import DataError
 from data.index import index_file
 from data.index.__main__ import main as index_command
 from data.index.index import ShardIndex, index_tars, open_shards
-from data.index.index_file import HEADER_1, MAGIC_1, RECORD
+from data.index.index_file import RECORD
+from data.index.samples import parse_label
+from data.index.version_1 import HEADER_1, MAGIC_1
 from data.loader.streaming import StreamShards, first_samples
 from data.storage.read import read
 from tasks.config import TrainConfig, evaluation_data, keep_image
@@ -95,12 +97,31 @@ def test_label_as_pandas_writes_it_is_the_number_and_names_are_counted(tmp_path)
     assert "2 .cls that hold no number, taken for no label (e.cls: cat, f.cls: 2.5)" in str(index.passed_over)
 
 
+def test_label_as_numpy_writes_it_is_the_number_in_index_and_stream():
+    for text, label in (
+        (b"%.18e\n" % 20, 20),
+        (b"1e1", 10),
+        (b"2.00", 2),
+        (b"1.5e0", -1),
+        (b"1e30", -1),
+        (b"9" * 19, -1),
+    ):
+        assert parse_label(text) == label
+
+
+def test_label_longer_than_a_number_is_read_whole(tmp_path):
+    files = {"a.png": png(), "a.cls": b"%.18e\n" % 20, "b.png": png(), "b.cls": b" " * 15 + b"1234567"}
+    assert keys_and_labels(open_shards(write_tar(tmp_path / "x.tar", files))) == {"a": 20, "b": 1234567}
+
+
 def test_unlabelled_sample_says_what_its_label_file_or_record_holds(tmp_path):
     files = {"a.png": png(), "a.cls": b"n01440001", "b.png": png(), "b.json": b'{"label": 3}', "c.png": png()}
+    files |= {"d.v2.png": png(), "d.v2.cls": b"1"}
     index = open_shards(write_tar(tmp_path / "x.tar", files))
     assert index.explain_label(0) == "a.cls holds 'n01440001', which is no number"
     assert index.explain_label(1) == "b.json has the field label=3, and labels are read from .cls alone"
     assert index.explain_label(2) == "no .cls in the shards"
+    assert index.explain_label(3) == "d.v2.cls is no .cls of the key 'd', which ends at the first dot"
 
 
 # Several images of a sample
@@ -174,9 +195,13 @@ def test_data_module_and_stream_take_the_chosen_image(tmp_path, capsys):
         with pytest.raises(DataError, match=r"data.image=jpg or data.image=png"):
             refused(DataConfig(path=tar, workers=0, **mode), **settings)
     assert "passed over in the training shards: 3 images beside" in capsys.readouterr().err
+    assert DataConfig(path=tar, image=".PNG").image == "png"
     lacking = StreamShards(str(write_tar(tmp_path / "y.tar", {"a.jpg": png(), "b.png": png(2)})), 1, "png")
     assert first_samples(data.dataset(lacking), 1)["keys"] == ["b"]
     assert "sample a has no png" in capsys.readouterr().err
+    lacking.classes = 2
+    with pytest.raises(DataError, match=r"sample b: its .cls is missing, and task.classes=2 wants a number below 2"):
+        first_samples(data.dataset(lacking), 1)
 
 
 # Indexes of version 1

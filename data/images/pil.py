@@ -77,7 +77,7 @@ def pixels(data: bytes, channels: int, bits: int | None = 8) -> np.ndarray:
             return _choose_channels(_decode_16(image, data), channels, _colours(image))
         image.load()
         if image.mode.startswith("I"):  # 16-bit grey, which `convert` would clip
-            return np.repeat(_grey(image)[..., None], channels, axis=2)
+            return np.repeat(_grey(image)[..., None], 3 if channels == 3 else 1, axis=2)
         mode = {1: "L", 3: "RGB"}.get(channels, image.mode)
         values = np.array(_without_palette(image).convert(mode))
     return values.reshape(*values.shape[:2], -1)

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.progress import track
 
 from data.errors import DataError
-from data.index import index_file
+from data.index import index_file, version_1
+from data.index.build import build
 from data.index.index_file import RECORD, IndexFile
 from data.index.passed_over import PassedOver
 from data.index.samples import FIRST, split_name
@@ -102,6 +103,8 @@ class ShardIndex:
         if label := members.get("cls"):
             text = read(tar, label.offset, min(label.size, 40), self.cache).decode("utf-8", "backslashreplace")
             return f"{label.name} holds {text!r}, which is no number"
+        if other := next((member for end, member in members.items() if end.endswith(".cls")), None):
+            return f"{other.name} is no .cls of the key {split_name(other.name)[0]!r}, which ends at the first dot"
         record = members.get("json")
         if record and record.size < 1 << 20:
             with contextlib.suppress(ValueError):
@@ -166,7 +169,13 @@ def open_shards(
 def index_tars(tars: list[str], cache: ShardCache = DEFAULT, image: str | None = None) -> ShardIndex:
     """Does what `open_shards` does, for exactly these tars."""
     chosen = image not in (None, FIRST)
-    files = dict(zip(tars, _each(lambda tar: index_file.load(tar, cache, chosen), tars), strict=True))
+    files = dict(
+        zip(
+            tars,
+            _each(lambda tar: index_file.load(tar, cache, chosen) or version_1.load(tar, cache), tars),
+            strict=True,
+        )
+    )
     files |= build_indexes([tar for tar, file in files.items() if file is None], cache)
     for tar, file in files.items():
         if file and is_remote(tar):
@@ -177,16 +186,16 @@ def index_tars(tars: list[str], cache: ShardCache = DEFAULT, image: str | None =
 def build_indexes(shards: list[str], cache: ShardCache = DEFAULT) -> dict[str, IndexFile]:
     """Indexes shards; returns the index of each. All ranks may do so at once, since files are replaced atomically."""
 
-    def build(shard: str) -> IndexFile:
+    def build_one(shard: str) -> IndexFile:
         try:
-            return index_file.build(shard, cache)
+            return build(shard, cache)
         except OSError as error:
             raise DataError(
                 f"{shard} cannot be indexed ({error}). Check the permissions and the free space; "
                 "MAE_CACHE names the folder for indexes of shards that lie where nothing may be written."
             ) from None
 
-    built = with_progress(_each(build, shards), "indexing", len(shards))
+    built = with_progress(_each(build_one, shards), "indexing", len(shards))
     return dict(zip(shards, built, strict=True))
 
 

@@ -9,6 +9,7 @@
 import itertools
 import re
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from typing import NamedTuple, TypeVar
 
 from data.errors import DataError
@@ -30,6 +31,10 @@ CLUTTER = {
 }
 IN_CLUTTER = "files and folders of thumbnails and waste"
 NO_NUMBER = ".cls that hold no number, taken for no label"
+MAX_LABEL = 64  # bytes of a .cls that are read
+MAX_DIGITS = 18  # of a label, which the index holds as int64
+NUMBER = re.compile(rb"\d{1,18}(\.\d*)?([eE][+-]?\d{1,2})?")
+NO_LABEL = (b"", b"-1", b"-1.0")
 
 
 class Part(NamedTuple):
@@ -83,10 +88,10 @@ def read_parts(tar: TarBytes, passed_over: PassedOver) -> Iterable[Part]:
         elif "/" in key and not CLUTTER.isdisjoint(key.split("/")):
             passed_over.add(IN_CLUTTER, member.name)
         elif extension == "cls":
-            text = tar.pread(min(member.size, 20), member.offset)
+            text = tar.pread(min(member.size, MAX_LABEL), member.offset).strip()
             label = parse_label(text)
-            if label < 0 and text.strip() not in (b"", b"-1"):
-                passed_over.add(NO_NUMBER, f"{member.name}: {text.strip().decode('utf-8', 'backslashreplace')}")
+            if label < 0 and text not in NO_LABEL:
+                passed_over.add(NO_NUMBER, f"{member.name}: {text[:20].decode('utf-8', 'backslashreplace')}")
             yield Part(key, extension, member, label)
         else:
             yield Part(key, extension, member, -1)
@@ -133,6 +138,11 @@ def _twice(tar: str, key: str, extension: str, one: Member, other: Member) -> Da
     )
 
 
+def normalise_extension(text: str) -> str:
+    """Returns an extension that a user has named as the index has it: png for .PNG."""
+    return text.lower().removeprefix(".")
+
+
 def image_extensions(members: Iterable[str]) -> list[str]:
     """Returns those among the extensions of a sample that are images."""
     return [extension for extension in members if extension.rpartition(".")[2] in IMAGES]
@@ -176,6 +186,14 @@ def say_choice(images: Iterable[str]) -> str:
 
 
 def parse_label(text: bytes) -> int:
-    """Returns the number in a .cls member, -1 if it is something else. 2.0, as pandas writes it, is 2."""
-    found = re.fullmatch(rb"\s*(\d{1,18})(\.0*)?\s*", text)
-    return int(found[1]) if found else -1
+    """Returns the whole number in a .cls member, -1 if it is something else.
+
+    2.0, as pandas writes it, is 2, and so is 2.000000000000000000e+00, as NumPy's savetxt does.
+    """
+    text = text.strip()
+    if text.isdigit():
+        return int(text) if len(text) <= MAX_DIGITS else -1
+    if not NUMBER.fullmatch(text):
+        return -1
+    value = Decimal(text.decode())
+    return int(value) if value < 10**MAX_DIGITS and value == value.to_integral_value() else -1

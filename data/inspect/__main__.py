@@ -21,6 +21,7 @@ from data.errors import DataError, command
 from data.index.classes import some
 from data.index.index import index_tars
 from data.index.passed_over import BESIDE, PassedOver, printable
+from data.index.samples import normalise_extension
 from data.index.splits import list_shards
 from data.inspect.contact_sheet import SAMPLES, draw_sheet
 from data.inspect.inspect import inspect
@@ -41,7 +42,8 @@ def main(words: list[str] | None = None) -> None:
     )
     parser.add_argument("--sheet", type=Path, metavar="PNG", help=f"draw {SAMPLES} samples with their keys")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings to this file")
-    parser.add_argument("--image", metavar="EXT", help="the image of samples with several: png, left.jpg; first: any")
+    image = "the image of samples with several: png, left.jpg; first: any"
+    parser.add_argument("--image", type=normalise_extension, metavar="EXT", help=image)
     parser.add_argument(
         "--strict", action="store_true", help="end with exit code 1 if a sample is corrupt or anything passed over"
     )

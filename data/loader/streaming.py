@@ -4,7 +4,6 @@ The batches look like those of data/loader/dataset.py; what their order does not
 """
 
 import hashlib
-import os
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -18,8 +17,9 @@ from webdataset.compat import WebDataset
 from webdataset.gopen import gopen_pipe, gopen_schemes
 from webdataset.shardlists import split_by_worker
 
-from data.errors import DataError
+from data.errors import DataError, say
 from data.images.crops import DRAWS
+from data.images.decode import has_16_bits
 from data.index.index import ShardIndex
 from data.index.passed_over import PassedOver
 from data.index.samples import find_image, parse_label
@@ -34,6 +34,10 @@ from data.storage.protocols import HTTP, PROTOCOLS, file_system
 CAVEAT = (
     "data.mode=stream: a resumed run sees other images, an epoch may repeat some and leave out others, and the order "
     "depends on the number of ranks and workers."
+)
+LOST_BITS = (
+    "and perhaps other images have 16 bits: data.bits=8 keeps the upper 8 of them, data.bits=16 all. "
+    "`python -m data.inspect` shows the range of the values."
 )
 SHUFFLE_BUFFER = 1000  # samples from which the next one is drawn
 
@@ -50,8 +54,8 @@ class StreamShards(ShardIndex):
         self.sizes = np.array([samples])
         self.ends = [samples]
         self.fingerprint = hashlib.sha256("\n".join(["stream", *map(reveal, self.shards)]).encode()).hexdigest()
-        if os.environ.get("RANK", "0") == "0":
-            print(CAVEAT, file=sys.stderr)
+        self.classes: int | None = None  # labels have to be below; None: none are wanted
+        say(CAVEAT)
 
     def without_downloads(self) -> ShardIndex:
         return self
@@ -174,16 +178,29 @@ def _batch(dataset: ShardDataset, samples: list[tuple[dict[str, Any], bytes]], e
     positions = np.arange(start, start + len(samples))
     drawn = [None] * len(samples) if dataset.seed is None else uniforms(dataset.seed, epoch, positions, DRAWS).tolist()
     images, boxes = dataset.empty_images(len(samples)), []
+    labels = [_label(dataset.index, sample) for sample, _ in samples]
     for row, ((sample, data), u) in enumerate(zip(samples, drawn, strict=True)):
         try:
             boxes += dataset.decode_views(images[row : row + 1], data, u and [u])
+            if epoch == start == row == 0 and dataset.spec.bits == 8 and has_16_bits(data):
+                print(f"{_name(sample)}, {LOST_BITS}", file=sys.stderr)
         except DataError as error:
             raise DataError(f"{_name(sample)}: {error}. Pack the images again.") from None
     return {
         "images": images,
-        "labels": torch.tensor([parse_label(sample.get("cls", b"")) for sample, _ in samples]),
+        "labels": torch.tensor(labels),
         "positions": torch.from_numpy(positions),
         "samples": torch.full((len(samples),), -1),  # They have no numbers.
         "boxes": torch.tensor(boxes, dtype=torch.int32),
         "keys": [sample["__key__"] for sample, _ in samples],
     }
+
+
+def _label(index: ShardIndex, sample: dict[str, Any]) -> int:
+    """Returns the class of a sample, -1 if there is none. Raises DataError if one is wanted."""
+    text = sample.get("cls", b"")
+    label, classes = parse_label(text), index.classes if isinstance(index, StreamShards) else None
+    if classes is not None and not 0 <= label < classes:
+        said = f"holds {text[:20].decode('utf-8', 'backslashreplace')!r}" if text else "is missing"
+        raise DataError(f"{_name(sample)}: its .cls {said}, and task.classes={classes} wants a number below {classes}.")
+    return label

@@ -26,6 +26,7 @@ from typing import Any
 
 from data.errors import DataError, command
 from data.index.passed_over import PassedOver
+from data.index.samples import normalise_extension
 from data.index.splits import NAMES, local_path
 from data.pack.assemble import assemble, check_out, replaced_folder
 from data.pack.class_list import read_class_list
@@ -129,7 +130,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FROM",
         help="number the classes as FROM does: a packed part, or a file with a name per line",
     )
-    add("--image", metavar="EXT", help="the image of samples of tars with several: png, left.jpg; first: any")
+    add(
+        "--image",
+        type=normalise_extension,
+        metavar="EXT",
+        help="the image of samples of tars with several: png, left.jpg; first: any",
+    )
     add("--masks", type=Path, metavar="JSON", help="COCO instances of the images, kept as KEY.json as SA-1B does")
     add("--jobs", type=_positive, default=cores(), metavar="N", help=f"processes (default: the cores, here {cores()})")
     one = parser.add_mutually_exclusive_group()
