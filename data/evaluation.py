@@ -2,80 +2,77 @@
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from data.datamodule import ShardDataModule
 from data.errors import DataError
-from data.index.classes import class_names
+from data.index.classes import read_classes
 from data.index.index import ShardIndex
 from data.loader.dataset import Batch
 from data.order.samplers import spread
 
-Split = Literal["train", "test"]
-
 
 class EvaluationImages:
-    """Training and test images of `data`, as one rank reads them; the test images are its validation images.
+    """The splits "train" and "test" of `data`, as one rank reads them; the test images are its validation images.
 
     batch_size  of one rank
     """
 
     def __init__(self, data: ShardDataModule, batch_size: int, rank: int = 0, ranks: int = 1):
         self.data, self.batch_size, self.rank, self.ranks = data, batch_size, rank, ranks
-        self._digests: dict[Split, str] = {}
+        self._digests: dict[str, str] = {}
 
-    def has(self, split: Split) -> bool:
+    def has(self, split: str) -> bool:
         return split == "train" or self.data.val_index is not None
 
-    def index(self, split: Split) -> ShardIndex:
+    def index(self, split: str) -> ShardIndex:
         index = self.data.train_index if split == "train" else self.data.val_index
         if index is None:
             raise DataError("there are no test images: set data.val_path")
         return index
 
-    def samples(self, split: Split, at_most: int | None) -> Tensor:
+    def samples(self, split: str, at_most: int | None) -> Tensor:
         """Returns the numbers of all samples, or of `at_most` evenly spread ones, ascending."""
         index = self.index(split)
         return torch.from_numpy(spread(len(index), at_most or len(index)))
 
-    def labels(self, split: Split, samples: Tensor) -> Tensor:
+    def labels(self, split: str, samples: Tensor) -> Tensor:
         """Returns the classes, -1 where there is none, without decoding."""
         return torch.from_numpy(self.index(split).labels[samples.numpy()])
 
-    def explain_label(self, split: Split, sample: int) -> str:
+    def explain_label(self, split: str, sample: int) -> str:
         """Says why a sample has no label."""
         return self.index(split).explain_label(sample)
 
-    def class_names(self, *splits: Split, strict: bool = True) -> list[str]:
-        """Returns the names of the classes by label, [] if no manifest.json has them.
+    def class_names(self, *splits: str) -> list[str]:
+        """Returns the names of the classes by label, [] if no manifest.json has them or these parts do not agree."""
+        return self._classes(splits)[0]
 
-        Raises DataError if these parts number their classes differently; returns [] then unless `strict`.
-        """
-        try:
-            return class_names(shard for split in splits for shard in self.index(split).shards)
-        except DataError:
-            if strict:
-                raise
-            return []
+    def differing_classes(self, *splits: str) -> str:
+        """Says where these parts number their classes differently, "" if they agree."""
+        return self._classes(splits)[1]
+
+    def _classes(self, splits: tuple[str, ...]) -> tuple[list[str], str]:
+        return read_classes(shard for split in splits for shard in self.index(split).shards)
 
     def remarks_on_labels(self) -> list[str]:
         """Returns a sentence for each thing about the labels of both parts that may not be meant."""
         return self.data.remarks_on_labels()
 
-    def crops(self, split: Split, samples: Tensor) -> Tensor:
+    def crops(self, split: str, samples: Tensor) -> Tensor:
         """Returns centre crops uint8 or uint16 [B, C, H, W] of a few samples."""
         return self.data.crops(self.index(split), samples.numpy())
 
-    def batches(self, split: Split, samples: Tensor, view: int | None = None) -> Iterable[Batch]:
+    def batches(self, split: str, samples: Tensor, view: int | None = None) -> Iterable[Batch]:
         """Loads this rank's share of the samples: centre crops, or random crops and flips that follow from `view`."""
         return self.data.evaluation_loader(
             self.index(split), self.batch_size, self.rank, self.ranks, samples.numpy(), view
         )
 
-    def identity(self, split: Split, view: int | None = None) -> dict[str, Any]:
+    def identity(self, split: str, view: int | None = None) -> dict[str, Any]:
         """Returns everything that pixels and label of a sample depend on, as the key of cached features."""
         config, crop = self.data.config, self.data.crop
         identity = {
@@ -93,7 +90,7 @@ class EvaluationImages:
             return identity
         return identity | {"view": view, "seed": self.data.seed, "scale": list(crop.scale), "flip": crop.flip}
 
-    def _label_digest(self, split: Split) -> str:
+    def _label_digest(self, split: str) -> str:
         if split not in self._digests:
             self._digests[split] = hashlib.sha256(self.index(split).labels.tobytes()).hexdigest()[:16]
         return self._digests[split]

@@ -4,10 +4,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from data.index.classes import differing_label, some
 from data.index.index import ShardIndex
+from data.loader.streaming import StreamShards
 from mae.distributed.rank_zero import say
 from mae.errors import ConfigError, first_sentence
 from mae.formats.load import load
@@ -19,6 +21,8 @@ from mae.models.vit import Encoder
 from mae.run.checkpoint_files import read_own
 from mae.train.finetuning import FinetuneConfig, Finetuning
 from tasks.task import Task
+
+MANY_CLASSES = 10_000  # with more, labels may be ids
 
 
 class Finetune(Task[FinetuneConfig]):
@@ -58,16 +62,19 @@ class Finetune(Task[FinetuneConfig]):
 
         Raises ConfigError if the labels do not fit, DataError if the parts number their classes differently.
         """
-        given = self.settings.classes
-        if not self.config.data.named or self.config.data.mode == "stream":
-            if given is None:
-                raise ConfigError("task.classes is not set, and there is no index of labels to count them in: set it")
+        given, data = self.settings.classes, self.config.data
+        streamed = data.mode == "stream"
+        if given is None and (streamed or not data.named):
+            raise ConfigError("task.classes is not set, and there is no index of labels to count them in: set it")
+        if given is not None and not data.named:
             return given
         names = self.data.class_names
         classes = given or len(names) or int(self.data.train_index.labels.max()) + 1
         for part, index in (("training", self.data.train_index), ("validation", self.data.val_index)):
-            if index is not None:
+            if index is not None and not (streamed and part == "training"):
                 refuse_labels(index, part, classes, names)
+        if given is None:
+            refuse_count(self.data.train_index.labels, classes, names)
         return classes
 
     @cached_property
@@ -86,13 +93,15 @@ class Finetune(Task[FinetuneConfig]):
         self.refuse_settings()
         if checkpoint is not None:
             refuse_other_classes(read_own(checkpoint)["mae"].get("classes", []), self.class_names, checkpoint)
+        for remark in self.data.remarks_on_labels():
+            say(f"labels: {remark}")
+        if isinstance(self.data.train_index, StreamShards):
+            self.data.train_index.classes = self.classes
         if self.encoder is not None:
             model = build_classifier(self.encoder, self.classes, task.pool, task.drop_path)
         else:
             model = Classifier(self.architecture, self.classes, task.pool, task.drop_path)
         model.class_names = self.class_names
-        for remark in self.data.remarks_on_labels():
-            say(f"labels: {remark}")
         prepare_blocks(list(model.blocks), config.blocks)
         return model
 
@@ -145,6 +154,21 @@ def refuse_other_classes(stored: list[str], names: list[str], checkpoint: Path) 
         raise ConfigError(
             f"{checkpoint} belongs to a different run: label {label} was {before!r} there and is {now!r} in the "
             "images. Resume with the images that it was trained on, or start a new run with another name="
+        )
+
+
+def refuse_count(labels: np.ndarray, classes: int, names: list[str]) -> None:
+    """Raises ConfigError if there is one class, or if most of many have no image and no name: labels are then ids."""
+    found = len(np.unique(labels))
+    if classes < 2:
+        raise ConfigError(
+            "task=finetune needs several classes, and all images are of one: pack the folder that holds them"
+        )
+    if classes > MANY_CLASSES and classes > 10 * found and all(name.isdecimal() for name in names):
+        raise ConfigError(
+            f"the labels of the training images go up to {classes - 1:,}, and {found:,} different ones occur: they "
+            f"look like ids, and the head would have {classes:,} outputs. Number the classes from 0 on in the .cls, or "
+            f"set task.classes={classes} if that is meant"
         )
 
 

@@ -56,7 +56,7 @@ class Pretrain(Task[PretrainConfig]):
 
     def _online_probe(self, every: int) -> pl.Callback:
         """Builds the online probe on test images, else training images; with kNN if all of them have labels."""
-        from data.evaluation import EvaluationImages, Split
+        from data.evaluation import EvaluationImages
         from mae.callbacks.online_probe import OnlineProbe
 
         probe, data, topology = self.config.online_probe, self.data, self.topology
@@ -67,16 +67,14 @@ class Pretrain(Task[PretrainConfig]):
                 f"online_probe.every={every} needs images that have numbers, and a stream has none: set "
                 "data.val_path, or online_probe.every=null"
             )
-        test: Split = "train" if data.val_index is None else "test"
+        test = "train" if data.val_index is None else "test"
         held_out = images.samples(test, probe.test_images)
         train = None
         if test == "test" and not streamed and bool((images.labels("test", held_out) >= 0).all()):
             samples = images.samples("train", probe.train_images)
             if bool((images.labels("train", samples) >= 0).all()):
-                try:
-                    images.class_names("train", "test")
-                except DataError as error:
-                    raise DataError(f"online_probe.every={every}: {error} Or set online_probe.every=null.") from None
+                if differing := images.differing_classes("train", "test"):
+                    raise DataError(f"online_probe.every={every}: {differing} Or set online_probe.every=null.")
                 train = images.batches("train", samples)
                 for remark in images.remarks_on_labels():
                     say(f"labels: {remark}")

@@ -21,12 +21,14 @@ from mae.distributed.launch import Topology
 from mae.errors import ConfigError
 from mae.models.classifier import Classifier
 from mae.models.config import MAEConfig
+from mae.models.mae import MaskedAutoencoder
 from mae.models.pixels import Pixels
 from mae.probes.classify import Classify
 from mae.probes.feature_cache import FeatureCache
 from mae.probes.features import Features
 from mae.probes.knn import KNN, knn_accuracy
 from mae.probes.models_under_probe import ModelsUnderProbe
+from mae.probes.suite import Suite, select_probes
 from tasks.finetune import Finetune, refuse_other_classes
 from tasks.pretrain import Pretrain
 from tests.processes import SMALL
@@ -101,10 +103,8 @@ def test_parts_with_other_class_numbers_are_refused_wherever_labels_meet_and_the
     with pytest.raises(DataError, match=differ) as refusal:
         assert Finetune(settings(parts, "task=finetune"), ALONE).classes
     probed = under_probe(opened(parts), tmp_path)
-    with pytest.raises(DataError, match=differ):
-        KNN(name="knn").refusal(probed)
-    with pytest.raises(DataError, match=differ):
-        Classify(name="classify").refusal(probed)
+    for probe in (KNN(name="knn"), Classify(name="classify")):
+        assert re.search(differ, probe.refusal(probed) or "")
     with pytest.raises(DataError, match=r"online_probe.every=2: .*label 1 is 'dog'.*Or set online_probe"):
         Pretrain(settings(parts, "online_probe.every=2"), ALONE).callbacks()
     assert Pretrain(settings(parts), ALONE).callbacks()  # no label is used
@@ -124,9 +124,63 @@ def test_classifier_is_evaluated_only_on_images_of_its_own_classes(parts: Path, 
     assert classify.refusal(under_probe(data, tmp_path, names=["cat", "horse", "owl"])) is None
     reason = classify.refusal(under_probe(data, tmp_path, names=["cat", "dog", "horse"])) or ""
     assert "label 1 is 'horse' in them and 'dog' in the classifier" in reason
+    with pytest.warns(UserWarning, match="'tabby', … in the classifier, 'cat', … in the images: numbers"):
+        assert classify.refusal(under_probe(data, tmp_path, names=["tabby", "hound", "pony"])) is None
     write_tar(tmp_path / "x.tar", {"a.png": image(tmp_path / "a.png").read_bytes(), "a.cls": b"7"})
     reason = classify.refusal(under_probe(opened(tmp_path / "x.tar", val_path=str(tmp_path / "x.tar")), tmp_path))
     assert "labels below 3" in (reason or "") and "go up to 7" in (reason or "")
+
+
+def test_suite_over_parts_with_other_class_numbers_leaves_out_the_probes_that_need_labels(
+    parts: Path, tmp_path: Path
+) -> None:
+    probed = under_probe(opened(parts), tmp_path)
+    config = MAEConfig(image_size=16, patch_size=8, width=48, depth=1, num_heads=3, decoder_width=48, decoder_depth=1)
+    probed.models["trained"] = MaskedAutoencoder(config)
+    linear = {"strengths": [1.0], "lars": {}}
+    suite = Suite.model_validate(
+        {
+            "name": "suite",
+            "knn": {"name": "knn"},
+            "linear": {"name": "linear", **linear},
+            "attentive": {"name": "attentive", "lrs": [1e-3], "weight_decays": [0.0]},
+            "reconstruct": {"name": "reconstruct", "ratios": [0.75]},
+        }
+    )
+    probes, left_out = select_probes(suite, probed)
+    assert [probe.name for probe in probes] == ["reconstruct"] and list(left_out) == ["knn", "linear", "attentive"]
+    assert all("label 1 is 'dog'" in reason for reason in left_out.values())
+
+
+def test_probe_of_training_images_of_one_class_is_refused(tmp_path: Path) -> None:
+    data = image(tmp_path / "a.png").read_bytes()
+    write_tar(
+        tmp_path / "x.tar", {f"{i}.{end}": body for i in range(3) for end, body in (("png", data), ("cls", b"1"))}
+    )
+    probed = under_probe(opened(tmp_path / "x.tar", val_path=str(tmp_path / "x.tar")), tmp_path)
+    assert "several classes, and all 3 have the label 1" in (KNN(name="knn").refusal(probed) or "")
+
+
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [
+        ({"dog": 1, "cat": 0}, ["cat", "dog"]),
+        ({"1": "dog", "0": "cat"}, ["cat", "dog"]),
+        (2, []),
+        ({"cat": 1, "dog": 2}, None),
+        ([{"id": 0, "name": "cat"}], None),
+        ("classes.txt", None),
+    ],
+)
+def test_classes_of_a_foreign_manifest_are_names_or_refused(
+    tmp_path: Path, classes: object, names: list[str] | None
+) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"classes": classes}))
+    if names is None:
+        with pytest.raises(DataError, match=r"manifest\.json has `classes` in a form that is not known"):
+            class_names([str(tmp_path / "x.tar")])
+    else:
+        assert class_names([str(tmp_path / "x.tar"), "pipe:cat y.tar"]) == names
 
 
 def test_lists_agree_if_one_is_the_beginning_of_the_other(tmp_path: Path) -> None:
@@ -144,6 +198,11 @@ def test_name_of_a_class_is_the_same_however_a_computer_writes_it(tmp_path: Path
     assert opened(tmp_path / "out").class_names == ["k\u00e4se", "zoo"]
     packed(tmp_path / "train.in", tmp_path / "again", "--classes", tmp_path / "out" / "val")
     assert same_name("caf\udce9").encode()  # a byte that is no UTF-8
+    (tmp_path / "train.in" / "k\u00e4se").mkdir()
+    image(tmp_path / "train.in" / "k\u00e4se" / "a.png")
+    refused(
+        pack(tmp_path / "train.in", tmp_path / "no", "--classes", tmp_path / "out/val"), "2 classes that are called"
+    )
 
 
 def test_empty_class_folder_keeps_its_number(tmp_path: Path) -> None:
@@ -174,6 +233,7 @@ def test_classes_option_numbers_folders_lists_and_tars_alike(parts: Path, tmp_pa
     refused(pack(train, tmp_path / "no", "--classes", parts / "val"), "has the classes dog, which --classes")
     refused(pack(parts.parent / "va" / "cat", tmp_path / "no", "--classes", train), "has no sub-folder or .cls file")
     refused(pack(parts.parent / "va", tmp_path / "no", "--classes", parts), "names no classes")
+    assert packed(parts.parent / "va", tmp_path / "manifest", "--classes", train / "manifest.json") == names
     write_tar(tmp_path / "in.tar", {"a.png": image(tmp_path / "a.png").read_bytes(), "a.cls": b"3"})
     refused(pack(tmp_path / "in.tar", tmp_path / "no", "--classes", train), "has the label 3, and --classes ends at 2")
 
@@ -205,6 +265,7 @@ def test_tars_of_two_folders_with_other_class_numbers_are_not_packed_together(pa
         ("1.0 -1.0 0", [1, -1, 0], 2),
         ("1355936 99 1355936.0", [0, 1, 0], 2),  # ids
         ("dog -1 cat", [1, -1, 0], 2),
+        ("1.000000000000000000e+01 2e0 0", [10, 2, 0], 11),  # as numpy.savetxt does
         ("-1 -1 -1", [-1, -1, -1], 0),
     ],
 )
@@ -227,6 +288,8 @@ def test_csv_labels_as_pandas_writes_them_are_numbers(tmp_path: Path, labels: st
         ("1 -2", "line 3 has the label -2, which is no class"),
         ("1.5 2", "line 2 has the label 1.5, which is no class"),
         ("cat nan", "line 3 has the label nan, which is no class"),
+        ("cat NaN", "line 3 has the label NaN, which is no class"),
+        ("0 <NA>", "line 3 has the label <NA>, which is no class"),
     ],
 )
 def test_csv_label_that_is_no_class_ends_with_an_error(tmp_path: Path, labels: str, says: str) -> None:
@@ -255,6 +318,23 @@ def test_labels_that_no_list_names_are_remarked_upon(tmp_path: Path) -> None:
         [0, 1], [0, 5]
     )
     assert "no training image is of 1 of the 3 classes: 0" in remarks([1, 2], [1, 2])
+
+
+def test_fine_tuning_on_one_class_or_on_ids_is_refused(tmp_path: Path) -> None:
+    data = image(tmp_path / "a.png").read_bytes()
+    files = {f"{i}.{end}": body for i in range(4) for end, body in (("png", data), ("cls", b"13559%02d" % i))}
+    write_tar(tmp_path / "one.tar", {name: b"0" if name.endswith("cls") else body for name, body in files.items()})
+    with pytest.raises(ConfigError, match="needs several classes, and all images are of one"):
+        assert Finetune(settings(tmp_path / "one.tar", "task=finetune", "global_batch=4"), ALONE).classes
+    write_tar(tmp_path / "x.tar", files)
+    words = (tmp_path / "x.tar", "task=finetune", "global_batch=4")
+    with pytest.raises(ConfigError, match=r"up to 1,355,903, and 4 different ones occur: .* set task.classes=1355904"):
+        assert Finetune(settings(*words), ALONE).classes
+    task = Finetune(settings(*words, "task.classes=1355904"), ALONE)
+    assert task.classes == 1355904 and not task.class_names
+    assert task.data.remarks_on_labels() == [
+        "no training image is of 1,355,900 of the 1,355,904 classes: 0, 1, 2, 3, 4 and 1355895 more"
+    ]
 
 
 def test_features_kept_under_other_labels_are_not_used(tmp_path: Path) -> None:

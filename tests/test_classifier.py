@@ -13,6 +13,7 @@ from timm.optim import param_groups_layer_decay
 
 import mae
 from mae.export.write import export
+from mae.formats.hf_vit import class_settings
 from mae.models.classifier import Classifier, Pool, build_classifier
 from mae.models.execution import BlocksConfig, prepare_blocks
 from mae.models.vit import LayerNorm
@@ -162,3 +163,5 @@ def test_exported_classifier_names_its_classes(tmp_path: Path, to: str, out: str
     if to == "hf-vit":
         peer = transformers.ViTForImageClassification.from_pretrained(tmp_path / out)
         assert peer.config.id2label == dict(enumerate(names)) and peer.config.label2id["bee"] == 1
+        model.class_names = ["crane", "bee", "crane"]
+        assert class_settings(model)["label2id"] == {"crane (0)": 0, "bee": 1, "crane (2)": 2}

@@ -7,7 +7,7 @@ import torch
 
 import mae
 from data.datamodule import DataConfig, ShardDataModule
-from data.evaluation import EvaluationImages, Split
+from data.evaluation import EvaluationImages
 from mae.distributed.launch import Topology
 from mae.models.pixels import Pixels
 from mae.probes.features import Features, describe, rankme
@@ -59,7 +59,7 @@ def test_logged_probe_scores_equal_those_of_the_checkpoint_of_that_step(with_pro
     data = ShardDataModule(config, image_size=(32, 32), channels=3, seed=0, global_batch=1, micro_batch=1)
     images, pixels = EvaluationImages(data, 64), Pixels(config.mean, config.std)
 
-    def features(split: Split, count: int) -> Features:
+    def features(split: str, count: int) -> Features:
         samples = images.samples(split, count)
         with torch.no_grad():
             latent = model.encode(pixels.normalise(images.crops(split, samples)))

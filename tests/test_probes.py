@@ -57,6 +57,11 @@ def test_linear_probe_scores_above_88_percent_on_digits(digits) -> None:
     assert accuracy > 0.88 and strength in (1e-3, 1e-1)
 
 
+def test_linear_probe_of_two_samples_takes_the_first_strength() -> None:
+    two = features(torch.eye(2), torch.arange(2))
+    assert linear_accuracy(two, two, [1.0, 10.0]) == (1.0, 1.0)
+
+
 def test_lars_update_equals_that_of_the_paper(digits) -> None:
     """Matrices move by the trust coefficient times |w| / |gradient|, what has one dimension by plain momentum."""
     x, y = digits

@@ -6,8 +6,8 @@
 """
 
 from collections.abc import Iterable
-from itertools import combinations
 from shlex import quote
+from typing import Any, cast
 from unicodedata import normalize
 
 import numpy as np
@@ -23,34 +23,47 @@ MAX_NAMED = 5  # classes in an error
 def class_names(shards: Iterable[str]) -> list[str]:
     """Returns the names of the classes of shards: the longest list of their folders, [] if no folder has one.
 
-    Raises DataError if two folders number their classes differently.
+    Raises DataError if two folders number their classes differently, or a manifest.json has them in an unknown form.
     """
     lists = class_lists(shards)
-    for (one, first), (other, second) in combinations(lists.items(), 2):
-        if different := differing_label(first, second):
-            label, *names = different
+    longest = max(lists, key=lambda folder: len(lists[folder]), default="")
+    for folder, names in lists.items():
+        if different := differing_label(lists[longest], names):
+            label, *both = different
             raise DataError(
-                f"{one} and {other} number their classes differently: label {label} is {names[0]!r} in the one and "
-                f"{names[1]!r} in the other. {_way_to_agree(one, first, other, second)}"
+                f"{longest} and {folder} number their classes differently: label {label} is {both[0]!r} in the one and "
+                f"{both[1]!r} in the other. {_way_to_agree(longest, lists[longest], folder, names)}"
             )
-    return max(lists.values(), key=len, default=[])
+    return lists.get(longest, [])
 
 
-def remarks_on_labels(train: ShardIndex, val: ShardIndex) -> list[str]:
-    """Returns a sentence for each thing about the labels of two parts that may not be meant."""
-    shards = [*train.shards, *val.shards]
-    names, labels = class_names(shards), val.labels
-    seen, validated = (np.unique(found[found >= 0]) for found in (train.labels, labels))
-    if not len(seen) or not len(validated):
+def read_classes(shards: Iterable[str]) -> tuple[list[str], str]:
+    """Returns what `class_names` does, and ""; or [], and the sentence that it would raise."""
+    try:
+        return class_names(shards), ""
+    except DataError as error:
+        return [], str(error)
+
+
+def remarks_on_labels(train: ShardIndex, val: ShardIndex | None = None) -> list[str]:
+    """Returns a sentence for each thing about the labels of the parts that may not be meant."""
+    shards = [shard for index in (train, val) if index is not None for shard in index.shards]
+    names, seen = class_names(shards), np.unique(train.labels)
+    seen = seen[seen >= 0]
+    if not len(seen):
         return []
     classes = np.arange(max(len(names), seen[-1] + 1))
 
-    def describe(some_labels: np.ndarray) -> str:
-        return some([names[label] if label < len(names) else str(label) for label in some_labels.tolist()])
+    def describe(labels: np.ndarray) -> str:
+        return some([names[label] if label < len(names) else str(label) for label in labels.tolist()])
 
     remarks = []
     if len(absent := np.setdiff1d(classes, seen)):
         remarks.append(f"no training image is of {len(absent):,} of the {len(classes):,} classes: {describe(absent)}")
+    if val is None:
+        return remarks
+    labels = val.labels
+    validated = np.unique(labels[labels >= 0])
     if len(unseen := np.setdiff1d(validated, seen)):
         count = int(np.isin(labels, unseen).sum())
         remarks.append(
@@ -59,7 +72,7 @@ def remarks_on_labels(train: ShardIndex, val: ShardIndex) -> list[str]:
         )
     unnamed = sorted({_folder(shard) for shard in shards} - class_lists(shards).keys())
     # Whoever numbers the classes of a part that lacks some gives them the first numbers.
-    if unnamed and len(validated) < len(seen) and validated[-1] == len(validated) - 1:
+    if unnamed and 0 < len(validated) < len(seen) and validated[-1] == len(validated) - 1:
         remarks.append(
             f"the validation images have the labels 0 … {validated[-1]} and the training images 0 … {seen[-1]}, and no "
             f"manifest.json in {some(unnamed)} names the classes: if they were numbered without the missing ones, "
@@ -70,8 +83,8 @@ def remarks_on_labels(train: ShardIndex, val: ShardIndex) -> list[str]:
 
 def class_lists(shards: Iterable[str]) -> dict[str, list[str]]:
     """Returns folder -> names of its classes, for each folder of shards whose manifest names any."""
-    folders = dict.fromkeys(map(_folder, shards))
-    lists = {folder: names_in(Folder(folder).manifest()) for folder in folders}
+    folders = dict.fromkeys(_folder(shard) for shard in shards if not shard.startswith("pipe:"))
+    lists = {folder: names_in(Folder(folder)) for folder in folders}
     return {folder: names for folder, names in lists.items() if names}
 
 
@@ -79,11 +92,24 @@ def _folder(shard: str) -> str:
     return split_path(shard)[0] or "."
 
 
-def names_in(manifest: dict | None) -> list[str]:
-    """Returns the names of the classes in a manifest, [] if it has none."""
-    found = (manifest or {}).get("classes", [])
-    named = isinstance(found, list) and all(isinstance(name, str) for name in found)
-    return [same_name(name) for name in found] if named else []
+def names_in(folder: Folder) -> list[str]:
+    """Returns the names of the classes by label in the manifest of a folder, [] if it has none.
+
+    `classes` is a list of names, {name: label} or {label: name}. Raises DataError if it is something else.
+    """
+    found: Any = (folder.manifest() or {}).get("classes")
+    if found is None or isinstance(found, int):  # their number says nothing about them
+        return []
+    if isinstance(found, dict):
+        swapped = all(isinstance(label, int) for label in found.values())
+        by_label = {str(label): name for name, label in found.items()} if swapped else found
+        found = cast(Any, [by_label.get(str(label)) for label in range(len(found))])
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise DataError(
+            f"{folder.file('manifest.json')} has `classes` in a form that is not known. Make it the list of their "
+            "names in the order of the labels, or remove it."
+        )
+    return [same_name(name) for name in found]
 
 
 def differing_label(first: list[str], second: list[str]) -> tuple[int, str, str] | None:

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data.errors import DataError
-from data.index.classes import class_names
+from data.index.classes import read_classes
 from data.index.index import ShardIndex
 from data.index.passed_over import PassedOver
 from data.inspect.survey import CHUNK, Survey, chunks, examine
@@ -34,7 +33,7 @@ def inspect(index: ShardIndex, *, deep: bool = False, jobs: int = 1) -> dict[str
     colours = survey.colours()
     labels = dict(zip(*(part.tolist() for part in np.unique(index.labels, return_counts=True)), strict=True))
     unlabelled = labels.pop(-1, 0)
-    names, differing = _class_names(index)
+    names, differing = read_classes(index.shards)
     sizes = {"smallest": survey.smallest, "largest": survey.largest}
     return {
         "shards": len(index.shards),
@@ -63,14 +62,6 @@ def inspect(index: ShardIndex, *, deep: bool = False, jobs: int = 1) -> dict[str
         "corrupt": [{**_place(index, sample), "reason": reason} for sample, reason in sorted(survey.faults)],
         "duplicates": [[_place(index, sample) for sample in group] for group in survey.duplicates()],
     }
-
-
-def _class_names(index: ShardIndex) -> tuple[list[str], str]:
-    """Returns the names of the classes by label, and the sentence that says where two folders do not agree on them."""
-    try:
-        return class_names(index.shards), ""
-    except DataError as error:
-        return [], str(error)
 
 
 def _not_packed(index: ShardIndex) -> PassedOver:

@@ -4,20 +4,19 @@ import csv
 import os
 import re
 from collections.abc import Iterator
-from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from data.errors import DataError
 from data.index.classes import same_name
-from data.index.samples import IMAGES
+from data.index.samples import IMAGES, parse_label
 from data.pack.class_list import number_by_name
 from data.pack.image_folder import key_of_path, read_file
 from data.pack.sample import Sample, Source
 
 # pandas writes a column of numbers in which one is missing as 2.0, and the missing one as nan where it is asked to.
-NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d{1,2})?|nan", re.ASCII)
+NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?|nan|<na>", re.ASCII | re.IGNORECASE)
 MAX_DIGITS = 6  # of a number that is a class; longer ones are ids, that is names
 
 
@@ -120,13 +119,14 @@ def _read_rows(reader: csv.DictReader, source: Path) -> Iterator[Row]:
 def _read_label(text: str, place: str) -> str | None:
     """Returns a name, or the digits of a number; None for -1. Raises DataError for numbers that are no class."""
     if not NUMBER.fullmatch(text):
+        return same_name(text)
+    if text.isdecimal():
         return text
-    value = Decimal(text) if text != "nan" else None
-    if value == -1:
+    if re.fullmatch(r"-1(\.0*)?", text):
         return None
-    if value is None or value < 0 or value != int(value):
-        raise DataError(
-            f"{place} has the label {text}, which is no class: these are names, or whole numbers from 0 on. Correct "
-            "it, or write -1 for an image without a label."
-        )
-    return text if text.isdecimal() else str(int(value))
+    if (number := parse_label(text.removeprefix("+").encode())) >= 0:
+        return str(number)
+    raise DataError(
+        f"{place} has the label {text}, which is no class: these are names, or whole numbers from 0 on. Correct it, or "
+        "write -1 for an image without a label."
+    )

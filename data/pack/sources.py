@@ -35,11 +35,10 @@ def open_source(
     """
     if path.endswith(TARS) or (not os.path.exists(path) and ("{" in path or glob.has_magic(path))):
         return find_samples(path, classes, image, passed_over)
-    if image is not None and not os.path.isdir(path):
-        raise DataError(f"--image {image} is for tars, whose samples may have several images. Leave it out.")
     if not os.path.exists(path):
         raise DataError(f"{path} does not exist. Check the path, and that the folder it is in is mounted.")
-    if os.path.isdir(path):
+    folder = os.path.isdir(path)
+    if folder:
         tar, picture = _find_file(path, TARS, leave_out), _find_file(path, ENDINGS, leave_out)
         if tar and picture:
             raise DataError(
@@ -48,6 +47,9 @@ def open_source(
             )
         if tar:
             return find_samples(path, classes, image, passed_over)
+    if image is not None:
+        raise DataError(f"--image {image} is for tars, whose samples may have several images. Leave it out.")
+    if folder:
         return find_images(Path(path), classes, passed_over, leave_out)
     if path.lower().endswith(".csv"):
         return find_listed(Path(path), classes)

@@ -3,6 +3,7 @@ names used on the hub, also for ViTMAE.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,8 @@ def class_settings(model: Classifier) -> dict[str, Any]:
             "patches: choose --to timm-folder, or train it with task.pool=class_token"
         )
     names = model.class_names or [f"LABEL_{label}" for label in range(model.classes)]
+    times = Counter(names)  # two of ImageNet's classes are called crane
+    names = [name if times[name] == 1 else f"{name} ({label})" for label, name in enumerate(names)]
     return {
         "id2label": {str(label): name for label, name in enumerate(names)},
         "label2id": {name: label for label, name in enumerate(names)},

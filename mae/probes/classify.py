@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from mae.distributed.rank_zero import warn
 from mae.models.classifier import Classifier, topk_correct
 from mae.probes.models_under_probe import ModelsUnderProbe, Want
 from mae.probes.probe import Outcome, Probe, Row
@@ -21,13 +22,19 @@ class Classify(Probe, frozen=True):
 
     def _other_classes(self, probed: ModelsUnderProbe, model: Classifier) -> str | None:
         """Returns where the classes of the test images are not those of the classifier; None if nothing shows that."""
-        own_names = self._class_names(probed)
-        for label, (own, theirs) in enumerate(zip(own_names, probed.images.class_names("test"), strict=False)):
-            if own != theirs:
-                return (
-                    f"needs test images whose labels are the classifier's, and label {label} is {theirs!r} in them and "
-                    f"{own!r} in the classifier: pack them with the numbers of its training images (--classes)"
-                )
+        if not model.class_names and (differing := probed.images.differing_classes("train", "test")):
+            return f"needs labels that mean what they meant in training: {differing}"
+        own, theirs = self._class_names(probed), probed.images.class_names("test")
+        label = next((label for label, pair in enumerate(zip(own, theirs, strict=False)) if len({*pair}) > 1), None)
+        if label is not None and {*own} & {*theirs}:
+            return (
+                f"needs test images whose labels are the classifier's, and label {label} is {theirs[label]!r} in them "
+                f"and {own[label]!r} in the classifier: pack them with the numbers of its training images (--classes)"
+            )
+        if label is not None:  # words in the one and WordNet's numbers in the other, for example
+            warn(
+                f"labels: {own[label]!r}, … in the classifier, {theirs[label]!r}, … in the images: numbers are compared"
+            )
         highest = int(probed.images.labels("test", probed.images.samples("test", None)).max())
         if highest >= model.classes:
             return f"needs labels below {model.classes}, as many as the classifier has, and they go up to {highest}"

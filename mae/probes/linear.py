@@ -18,11 +18,14 @@ from mae.probes.probe import Outcome, Probe, measure_accuracy
 def linear_accuracy(train: Features, test: Features, strengths: list[float], seed: int = 0) -> tuple[float, float]:
     """Returns the test accuracy of logistic regression (L-BFGS) on standardised features, and its strength C.
 
-    C is chosen from `strengths` on a held-out fifth of the training samples, then the classifier is fitted to all.
+    C is chosen from `strengths` on a held-out fifth of the training samples, then the classifier is fitted to all. It
+    is the first if there is no other, or if the rest of so few samples has one class alone.
     """
     x, y = train.values.numpy(), train.labels.numpy()
     fit_x, held_x, fit_y, held_y = train_test_split(x, y, test_size=0.2, random_state=seed)
-    best = max(strengths, key=lambda c: _classifier(c).fit(fit_x, fit_y).score(held_x, held_y))
+    best = strengths[0]
+    if len(strengths) > 1 and len(set(fit_y)) > 1:
+        best = max(strengths, key=lambda c: _classifier(c).fit(fit_x, fit_y).score(held_x, held_y))
     accuracy = _classifier(best).fit(x, y).score(test.values.numpy(), test.labels.numpy())
     return float(accuracy), best
 

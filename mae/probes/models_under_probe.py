@@ -35,11 +35,12 @@ class Images(Protocol):
         """Returns their classes, -1 where unknown."""
         ...
 
-    def class_names(self, *splits: Split, strict: bool = True) -> list[str]:
-        """Returns the names of the classes by label, [] if unknown.
+    def class_names(self, *splits: Split) -> list[str]:
+        """Returns the names of the classes by label, [] if they are unknown or these parts do not agree on them."""
+        ...
 
-        Raises an error if these parts do not agree on them; returns [] then unless `strict`.
-        """
+    def differing_classes(self, *splits: Split) -> str:
+        """Says where these parts number their classes differently, "" if they agree."""
         ...
 
     def remarks_on_labels(self) -> list[str]:
@@ -110,20 +111,22 @@ class ModelsUnderProbe:
             choose_attention(model, device=device)
 
     def lacks_labels(self, wants: list[Want]) -> str | None:
-        """Returns why there are no test images, or no labels for all images of `wants`; None if there are.
-
-        Raises an error if the labels of training and test images mean different classes.
-        """
+        """Returns why there are no test images, or no labels of several classes for the images of `wants`, or None."""
         if not self.images.has("test"):
             return "needs test images: set data.val_path"
-        for want in {want._replace(view=None) for want in wants}:
+        for want in dict.fromkeys(want._replace(view=None) for want in wants):
             samples = self.images.samples(want.split, want.at_most)
-            lacking = samples[self.images.labels(want.split, samples) < 0]
-            if len(lacking):
+            labels = self.images.labels(want.split, samples)
+            if len(lacking := samples[labels < 0]):
                 reason = self.images.explain_label(want.split, int(lacking[0]))
                 return f"needs labels, and some images have none ({reason})"
+            if want.split == "train" and (labels == labels[0]).all():
+                return (
+                    f"needs training images of several classes, and all {len(labels):,} have the label {int(labels[0])}"
+                )
         splits: dict[Split, None] = dict.fromkeys(want.split for want in wants)
-        self.images.class_names(*splits)
+        if differing := self.images.differing_classes(*splits):
+            return f"needs labels that mean the same everywhere: {differing}"
         return None
 
     def autocast(self) -> torch.autocast:

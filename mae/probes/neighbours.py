@@ -33,5 +33,5 @@ class Neighbours(Probe, frozen=True):
     def measure(self, probed: ModelsUnderProbe, out: Path) -> Outcome:
         count = len(probed.features("trained", self.wants(probed)[0]).samples)
         about = {"train_images": count, "images": probed.images.identity("train", None)}
-        about["classes"] = probed.images.class_names("train", strict=False)
+        about["classes"] = probed.images.class_names("train")
         return Outcome(self.name, about, [Row("images kept for mae.demo", f"{count:,}", "")], [])
