@@ -114,6 +114,18 @@ def test_grey_photograph_keeps_16_bits_for_a_model_trained_on_them(tmp_path: Pat
     assert model.bits == 8 and (seen(fit_to_model(CAT, config(), bits=16)) == seen(fit_to_model(CAT, config()))).all()
 
 
+def test_colours_of_16_bits_are_refused_for_a_model_trained_on_them(tmp_path: Path) -> None:
+    colours = np.random.default_rng(0).integers(0, 4096, (8, 8, 3), np.uint16)
+    tifffile.imwrite(tmp_path / "x.tiff", colours, photometric="rgb")
+    (tmp_path / "x.ppm").write_bytes(b"P6\n8 8\n65535\n" + colours.astype(">u2").tobytes())
+    for name in ("x.tiff", "x.ppm"):
+        assert read_photograph(tmp_path / name).mode == "RGB"
+        with pytest.raises(mae.ConfigError, match=f"{name} holds colours of 16 bits, of which 8 would be read"):
+            read_photograph(tmp_path / name, bits=16)
+    for name in ("x.png", "x.jpg", "x.webp"):
+        assert read_photograph(saved(CAT, tmp_path / name), bits=16).size == CAT.size
+
+
 def test_png_with_megabytes_of_text_is_read_as_a_photograph(tmp_path: Path) -> None:
     text = PngImagePlugin.PngInfo()
     text.add_text("workflow", "x" * (3 << 20), zip=True)

@@ -27,7 +27,7 @@ def test_export_card_names_source_config_checksum_and_comparison(tmp_path: Path)
     said = json.loads(card.read_text())
     assert (said["format"], said["source"], said["step"]) == ("timm", str(source), 500)
     assert said["config"] == model.config.model_dump(mode="json")
-    assert said["pixels"] == {"mean": [0.3, 0.4, 0.5], "std": [0.2, 0.25, 0.3], "known": True}
+    assert said["pixels"] == {"mean": [0.3, 0.4, 0.5], "std": [0.2, 0.25, 0.3], "known": True, "bits": 8}
     assert len(said["sha256"]["encoder.safetensors"]) == 64
     assert said["verification"]["compared_with"].startswith("timm ") and said["verification"]["difference"] <= 1e-5
     assert {path.name for path in out.parent.iterdir()} == {out.name, card.name}

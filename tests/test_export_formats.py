@@ -122,7 +122,7 @@ def test_hf_image_processor_has_the_mean_and_std_of_the_run(tmp_path: Path) -> N
         assert list(processor.image_mean) == [0.3, 0.4, 0.5] and list(processor.image_std) == [0.2, 0.25, 0.3]
     # And a folder exported again keeps it.
     card = json.loads(export(tmp_path / "hf-vitmae", "timm-folder", tmp_path / "folder").read_text())
-    assert card["pixels"] == {"mean": [0.3, 0.4, 0.5], "std": [0.2, 0.25, 0.3], "known": True}
+    assert card["pixels"] == {"mean": [0.3, 0.4, 0.5], "std": [0.2, 0.25, 0.3], "known": True, "bits": 8}
     card = json.loads(export(tmp_path / "folder", "timm", tmp_path / "encoder.safetensors").read_text())
     assert card["pixels"]["mean"] == [0.3, 0.4, 0.5]
 

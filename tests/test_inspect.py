@@ -12,6 +12,7 @@ from PIL import Image
 
 from data.index.index import open_shards
 from data.inspect.__main__ import main
+from data.inspect.contact_sheet import draw_sheet
 from tests.processes import completed
 from tests.test_index import write_tar
 
@@ -142,6 +143,15 @@ def test_contact_sheet_shows_samples_and_greys_out_corrupt_ones(shards, tmp_path
         pixels = np.asarray(sheet)
     assert (pixels[8:168, 8:168] == 128).all()  # The first sample cannot be decoded.
     assert pixels[300, :, :].std() > 10
+
+
+def test_contact_sheet_shows_arrays(tmp_path):
+    buffer, values = io.BytesIO(), np.full((160, 160, 5), 60000, np.uint16)
+    values[..., 1:] = 0
+    np.save(buffer, values)
+    draw_sheet(open_shards(write_tar(tmp_path / "x.tar", {"a.npy": buffer.getvalue()})), tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.getpixel((88, 88)) == (233, 0, 0)
 
 
 def test_inspect_of_a_data_set_covers_all_its_splits(real_images, tmp_path, monkeypatch):

@@ -128,6 +128,12 @@ def test_report_shows_settings_charts_and_reconstructions_of_a_run(real_run: Pat
     assert len(pictures) == 8 * 3 + 4 * 3
     original = read_grid(real_run / "reconstructions" / "step-00000006.png", (32, 32))
     assert original and pictures[0].tobytes() == original[0][0].tobytes()
+    assert "16 bits" not in page.text
+    settings = real_run / "config.yaml"
+    written = settings.read_text()
+    settings.write_text(written.replace("bits: 8", "bits: 16"))
+    assert "trained on 16 bits, and sees the 8 of the pictures" in report(real_run, maps=True).text
+    settings.write_text(written)
 
 
 def decoded(url: str) -> Image.Image:

@@ -35,7 +35,7 @@ def read_record(data: bytes, size: tuple[int, int]) -> tuple[list[RLE], tuple[in
     try:
         codes = [annotation["segmentation"] for annotation in json.loads(data)["annotations"]]
         sizes = {(int(height), int(width)) for height, width in (code["size"] for code in codes)}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(
             f"its .json is no SA-1B record ({type(error).__name__}: {error}): annotations with a segmentation of size "
             "and counts are wanted. Polygons become such records with `python -m data.pack … --masks`."
@@ -104,7 +104,7 @@ def run_lengths(counts: list[int] | str) -> np.ndarray:
     elif not isinstance(counts, str):
         raise ValueError("counts are neither a list nor text")
     else:
-        bits = np.frombuffer(counts.encode("ascii", "replace"), np.uint8).astype(np.int64) - ord("0")
+        bits = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - ord("0")
         last = np.flatnonzero(bits < 32)  # characters of the numbers
         if bits.min(initial=0) < 0 or bits.max(initial=0) > 63 or bits[-1:].max(initial=0) > 31:
             raise ValueError("counts are no compressed run lengths")

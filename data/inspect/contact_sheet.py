@@ -4,9 +4,12 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from data.errors import DataError
+from data.images.arrays import channels_of
+from data.images.decode import verify
 from data.images.pil import picture
 from data.index.index import ShardIndex
 from data.index.passed_over import printable
@@ -19,6 +22,8 @@ LETTERS = 26  # per line
 
 def draw_sheet(index: ShardIndex, path: Path, samples: int = SAMPLES, names: Sequence[str] = ()) -> None:
     """Writes a PNG of evenly spread samples, row by row, with key and class; a corrupt one is a grey square.
+
+    Of an image with other channels the first three are shown as colours, or the first one as grey.
 
     names  of the classes by label, as far as they are known
     """
@@ -44,7 +49,12 @@ def draw_sheet(index: ShardIndex, path: Path, samples: int = SAMPLES, names: Seq
 
 def _thumbnail(index: ShardIndex, sample: int) -> Image.Image:
     try:
-        image = picture(index.read(sample), "RGB", at_least=(2 * SIDE, 2 * SIDE))
+        data = index.read(sample)
+        if channels := channels_of(data):
+            values = verify(data)[..., : 3 if channels > 2 else 1]
+            image = Image.fromarray(np.broadcast_to(values, (*values.shape[:2], 3)).copy())
+        else:
+            image = picture(data, "RGB", at_least=(2 * SIDE, 2 * SIDE))
     except DataError:
         return Image.new("RGB", (SIDE, SIDE), "grey")
     image.thumbnail((SIDE, SIDE))

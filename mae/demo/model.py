@@ -115,8 +115,7 @@ def open_model(path: Path) -> DemoModel:
     choose_float32_products(device)
     choose_attention(encoder, device=device)
     pixels = Pixels(scale.mean, scale.std).to(device)
-    bits = opened.run["recipe"].get("data", {}).get("bits", 8) if opened.run is not None else 8
-    return DemoModel(path, opened.step, encoder.to(device), pixels, assumed=not scale.known, bits=bits)
+    return DemoModel(path, opened.step, encoder.to(device), pixels, assumed=not scale.known, bits=scale.bits)
 
 
 def max_mask_percent(config: MAEConfig) -> int:

@@ -112,7 +112,7 @@ class Page:
     def upload(self, file: str, mask: Tensor, patch: int, block: int) -> tuple:
         """Shows an uploaded photograph, or says why the file cannot be read."""
         try:
-            photo = self.fit(read_photograph(Path(file)))
+            photo = self.fit(read_photograph(Path(file), self.views.model.bits))
         except ConfigError as error:
             return None, sentence(f"{error}.", "alert"), *(gr.skip() for _ in range(9))
         finally:

@@ -17,11 +17,16 @@ Need = Literal["a class token", "square images", "three channels", "a decoder of
 
 
 class Scale(NamedTuple):
-    """Mean and deviation per channel in units of 1, and whether the source says so or the paper's are assumed."""
+    """Mean and deviation per channel in units of 1, the largest value.
+
+    known  the source says so; otherwise those of the paper are assumed
+    bits   of the values that the model was trained on, 8 or 16
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     known: bool
+    bits: int = 8
 
 
 @dataclass(frozen=True)

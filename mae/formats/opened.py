@@ -111,7 +111,7 @@ def scale_of(opened: Opened, channels: int) -> Scale:
     else:
         said = opened.settings.get("pretrained_cfg", {})
     if said.get("mean") and said.get("std"):
-        return Scale(tuple(said["mean"]), tuple(said["std"]), known=True)
+        return Scale(tuple(said["mean"]), tuple(said["std"]), known=True, bits=said.get("bits", 8))
     # Every published masked autoencoder was trained with these; further channels go through the three in turn.
     mean, std = (tuple(values[channel % 3] for channel in range(channels)) for values in IMAGENET)
     return Scale(mean, std, known=False)

@@ -38,10 +38,12 @@ class AttentionMaps(NamedTuple):
     """Attention on some images, as data: URLs.
 
     rows  [images] original, attention in the last block, rollout through all blocks
+    bits  of the values that the encoder was trained on; the pictures that it sees here have 8
     """
 
     step: int
     rows: list[list[str]]
+    bits: int
 
 
 def reconstructions(run: Run, runs: int) -> Reconstructions | None:
@@ -100,4 +102,4 @@ def attention_maps(run: Run) -> AttentionMaps | str | None:
         [picture_url(image), *(picture_url(overlay_attention(image, one)) for one in maps_of_image)]
         for image, maps_of_image in zip(originals, maps, strict=True)
     ]
-    return AttentionMaps(step_of(checkpoint), rows)
+    return AttentionMaps(step_of(checkpoint), rows, data.get("bits", 8))
