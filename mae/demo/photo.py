@@ -33,39 +33,38 @@ def read_photograph(path: Path, bits: int = 8) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of broken EXIF blocks and large sizes, which do no harm
             with Image.open(path) as opened:
-                refusal = _refusal(opened, bits)
+                held, cut = _other_numbers(opened), bits == 16 and _has_16_bit_colours(opened)
                 opened.load()
                 image = ImageOps.exif_transpose(opened)
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         reason = "no known format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise ConfigError(f"{path.name} cannot be read as an image ({reason}). Choose another file") from error
-    if refusal:
-        raise ConfigError(f"{path.name} holds {refusal}")
+    if held:
+        raise ConfigError(f"{path.name} holds {held}, not a photograph. Save it with 8 or 16 bits per channel")
+    if cut:
+        raise ConfigError(
+            f"{path.name} holds colours of 16 bits, of which 8 would be read; the model was trained on all. Use grey"
+        )
     return image
 
 
-def _refusal(image: ImageFile, bits: int) -> str:
-    """Returns what an image holds that Pillow does not read as the model needs it, and the way out; else "".
-
-    bits  of the values that the model was trained on
-    """
-    held, stored, planes = "real numbers" if image.mode == "F" else "", 8, False
-    if isinstance(image, TiffImageFile):
-        number, stored = image.tag_v2.get(NUMBER, (1,))[0], max(image.tag_v2.get(BITS, (1,)))
-        if number in NUMBERS or stored not in (1, 2, 4, 8, 16):
-            held = NUMBERS.get(number, f"{stored} bits per channel")
-        planes = stored == 16 and image.tag_v2.get(PLANES) == 2
-    if not image.mode.startswith("I"):
-        if planes:  # Pillow takes them for planes of 8 bits.
-            held = held or "16-bit channels in planes"
-        elif bits == 16 and any(_has_16_bits(tile) for tile in image.tile):
-            return "colours of 16 bits, of which 8 would be read; the model was trained on 16. Save it in grey"
-    return held and f"{held}, not a photograph. Save it with 8 or 16 bits per channel"
+def _other_numbers(image: Image.Image) -> str:
+    """Returns what an image holds if it is not whole numbers of at most 16 bits that Pillow reads; "" otherwise."""
+    if not isinstance(image, TiffImageFile):
+        return "real numbers" if image.mode == "F" else ""
+    number, bits = image.tag_v2.get(NUMBER, (1,))[0], max(image.tag_v2.get(BITS, (1,)))
+    if number in NUMBERS or bits not in (1, 2, 4, 8, 16):
+        return NUMBERS.get(number, f"{bits} bits per channel")
+    # Pillow takes them for planes of 8 bits.
+    return "16-bit channels in planes" if bits == 16 and image.tag_v2.get(PLANES) == 2 and image.mode != "I;16" else ""
 
 
-def _has_16_bits(tile: Any) -> bool:
-    """Returns whether a tile of Pillow's has colours of 16 bits: by the layout, or by the largest value of a PPM."""
-    return ";16" in str(tile.args) or (tile.codec_name.startswith("ppm") and tile.args[-1] > 255)
+def _has_16_bit_colours(image: ImageFile) -> bool:
+    """Returns whether an image has colours of 16 bits: by the layout of its values, or the largest of a PPM."""
+    tiles: Any = image.tile
+    return not image.mode.startswith("I") and any(
+        ";16" in str(tile.args) or (tile.codec_name.startswith("ppm") and tile.args[-1] > 255) for tile in tiles
+    )
 
 
 def fit_to_model(image: Image.Image, config: MAEConfig, bits: int = 8) -> Tensor:
