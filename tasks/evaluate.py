@@ -103,6 +103,7 @@ def evaluate(config: EvalConfig, topology: Topology) -> None:
             "probe": outcome.name,
             "checkpoint": str(config.checkpoint),
             **outcome.numbers,
+            "remarks": list(outcome.remarks),
             "pictures": [str(path) for path in outcome.pictures],
             "settings": probe.model_dump(mode="json") | {"pool": config.pool, "seed": config.seed},
         }
@@ -185,6 +186,8 @@ def report(config: EvalConfig, outcomes: list[Outcome], left_out: dict[str, str]
         for row in outcome.rows:
             table.add_row(*row)
     Console().print(table)
+    for remark in (remark for outcome in outcomes for remark in outcome.remarks):
+        print(remark)
     for name, reason in left_out.items():
         print(f"left out: {name} {reason}")
     print(f"{config.results}: {', '.join(sorted(path.name for path in config.results.iterdir()))}")

@@ -4,11 +4,16 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
 from mae.probes.attentive import AttentiveConfig, AttentivePool, Fitter, Setting, attentive_accuracy
 from mae.probes.features import Features, rankme
+from mae.probes.held_out import choose
 from mae.probes.knn import knn_accuracy, neighbours
 from mae.probes.lars import LarsConfig, lars, lars_accuracy, linear_head
 from mae.probes.linear import linear_accuracy
@@ -53,13 +58,57 @@ def test_probes_of_random_features_score_near_chance(digits) -> None:
 
 def test_linear_probe_scores_above_88_percent_on_digits(digits) -> None:
     x, y = digits
-    accuracy, strength = linear_accuracy(features(x[:1200], y[:1200]), features(x[1200:], y[1200:]), [1e-3, 1e-1])
-    assert accuracy > 0.88 and strength in (1e-3, 1e-1)
+    accuracy, best = linear_accuracy(features(x[:1200], y[:1200]), features(x[1200:], y[1200:]), [1e-3, 1e-1])
+    assert accuracy > 0.88 and best.value in (1e-3, 1e-1)
 
 
-def test_linear_probe_of_two_samples_takes_the_first_strength() -> None:
+def accuracy_peaks_at(peak: float):
+    """Returns accuracies that fall with the distance to a value, in decades."""
+    return lambda values, fit, held: [1 - abs(np.log10(value / peak)) / 20 for value in values]
+
+
+@pytest.mark.parametrize(("peak", "expected"), [(30.0, 10.0), (1e-5, 1e-5), (0.01, 0.01), (1e5, 1e5)])
+def test_choice_goes_on_beyond_an_end_of_the_list_until_the_best_is_inside(peak: float, expected: float) -> None:
+    best = choose("C", [1e-3, 1e-2, 1e-1, 1.0], torch.arange(100) % 10, 0, accuracy_peaks_at(peak))
+    assert best.value == pytest.approx(expected) and not best.remark
+
+
+def test_choice_at_the_end_of_all_that_is_tried_is_said() -> None:
+    best = choose("C", [0.1, 1.0], torch.arange(100) % 10, 0, accuracy_peaks_at(1e12))
+    assert best.value == 1e6
+    assert "C=1e+06 is the best of those tried, 0.1 to 1e+06, and at their end" in best.remark
+
+
+def test_choice_of_equal_accuracies_is_the_first_and_tries_one_more() -> None:
+    tried: list[float] = []
+
+    def accuracies(values: list[float], fit: torch.Tensor, held: torch.Tensor) -> list[float]:
+        tried.extend(values)
+        return [0.5] * len(values)
+
+    assert choose("lr", [1e-3, 1e-2], torch.arange(100) % 10, 0, accuracies) == (1e-3, "")
+    assert tried == [1e-3, 1e-2, 1e-4]
+
+
+def test_linear_probe_of_few_images_takes_the_first_strength_and_says_so(digits) -> None:
     two = features(torch.eye(2), torch.arange(2))
-    assert linear_accuracy(two, two, [1.0, 10.0]) == (1.0, 1.0)
+    accuracy, best = linear_accuracy(two, two, [1.0, 10.0])
+    assert accuracy == 1.0 and best.value == 1.0
+    assert "2 training images are too few to hold some out" in best.remark
+
+
+def test_linear_probe_agrees_with_scikit_learns_own_search(digits) -> None:
+    """On features whose best strength lies beyond the list."""
+    x, y = digits
+    generator = torch.Generator().manual_seed(0)
+    x = torch.tanh((x / 16 - 0.5) @ torch.randn(64, 192, generator=generator) / 4)
+    ours, best = linear_accuracy(features(x[:1000], y[:1000]), features(x[1000:], y[1000:]), [1e-3, 1e-2])
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
+    held_out = train_test_split(np.arange(1000), test_size=0.2, random_state=0)
+    strengths = {"logisticregression__C": [10.0**power for power in range(-3, 5)]}
+    theirs = GridSearchCV(pipeline, strengths, cv=[held_out]).fit(x[:1000].numpy(), y[:1000].numpy())
+    assert best.value > 1e-2 and not best.remark
+    assert ours == pytest.approx(theirs.score(x[1000:].numpy(), y[1000:].numpy()), abs=8 / 797)
 
 
 def test_lars_update_equals_that_of_the_paper(digits) -> None:
@@ -88,9 +137,16 @@ def test_lars_probe_of_several_views_scores_above_85_percent_on_digits(digits) -
     noise = [0.1 * torch.randn(1200, 64, generator=torch.Generator().manual_seed(view)) for view in range(3)]
     views, test = [features(x[:1200] + part, y[:1200]) for part in noise], features(x[1200:], y[1200:])
     config = LarsConfig(base_lr=20, batch=128, epochs=30, warmup_epochs=3, views=3)  # 270 steps, not 7,000
-    accuracy = lars_accuracy(views, test, config, 0, CPU)
+    accuracy, _ = lars_accuracy(views, test, config, 0, CPU)
     assert accuracy > 0.85
-    assert accuracy == lars_accuracy(views, test, config, 0, CPU)
+    assert accuracy == lars_accuracy(views, test, config, 0, CPU)[0]
+
+
+def test_lars_probe_searches_a_list_of_learning_rates(digits) -> None:
+    x, y = digits
+    config = LarsConfig(base_lr=[2, 20], batch=128, epochs=15, warmup_epochs=1)
+    accuracy, best = lars_accuracy([features(x[:600], y[:600])], features(x[600:], y[600:]), config, 0, CPU)
+    assert best.value >= 20 and accuracy > 0.7
 
 
 def one_token_tells(images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -107,7 +163,7 @@ def test_attentive_probe_finds_the_one_informative_token() -> None:
     (train, train_labels), (test, test_labels) = one_token_tells(1000, 0), one_token_tells(500, 1)
     config = AttentiveConfig(lrs=[1e-4, 1e-2], weight_decays=[0.01], steps=200, batch=64)
     tokens = features(train, train_labels), features(test, test_labels)
-    accuracy, setting = attentive_accuracy(*tokens, 2, config, 0, CPU)
+    accuracy, setting, _ = attentive_accuracy(*tokens, 2, config, 0, CPU)
     means = features(train.mean(1), train_labels), features(test.mean(1), test_labels)
     mean, _ = linear_accuracy(*means, [1e-2, 1.0])
     assert setting == Setting(1e-2, 0.01)

@@ -1,19 +1,18 @@
 """Attentive probe: accuracy of a classifier on attention-pooled tokens of a frozen encoder."""
 
-from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from einops import einsum, rearrange
-from pydantic import BaseModel, Field
-from sklearn.model_selection import train_test_split
+from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mae.probes.features import Features, number_classes
+from mae.probes.held_out import Choice, choose
 from mae.probes.models_under_probe import ModelsUnderProbe, Want
-from mae.probes.probe import Outcome, Probe, measure_accuracy
+from mae.probes.probe import Fitted, Outcome, Probe, measure_accuracy
 from mae.train.schedule import learning_rate
 
 
@@ -25,10 +24,13 @@ class Setting(NamedTuple):
 
 
 class AttentiveConfig(BaseModel, frozen=True, extra="forbid"):
-    """Settings of the fit; the best pair of `lrs` × `weight_decays` is chosen on held-out training images."""
+    """Settings of the fit; the best pair of `lrs` × `weight_decays` is chosen on held-out training images.
 
-    lrs: list[float] = Field(min_length=1)
-    weight_decays: list[float] = Field(min_length=1)
+    lrs  go on while the best is at their end
+    """
+
+    lrs: list[PositiveFloat] = Field(min_length=1)
+    weight_decays: list[NonNegativeFloat] = Field(min_length=1)
     steps: int = Field(1500, ge=1)
     batch: int = Field(128, ge=1)
 
@@ -124,21 +126,28 @@ class Fitter:
 
 def attentive_accuracy(
     train: Features, test: Features, heads: int, config: AttentiveConfig, seed: int, device: torch.device
-) -> tuple[float, Setting]:
-    """Returns the test accuracy of an attentive probe on tokens [n, N, D] and [m, N, D], and its setting.
+) -> tuple[float, Setting, str]:
+    """Returns the test accuracy of an attentive probe on tokens [n, N, D] and [m, N, D], its setting, and a remark.
 
-    The setting is chosen on a held-out fifth of the training images, then the probe is fitted to all.
+    The setting is chosen on held-out training images, then the probe is fitted to all. See `Choice` for the remark.
     """
     train, test, classes = number_classes(train, test)
     fitter = Fitter(train, classes, heads, config, seed, device)
-    settings = [Setting(*pair) for pair in product(config.lrs, config.weight_decays)]
-    rows = torch.arange(len(train.labels))
-    best = settings[0]
-    if len(settings) > 1:
-        fit, held = (torch.as_tensor(part) for part in train_test_split(rows.numpy(), test_size=0.2, random_state=seed))
+    decays = dict.fromkeys(config.lrs, config.weight_decays[0])  # the best for each learning rate
+
+    def accuracies(lrs: list[float], fit: Tensor, held: Tensor) -> list[float]:
+        settings = [Setting(lr, decay) for lr in lrs for decay in config.weight_decays]
         held_out = Features(train.samples[held], train.labels[held], train.values[held])
-        best = settings[int(fitter.accuracy(fitter.fit(fit, settings), held_out).argmax())]
-    return float(fitter.accuracy(fitter.fit(rows, [best]), test)), best
+        found = fitter.accuracy(fitter.fit(fit, settings), held_out).view(len(lrs), -1)
+        decays.update(zip(lrs, (config.weight_decays[best] for best in found.argmax(1)), strict=True))
+        return found.amax(1).tolist()
+
+    lr, remark = Choice(config.lrs[0])
+    if len(config.lrs) * len(config.weight_decays) > 1:
+        lr, remark = choose("lr", config.lrs, train.labels, seed, accuracies)
+    best = Setting(lr, decays[lr])
+    rows = torch.arange(len(train.labels))
+    return float(fitter.accuracy(fitter.fit(rows, [best]), test)), best, remark
 
 
 class Attentive(AttentiveConfig, Probe, frozen=True):
@@ -154,8 +163,8 @@ class Attentive(AttentiveConfig, Probe, frozen=True):
     def measure(self, probed: ModelsUnderProbe, out: Path) -> Outcome:
         heads = probed.models["trained"].config.num_heads
 
-        def fit(views: list[Features], test: Features) -> dict[str, float]:
-            accuracy, setting = attentive_accuracy(views[0], test, heads, self, probed.seed, probed.device)
-            return {"top1": accuracy, **setting._asdict()}
+        def fit(views: list[Features], test: Features) -> Fitted:
+            accuracy, setting, remark = attentive_accuracy(views[0], test, heads, self, probed.seed, probed.device)
+            return Fitted({"top1": accuracy, **setting._asdict()}, remark)
 
         return measure_accuracy(self.name, probed, self.wants(probed), fit)

@@ -6,7 +6,7 @@ from typing import Literal
 from mae.distributed.rank_zero import warn
 from mae.models.classifier import Classifier, topk_correct
 from mae.probes.models_under_probe import ModelsUnderProbe, Want
-from mae.probes.probe import Outcome, Probe, Row
+from mae.probes.probe import Outcome, Probe, Row, share_of_largest
 
 
 class Classify(Probe, frozen=True):
@@ -59,5 +59,8 @@ class Classify(Probe, frozen=True):
             Row(f"{self.name}, top-{k}", *(f"{results[name][f'top{k}']:.2%}" for name in ("trained", "untrained")))
             for k in (1, 5)
         ]
-        about = {"test_images": len(found["trained"].labels), "classes": self._class_names(probed)}
+        labels = found["trained"].labels
+        largest = share_of_largest(labels, labels)
+        rows[0] = rows[0]._replace(trivial=f"largest class {largest:.2%}")
+        about = {"test_images": len(labels), "classes": self._class_names(probed), "floors": {"largest class": largest}}
         return Outcome(self.name, {**results, **about}, rows, [])

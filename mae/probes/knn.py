@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from mae.pictures import add_caption, tiles
 from mae.probes.features import Features, number_classes
 from mae.probes.models_under_probe import ModelsUnderProbe, Want
-from mae.probes.probe import Outcome, Probe, measure_accuracy
+from mae.probes.probe import Fitted, Outcome, Probe, measure_accuracy
 
 NEIGHBOURS_SHOWN = 8  # at most, for each test image in the picture
 LETTERS = 16  # of the name of a class on an image
@@ -58,8 +58,8 @@ class KNN(Probe, frozen=True):
         return [Want("train", probed.pool, self.train_images), Want("test", probed.pool)]
 
     def measure(self, probed: ModelsUnderProbe, out: Path) -> Outcome:
-        def fit(views: list[Features], test: Features) -> dict[str, float]:
-            return {"top1": knn_accuracy(views[0], test, self.k)}
+        def fit(views: list[Features], test: Features) -> Fitted:
+            return Fitted({"top1": knn_accuracy(views[0], test, self.k)})
 
         train, test = (probed.features("trained", want) for want in self.wants(probed))
         picture = self._draw(probed, train, test, out / "knn.png")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
+from torch import Tensor
 
 from mae.probes.features import Features
 from mae.probes.models_under_probe import ModelsUnderProbe, Want
@@ -25,12 +26,21 @@ class Outcome(NamedTuple):
 
     name     of the probe, and of its file
     numbers  contents of NAME.json: "trained", "untrained" and whatever else
+    remarks  sentences about how far the numbers can be trusted
     """
 
     name: str
     numbers: dict[str, Any]
     rows: list[Row]
     pictures: list[Path]
+    remarks: tuple[str, ...] = ()
+
+
+class Fitted(NamedTuple):
+    """Result of a classifier: "top1" and what was chosen, and a sentence where the choice may not be the best."""
+
+    numbers: dict[str, float]
+    remark: str = ""
 
 
 class Probe(BaseModel, ABC, frozen=True, extra="forbid"):
@@ -55,20 +65,29 @@ def measure_accuracy(
     name: str,
     probed: ModelsUnderProbe,
     wants: list[Want],
-    fit: Callable[[list[Features], Features], dict[str, float]],
+    fit: Callable[[list[Features], Features], Fitted],
     pictures: Sequence[Path] = (),
 ) -> Outcome:
     """Fits a classifier to the features of each model and tests it.
 
     wants  features of the training images, once or in several views, and last those of the test images
-    fit    (views of the training images, test images) -> {"top1": accuracy, and what was chosen}
+    fit    (views of the training images, test images) -> accuracy, and what was chosen
     """
-    results = {}
+    results, remarks = {}, []
     for model in probed.models:
         *train, test = (probed.features(model, want) for want in wants)
-        results[model] = fit(train, test)
+        results[model], remark = fit(train, test)
+        if remark:
+            remarks.append(f"{name}, {model}: {remark}")
     trained, untrained = (f"{results[model]['top1']:.2%}" for model in ("trained", "untrained"))
-    train_images, test_images = (len(probed.features("trained", want).labels) for want in (wants[0], wants[-1]))
-    numbers = {**results, "train_images": train_images, "test_images": test_images}
-    numbers["classes"] = probed.images.class_names("train", "test")
-    return Outcome(name, numbers, [Row(f"{name}, top-1", trained, untrained)], list(pictures))
+    train_labels, test_labels = (probed.features("trained", want).labels for want in (wants[0], wants[-1]))
+    largest = share_of_largest(train_labels, test_labels)
+    numbers = {**results, "train_images": len(train_labels), "test_images": len(test_labels)}
+    numbers |= {"floors": {"largest class": largest}, "classes": probed.images.class_names("train", "test")}
+    row = Row(f"{name}, top-1", trained, untrained, f"largest class {largest:.2%}")
+    return Outcome(name, numbers, [row], list(pictures), tuple(remarks))
+
+
+def share_of_largest(train_labels: Tensor, test_labels: Tensor) -> float:
+    """Returns the accuracy of the predictor that always says the most frequent class of the training images."""
+    return float((test_labels == train_labels.mode().values).double().mean())
