@@ -451,3 +451,32 @@ def test_parse_key_agrees_with_parse_members(names):
     for member in listed:
         assert index_file.parse_key(line, member.offset) in (None, split_name(member.name)[0])
     assert index_file.parse_key(line, 7) is None
+
+
+@pytest.mark.parametrize(
+    ("files", "path", "says"),
+    [
+        (["my photos/a.JPG"], "my photos", "data.pack '{}/my photos' 'datasets/my photos' --val 0.05`"),
+        (["in/cat/deep/er/a.png", "in/dog/b.png"], "in", "data.pack {}/in datasets/in --val 0.05`, and give the path"),
+        (["in/train/a.png", "in/val/b.png"], "in", "{}/in/train datasets/in/train` and `python -m data.pack {}/in/val"),
+        (["in/val/b.png"], "in/val", "data.pack {}/in/val datasets/in/val`, and give the path datasets/in instead"),
+        (["in/a.png"], "in/a.png", "is an image and no shard. Pack images with `python -m data.pack {}/in"),
+        (["in/a.png"], "in/*.png", "matches images and no shard. Pack images with `python -m data.pack {}/in"),
+        (["list.csv"], "list.csv", "is a list and no shard. Pack images with `python -m data.pack {}/list.csv"),
+    ],
+)
+def test_path_of_images_raises_data_error_with_the_command_that_packs_them(tmp_path, files, path, says):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError) as refused:
+        find_shards(f"{tmp_path}/{path}", "train")
+    assert says.replace("{}", str(tmp_path)) in str(refused.value)
+
+
+def test_images_in_datasets_are_not_packed_into_their_own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "datasets" / "pets").mkdir(parents=True)
+    (tmp_path / "datasets" / "pets" / "a.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"datasets/pets datasets/pets-packed --val 0\.05"):
+        find_shards("datasets/pets")

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -569,3 +570,123 @@ def test_long_and_non_ascii_names_and_percent_signs_are_packed(tmp_path):
     assert ended.returncode == 0, ended.stderr
     index = open_shards(tmp_path / "100%d")
     assert {index.key(0), index.key(1)} == {"größe", "n" * 150}
+
+
+# Parts of one folder
+
+
+def parts_of(out: Path) -> dict[str, set[str]]:
+    """Returns the keys of each part of a packed folder."""
+    found = {}
+    for part in ("train", "val", "test"):
+        if (out / part).exists():
+            index = open_shards(out, part)
+            found[part] = {index.key(sample) for sample in range(len(index))}
+    return found
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> Path:
+    """240 images of 24 scenes in folders, with a list that names a patient, seen in two scenes each."""
+    folder = tmp_path_factory.mktemp("scenes")
+    lines = ["path,label,patient"]
+    for scene in range(24):
+        for number in range(10):
+            path = image(folder / "in" / f"scene{scene:02d}" / f"{number}.png", scene * 10 + number)
+            lines.append(f"{path.relative_to(folder)},{'ab'[number % 2]},p{scene // 2}")
+    (folder / "list.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_parts_by_hash_keep_each_image_where_it_is_when_others_are_added(scenes, tmp_path):
+    source = tmp_path / "in"
+    shutil.copytree(scenes / "in", source)
+    ended = pack(source, tmp_path / "out", "--val", 0.2, "--test", 0.1, "--shard-size", 50)
+    assert ended.returncode == 0, ended.stderr
+    before = parts_of(tmp_path / "out")
+    assert f"{tmp_path}/out/val: {len(before['val'])} samples in 1 shards" in ended.stdout
+    assert [len(keys) for keys in before.values()] == pytest.approx([168, 48, 24], abs=18)
+    assert len(set.union(*before.values())) == 240
+    manifest = json.loads((tmp_path / "out" / "val" / "manifest.json").read_text())
+    assert manifest["divided_by"] == {"val": 0.2, "test": 0.1, "val_per_class": None, "group_by": None}
+    assert [shard["file"] for shard in manifest["shards"]] == ["out-val-000000.tar"] and manifest["name"] == "out-val"
+    for number in range(40):
+        image(source / "more" / f"{number}.png", number)
+    assert pack(source, tmp_path / "new", "--val", 0.2, "--test", 0.1, "--seed", 9).returncode == 0
+    after = parts_of(tmp_path / "new")
+    assert all(before[part] <= after[part] for part in before)
+    assert pack(source, tmp_path / "wider", "--val", 0.4).returncode == 0
+    assert after["val"] < parts_of(tmp_path / "wider")["val"]
+
+
+@pytest.mark.parametrize("source", ["in", "list.csv"])
+def test_groups_of_a_folder_or_a_column_stay_in_one_part(scenes, tmp_path, source):
+    by = {"in": "folder", "list.csv": "patient"}[source]
+    ended = pack(scenes / source, tmp_path / "out", "--val", 0.3, "--test", 0.2, "--group-by", by)
+    assert ended.returncode == 0, ended.stderr
+    patients = {f"scene{scene:02d}": f"p{scene // 2}" for scene in range(24)}
+    folders = {part: {key.split("/")[-2] for key in keys} for part, keys in parts_of(tmp_path / "out").items()}
+    groups = {part: names if by == "folder" else {patients[name] for name in names} for part, names in folders.items()}
+    assert set(groups) == {"train", "val", "test"} and all(groups.values())
+    assert sum(map(len, groups.values())) == len(set.union(*groups.values()))
+    # A scene is a class of the folder, so that classes of val are none of train; the list has two classes everywhere.
+    assert ("classes have no image in train, since groups stay whole: scene" in ended.stderr) == (by == "folder")
+
+
+def test_val_per_class_takes_as_many_images_of_each_class(classes, tmp_path):
+    assert pack(classes, tmp_path / "out", "--val-per-class", 2).returncode == 0
+    index = open_shards(tmp_path / "out", "val")
+    assert np.bincount(index.labels).tolist() == [2, 2, 2] and len(open_shards(tmp_path / "out", "train")) == 14
+    assert pack(tmp_path / "out" / "train", tmp_path / "again", "--val-per-class", 1).returncode == 0  # labels in tars
+    assert np.bincount(open_shards(tmp_path / "again", "val").labels).tolist() == [1, 1, 1]
+    refused(pack(classes, tmp_path / "no", "--val-per-class", 5), "no image of the class dog for training: it has 5")
+
+
+def test_divided_pack_in_parts_resumed_and_merged_writes_the_bytes_of_one_call(scenes, tmp_path):
+    words = (scenes / "in", tmp_path / "out", "--val", 0.2, "--shard-size", 40, "--name", "x")
+    assert pack(scenes / "in", tmp_path / "one", *words[2:]).returncode == 0
+    assert pack(*words, "--part", "2/2").returncode == 0
+    refused(pack(*words[:2], "--val", 0.1, *words[4:]), "--val 0.2, where now it is 0.1")
+    refused(pack(*words, "--merge"), "lacks", "train/x-train-000000.tar")
+    assert pack(*words, "--part", "1/2").returncode == 0 and pack(*words, "--merge").returncode == 0
+    assert not (tmp_path / "out.partial").exists() and sorted(os.listdir(tmp_path / "out")) == ["train", "val"]
+    for part in ("train", "val"):
+        assert digests(tmp_path / "out" / part) == digests(tmp_path / "one" / part) != {}
+    refused(pack(*words), "exists already")
+    assert pack(*words, "--overwrite", "--seed", 1).returncode == 0
+    assert digests(tmp_path / "out" / "val") != digests(tmp_path / "one" / "val")
+    (tmp_path / "out" / "thesis.txt").write_text("precious")
+    refused(pack(*words, "--overwrite"), "is no packed data set")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--val", 0.6, "--test", 0.4], "leave nothing for training"),
+        (["--group-by", "folder"], "has no effect without --val or --test"),
+        (["--val", 0.1, "--group-by", "patient"], "names a column, and"),
+        (["--val-per-class", 1, "--group-by", "folder"], "keeps groups whole"),
+        (["--val", 0.001], "the part val would have none of the 20 images"),
+        (["--val", 0.999], "the part train would have none of the 20 images"),
+    ],
+)
+def test_division_that_cannot_be_ends_with_an_error(classes, tmp_path, words, says):
+    refused(pack(classes, tmp_path / "out", *words), says)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_division_into_a_folder_called_train_ends_with_an_error(classes, tmp_path):
+    refused(pack(classes, tmp_path / "pets" / "train", "--val", 0.1), "is called after a part", f"Give {tmp_path}/pets")
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "by", "says"),
+    [
+        ("path,patient", "a.png,", "patient", "line 2, does not have 2 fields"),
+        ("path,label", "a.png,x", "patient", "--group-by patient is no column"),
+        ("path,age,patient", "a.png,3,p", "patient", "begins with the line 'path,age,patient'"),
+    ],
+)
+def test_list_without_the_column_of_groups_ends_with_an_error(tmp_path, header, row, by, says):
+    (tmp_path / "list.csv").write_text(f"{header}\n{row}\n")
+    refused(pack(tmp_path / "list.csv", tmp_path / "out", "--val", 0.5, "--group-by", by), says)

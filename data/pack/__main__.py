@@ -1,14 +1,19 @@
 """Packs images into shuffled shards with an index and a manifest.
 
     python -m data.pack SOURCE OUT
+    python -m data.pack SOURCE OUT --val 0.05       makes OUT/train and OUT/val
 
 SOURCE is a folder of images (flat, or with one sub-folder per class), existing tars (a tar, a folder of tars, a glob
 in quotes), or a CSV list with the header path[,label]. Files named after an image are kept with it; with --masks
 instances.json each image gets a record of its objects in SA-1B's format.
 
+The part of an image follows from a hash of its key: adding images moves no other. --group-by folder, or a column of the
+list (patient, scene, video), keeps images that belong together in one part.
+
 Classes are numbered in alphabetical order. Where another part may lack some, give it the numbers of the first:
 
     python -m data.pack IMAGES/val OUT/val --classes OUT/train
+
 The bytes of the images are kept as they are, unless --shorter-side asks for smaller ones.
 
 Repeat the command to resume an interrupted pack. Several machines share the work with --part 1/8 … --part 8/8, in any
@@ -31,8 +36,9 @@ from data.index.splits import NAMES, local_path
 from data.pack.assemble import assemble, check_out, replaced_folder
 from data.pack.class_list import read_class_list
 from data.pack.coco import with_masks
+from data.pack.divide import FOLDER, count_splits, divide, wanted
 from data.pack.pack import MAX_BAD, QUALITY, SHARD_SIZE, Part, write_shards
-from data.pack.plan import SETTINGS, PackPlan, find_difference, hash_keys, hold, load_plan, partial_folder
+from data.pack.plan import DIVISION, SETTINGS, PackPlan, find_difference, hash_keys, hold, load_plan, partial_folder
 from data.pack.sources import open_source
 from data.parallel import cores
 from data.storage.credentials import hide
@@ -51,31 +57,42 @@ def main(words: list[str] | None = None) -> None:
         return
     passed_over = PassedOver()
     ours = (out, partial_folder(out), replaced_folder(out))
-    source = open_source(local_path(hide(arguments.source)), given, arguments.image, passed_over, ours)
+    path = local_path(hide(arguments.source))
+    if arguments.group_by not in (None, FOLDER) and not path.lower().endswith(".csv"):
+        raise DataError(
+            f"--group-by {arguments.group_by} names a column, and {path} is no CSV list. Use --group-by folder, or "
+            "write a list with the header path,label and that column."
+        )
+    source = open_source(path, given, arguments.image, passed_over, ours, arguments.group_by)
     samples, classes, note = with_masks(source, arguments.masks) if arguments.masks else source
+    plan = PackPlan(samples=len(samples), classes=classes, keys=hash_keys(samples), **settings)
+    split_of = None
+    if wanted(plan):
+        split_of, remark = divide(samples, plan)
+        plan = dataclasses.replace(plan, splits=count_splits(split_of, plan))
+        note = "; ".join(filter(None, (note, remark)))
     if note:
         print(note, file=sys.stderr)
     if arguments.strict:
         passed_over.refuse()
     if passed_over:
         print(f"passed over: {passed_over}", file=sys.stderr)
-    plan = PackPlan(samples=len(samples), classes=classes, keys=hash_keys(samples), **settings)
     with hold(out, part):
-        write_shards(plan, samples, out, part, arguments.jobs, max_bad, arguments.overwrite, passed_over)
+        write_shards(plan, samples, out, part, arguments.jobs, max_bad, arguments.overwrite, passed_over, split_of)
         if not part:
             _report(out, assemble(plan, out, max_bad=max_bad))
             return
     print(
-        f"{partial_folder(out)}: part {part[0]}/{part[1]} of {plan.shards} shards is finished. When all parts are, "
-        "repeat the command with --merge in place of --part."
+        f"{partial_folder(out)}: part {part[0]}/{part[1]} of {len(plan.shards)} shards is finished. When all parts "
+        "are, repeat the command with --merge in place of --part."
     )
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns the fields of the PackPlan that options set. Raises DataError if options contradict each other."""
     out = arguments.out.absolute()
-    is_split = out.name.lower() in NAMES and out.parent.name  # imagenet/train gives imagenet-train
-    name = arguments.name or (f"{out.parent.name}-{out.name}" if is_split else out.name)
+    is_split = out.name.lower() in NAMES  # imagenet/train gives imagenet-train
+    name = arguments.name or (f"{out.parent.name}-{out.name}" if is_split and out.parent.name else out.name)
     if "/" in name:
         raise DataError(f"--name {name} contains a slash, and file names in OUT begin with it. Leave out the slash.")
     if arguments.quality and not arguments.shorter_side:
@@ -85,8 +102,28 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     if arguments.masks and arguments.shorter_side:
         raise DataError("--masks fit images as they are, not resized: leave out --shorter-side, or resize both before.")
+    _refuse_division(arguments, is_split)
     quality = (arguments.quality or QUALITY) if arguments.shorter_side else None
     return {field: getattr(arguments, field) for field in SETTINGS} | {"name": name, "quality": quality}
+
+
+def _refuse_division(arguments: argparse.Namespace, out_is_split: bool) -> None:
+    """Raises DataError if the options that divide a source contradict each other or OUT."""
+    val, test, per_class, group_by = (getattr(arguments, name) for name in DIVISION)
+    if (val or 0) + (test or 0) >= 1:
+        raise DataError(f"--val {val} and --test {test} leave nothing for training. Use shares of less than 1 in all.")
+    if group_by and per_class:
+        raise DataError(
+            f"--val-per-class {per_class} counts images, and --group-by {group_by} keeps groups whole. Use --val with "
+            "a share."
+        )
+    if group_by and not (val or test):
+        raise DataError(f"--group-by {group_by} has no effect without --val or --test. Add one, or leave it out.")
+    if out_is_split and (val or test or per_class):
+        raise DataError(
+            f"OUT {arguments.out} is called after a part, and would hold the parts train and val. Give "
+            f"{arguments.out.parent}, or leave out --val and --test."
+        )
 
 
 def _plan_to_merge(out: Path, settings: dict[str, Any]) -> PackPlan:
@@ -102,15 +139,16 @@ def _plan_to_merge(out: Path, settings: dict[str, Any]) -> PackPlan:
     return plan
 
 
-def _report(out: Path, manifest: dict[str, Any]) -> None:
-    facts = [f"{out}: {manifest['samples']} samples in {len(manifest['shards'])} shards"]
-    if manifest["classes"]:
-        facts.append(f"{len(manifest['classes'])} classes")
-    if manifest["shorter_side"]:
-        facts.append(f"{manifest['reencoded']} encoded anew with a shorter side of {manifest['shorter_side']}")
-    if manifest["bad"]:
-        facts.append(f"{len(manifest['bad'])} unreadable left out (bad_files.txt)")
-    print(", ".join(facts))
+def _report(out: Path, manifests: dict[str, dict[str, Any]]) -> None:
+    for split, manifest in manifests.items():
+        facts = [f"{out / split}: {manifest['samples']} samples in {len(manifest['shards'])} shards"]
+        if manifest["classes"]:
+            facts.append(f"{len(manifest['classes'])} classes")
+        if manifest["shorter_side"]:
+            facts.append(f"{manifest['reencoded']} encoded anew with a shorter side of {manifest['shorter_side']}")
+        if manifest["bad"]:
+            facts.append(f"{len(manifest['bad'])} unreadable left out (bad_files.txt)")
+        print(", ".join(facts))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -120,6 +158,13 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("source", help="folder of images, tar, folder of tars, glob of tars in quotes, or .csv")
     add("out", type=Path, help="folder to be created; end it in /train, /val or /test to pack a part of a data set")
+    val = parser.add_mutually_exclusive_group()
+    val.add_argument(
+        "--val", type=_share, metavar="SHARE", help="of the images for OUT/val, such as 0.05; by their keys"
+    )
+    val.add_argument("--val-per-class", type=_positive, metavar="N", help="images of each class for OUT/val")
+    add("--test", type=_share, metavar="SHARE", help="of the images for OUT/test, none of them in OUT/val")
+    add("--group-by", metavar="WHAT", help="folder, or a column of the list: what it names stays in one part")
     add("--name", help="of the shards: NAME-000000.tar (default: the name of OUT)")
     add("--seed", type=int, default=0, help="of the order of the samples (default 0)")
     add("--shard-size", type=_positive, default=SHARD_SIZE, metavar="N", help=f"samples per shard ({SHARD_SIZE})")
@@ -154,6 +199,12 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return number
+
+
+def _share(text: str) -> float:
+    if not 0 < (share := float(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share between 0 and 1, such as 0.05")
+    return share
 
 
 def _quality(text: str) -> int:

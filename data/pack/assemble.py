@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,8 +17,9 @@ from data.errors import DataError
 from data.index import index_file
 from data.index.build import build
 from data.index.index import ShardIndex
-from data.pack.plan import WORK, PackPlan, partial_folder
+from data.pack.plan import DIVISION, WORK, PackPlan, partial_folder
 from data.pack.writer import Record, find_record
+from data.storage.listing import Folder
 
 MAX_NAMED = 5  # missing shards in an error
 
@@ -28,8 +30,14 @@ def check_out(out: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise DataError(f"{out} exists already. Choose another place, or replace it with --overwrite.")
-    if not (out / "manifest.json").exists():
+    if not (out / "manifest.json").exists() and not _is_divided(out):
         raise DataError(f"{out} is no packed data set (it has no manifest.json). Remove it yourself if it may go.")
+
+
+def _is_divided(out: Path) -> bool:
+    """Returns True if a folder holds parts that one pack has made, and nothing else."""
+    parts = list(out.iterdir())
+    return all(part.is_dir() and "divided_by" in (Folder(str(part)).manifest() or {}) for part in parts)
 
 
 def check_bad(bad: list[dict[str, str]], max_bad: int) -> None:
@@ -42,47 +50,64 @@ def check_bad(bad: list[dict[str, str]], max_bad: int) -> None:
         )
 
 
-def assemble(plan: PackPlan, out: Path, *, max_bad: int, verify: bool = False, jobs: int = 1) -> dict[str, Any]:
-    """Renames OUT.partial to OUT with a manifest, which it returns.
+def assemble(
+    plan: PackPlan, out: Path, *, max_bad: int, verify: bool = False, jobs: int = 1
+) -> dict[str, dict[str, Any]]:
+    """Renames OUT.partial to OUT with a manifest in each part, and returns split -> manifest, with "" for a whole.
 
     verify  read all shards, which other machines may have written, and compare them with their recorded SHA-256
 
-    Raises DataError if a shard is missing or damaged, or if too many images, or all, do not decode.
+    Raises DataError if a shard is missing or damaged, or if too many images, or all of a part, do not decode.
     """
     folder = partial_folder(out)
     records = _find_records(plan, folder)
-    shards = [record for record in records if record.samples]
-    bad = [entry for record in records for entry in record.bad]
-    check_bad(bad, max_bad)
-    if not shards:
-        shutil.rmtree(folder)
-        first = f"{bad[0]['file']}: {bad[0]['reason']}" if bad else "there is none"
-        raise DataError(f"none of the {plan.samples} images can be used ({first}). Check the source.")
+    check_bad([entry for record in records for entry in record.bad], max_bad)
+    splits = {split: [x for x in records if os.path.dirname(x.tar) == split] for split in plan.splits or [""]}
+    for split, mine in splits.items():
+        _refuse_nothing_usable(plan, split, mine, folder)
     if verify:
-        _verify_checksums(folder, shards, jobs)
-    if bad:
-        with replace_file(folder / "bad_files.txt", "w", errors="surrogateescape") as file:
-            file.writelines(f"{entry['file']}\t{entry['reason']}\n" for entry in bad)
-    manifest = _build_manifest(plan, folder, records, shards, bad)
-    # A byte of a name that is not UTF-8 becomes \udce9, which JSON has for it.
-    with replace_file(folder / "manifest.json", "w", errors="backslashreplace") as file:
-        file.write(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    for leftover in folder.glob("*.tmp"):  # Writers that were killed leave them.
+        _verify_checksums(folder, [record for record in records if record.samples], jobs)
+    manifests = {split: _complete_split(plan, folder, split, mine) for split, mine in splits.items()}
+    for leftover in folder.rglob("*.tmp"):  # Writers that were killed leave them.
         leftover.unlink()
     _replace_folder(folder, out)
     shutil.rmtree(out / WORK)
+    return manifests
+
+
+def _refuse_nothing_usable(plan: PackPlan, split: str, records: list[Record], folder: Path) -> None:
+    """Raises DataError, and removes OUT.partial, if no image of a part, or of the whole, decodes."""
+    if any(record.samples for record in records):
+        return
+    shutil.rmtree(folder)
+    bad = next((entry for record in records for entry in record.bad), None)
+    first = f"{bad['file']}: {bad['reason']}" if bad else "there is none"
+    of = f"{plan.splits[split]} images of the part {split}" if split else f"{plan.samples} images"
+    raise DataError(f"none of the {of} can be used ({first}). Check the source.")
+
+
+def _complete_split(plan: PackPlan, folder: Path, split: str, records: list[Record]) -> dict[str, Any]:
+    """Writes bad_files.txt and the manifest of a part, or of the whole, and returns the manifest."""
+    bad = [entry for record in records for entry in record.bad]
+    if bad:
+        with replace_file(folder / split / "bad_files.txt", "w", errors="surrogateescape") as file:
+            file.writelines(f"{entry['file']}\t{entry['reason']}\n" for entry in bad)
+    manifest = _build_manifest(plan, folder, split, records, bad)
+    # A byte of a name that is not UTF-8 becomes \udce9, which JSON has for it.
+    with replace_file(folder / split / "manifest.json", "w", errors="backslashreplace") as file:
+        file.write(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     return manifest
 
 
 def _find_records(plan: PackPlan, folder: Path) -> list[Record]:
     """Returns the records of all shards. Raises DataError if some are missing."""
-    records, missing = [], []
-    for number in range(plan.shards):
-        record = find_record(folder, plan.shard(number), plan.digest)
+    records, missing, shards = [], [], plan.shards
+    for number, shard in enumerate(shards):
+        record = find_record(folder, shard, plan.digest)
         records.append(record) if record else missing.append(number)
     if not missing:
         return records
-    names = ", ".join(plan.shard(number) for number in missing[:MAX_NAMED]) + (" …" if len(missing) > MAX_NAMED else "")
+    names = ", ".join(shards[number] for number in missing[:MAX_NAMED]) + (" …" if len(missing) > MAX_NAMED else "")
     counts = {int(record.part.partition("/")[2]) for record in records if record.part}
     of = ""
     if len(counts) == 1:
@@ -90,7 +115,7 @@ def _find_records(plan: PackPlan, folder: Path) -> list[Record]:
         parts = sorted({number % count + 1 for number in missing})
         of = f" of --part {', '.join(f'{part}/{count}' for part in parts)}"
     raise DataError(
-        f"{folder} lacks {len(missing)} of the {plan.shards} shards{of}: {names}. "
+        f"{folder} lacks {len(missing)} of the {len(shards)} shards{of}: {names}. "
         "Repeat those parts; or repeat the command without --part and --merge, which packs what is missing."
     )
 
@@ -111,12 +136,13 @@ def _verify_checksums(folder: Path, shards: list[Record], jobs: int) -> None:
 
 
 def _build_manifest(
-    plan: PackPlan, folder: Path, records: list[Record], shards: list[Record], bad: list[dict[str, str]]
+    plan: PackPlan, folder: Path, split: str, records: list[Record], bad: list[dict[str, str]]
 ) -> dict[str, Any]:
+    shards = [record for record in records if record.samples]
     tars = [str(folder / record.tar) for record in shards]
     files = [index_file.load(tar) or build(tar) for tar in tars]
     return {
-        "name": plan.name,
+        "name": f"{plan.name}-{split}" if split else plan.name,
         "samples": sum(record.samples for record in shards),
         "bytes": sum(record.bytes for record in shards),
         "fingerprint": ShardIndex(files).fingerprint,
@@ -126,11 +152,18 @@ def _build_manifest(
         "reencoded": sum(record.reencoded for record in records),
         "classes": plan.classes,
         "shards": [
-            {"file": record.tar, "samples": record.samples, "bytes": record.bytes, "sha256": record.sha256}
+            {
+                "file": os.path.basename(record.tar),
+                "samples": record.samples,
+                "bytes": record.bytes,
+                "sha256": record.sha256,
+            }
             for record in shards
         ],
         "bad": bad,
-        "passed_over": _passed_over(folder),
+        # What is passed over belongs to no part: the first one counts it.
+        "passed_over": _passed_over(folder) if split == next(iter(plan.splits), "") else {},
+        **({"divided_by": {name: getattr(plan, name) for name in DIVISION}} if split else {}),
     }
 
 

@@ -12,6 +12,7 @@ from data.errors import DataError
 from data.index.classes import same_name
 from data.index.samples import IMAGES, parse_label
 from data.pack.class_list import number_by_name
+from data.pack.divide import FOLDER
 from data.pack.image_folder import key_of_path, read_file
 from data.pack.sample import Sample, Source
 
@@ -26,12 +27,14 @@ class Row(NamedTuple):
     path: str
     label: str | None
     line: int
+    group: str | None
 
 
-def find_listed(source: Path, given: list[str] | None = None) -> Source:
-    """Returns the images of a CSV with the header `path` or `path,label`, paths relative to the CSV.
+def find_listed(source: Path, given: list[str] | None = None, group_by: str | None = None) -> Source:
+    """Returns the images of a CSV with the columns `path`, perhaps `label`, and that of groups; paths relative to it.
 
-    given  names of the classes by their numbers, which labels then are (--classes)
+    given     names of the classes by their numbers, which labels then are (--classes)
+    group_by  column of the groups (--group-by); without such a column `folder` means that of the image
 
     Labels that are all numbers stay as they are (2.0 is 2); names are numbered in alphabetical order, and so are ids of
     more than six digits; -1 is no label. Files are opened only when they are packed. Raises DataError if the header is
@@ -39,7 +42,7 @@ def find_listed(source: Path, given: list[str] | None = None) -> Source:
     """
     try:
         with open(source, newline="", encoding="utf-8-sig") as file:
-            rows = list(_read_rows(csv.DictReader(file), source))
+            rows = list(_read_rows(csv.DictReader(file), source, group_by))
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{source} is no CSV file in UTF-8 ({error}). Save it as such.") from None
     if not rows:
@@ -59,6 +62,7 @@ def find_listed(source: Path, given: list[str] | None = None) -> Source:
             None if row.label is None else numbers[row.label],
             row.path,
             partial(read_file, str(source.parent / row.path)),
+            group=row.group,
         )
         for row in rows
     ]
@@ -93,17 +97,22 @@ def _number_labels(
     return numbers, [str(number) for number in range(max(numbers.values(), default=-1) + 1)]
 
 
-def _read_rows(reader: csv.DictReader, source: Path) -> Iterator[Row]:
+def _read_rows(reader: csv.DictReader, source: Path, group_by: str | None) -> Iterator[Row]:
     """Yields the lines."""
     header = list(reader.fieldnames or ())
-    if header not in (["path"], ["path", "label"]):
+    if group_by not in (None, FOLDER, *header):
         raise DataError(
-            f"{source} begins with the line {','.join(header)!r}. "
-            "A list of images has the header `path` or `path,label`."
+            f"--group-by {group_by} is no column of {source}, which begins with the line {','.join(header)!r}. Name "
+            "one of its columns, or folder."
+        )
+    if "path" not in header or len(header) > len(set(header)) or not {*header} <= {"path", "label", group_by}:
+        raise DataError(
+            f"{source} begins with the line {','.join(header)!r}. A list of images has the header `path` or "
+            "`path,label`, and the column that --group-by names. Remove the others."
         )
     for row in reader:
         path, label, line = row["path"], row.get("label"), reader.line_num
-        if None in row or (len(header) == 2 and not (label or "").strip()):
+        if None in row or not all((row[name] or "").strip() for name in header):
             raise DataError(
                 f"{source}, line {line}, does not have {len(header)} fields. Complete the line; the label -1 is for an "
                 "image without one."
@@ -113,7 +122,8 @@ def _read_rows(reader: csv.DictReader, source: Path) -> Iterator[Row]:
                 f"{source}, line {line}: {path!r} is no image, it ends in none of "
                 f"{', '.join('.' + extension for extension in IMAGES)}. Remove the line."
             )
-        yield Row(path, None if label is None else _read_label(label.strip(), f"{source}, line {line}"), line)
+        number = None if label is None else _read_label(label.strip(), f"{source}, line {line}")
+        yield Row(path, number, line, row[group_by].strip() if group_by in header else None)
 
 
 def _read_label(text: str, place: str) -> str | None:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data.atomic import replace_file
 from data.errors import DataError
 from data.index.passed_over import PassedOver
@@ -49,7 +51,7 @@ def pack(
     plan = PackPlan(name, seed, shard_size, shorter_side, kept, len(samples), classes, hash_keys(samples))
     with hold(out):
         write_shards(plan, samples, out, None, jobs, max_bad, overwrite)
-        return assemble(plan, out, max_bad=max_bad)
+        return assemble(plan, out, max_bad=max_bad)[""]
 
 
 def write_shards(
@@ -61,20 +63,25 @@ def write_shards(
     max_bad: int,
     overwrite: bool,
     passed_over: PassedOver | None = None,
+    split_of: np.ndarray | None = None,
 ) -> None:
-    """Writes the shards of the plan, or of one part of it, that are not finished yet; within `hold`."""
+    """Writes the shards of the plan, or of one part of it, that are not finished yet; within `hold`.
+
+    split_of  [samples] split of each sample of a source that is divided (data/pack/divide.py)
+    """
     folder = begin_pack(plan, out, shared=part is not None, overwrite=overwrite)
     with replace_file(folder / WORK / "passed_over.json", "w") as file:
         json.dump((passed_over or PassedOver()).to_json(), file)
-    mine = range(part[0] - 1, plan.shards, part[1]) if part else range(plan.shards)
-    records = {number: find_record(folder, plan.shard(number), plan.digest) for number in mine}
+    shards, contents = plan.shards, plan.contents(split_of)
+    mine = range(part[0] - 1, len(shards), part[1]) if part else range(len(shards))
+    records = {number: find_record(folder, shards[number], plan.digest) for number in mine}
     left = [number for number, record in records.items() if record is None]
     if len(left) < len(mine):
         print(f"resuming in {folder}: {len(mine) - len(left)} of {len(mine)} shards are finished", file=sys.stderr)
     bad = [entry for record in records.values() if record for entry in record.bad]
     check_bad(bad, max_bad)
-    total = sum(min(plan.shard_size, plan.samples - number * plan.shard_size) for number in left)
-    todo = _shard_jobs(plan, samples, folder, part, left)
+    total = sum(len(contents[number]) for number in left)
+    todo = _shard_jobs(plan, samples, folder, part, {shards[number]: contents[number] for number in left})
     try:
         with run(write_shard, todo, max(1, min(jobs, len(left))), "packing", total) as (written, bar):
             for record in written:
@@ -93,9 +100,8 @@ def write_shards(
 
 
 def _shard_jobs(
-    plan: PackPlan, samples: Samples, folder: Path, part: Part | None, numbers: list[int]
+    plan: PackPlan, samples: Samples, folder: Path, part: Part | None, contents: dict[str, np.ndarray]
 ) -> Iterator[ShardJob]:
-    order, part_name = plan.order(), f"{part[0]}/{part[1]}" if part else ""
-    for number in numbers:
-        chosen = [samples[int(i)] for i in order[number * plan.shard_size : (number + 1) * plan.shard_size]]
-        yield ShardJob(folder, plan, plan.shard(number), chosen, part_name)
+    part_name = f"{part[0]}/{part[1]}" if part else ""
+    for shard, numbers in contents.items():
+        yield ShardJob(folder, plan, shard, [samples[number] for number in numbers.tolist()], part_name)

@@ -1,6 +1,6 @@
 """Plan of a pack: everything that decides its bytes, and the folder from which an unfinished one is resumed.
 
-OUT.partial/NAME-000000.tar …       with an index beside each
+OUT.partial/NAME-000000.tar …       with an index beside each; train/NAME-train-000000.tar … of a divided source
 OUT.partial/.pack/plan.json         the plan
 OUT.partial/.pack/NAME-000000.json  a record of each finished shard: without it the shard is not finished
 OUT.partial/.pack/passed_over.json  what of the source is not packed
@@ -31,14 +31,16 @@ from data.pack.sample import Sample, Samples
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)  # of file systems that have none
 WORK = ".pack"  # hidden folder in OUT.partial, of the plan and the records
-SETTINGS = ("name", "seed", "shard_size", "shorter_side", "quality")  # set by options, such as --shard-size
+DIVISION = ("val", "test", "val_per_class", "group_by")  # options of data/pack/divide.py
+SETTINGS = ("name", "seed", "shard_size", "shorter_side", "quality", *DIVISION)  # set by options, such as --shard-size
 
 
 @dataclasses.dataclass(frozen=True)
 class PackPlan:
     """Shard k holds the samples k·S … (k+1)·S - 1 of a seeded permutation, except those that do not decode.
 
-    So any process on any machine can write a shard by itself, with the same bytes.
+    So any process on any machine can write a shard by itself, with the same bytes. A source that is divided has shards
+    of each split, cut from the permutation of its samples.
     """
 
     name: str
@@ -48,22 +50,35 @@ class PackPlan:
     quality: int | None  # of the JPEGs encoded anew
     samples: int
     classes: list[str]
-    keys: str  # hash of the samples: keys, extensions, labels, side files
+    keys: str  # hash of the samples: keys, extensions, labels, side files, groups
+    val: float | None = None
+    test: float | None = None
+    val_per_class: int | None = None
+    group_by: str | None = None
+    splits: dict[str, int] = dataclasses.field(default_factory=dict)  # samples of train, val, test; {}: not divided
 
     @property
-    def shards(self) -> int:
-        return -(-self.samples // self.shard_size)
+    def shards(self) -> list[str]:
+        """Returns the tars: NAME-000000.tar …, or SPLIT/NAME-SPLIT-000000.tar … of each split."""
+        stems = {f"{split}/{self.name}-{split}": count for split, count in self.splits.items()}
+        counts = stems or {self.name: self.samples}
+        return [f"{stem}-{k:06d}.tar" for stem, count in counts.items() for k in range(-(-count // self.shard_size))]
 
-    def shard(self, number: int) -> str:
-        return f"{self.name}-{number:06d}.tar"
+    def contents(self, split_of: np.ndarray | None) -> list[np.ndarray]:
+        """Returns the numbers of the samples of each shard, in the order in which they are packed.
 
-    def order(self) -> np.ndarray:
-        """Returns the numbers of the samples in the order in which they are packed."""
-        return permutation(key(self.seed, PACK), np.arange(self.samples))
+        split_of  [samples] number of the split of each sample; None if the source is not divided
+        """
+        order = permutation(key(self.seed, PACK), np.arange(self.samples))
+        splits = [order] if split_of is None else [order[split_of[order] == number] for number in np.unique(split_of)]
+        return [split[k : k + self.shard_size] for split in splits for k in range(0, len(split), self.shard_size)]
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(json.dumps(dataclasses.asdict(self)).encode()).hexdigest()
+        fields = dataclasses.asdict(self)
+        later = {*DIVISION, "splits"}  # than packs that may be unfinished
+        known = {name: value for name, value in fields.items() if value or name not in later}
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 
 def partial_folder(out: Path) -> Path:
@@ -72,7 +87,7 @@ def partial_folder(out: Path) -> Path:
 
 
 def hash_keys(samples: Samples) -> str:
-    """Returns a hash of all keys, extensions, labels and side files. Raises DataError if two samples have one key."""
+    """Returns a hash of keys, extensions, labels, side files, groups. Raises DataError if two samples have one key."""
     digest = hashlib.sha256()
     short = array("Q")  # Takes 8 bytes a key; a set of the keys of SA-1B would take a gigabyte.
     quick = len(samples) < 100_000
@@ -82,6 +97,7 @@ def hash_keys(samples: Samples) -> str:
             raise DataError(
                 f"{sample.origin} has two side files whose extensions differ in case only. Rename one of them."
             )
+        fields += (sample.group,) if sample.group is not None else ()
         digest.update("\0".join(fields).encode("utf-8", "surrogateescape") + b"\n")
         short.append(_short(sample))
     values, counts = np.unique(np.frombuffer(short, np.uint64), return_counts=True)
@@ -189,6 +205,8 @@ def find_difference(found: PackPlan, wanted: PackPlan) -> str:
             return f"{f'no {option}' if begun is None else f'{option} {begun}'}, where now it is {asked}"
     if found.samples != wanted.samples:
         return f"{found.samples} samples, where the source now has {wanted.samples}"
+    if found.splits != wanted.splits:
+        return f"the parts {found.splits}, where now they are {wanted.splits}"
     if found.classes != wanted.classes:
         return f"{_list_classes(found)}, where now they are {_list_classes(wanted)}"
     return "" if found == wanted else "samples of other names than the source now has"

@@ -15,6 +15,7 @@ class Sample(NamedTuple):
     origin: str  # names it in messages
     read: Read
     others: tuple[tuple[str, Read], ...] = ()  # (extension, contents) of the side files, kept byte for byte
+    group: str | None = None  # by a column of a list: images of one group stay in one part
 
 
 class LazySamples:

@@ -7,15 +7,13 @@ from pathlib import Path
 
 from data.errors import DataError
 from data.index.passed_over import PassedOver
-from data.index.samples import IMAGES
-from data.index.splits import COMPRESSED
+from data.index.splits import COMPRESSED, ENDINGS
 from data.pack.csv_list import find_listed
 from data.pack.image_folder import find_images
 from data.pack.sample import Source
 from data.pack.tar_samples import find_samples
 
 TARS = (".tar", *COMPRESSED)
-ENDINGS = tuple(f".{extension}" for extension in IMAGES)
 
 
 def open_source(
@@ -24,12 +22,14 @@ def open_source(
     image: str | None = None,
     passed_over: PassedOver | None = None,
     leave_out: Collection[Path] = (),
+    group_by: str | None = None,
 ) -> Source:
     """Returns the samples of a path, their labels by `classes` if given.
 
     image        extension of the image of samples with several, of tars
     passed_over  counts what is not packed
     leave_out    folders that are not looked into
+    group_by     column of a list that names the group of each image
 
     Raises DataError if it is none of the sources, or one that cannot be packed.
     """
@@ -52,7 +52,7 @@ def open_source(
     if folder:
         return find_images(Path(path), classes, passed_over, leave_out)
     if path.lower().endswith(".csv"):
-        return find_listed(Path(path), classes)
+        return find_listed(Path(path), classes, group_by)
     raise DataError(
         f"{path} is not a folder of images, nor tars, nor a CSV list. "
         "Give a folder, a .tar, a glob of tars in quotes, or a .csv with the header path[,label]."

@@ -32,7 +32,7 @@ class ShardJob(NamedTuple):
 
     folder: Path
     plan: PackPlan
-    tar: str
+    tar: str  # path in the folder
     samples: list[Sample]
     part: str  # "1/8", "" without parts
 
@@ -68,6 +68,7 @@ def write_shard(job: ShardJob, advance: Callable[[], None]) -> Record:
     Raises DataError if what is read back is not what was written.
     """
     temporary = job.folder / f"{job.tar}.tmp"
+    temporary.parent.mkdir(exist_ok=True)  # train, val or test
     with open(temporary, "wb") as file, TarWriter(file, **TAR) as writer:
         written, reencoded, bad = _write_members(writer, job, advance)
     size, sha256 = 0, ""
@@ -89,7 +90,7 @@ def write_shard(job: ShardJob, advance: Callable[[], None]) -> Record:
 
 
 def _record_path(folder: Path, tar: str) -> Path:
-    return folder / WORK / f"{tar.removesuffix('.tar')}.json"
+    return folder / WORK / f"{Path(tar).stem}.json"
 
 
 def _write_members(
