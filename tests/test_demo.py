@@ -255,6 +255,7 @@ def test_demo_command_with_wrong_arguments_prints_one_error_line(
             (["run", "--port", str(taken.getsockname()[1])], "Address already in use"),
             (["run", "--port", "70000"], "--port 70000 is no port"),
             (["run", "--host", "no.such.host.invalid"], "--host no.such.host.invalid is no address"),
+            (["run", "--host", "a..b"], "--host a..b is no address"),
         ):
             assert main(words) == 2
             error = capsys.readouterr().err
@@ -306,6 +307,12 @@ def test_demo_command_prints_its_address_and_removes_its_uploads(real_run: Path,
         ("127.0.0.1", "POST", {"host": "localhost", "content-length": str(300 << 20)}, 413),
         ("127.0.0.1", "POST", {"host": "localhost", "transfer-encoding": "chunked"}, 411),
         ("127.0.0.1", "POST", {"host": "localhost", "content-length": "9", "sec-fetch-site": "cross-site"}, 403),
+        ("127.0.0.1", "POST", {"host": "localhost", "content-length": "9", "sec-fetch-site": "same-site"}, 403),
+        ("127.0.0.1", "POST", {"host": "localhost", "content-length": "9", "sec-fetch-site": "same-origin"}, None),
+        # Browsers tell addresses without https the origin alone.
+        ("0.0.0.0", "POST", {"host": "10.1.2.3:80", "content-length": "9", "origin": "http://evil.example"}, 403),
+        ("0.0.0.0", "POST", {"host": "10.1.2.3:80", "content-length": "9", "origin": "null"}, 403),
+        ("0.0.0.0", "POST", {"host": "10.1.2.3:80", "content-length": "9", "origin": "http://10.1.2.3:80"}, None),
     ],
 )
 def test_demo_refuses_foreign_hosts_other_sites_and_large_uploads(

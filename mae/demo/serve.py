@@ -1,7 +1,7 @@
 """HTTP server of the page: a socket, who may ask, a content security policy, uploads.
 
 A request is refused if its Host is a foreign name (DNS rebinding: a page of the web whose name was made to mean this
-machine), if a page of another site sent it, or if it is larger than MAX_UPLOAD.
+machine), if a page of another site or port sent it, or if it is larger than MAX_UPLOAD.
 """
 
 import os
@@ -37,8 +37,9 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"--port {port} is no port: choose one from 1024 to 65535, or 0 for any that is free")
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror as error:
-        raise ConfigError(f"--host {host} is no address ({error.strerror}). 127.0.0.1 is this machine alone") from error
+    except (socket.gaierror, UnicodeError) as error:
+        reason = getattr(error, "strerror", "no name that there can be")
+        raise ConfigError(f"--host {host} is no address ({reason}). 127.0.0.1 is this machine alone") from error
     try:
         return socket.create_server(address[:2], family=family)
     except OSError as error:
@@ -64,14 +65,22 @@ def refuse(scope: dict[str, Any], names: set[str]) -> tuple[int, str] | None:
         return 403, f"The page does not answer to the name {asked or '(none)'}: {way}."
     if scope["method"] in ("GET", "HEAD", "OPTIONS"):
         return None
-    if headers.get("sec-fetch-site") == "cross-site":
+    if not _is_own_page(headers):
         return 403, "The page takes nothing from pages of other sites."
     length = headers.get("content-length", "")
-    if not length.isdigit():
+    if not length.isdecimal():
         return 411, "The request does not say its length."
     if int(length) > MAX_UPLOAD + REST_OF_UPLOAD:
         return 413, f"The file is too large: at most {MAX_UPLOAD >> 20} MB are taken."
     return None
+
+
+def _is_own_page(headers: dict[str, str]) -> bool:
+    """Returns False if a page of another site or port sent a request; programs that are no browser say nothing."""
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+    if site is None and origin is not None:  # browsers send the site to addresses of https and loopback alone
+        return origin.partition("://")[2].lower() == headers.get("host", "").lower()
+    return site in (None, "same-origin", "none")
 
 
 def _name_in(host: str) -> str:
