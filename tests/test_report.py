@@ -191,6 +191,17 @@ def test_report_of_a_broken_run_folder_prints_one_error_line(
     assert not (run / "report.html").exists()
 
 
+def test_report_hides_credentials_that_earlier_versions_kept(tmp_path: Path) -> None:
+    run = synthetic(tmp_path / "run", 3)
+    url = "http://user:pa55@h/a.tar?X-Amz-Signature=s3cr3t&part=s3cr3t"
+    with open(run / "config.yaml", "a") as file:
+        file.write(f"\nelsewhere: ['{url}', 'hf://datasets/user/name@main']\n")
+    (run / "bad_samples.jsonl").write_text(json.dumps({"shard": url, "key": "a", "reason": "cut"}) + "\n")
+    page = report(run)
+    assert "http://hidden@h/a.tar?X-Amz-Signature=hidden" in page.text and "name@main" in page.text
+    assert not re.search("pa55|s3cr3t", (run / "report.html").read_text())
+
+
 def test_report_to_an_unwritable_place_exits_with_2_and_suggests_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

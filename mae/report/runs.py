@@ -1,6 +1,7 @@
 """Reads run folders, of finished, running or stopped runs, without their data."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from mae.errors import ConfigError
 from mae.pictures import enlargement
 from mae.run.checkpoint_files import flatten
 from mae.run.metrics import read_metrics
+
+# Of URLs, in files of versions that kept them: user information and the values of queries.
+CREDENTIAL = re.compile(r"(?<=://)[^\s/?#'\"]+(?=@)|(?<=[?&])([^\s?&='\"]+=)[^\s&,\]'\"]+")
 
 MetricValues = dict[int, float]  # step -> value, ascending
 
@@ -92,7 +96,7 @@ def read_runs(paths: list[Path]) -> list[Run]:
 def _read(path: Path, label: str) -> Run:
     if not (path / "config.yaml").is_file():
         raise ConfigError(f"{path} is no run folder: it has no config.yaml. Give a folder runs/NAME of train.py")
-    config_text = (path / "config.yaml").read_text(encoding="utf-8", errors="replace")
+    config_text = _read_text(path / "config.yaml")
     try:
         config = yaml.safe_load(config_text)
     except yaml.YAMLError as error:
@@ -118,13 +122,19 @@ def _read(path: Path, label: str) -> Run:
     )
 
 
+def _read_text(path: Path) -> str:
+    """Returns a text without the credentials of URLs: the page is passed on."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return CREDENTIAL.sub(lambda found: f"{found[1] or ''}hidden", text)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the object in a file, or an empty one if there is no file. Raises ConfigError if it is damaged."""
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is damaged: {error}. Delete it, and the report leaves it out") from error
 
 
@@ -153,7 +163,7 @@ def _metrics(path: Path) -> tuple[dict[str, MetricValues], int]:
 
 def _bad_samples(path: Path) -> list[tuple[tuple[str, str, str], int]]:
     met: Counter[tuple[str, str, str]] = Counter()
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+    for line in _read_text(path).splitlines() if path.is_file() else ():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:  # still being written, or cut off when the run was killed
