@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from PIL.Image import Image
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, PositiveInt
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -42,7 +42,7 @@ class SegmentProbe(BaseModel, frozen=True, extra="forbid"):
     """
 
     name: Literal["segment"]
-    clicks: list[int] = Field(min_length=1)
+    clicks: list[PositiveInt] = Field(min_length=1)
     pictures: int = Field(6, ge=0)
     images: int | None = Field(None, ge=1)
 
