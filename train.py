@@ -1,5 +1,6 @@
 """Train what `task` says, by default a masked autoencoder: python train.py [experiment=NAME] [SETTING=VALUE ...]"""
 
+import re
 from pathlib import Path
 
 import hydra
@@ -8,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from tasks.cli import run_program
+from tasks.words import is_multirun
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parent / "conf"), config_name="train")
@@ -20,10 +22,12 @@ def main(raw: DictConfig) -> None:
 def prepare(words: list[str]) -> list[str]:
     """Returns the words for Hydra. In a multirun (-m) they name each run's folder after the settings that differ."""
     # `plan` is a group of settings, to which Hydra cannot assign true.
-    words = ["plan.show=true" if word == "plan=true" else word for word in words]
-    if not {"-m", "--multirun"} & set(words):
+    words = [re.sub("^plan=(true|false)$", r"plan.show=\1", word, flags=re.IGNORECASE) for word in words]
+    if not is_multirun(words):
         return words
-    parsed = OverridesParser.create().parse_overrides([word for word in words if not word.startswith("-")])
+    # Values of options, as of --config-dir, are no settings.
+    settings = [word for word in words if word[:1] == "~" or ("=" in word and word[:1] != "-")]
+    parsed = OverridesParser.create().parse_overrides(settings)
     if not any(override.is_sweep_override() for override in parsed):
         return words  # a single run, for a launcher
     shared = [override.key_or_group for override in parsed if not override.is_sweep_override()]

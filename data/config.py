@@ -54,6 +54,8 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _consistent(self) -> "DataConfig":
+        if self.path in ("", []) or self.val_path in ("", []):
+            raise ValueError("path and val_path cannot be empty: give shards, or null")
         if (self.mode == "stream") != (self.samples is not None):
             raise ValueError("mode=stream and samples go together: a stream has no length. Set both or neither of them")
         if self.mode == "stream" and not self.path:

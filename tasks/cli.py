@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from data.storage.credentials import hide
+from data.storage.credentials import hide, pass_on
 from mae.distributed.processes import end_with_launcher
 from mae.distributed.rank_zero import say
 from tasks.words import readable, refusal
@@ -74,7 +74,10 @@ def run_program(program: Callable[[], None], prepare: Callable[[list[str]], list
     typed = sys.argv[1:]
     failed_runs.clear()
     try:
-        sys.argv[1:] = prepare(readable(typed))
+        # Hydra keeps words in multirun.yaml, environment.json and W&B keep sys.argv. Its own it needs whole.
+        words = [word if word.lstrip("+").startswith("hydra") else hide(word) for word in readable(typed)]
+        sys.argv[1:] = prepare(words)
+        pass_on()
         program()
     except (HydraException, OmegaConfBaseException) as error:
         if FULL_ERROR:

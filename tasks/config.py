@@ -1,16 +1,26 @@
 """The settings of a training run; conf/ holds their values."""
 
+import math
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from data.config import DataConfig
 from data.index.samples import FIRST
-from data.storage.credentials import hide
+from data.storage.credentials import hide_all
 from mae.callbacks.save_checkpoints import CheckpointConfig
 from mae.callbacks.time_limit import time_limit
 from mae.errors import ConfigError
@@ -18,15 +28,16 @@ from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.run.folder import stored_settings
 from mae.train.optim import OptimConfig
-from tasks.words import GROUPS, PASSED, choose_one, not_passed, unknown
+from tasks.words import GROUPS, choose_one, names_in, unknown
 
 TaskSettings = TypeVar("TaskSettings", bound=BaseModel)
 Settings = TypeVar("Settings", bound=BaseModel)
 
-# Settings that name a place on this machine or on a disk that it mounts.
-PLACES = {"runs", "out", "data.root", "data.cache", "task.embeddings", "plan.json", "sweep.sweeps"}
-WEIGHTS = {"init_from", "resume", "checkpoint"}
+# Settings that name a file or folder on this machine, or on a disk that it mounts.
+PATHS = {"runs", "out", "data.root", "data.cache", "task.embeddings", "plan.json", "sweep.sweeps"}
+PATHS |= {"init_from", "resume", "checkpoint"}
 HOME = re.compile(r"~[\w.-]*/|~$")
+LONGEST_NAME = 255  # bytes, of file systems
 
 
 def _spelt(name: Any) -> Any:
@@ -39,12 +50,41 @@ def _spelt(name: Any) -> Any:
 def _of_allowed_characters(name: str) -> str:
     if wrong := re.sub(r"[\w.+=,@-]", "", name):
         raise ValueError(f"{name!r} holds {wrong[0]!r}. Letters, digits and . _ + - = , @ are allowed: it is a folder")
+    return _names_a_folder(name)
+
+
+def _names_a_folder(name: str) -> str:
     if not name.strip("."):
         raise ValueError(f"{name!r} names no folder of its own: give it a letter or a digit")
+    if len(name.encode()) > LONGEST_NAME:
+        raise ValueError(f"{name!r} is longer than the {LONGEST_NAME} bytes that the name of a folder can have")
     return name
 
 
+def _counted(devices: Any) -> Any:
+    if devices != "auto" and not (str(devices).isdecimal() and int(devices) > 0):
+        raise ValueError(
+            f"{devices} has to be how many devices the run takes, or auto for all. Which ones is said by "
+            "CUDA_VISIBLE_DEVICES in the environment"
+        )
+    return devices
+
+
 Name = Annotated[str, BeforeValidator(_spelt), AfterValidator(_of_allowed_characters)]
+
+
+class TrainerConfig(BaseModel, frozen=True, extra="forbid"):
+    """Arguments of Lightning's Trainer that are the user's to set: the others follow from the recipe and the ranks."""
+
+    target: str = Field("lightning.pytorch.Trainer", alias="_target_", exclude=True)
+    accelerator: str = "auto"
+    devices: Annotated[int | Literal["auto"], BeforeValidator(_counted)] = 1
+    strategy: str = "auto"
+    max_time: Annotated[timedelta | None, BeforeValidator(time_limit)] = None
+    deterministic: bool | Literal["warn"] | None = None
+    benchmark: bool | None = None
+    detect_anomaly: bool = False
+    inference_mode: bool = True
 
 
 class OnlineProbeConfig(BaseModel, frozen=True, extra="forbid"):
@@ -73,7 +113,7 @@ class TrainConfig(BaseModel, Generic[TaskSettings], frozen=True, extra="forbid")
     name: Name
     runs: str = "runs"
     recipe: str | None = None  # that of experiment=, or the default; None for settings composed elsewhere
-    trial: str | None = None  # what differs among the runs of a multirun
+    trial: Annotated[str, AfterValidator(_names_a_folder)] | None = None  # what differs among the runs of a multirun
     seed: int = Field(0, ge=0, lt=2**31)
     epochs: float = Field(800, gt=0)
     max_steps: int | None = Field(None, ge=1)
@@ -94,8 +134,8 @@ class TrainConfig(BaseModel, Generic[TaskSettings], frozen=True, extra="forbid")
     optim: OptimConfig
     checkpoint: CheckpointConfig
     online_probe: OnlineProbeConfig
-    trainer: dict[str, Any]
-    logger: dict[str, Any] = {}
+    trainer: TrainerConfig
+    logger: dict[str, dict[str, Any]] = {}
     plan: PlanConfig
 
     @field_validator("resume", mode="before")
@@ -108,35 +148,11 @@ class TrainConfig(BaseModel, Generic[TaskSettings], frozen=True, extra="forbid")
             )
         return resume
 
-    @field_validator("trial")
-    @classmethod
-    def _names_a_folder(cls, name: str | None) -> str | None:
-        if name is not None and not name.strip("."):
-            raise ValueError(f"{name} names no folder of its own: give it a letter or a digit")
-        return name
-
-    @field_validator("trial")
-    @classmethod
-    def _hide_credentials(cls, trial: str | None) -> str | None:
-        return trial and hide(trial)
-
-    @field_validator("trainer")
-    @classmethod
-    def _passed_on(cls, trainer: dict[str, Any]) -> dict[str, Any]:
-        if others := [name for name in trainer if name not in PASSED and not name.startswith("_")]:
-            reason = not_passed(others[0])
-            raise ValueError(reason)
-        trainer = {"accelerator": "auto", "devices": 1, "strategy": "auto"} | trainer
-        if str(trainer["devices"]).isdecimal():
-            trainer["devices"] = int(trainer["devices"])
-        devices = trainer["devices"]
-        if devices != "auto" and (type(devices) is not int or devices < 1):
-            raise ValueError(
-                f"devices={devices} has to be how many devices the run takes, or auto for all. Which ones is said by "
-                "CUDA_VISIBLE_DEVICES in the environment"
-            )
-        time_limit(trainer.get("max_time"))
-        return trainer
+    @model_validator(mode="after")
+    def _artifacts_have_a_place(self) -> Self:
+        if self.checkpoint.artifacts != "none" and "wandb" not in self.logger:
+            raise ValueError(f"checkpoint.artifacts={self.checkpoint.artifacts} is kept by W&B: add logger=wandb")
+        return self
 
     @property
     def run(self) -> Path:
@@ -159,30 +175,37 @@ def keep_image(config: TrainConfig) -> TrainConfig:
 
 
 def plain_settings(raw: DictConfig) -> dict[str, Any]:
-    """Returns composed settings as plain values.
+    """Returns composed settings as plain values, the credentials of URLs hidden.
 
-    Raises ConfigError if a path begins with ~, or is a URL where only a path can be.
+    Raises ConfigError if a number is not finite, a text is empty, a path begins with ~, or a URL is where only a path
+    can be.
     """
-    settings: Any = OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
-    for name, text in _texts(settings):
-        if HOME.match(text):
-            raise ConfigError(f"{name}={text}: nobody expands ~ behind =. Write $HOME instead, or the whole path")
-        if name in WEIGHTS and "://" in text:
-            raise ConfigError(f"{name} is a URL, and is read from this machine: download the file and give its path")
-        if name in PLACES and "://" in text:
-            raise ConfigError(f"{name} is a URL, and has to be a folder or file on a disk of this machine")
+    settings = hide_all(OmegaConf.to_container(raw, resolve=True, throw_on_missing=True))
+    for name, value in _values(settings):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{name}={value} is no finite number: give one, or null where null is a choice")
+        if not isinstance(value, str):
+            continue
+        if not value and not name.startswith("logger."):
+            raise ConfigError(
+                f"{name} is empty, as from a variable of the shell that is not set: give a value, or null"
+            )
+        if HOME.match(value):
+            raise ConfigError(f"{name}={value}: nobody expands ~ behind =. Write $HOME instead, or the whole path")
+        if name in PATHS and "://" in value:
+            raise ConfigError(f"{name} is a URL, and has to be a path on this machine: download what it names first")
     return settings
 
 
-def _texts(node: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Yields (name, text) of all settings that are text; those of a list under its name."""
+def _values(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (name, value) of all settings; the values of a list under its name."""
     if isinstance(node, dict):
         for key, value in node.items():
-            yield from _texts(value, f"{name}.{key}" if name else str(key))
+            yield from _values(value, f"{name}.{key}" if name else str(key))
     elif isinstance(node, list):
         for value in node:
-            yield from _texts(value, name)
-    elif isinstance(node, str):
+            yield from _values(value, name)
+    else:
         yield name, node
 
 
@@ -193,19 +216,12 @@ def validate(model: type[Settings], settings: dict[str, Any]) -> Settings:
     except ValidationError as error:
         found = [(detail["type"], detail["loc"]) for detail in error.errors(include_url=False)]
         if extra := [_name(loc, settings) for kind, loc in found if kind == "extra_forbidden"]:
-            reason = unknown(extra[0], set(_names(settings)) - set(extra))
+            reason = unknown(extra[0], set(names_in(settings)) - set(extra))
             raise ConfigError(reason) from error
-        if left_out := [loc[0] for kind, loc in found if kind == "missing" and loc[0] in GROUPS]:
+        if left_out := [loc[0] for kind, loc in found if kind == "missing" and len(loc) == 1 and loc[0] in GROUPS]:
             reason = choose_one(str(left_out[0]))
             raise ConfigError(reason) from error
         raise
-
-
-def _names(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in node.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from _names(value, f"{prefix}{key}.")
 
 
 def _name(loc: tuple[int | str, ...], settings: Any) -> str:

@@ -71,5 +71,5 @@ def note_failed_run(sentence: str) -> bool:
     hydra = HydraConfig.get()
     if not hydra.launcher._target_.endswith("BasicLauncher"):
         return False  # each run has a process of its own
-    failed_runs[hide(hydra.job.override_dirname or hydra.job.name)] = sentence
+    failed_runs[hydra.job.override_dirname or hydra.job.name] = sentence
     return True

@@ -7,7 +7,6 @@
 5 report    PROBE.json, suite.json, table, summary of the W&B run
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from rich.table import Table
 
 from data.datamodule import ShardDataModule
 from data.evaluation import EvaluationImages
-from data.storage.credentials import hide_all
 from mae.distributed.launch import Topology
 from mae.distributed.ranks import join_process_group
 from mae.errors import ConfigError
@@ -71,7 +69,6 @@ class EvalConfig(BaseModel, frozen=True, extra="forbid"):
 def launch(raw: DictConfig) -> None:
     """Validates the settings, joins the ranks of torchrun or SLURM and calls `evaluate`."""
     config = validate(EvalConfig, plain_settings(raw))
-    sys.argv[:] = hide_all(sys.argv)  # W&B keeps them
     topology = Topology.from_environment() or Topology()
     with join_process_group(topology):
         evaluate(config, topology)

@@ -90,7 +90,6 @@ class Finetune(Task[FinetuneConfig]):
 
     def model(self, checkpoint: Path | None) -> Classifier:
         config, task = self.config, self.settings
-        self.refuse_settings()
         if checkpoint is not None:
             refuse_other_classes(read_own(checkpoint)["mae"].get("classes", []), self.class_names, checkpoint)
         for remark in self.data.remarks_on_labels():
@@ -105,8 +104,8 @@ class Finetune(Task[FinetuneConfig]):
         prepare_blocks(list(model.blocks), config.blocks)
         return model
 
-    def refuse_settings(self) -> None:
-        """Raises ConfigError if settings do not go together."""
+    def refuse_settings(self, checkpoint: Path | None) -> None:
+        super().refuse_settings(checkpoint)
         config, task = self.config, self.settings
         micro_batch, _ = self.batch_split
         if task.mixes and micro_batch % 2:
@@ -114,7 +113,7 @@ class Finetune(Task[FinetuneConfig]):
                 f"micro_batch={micro_batch} is odd, and task.mixup and task.cutmix mix images in pairs: set an even "
                 "one, or task.mixup=0 task.cutmix=0"
             )
-        if task.ema is not None and config.trainer["strategy"] == "fsdp":
+        if task.ema is not None and config.trainer.strategy == "fsdp":
             raise ConfigError(
                 f"task.ema={task.ema} keeps a second whole model on every rank, which trainer.strategy=fsdp is there "
                 "to avoid: set task.ema=null, or trainer=ddp"

@@ -22,7 +22,7 @@ def plan_only(config: TrainConfig) -> None:
     topology, wanted = Topology.from_environment(), config.plan
     if topology is not None and topology.rank != 0:
         return
-    ranks = wanted.gpus or (topology.ranks if topology else resolve_devices(config.trainer["devices"]))
+    ranks = wanted.gpus or (topology.ranks if topology else resolve_devices(config.trainer.devices))
     task = task_class(config.task.name)(config, Topology(ranks=ranks, devices=ranks))
     micro_batch, accumulate = task.batch_split
     precision = planned_precision(config.precision, wanted.gpu)

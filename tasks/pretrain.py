@@ -27,6 +27,14 @@ class Pretrain(Task[PretrainConfig]):
     loss = "loss on hidden patches"
     probe = "suite"
 
+    def refuse_settings(self, checkpoint: Path | None) -> None:
+        # Runs that were begun with it resume: it made no difference.
+        if self.config.optim.layer_decay != 1 and checkpoint is None:
+            raise ConfigError(
+                f"optim.layer_decay={self.config.optim.layer_decay} is for fine-tuning (task=finetune, task=segment): "
+                "in pre-training set it to 1"
+            )
+
     def model(self, checkpoint: Path | None) -> MaskedAutoencoder:
         config = self.config
         model = MaskedAutoencoder(config.model)

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from data.storage.credentials import hide
 from mae.distributed.rank_zero import say
 from mae.errors import ConfigError
+from tasks.words import choose_one
 
 STATED = ("task", "model", "data", "optim")  # groups whose values a recipe states
 SIZE = ("model.width", "model.depth", "model.num_heads", "model.patch_size")  # what a file of conf/model states
@@ -25,20 +26,23 @@ def chosen_recipe(raw: DictConfig, hydra: Any) -> str | None:
 
     Raises ConfigError if it is the default one for data of the user's own, or if it changes the size of model=.
     """
-    recipe = hydra.runtime.choices.get("experiment")
-    words = list(hydra.overrides.task)
-    named = {word.partition("=")[0].lstrip("+~") for word in words}
-    own_data = OmegaConf.select(raw, "data.path") is not None
+    choices = hydra.runtime.choices
+    recipe = choices.get("experiment")
+    named = {word.partition("=")[0].lstrip("+~") for word in hydra.overrides.task}
+    if left_out := [group for group in STATED if group in named and group not in choices]:
+        reason = choose_one(left_out[0])
+        raise ConfigError(reason)
+    own_data = [name for name in ("data.path", "data.val_path") if OmegaConf.select(raw, name) is not None]
     if own_data and hydra.job.config_name == "train" and "experiment" not in named:
         fitting = FITTING.get(OmegaConf.select(raw, "task.name"), FITTING["pretrain"])
         raise ConfigError(
-            f"data.path without a recipe: the default one, {recipe}, is made for digits of 32 pixels. Add experiment="
-            f"{fitting}, or experiment={recipe}, with which a run resumes that was begun without one"
+            f"{own_data[0]} without a recipe: the default one, {recipe}, is made for digits of 32 pixels. "
+            f"Add experiment={fitting}, or experiment={recipe}, with which a run resumes that was begun without one"
         )
-    chosen = [group for group in STATED if group in named and group in hydra.runtime.choices]
+    chosen = [group for group in STATED if group in named]
     if recipe is None or not chosen:
         return recipe
-    groups = " ".join(f"{group}={hydra.runtime.choices[group]}" for group in chosen)
+    groups = " ".join(f"{group}={choices[group]}" for group in chosen)
     stays = _stated_by_recipe(raw, hydra)
     if sizes := [f"{name}={value}" for name, value in stays.items() if name in SIZE and "model" in chosen]:
         raise ConfigError(

@@ -116,6 +116,14 @@ class Task(ABC, Generic[TaskSettings]):
             "order": self.data.identity,
         }
 
+    def refuse_settings(self, checkpoint: Path | None) -> None:
+        """Raises ConfigError if settings do not go together, or are of no use in this task."""
+        if self.config.online_probe.every is not None:
+            raise ConfigError(
+                f"online_probe.every={self.config.online_probe.every} is for task=pretrain alone: set it to null. "
+                "What is validated here is set by val_every"
+            )
+
     @abstractmethod
     def model(self, checkpoint: Path | None) -> nn.Module:
         """Builds the model, with the weights of `config.init_from` on a fresh start (`checkpoint` is None)."""
@@ -152,7 +160,7 @@ class Task(ABC, Generic[TaskSettings]):
         summary = summarise(run, self.schedule, step, {**results, "loss_curve": str(curve)})
         if step < self.schedule.total_steps:
             print(
-                f"trainer.max_time={self.config.trainer['max_time']} is over after step {step} of "
+                f"trainer.max_time={self.config.trainer.max_time} is over after step {step} of "
                 f"{self.schedule.total_steps}, checkpoint saved: the same command resumes"
             )
         say_closing(run, summary, f"python eval.py {shlex.quote(setting('checkpoint', str(run)))} probe={self.probe}")

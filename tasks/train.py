@@ -30,7 +30,7 @@ from torch import nn
 
 from data.errors import DataError
 from data.loader.loader import explain_worker_death
-from data.storage.credentials import hide_all
+from data.storage.credentials import hide
 from mae.callbacks.profiler import StepProfiler
 from mae.callbacks.progress import ShowProgress
 from mae.callbacks.save_checkpoints import SaveCheckpoints
@@ -38,7 +38,7 @@ from mae.callbacks.share_lease import ShareLease
 from mae.callbacks.skip_non_finite import SkipNonFinite
 from mae.callbacks.stop_on_signal import StopOnSignal, Stopped
 from mae.callbacks.throughput import FetchTimer, Throughput
-from mae.callbacks.time_limit import TimeLimit, time_limit
+from mae.callbacks.time_limit import TimeLimit
 from mae.distributed.launch import (
     Topology,
     cluster_environment,
@@ -85,14 +85,21 @@ def launch(raw: DictConfig, hydra: Any = None) -> None:
     """
     quieten()  # a job of submitit begins here
     config = keep_image(read_settings(raw, hydra and chosen_recipe(raw, hydra)))
+    if hydra and hydra.mode == RunMode.RUN and hydra.runtime.choices.get("launcher"):
+        raise ConfigError(
+            f"launcher={hydra.runtime.choices.launcher} starts runs of a multirun: add -m, for a single one too"
+        )
+    if hydra and hydra.mode == RunMode.MULTIRUN and config.trial is None and hydra.job.num > 0:
+        raise ConfigError(
+            "the runs of this multirun would share a folder: write the values that differ on the command line, as in "
+            "optim.base_lr=1e-3,2e-3, not in hydra.sweeper.params"
+        )
     if config.plan.show:
         from tasks.plan import plan_only
 
         plan_only(config)
     else:
-        topology = detect_topology(config.trainer["devices"])
-        sys.argv[:] = hide_all(sys.argv)  # environment.json and W&B keep them
-        train(config, topology)
+        train(config, detect_topology(config.trainer.devices))
 
 
 def detect_topology(devices: int | str) -> Topology:
@@ -115,7 +122,7 @@ def detect_topology(devices: int | str) -> Topology:
 
 def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.Callback] = ()) -> None:
     """Runs steps 2 to 9. Raises ConfigError, CheckpointError or DataError before step 6 if the input cannot work."""
-    refuse_missing_gpu(config.trainer["accelerator"])
+    refuse_missing_gpu(config.trainer.accelerator)
     # 2 derive
     task = task_class(config.task.name)(config, topology)
     total_steps = task.schedule.total_steps
@@ -126,6 +133,7 @@ def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.
     clear = config.overwrite and own_launch(config.run) is None
     if topology.rank == 0:  # others may find what rank 0 has begun to write
         refuse_foreign_folder(config.run, clear)
+    task.refuse_settings(checkpoint)
     recipe, start_step = match_recipe(task, checkpoint)
     if start_step >= total_steps and (config.run / "summary.json").is_file():
         say(f"{config.run} is finished: step {start_step} of {total_steps}, {checkpoint}. Nothing to do.")
@@ -134,7 +142,7 @@ def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.
         from tasks.loggers import check_trackers
 
         check_trackers(config)
-    strategy = choose_strategy(config.trainer["strategy"], topology.ranks, recipe["precision"])
+    strategy = choose_strategy(config.trainer.strategy, topology.ranks, recipe["precision"])
 
     # 4 model
     torch.manual_seed(config.seed)
@@ -199,7 +207,7 @@ def record_run(task: Task, model: nn.Module, recipe: dict[str, Any], checkpoint:
     set_damaged_aside(run, start_step)
     from_run = run_of(checkpoint) if checkpoint is not None else None
     before = read_mapping(from_run / "derived.json") if from_run is not None else None
-    settings = hide_all(config.model_dump(mode="json", exclude={"plan"}))
+    settings = config.model_dump(mode="json", exclude={"plan"})
     write_settings(run, OmegaConf.to_yaml(OmegaConf.create(settings)))
     record_start(run, start_step, task.topology.ranks)
     about = {"precision": recipe["precision"], "data": recipe["order"], "model": task.describe(model)}
@@ -210,7 +218,7 @@ def record_run(task: Task, model: nn.Module, recipe: dict[str, Any], checkpoint:
         derived,
         recipe=config.recipe,
         image_size=task.image_size,
-        data=hide_all(config.data.path) or f"built-in {config.data.source}",
+        data=config.data.path or f"built-in {config.data.source}",
         shards=len(data.train_index.shards),
         validation=len(data.val_index) if data.val_index is not None else 0,
         checkpoint=checkpoint,
@@ -225,10 +233,10 @@ def build_trainer(task: Task, precision: str, strategy: str | Strategy, timer: F
     config, topology, schedule = task.config, task.topology, task.schedule
     validates = task.data.val_index is not None
     val_every = config.val_every if validates else None
-    passed = {name: value for name, value in config.trainer.items() if name != "max_time"}  # TimeLimit does it
+    passed = config.trainer.model_dump(exclude_defaults=True, exclude={"max_time"})  # TimeLimit does it
     try:
         return instantiate(
-            passed,
+            {"_target_": config.trainer.target, **passed},
             devices=topology.devices,
             num_nodes=topology.nodes,
             strategy=strategy,
@@ -252,7 +260,7 @@ def build_trainer(task: Task, precision: str, strategy: str | Strategy, timer: F
             default_root_dir=config.run,
         )
     except InstantiationException as error:
-        given = " ".join(f"trainer.{name}={value}" for name, value in passed.items() if not name.startswith("_"))
+        given = " ".join(f"trainer.{name}={value}" for name, value in passed.items()) or "these settings"
         raise ConfigError(f"Lightning refuses {given}: {error.__cause__ or error}") from error
 
 
@@ -266,7 +274,7 @@ def build_callbacks(task: Task, precision: str, timer: FetchTimer) -> list[pl.Ca
     signals = StopOnSignal(checkpoints)
     guard = SkipNonFinite(config.run, signals)
     throughput = Throughput(config.log_every, timer, guard, precision)
-    limit = time_limit(config.trainer.get("max_time"))
+    limit = config.trainer.max_time
     callbacks: list[pl.Callback] = [TimeLimit(limit)] if limit is not None else []
     if config.profile:
         callbacks.append(StepProfiler(config.run))
@@ -297,7 +305,7 @@ def fit(trainer: pl.Trainer, module: Training, task: Task, checkpoint: Path | No
         ) from error
     except (ConfigError, DataError) as error:
         if task.topology.rank != 0:  # where only rank 0 speaks, nobody would say what this rank alone has met
-            print(f"error on rank {task.topology.rank}: {hide_all(str(error))}", file=sys.stderr, flush=True)
+            print(f"error on rank {task.topology.rank}: {hide(str(error))}", file=sys.stderr, flush=True)
         raise
     finally:
         if error := sys.exception():

@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -25,11 +25,11 @@ ABSENT = ("null", "false", "none")  # in any case: what users write to do withou
 # Settings that are text, whose values may look like numbers: a job's id, a date, the hash of a commit.
 TEXT = {"name", "runs", "resume", "init_from", "checkpoint", "out", "sweep.name", "sweep.sweeps"}
 TEXT |= {"data.path", "data.val_path", "data.root", "data.cache", "task.embeddings", "plan.json"}
+TEXT |= {"logger.mlflow.experiment_name", "logger.mlflow.run_name"}
+TEXT |= {f"logger.wandb.{name}" for name in ("project", "name", "group", "entity")}
 PLAIN = re.compile(r"[\w./:+-]*", re.ASCII)  # read by Hydra as it stands
 
-# Arguments of Lightning's Trainer: those that `trainer` passes on, and for others what does the same here.
-PASSED = ("accelerator", "devices", "strategy", "max_time")
-PASSED += ("deterministic", "benchmark", "detect_anomaly", "inference_mode", "sync_batchnorm")
+# Arguments of Lightning's Trainer that are not passed on -> what does the same here.
 INSTEAD = {
     "max_epochs": "set epochs",
     "min_epochs": "set epochs",
@@ -53,14 +53,23 @@ INSTEAD = {
     "enable_checkpointing": "set checkpoint.every_steps",
     "enable_progress_bar": "set log_every; there is a bar on a terminal only",
     "default_root_dir": "set runs and name",
+    "sync_batchnorm": "no model here normalises over a batch",
     "use_distributed_sampler": "the order of the samples does not depend on the ranks",
 }
 
 
 def readable(words: list[str]) -> list[str]:
     """Returns words that Hydra reads as they were meant: other words stay as they are."""
-    several = bool({"-m", "--multirun"} & set(words))
+    several = is_multirun(words)
+    words = sorted(words, key=lambda word: word not in ("-m", "--multirun"))  # Hydra finds no settings behind them
     return [new for word in words for new in ([word] if word.startswith("-") else _readable(word, several))]
+
+
+def is_multirun(words: list[str]) -> bool:
+    """Returns True if Hydra shall start a run for each combination of values: by -m, or the beginning of --multirun."""
+    return any(
+        word in ("-m", "hydra.mode=MULTIRUN") or (word[:3] == "--m" and "--multirun".startswith(word)) for word in words
+    )
 
 
 def _readable(word: str, several: bool) -> list[str]:
@@ -124,23 +133,19 @@ def _number(text: str) -> bool:
 
 def unknown(name: str, known: Iterable[str]) -> str:
     """Returns the sentence for a setting that does not exist, with the nearest that does."""
-    group, _, argument = name.partition(".")
-    if group == "trainer" and argument not in PASSED:
-        return not_passed(argument)
-    known = sorted(known)
-    last = name.rpartition(".")[2]
-    alike = [other for other in known if get_close_matches(last, [other.rpartition(".")[2]])]
-    ends = [other for other in alike if other.rpartition(".")[2] == last]
-    if nearest := ends or get_close_matches(name, alike, 1, 0.75):
+    group, _, last = name.rpartition(".")
+    if group == "trainer" and last in INSTEAD:
+        return f"{name} is not yours to set: {INSTEAD[last]}"
+    ends = {other: other.rpartition(".")[2] for other in sorted(known) if other != name}
+    beside = [end for other, end in ends.items() if other == f"{group}.{end}".lstrip(".") and end[0] != "_"]
+    if near := get_close_matches(last, beside, 1):
+        return f"unknown setting {name}: did you mean {f'{group}.{near[0]}'.lstrip('.')}?"
+    alike = [other for other, end in ends.items() if get_close_matches(last, [end])]
+    if nearest := [other for other in alike if ends[other] == last] or get_close_matches(name, alike, 1, 0.75):
         return f"unknown setting {name}: did you mean {nearest[0]}?"
+    if group and beside:
+        return f"unknown setting {name}: {group} has {', '.join(beside)}"
     return f"unknown setting {name}: --cfg job lists those that there are"
-
-
-def not_passed(argument: str) -> str:
-    """Returns the sentence for an argument of Lightning's Trainer that is ours to decide, or none at all."""
-    if argument in INSTEAD:
-        return f"trainer.{argument} is not yours to set: {INSTEAD[argument]}"
-    return f"trainer.{argument} is not passed on to Lightning's Trainer: trainer takes {', '.join(PASSED)}"
 
 
 def choose_one(group: str) -> str:
@@ -152,9 +157,9 @@ def choose_one(group: str) -> str:
 def refusal(reason: str, program: str, words: list[str]) -> str:
     """Returns Hydra's reason in one sentence; one about a name that does not exist with the nearest that does."""
     if found := re.search(r"Could not (?:override|delete from config\.?) '([^']+)'", reason):
-        group = found[1].partition(".")[0]
-        if f"~{group}" in readable(words):
-            return choose_one(group)
+        left_out = [word[1:] for word in readable(words) if word[:1] == "~"]
+        if groups := {"experiment", found[1].partition(".")[0]} & set(left_out) & set(GROUPS):
+            return choose_one(min(groups))
         return unknown(found[1], known_settings(program, words))
     if found := re.search(r"Error merging override (\S+)=", reason):
         return f"{found[1]} cannot be replaced whole: set its values one by one, or write a file (docs/sweeps.md)"
@@ -172,12 +177,12 @@ def known_settings(program: str, words: list[str]) -> list[str]:
             config = compose(program, overrides=chosen)
         except (HydraException, OmegaConfBaseException):  # a group of the user's own folder, or a multirun
             config = compose(program)
-    return [*GROUPS, *_names(config)]
+    return [*GROUPS, *names_in(OmegaConf.to_container(config))]
 
 
-def _names(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    for name in config:
-        node = config._get_node(name)
+def names_in(settings: Any, prefix: str = "") -> Iterator[str]:
+    """Yields the names of nested settings, groups included."""
+    for name, value in settings.items():
         yield f"{prefix}{name}"
-        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
-            yield from _names(node, f"{prefix}{name}.")
+        if isinstance(value, dict):
+            yield from names_in(value, f"{prefix}{name}.")

@@ -53,7 +53,7 @@ CASES = {
     "folder beyond ASCII": ([*OWN, "data.path=数据/a=b"], "数据/a=b does not exist"),
     "accelerator of nobody": (["trainer.accelerator=foo"], "Lightning refuses trainer.accelerator=foo"),
     "no GPU": (["trainer.accelerator=cuda"], "torch finds no GPU"),
-    "unknown nested key": (["+model.foo=1"], "unknown setting model.foo: --cfg job"),
+    "unknown nested key": (["+model.foo=1"], "unknown setting model.foo: model has class_token, decoder"),
     "unknown task": (["task.name=foo"], "task.name=foo is none of pretrain, finetune, segment"),
     "setting of a task": (
         ["task=finetune", "task.drop_path=2"],

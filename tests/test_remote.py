@@ -8,17 +8,18 @@ import shutil
 import sys
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
-import hydra
 import numpy as np
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 from moto.server import ThreadedMotoServer
 from PIL import Image
 from pydantic import ValidationError
 
+import train
 from data.datamodule import DataConfig, ShardDataModule
 from data.errors import DataError
 from data.index.index import open_shards
@@ -28,14 +29,13 @@ from data.pack.image_folder import find_images
 from data.pack.pack import pack
 from data.storage import credentials
 from data.storage.cache import ShardCache
-from data.storage.credentials import hide, reveal
+from data.storage.credentials import PASSED_ON, hide, pass_on, reveal
 from data.storage.in_use import Pins
 from data.storage.protocols import Retry
 from data.storage.read import read
 from mae.report.page import write_report
+from tasks.cli import run_program
 from tasks.config import evaluation_data
-from tasks.train import launch
-from tests.conftest import ROOT
 from tests.processes import SMALL, completed, run
 from tests.servers import FileServer, serving
 from tests.test_stream import batches_equal
@@ -483,6 +483,11 @@ def test_stream_without_samples_raises_an_error():
         ("http://user:p%40ss@h:80/a.tar", "http://hidden@h:80/a.tar"),
         ("https://token@h/a-{0..9}.tar?sig=1&b=&c", "https://hidden@h/a-{0..9}.tar?sig=hidden2&b=&hidden3"),
         ("pipe:curl 'https://u:p@h/x.tar?k=v' | cat", "pipe:curl 'https://hidden@h/x.tar?k=hidden2' | cat"),
+        (
+            "data.path=[http://u:p@h/a.tar,http://u:q@h/b.tar?x=1]",
+            "data.path=[http://hidden@h/a.tar,http://hidden2@h/b.tar?x=hidden3]",
+        ),
+        ("http://u@h/a?k=1,2,http://u@h/b?l", "http://hidden@h/a?k=hidden2,http://hidden@h/b?hidden3"),
         ("s3://bucket/what?.tar", "s3://bucket/what?.tar"),
         ("hf://datasets/user/name@main/x.tar", "hf://datasets/user/name@main/x.tar"),
         ("/local/a?b=c@d.tar", "/local/a?b=c@d.tar"),
@@ -498,9 +503,24 @@ def test_hidden_credentials_are_put_back_for_their_host_alone(fresh_credentials:
 
 @pytest.fixture
 def fresh_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forgets the credentials, as in a process that was given none."""
-    for name, kind in (("_secrets", dict), ("_names", dict), ("_counts", Counter)):
-        monkeypatch.setattr(credentials, name, kind())
+    """Forgets the credentials, as in a process that was given none; restores what run_program changes."""
+    for name in ("_secrets", "_names"):
+        monkeypatch.setattr(credentials, name, defaultdict(dict))
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    for name in ("HYDRA_FULL_ERROR", PASSED_ON):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def test_programs_that_are_started_have_the_credentials(
+    fresh_credentials: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = hide("http://user:pa55@h/a.tar?k=v")
+    pass_on()
+    for name in ("_secrets", "_names"):
+        monkeypatch.setattr(credentials, name, defaultdict(dict))
+    credentials._take_over()
+    assert reveal(hidden) == "http://user:pa55@h/a.tar?k=v" and hide("http://user:pa55@h/") == "http://hidden@h/"
 
 
 def signed(server: FileServer, path: str, name: str) -> str:
@@ -523,12 +543,15 @@ def test_credentials_of_a_url_stand_in_nothing_that_a_run_writes(
     with serving(folder, credentials=("user:pa55word", "X-Amz-Signature=s3cr3t")) as server:
         paths = [signed(server, f"train/x-train-{number:06d}.tar", str(number)) for number in range(3)]
         quoted = ",".join(f"'{path}'" for path in paths)
-        words = [f"data.path=[{quoted}]", f"data.val_path='{signed(server, 'val/x-val-000000.tar', 'v')}'"]
+        words = [
+            "experiment=digits_tiny",
+            f"data.path=[{quoted}]",
+            f"data.val_path='{signed(server, 'val/x-val-000000.tar', 'v')}'",
+        ]
         words += [f"runs={tmp_path}", "name=run", *SMALL, "max_steps=1", "global_batch=4", "data.workers=0"]
         words += ["logger=tensorboard", "data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]"]
         monkeypatch.setattr(sys, "argv", ["train.py", *words])
-        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            launch(hydra.compose("train", overrides=words))
+        run_program(train.main)
         assert "X-Amz-Signature=hidden" in (tmp_path / "run" / "config.yaml").read_text()
         assert "hidden@127.0.0.1" in (tmp_path / "run" / "environment.json").read_text()
         write_report([tmp_path / "run"], tmp_path / "report.html")
@@ -538,11 +561,24 @@ def test_credentials_of_a_url_stand_in_nothing_that_a_run_writes(
         with pytest.raises(DataError, match=r"may not be read \(403") as refused:
             open_shards(signed(server, "train/x-train-000003.tar", "3").replace("s3cr3t", "dead-s3cr3t"))
         assert_nowhere(tmp_path, str(refused.value))
-        for name in ("_secrets", "_names", "_counts"):
+        for name in ("_secrets", "_names"):
             getattr(credentials, name).clear()
         with pytest.raises(DataError, match=r"Give the whole URL again, as data\.path="):
             open_shards(evaluation_data(tmp_path / "run", {}).path or "")
         assert len(open_shards(evaluation_data(tmp_path / "run", {"path": paths[0]}).path or "")) == 8
+
+
+def test_credentials_of_a_url_stand_in_nothing_that_a_multirun_writes(
+    tmp_path: Path, fresh_credentials: None, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    url = "http://user:pa55word@127.0.0.1:9/a.tar?X-Amz-Signature=s3cr3t"
+    words = ["-m", "experiment=digits_tiny", f"data.path='{url}'", "name=grid", "optim.base_lr=-1,-2"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    with pytest.raises(SystemExit):
+        run_program(train.main)
+    assert "hidden@127.0.0.1" in (tmp_path / "sweeps" / "grid" / "multirun.yaml").read_text()
+    assert_nowhere(tmp_path, *capfd.readouterr())
 
 
 @pytest.mark.slow

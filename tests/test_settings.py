@@ -24,6 +24,7 @@ from tasks.words import known_settings, readable, setting, unknown
 from tests.conftest import ROOT
 from tests.processes import SMALL
 from tests.test_experiments import REDUCED, compose
+from train import prepare
 
 
 @pytest.fixture(scope="module")
@@ -53,19 +54,35 @@ def read(composed: DictConfig, name: str, value: Any) -> Any:
         ("trainer.gradient_clip_val", 1, r"set optim\.grad_clip"),
         ("trainer.accumulate_grad_batches", 4, "set micro_batch"),
         ("trainer.fast_dev_run", True, "set max_steps=1 and a name of its own"),
-        ("trainer.foo", 1, r"trainer\.foo is not passed on to Lightning's Trainer: trainer takes accelerator, devices"),
-        ("trainer.max_time", "2h", "max_time=2h has to be days:hours:minutes:seconds"),
-        ("trainer.devices", [0], r"devices=\[0\] has to be how many .* CUDA_VISIBLE_DEVICES"),
-        ("trainer.devices", 0, "devices=0 has to be how many"),
-        ("trainer.devices", "0,1", "devices=0,1 has to be how many"),
+        ("trainer.foo", 1, r"unknown setting trainer\.foo: trainer has accelerator, benchmark, .* strategy"),
+        ("trainer._partial_", True, "unknown setting trainer._partial_"),
+        ("trainer.benchmark", "fast", r"trainer\.benchmark.*: input should be a valid boolean"),
+        ("trainer.max_time", "2h", r"trainer\.max_time: 2h has to be days:hours:minutes:seconds"),
+        ("trainer.max_time", "9999999999:00:00:00", "has to be days:hours:minutes:seconds"),
+        ("trainer.devices", [0], r"trainer\.devices: \[0\] has to be how many .* CUDA_VISIBLE_DEVICES"),
+        ("trainer.devices", 0, "devices: 0 has to be how many"),
+        ("trainer.devices", "0,1", "devices: 0,1 has to be how many"),
         ("name", "exp/run1", r"'exp/run1' holds '/'\. Letters, digits and"),
         ("name", "my run", "'my run' holds ' '"),
         ("name", 1e5, "its spelling is lost. Write it in quotes"),
         ("data.path", "~/digits", r"data\.path=~/digits: nobody expands ~"),
         ("data.path", ["a", "~/digits"], "nobody expands ~"),
         ("runs", "~me/runs", "nobody expands ~"),
-        ("init_from", "https://host/a.pth?token=secret", "init_from is a URL, and is read from this machine"),
-        ("runs", "s3://bucket/runs", "runs is a URL, and has to be a folder"),
+        (
+            "init_from",
+            "https://host/a.pth?token=secret",
+            "init_from is a URL, and has to be a path on this machine: download",
+        ),
+        ("runs", "s3://bucket/runs", "runs is a URL, and has to be a path"),
+        ("name", "x" * 256, "is longer than the 255 bytes"),
+        ("epochs", float("inf"), "epochs=inf is no finite number"),
+        ("data.std", [1.0, float("nan"), 1.0], r"data\.std=nan is no finite number"),
+        ("data.path", "", r"data\.path is empty, as from a variable of the shell that is not set"),
+        ("data.path", [], "path and val_path cannot be empty"),
+        ("init_from", "", "init_from is empty"),
+        ("optim.betas", [0.9, 1.0], r"optim\.betas\.1=1\.0: input should be less than 1"),
+        ("optim.milestones", [60000, 86666], r"optim\.milestones\.0=60000: input should be less than 1"),
+        ("logger.wandb", None, r"logger\.wandb=None: input should be a valid dictionary"),
         ("task.name", "foo", r"task\.name=foo is none of"),
     ],
 )
@@ -79,8 +96,8 @@ def test_wrong_setting_raises_a_sentence_with_the_way_out(
 
 def test_number_as_name_and_lightnings_own_arguments_are_taken(composed: DictConfig) -> None:
     assert read(composed, "name", 2024).name == "2024"
-    assert read(composed, "trainer.deterministic", True).trainer["deterministic"] is True
-    assert read(composed, "trainer.devices", "2").trainer["devices"] == 2
+    assert read(composed, "trainer.deterministic", True).trainer.deterministic is True
+    assert read(composed, "trainer.devices", "2").trainer.devices == 2
     assert read(composed, "data.path", "https://host/shards").data.path == "https://host/shards"
 
 
@@ -130,6 +147,17 @@ def test_values_of_a_multirun_are_quoted_one_by_one() -> None:
     assert readable(["-m", "data.path=数/a,数/b", "name=1,2"]) == ["-m", 'data.path="数/a","数/b"', 'name="1","2"']
 
 
+@pytest.mark.parametrize("several", ["-m", "--multirun", "--multi", "hydra.mode=MULTIRUN"])
+def test_runs_of_a_multirun_have_folders_of_their_own(several: str) -> None:
+    words = prepare([several, "--config-dir", "conf2", "name=x", "optim.base_lr=0.1,0.2"])
+    assert words[-1] == "trial=${hydra:job.override_dirname}" and "exclude_keys=[" in words[-2]
+
+
+def test_plan_is_switched_by_a_word() -> None:
+    assert prepare(["plan=True", "plan.gpus=8"]) == ["plan.show=True", "plan.gpus=8"]
+    assert prepare(["plan=false"]) == ["plan.show=false"]
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.text(st.characters(codec="utf-8", exclude_categories=("C",)), max_size=12))
 def test_setting_of_a_text_is_read_by_hydra_as_that_text(text: str) -> None:
@@ -151,7 +179,7 @@ def test_unknown_setting_names_the_nearest_one() -> None:
     assert unknown("global_btach", known) == "unknown setting global_btach: did you mean global_batch?"
     assert unknown("experimnt", known).endswith("did you mean experiment?")
     assert unknown("mask_ratio", known).endswith("did you mean model.mask_ratio?")
-    assert unknown("data.foo", known).endswith("--cfg job lists those that there are")
+    assert unknown("online_probe.foo", known).endswith(": online_probe has every, k, test_images, train_images")
     assert unknown("foo", known) == "unknown setting foo: --cfg job lists those that there are"
     assert unknown("trainer.max_epochs", known).startswith("trainer.max_epochs is not yours to set: set epochs")
 
@@ -193,6 +221,8 @@ def test_own_data_without_a_recipe_are_refused() -> None:
         ConfigError, match=r"experiment=imagenet_base .* experiment=grocery_small .* or experiment=digi"
     ):
         recipe_of("data.path=x")
+    with pytest.raises(ConfigError, match=r"^data\.val_path without a recipe"):
+        recipe_of("data.val_path=x")
     with pytest.raises(ConfigError, match="Add experiment=finetune_base"):
         recipe_of("data.path=x", "task=finetune", "optim=finetune")
     assert recipe_of("data.path=x", "experiment=digits_tiny") == "digits_tiny"
@@ -207,7 +237,7 @@ def test_time_limit_ends_a_run_after_a_whole_step_that_the_summary_names(tmp_pat
         "log_every=50",
         "name=limited",
     )
-    config = compose(*words, "+trainer.max_time=00:00:00:00")
+    config = compose(*words, "trainer.max_time=00:00:00:00")
     train(config, Topology())
     summary = json.loads((config.run / "summary.json").read_text())
     assert (summary["step"], summary["total_steps"]) == (1, 2)

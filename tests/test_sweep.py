@@ -170,6 +170,17 @@ def test_study_of_another_objective_direction_or_settings_is_refused(tmp_path: P
             open_with(**changes)
 
 
+@pytest.mark.parametrize(
+    ("storage", "contents"), [("nonsense", b""), ("postgresql://user:pa55@127.0.0.1/x", b""), (None, b"damaged" * 999)]
+)
+def test_study_that_cannot_be_opened_raises_config_error(tmp_path: Path, storage: str | None, contents: bytes) -> None:
+    (tmp_path / "rates").mkdir()
+    (tmp_path / "rates" / "study.db").write_bytes(contents)
+    fields = FIELDS | {"sweeps": str(tmp_path), "storage": storage}
+    with pytest.raises(ConfigError, match=r"^the study cannot be opened in .* choose another sweep\.sweeps"):
+        open_study(SweepConfig.model_validate(fields))
+
+
 def test_older_study_goes_on_unless_it_was_pruned_the_wrong_way() -> None:
     older = optuna.create_study(direction="maximize")
     older.set_user_attr(
@@ -242,10 +253,10 @@ def ranged(**values: Any) -> dict[str, Any]:
         ),
         "worst is best": ({"objective": "val/loss"}, "direction=maximize would call the worst val/loss the best"),
         "accuracy minimised": ({"direction": "minimize"}, "would call the worst linear/top1 the best"),
-        "no logarithm": (ranged(low=0.0, high=1e-3, log=True), "low=0.0 has none: set low above 0"),
-        "reversed": (ranged(low=1e-2, high=1e-3), "low=0.01 is above high=0.001"),
+        "no logarithm": (ranged(low=0.0, high=1e-3, log=True), "`low > 0` must hold for `log=True`"),
+        "reversed": (ranged(low=1e-2, high=1e-3), r"`low <= high` must hold, but got .low=0.01, high=0.001"),
         "step between whole numbers": (ranged(low=1, high=3, step=0.5), "step=0.5 is none: write 1.0"),
-        "step of nothing": (ranged(low=1, high=3, step=0), "step=0 has to be above 0"),
+        "step of nothing": (ranged(low=1, high=3, step=0), "`step > 0` must hold"),
         "step past the end": (ranged(low=0.1, high=1.0, step=0.4), "the last value is 0.9, set it"),
         "a share of whole numbers": (ranged(low=0, high=1), "write 0.0 and 1.0, or list"),
         "neither list nor range": (
@@ -256,6 +267,10 @@ def ranged(**values: Any) -> dict[str, Any]:
         "unknown part of a range": (ranged(low=1.0, hihg=2.0), "not set: high"),
         "parent as a name": ({"name": ".."}, "names no folder of its own"),
         "twice": ({"settings": ["optim.base_lr=1"]}, "in both space and settings"),
+        "twice with a plus": ({"settings": ["+optim.base_lr=1"]}, "in both space and settings"),
+        "a folder for all": ({"settings": ["name=mine"]}, "name in space or settings is the sweep's to set"),
+        "another probe": ({"evaluation": ["probe=knn"]}, "probe in evaluation is the sweep's to set"),
+        "no metric": ({"objective": "loss"}, "objective=loss is no metric: write PROBE/METRIC"),
     }.values(),
 )
 def test_invalid_sweep_raises_validation_error(change: dict, sentence: str) -> None:

@@ -268,8 +268,17 @@ def test_disabled_wandb_is_not_opened_and_arguments_that_follow_from_the_run_are
             assert open_loggers(config, 0) == [] and not (config.run / "wandb_id.txt").exists()
     with pytest.raises(ConfigError, match=r"logger\.wandb\.offline is not yours to set: .*WANDB_MODE"):
         check_trackers(compose("logger=wandb", "+logger.wandb.offline=true"))
+    with pytest.raises(ConfigError, match=r"logger\.wandb\.log_model is not yours to set: checkpoint\.artifacts does"):
+        check_trackers(compose("logger=wandb", "+logger.wandb.log_model=all"))
+    with pytest.raises(ConfigError, match="has settings, but is not chosen: add logger=wandb"):
+        check_trackers(compose("+logger.wandb.tags=[a]"))
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    assert compose("logger=wandb").logger["wandb"]["project"] == "mine"
     with pytest.raises(ConfigError, match=r"logger\.mlflow\.run_id is not yours to set"):
         check_trackers(compose("logger=mlflow", "+logger.mlflow.run_id=1"))
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(ConfigError, match="logger=mlflow needs the package mlflow, which is not installed"):
+        check_trackers(compose("logger=mlflow"))
 
 
 def test_user_without_a_home_gets_one_in_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,23 +2,31 @@
 
     http://user:password@host/a.tar?X-Amz-Signature=5f3c…  →  http://hidden@host/a.tar?X-Amz-Signature=hidden
 
-Settings, indexes, run folders, trackers and messages hold the second form. A credential is put back for the host alone
-that it was given for.
+Command lines, settings, indexes, run folders, trackers and messages hold the second form. A credential is put back for
+the host alone that it was given for. Programs that this one starts find them in the environment.
 """
 
+import json
+import os
 import re
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 from data.errors import DataError
 
-HIDDEN = re.compile(r"hidden\d*")
-URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:(?P<user>[^\s/?#'\"<>]*)@)?(?P<host>[^\s/?#'\"<>,]*)"
-                 r"(?P<path>[^\s?#'\"<>]*)(?:\?(?P<query>[^\s#'\"<>]*))?", re.IGNORECASE)  # fmt: skip
+PASSED_ON = "MAE_CREDENTIALS"
+LONGEST_VARIABLE = 1 << 17  # bytes; Linux starts no program with a longer one
 
-_secrets: dict[tuple[str, str], str] = {}  # (host, what stands for it) -> secret
-_names: dict[tuple[str, str], str] = {}  # (host, secret) -> what stands for it
-_counts: Counter[str] = Counter()  # secrets of each host
+HIDDEN = re.compile(r"hidden\d*")
+NEXT = r",[a-z][a-z0-9+.-]*://"  # in a list of URLs
+END = rf"[\])}}]*(?:$|[\s#'\"<>]|{NEXT})"  # brackets around a URL are not its own
+URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:(?P<user>[^\s/?#'\"<>]*)@)?(?P<host>[^\s/?#'\"<>,]*)"
+                 rf"(?P<path>(?:(?!{NEXT})[^\s?#'\"<>])*)(?:\?(?P<query>(?:(?!{END})[^\s#'\"<>])*))?",
+                 re.IGNORECASE)  # fmt: skip
+
+_secrets: defaultdict[str, dict[str, str]] = defaultdict(dict)  # host -> {what stands for a secret: the secret}
+_names: defaultdict[str, dict[str, str]] = defaultdict(dict)  # host -> {secret: what stands for it}
 
 
 def hide(text: str) -> str:
@@ -28,16 +36,38 @@ def hide(text: str) -> str:
 
 def hide_all(settings: Any) -> Any:
     """Hides the credentials in all texts of nested dictionaries and lists."""
-    if isinstance(settings, dict):
-        return {name: hide_all(value) for name, value in settings.items()}
-    if isinstance(settings, list | tuple):
-        return [hide_all(value) for value in settings]
-    return hide(settings) if isinstance(settings, str) else settings
+    return _change_all(settings, hide)
 
 
 def reveal(text: str) -> str:
     """Returns a text as it was before `hide`. Raises DataError if this process was never given the credential."""
     return URL.sub(lambda url: _replace(url, _reveal), text) if "://" in text else text
+
+
+def reveal_all(settings: Any) -> Any:
+    """Puts the credentials back in all texts of nested dictionaries and lists."""
+    return _change_all(settings, reveal)
+
+
+def pass_on() -> None:
+    """Puts the credentials that are known by now into the environment of the programs that this one starts."""
+    text = json.dumps(_secrets)
+    if _secrets and len(text) < LONGEST_VARIABLE:
+        os.environ[PASSED_ON] = text
+
+
+def _take_over() -> None:
+    for host, secrets in json.loads(os.environ.get(PASSED_ON, "{}")).items():
+        _secrets[host] |= secrets
+        _names[host] |= {secret: name for name, secret in secrets.items()}
+
+
+def _change_all(settings: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(settings, dict):
+        return {name: _change_all(value, change) for name, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [_change_all(value, change) for value in settings]
+    return change(settings) if isinstance(settings, str) else settings
 
 
 def _replace(url: re.Match[str], change: Any) -> str:
@@ -55,19 +85,22 @@ def _replace(url: re.Match[str], change: Any) -> str:
 def _hide(host: str, secret: str, _: str) -> str:
     if not secret or HIDDEN.fullmatch(secret):
         return secret
-    if (host, secret) not in _names:
-        number = _counts[host] = _counts[host] + 1
+    if secret not in _names[host]:
+        number = len(_names[host]) + 1
         name = "hidden" if number == 1 else f"hidden{number}"
-        _names[host, secret], _secrets[host, name] = name, secret
-    return _names[host, secret]
+        _names[host][secret], _secrets[host][name] = name, secret
+    return _names[host][secret]
 
 
 def _reveal(host: str, name: str, url: str) -> str:
     if not HIDDEN.fullmatch(name):
         return name
-    if (host, name) not in _secrets:
+    if name not in _secrets[host]:
         raise DataError(
             f"{url} lacks the credential that is hidden in it: run folders and messages keep none. Give the whole URL "
             "again, as data.path= (and data.val_path=)."
         )
-    return _secrets[host, name]
+    return _secrets[host][name]
+
+
+_take_over()

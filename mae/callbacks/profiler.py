@@ -16,6 +16,7 @@ class StepProfiler(StepCallback):
     def __init__(self, run: Path) -> None:
         self.file = run / "trace.json"
         self.profile: profile | None = None
+        self.written = False
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -26,6 +27,7 @@ class StepProfiler(StepCallback):
 
     def _write(self, finished: profile) -> None:
         finished.export_chrome_trace(str(self.file))
+        self.written = True
         print(f"{self.file}: {STEPS} steps, for ui.perfetto.dev", flush=True)
 
     def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -41,4 +43,6 @@ class StepProfiler(StepCallback):
     def _stop(self) -> None:
         if self.profile is not None:
             self.profile.stop()
+            if not self.written:
+                print(f"profile=true: the run ended within the {WARMUP_STEPS} steps of warm-up, no trace", flush=True)
             self.profile = None

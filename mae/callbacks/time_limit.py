@@ -26,11 +26,9 @@ def time_limit(given: Any) -> timedelta | None:
             return timedelta(days, hours=hours, minutes=minutes, seconds=seconds)
         if isinstance(given, Mapping):
             return timedelta(**given)
-    except TypeError:
+    except (TypeError, OverflowError):
         pass
-    raise ValueError(
-        f"max_time={given} has to be days:hours:minutes:seconds, as in 00:12:00:00, or as in {{hours: 12}}"
-    )
+    raise ValueError(f"{given} has to be days:hours:minutes:seconds, as in 00:12:00:00, or as in {{hours: 12}}")
 
 
 class TimeLimit(StepCallback):

@@ -62,7 +62,7 @@ def open_trackers(
 def open_wandb(run: Path, make: Callable[..., WandbLogger]) -> WandbLogger:
     """Opens the W&B run of this training: online with a key and a server that answers, else in files for `wandb sync`.
 
-    Without a key W&B would wait for somebody to type one.
+    Without a key W&B would wait for somebody to type one. Raises ConfigError if it refuses the run.
     """
     ensure_home(run / "wandb")
     import wandb  # slow to import, and only tracked runs need it
@@ -73,14 +73,19 @@ def open_wandb(run: Path, make: Callable[..., WandbLogger]) -> WandbLogger:
     os.environ.setdefault("WANDB_DATA_DIR", str((run / "wandb").resolve()))  # not the home folder, which is often small
     server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     has_key = bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(server))  # `wandb login` puts it into ~/.netrc
-    logger = make(**identity, offline=not has_key)
-    try:
-        _ = logger.experiment
-    except wandb.Error as error:
-        wandb.teardown()  # its service process would still hold the id
-        reason = str(error).splitlines()[0]
-        warn(f"W&B cannot be used ({reason}): this start is tracked offline. Later: wandb sync {run / 'wandb'}")
-        logger = make(**identity, offline=True)
+    for offline in (not has_key, True):
+        logger = make(**identity, offline=offline)
+        try:
+            _ = logger.experiment
+            break
+        except (wandb.Error, TypeError) as error:
+            wandb.teardown()  # its service process would still hold the id
+            reason = str(error).splitlines()[0]
+            if offline or isinstance(error, TypeError):
+                raise ConfigError(
+                    f"W&B cannot be used ({reason}): change what it names, or start without logger=wandb"
+                ) from error
+            warn(f"W&B cannot be used ({reason}): this start is tracked offline. Later: wandb sync {run / 'wandb'}")
     return logger
 
 
@@ -93,7 +98,7 @@ def ensure_home(folder: Path) -> None:
 def wandb_disabled() -> bool:
     """Returns True if the environment says that W&B shall do nothing."""
     switch = os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on")
-    return switch or os.environ.get("WANDB_MODE") == "disabled"
+    return switch or os.environ.get("WANDB_MODE", "").lower() == "disabled"
 
 
 def _continue_numbering(run: Path, logger: WandbLogger) -> None:

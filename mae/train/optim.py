@@ -1,13 +1,16 @@
 """AdamW: its settings, which parameters decay, layer-wise learning-rate decay, a state dict keyed by names."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 from torch import nn
 from torch.optim import AdamW
 
 from mae.errors import CheckpointError
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class OptimConfig(BaseModel, frozen=True, extra="forbid"):
@@ -22,10 +25,10 @@ class OptimConfig(BaseModel, frozen=True, extra="forbid"):
     base_lr: float = Field(1.5e-4, gt=0)
     min_lr: float = Field(0.0, ge=0)
     weight_decay: float = Field(0.05, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     warmup_epochs: float = Field(40.0, ge=0)
     warmup_steps: int | None = Field(None, ge=0)
-    milestones: tuple[float, ...] = ()
+    milestones: tuple[Share, ...] = ()
     layer_decay: float = Field(1.0, gt=0, le=1)
     grad_clip: float | None = Field(None, gt=0)
 

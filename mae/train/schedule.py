@@ -48,7 +48,7 @@ def derive_schedule(
     views        crops that a pass shows of each image; each crop is an image of the batch
     max_steps    replaces epochs; the schedule keeps its shape over the shorter or longer run
 
-    Raises ConfigError if the global batch cannot be split, or exceeds the samples.
+    Raises ConfigError if the global batch cannot be split or exceeds the samples, or min_lr the peak rate.
     """
     micro_batch, accumulate = split_batch(global_batch, micro_batch, ranks)
     steps_per_pass = samples * views // global_batch
@@ -61,6 +61,12 @@ def derive_schedule(
     if total_steps < 1:
         raise ConfigError(
             f"epochs={epochs} of {steps_per_pass / views:g} steps are no whole step: raise epochs or set max_steps"
+        )
+    peak_lr = optim.base_lr * global_batch / 256
+    if optim.min_lr > peak_lr:
+        raise ConfigError(
+            f"optim.min_lr={optim.min_lr} is above the peak rate {peak_lr:.3g} = optim.base_lr x {global_batch} / 256, "
+            "so that the rate would rise to the end: lower it"
         )
     warmup_steps = optim.warmup_steps
     if warmup_steps is None:
@@ -75,7 +81,7 @@ def derive_schedule(
         steps_per_pass=steps_per_pass,
         total_steps=total_steps,
         warmup_steps=warmup_steps,
-        peak_lr=optim.base_lr * global_batch / 256,
+        peak_lr=peak_lr,
         min_lr=optim.min_lr,
     )
 

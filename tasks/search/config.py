@@ -1,5 +1,7 @@
 """The settings of a sweep; conf/sweep/ holds their values."""
 
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,32 +33,27 @@ class Range(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _can_be_drawn(self) -> "Range":
-        low, high, step = self.low, self.high, self.step
-        if low > high:
-            raise ValueError(f"low={low} is above high={high}: exchange them")
-        if self.log and low <= 0:
-            raise ValueError(f"log=true draws by the logarithm, and low={low} has none: set low above 0")
-        if self.whole and (low, high, step) == (0, 1, None):
+        if self.whole and (self.low, self.high, self.step) == (0, 1, None):
             raise ValueError("whole numbers from 0 to 1 are 0 and 1 alone: write 0.0 and 1.0, or list [0, 1]")
-        if step is None:
-            return self
-        if self.log or step <= 0:
-            raise ValueError(f"step={step} has to be above 0, and does not go with log=true")
-        if self.whole and step != int(step):
-            raise ValueError(f"low={low} and high={high} draw whole numbers, and step={step} is none: write {low}.0")
-        steps = round((high - low) / step)
-        if abs(low + steps * step - high) > 1e-9 * max(1, abs(high)):
-            last = low + (high - low) // step * step
-            raise ValueError(f"step={step} leads from low={low} past high={high}: the last value is {last:g}, set it")
+        if self.whole and self.step is not None and self.step != int(self.step):
+            raise ValueError(
+                f"low={self.low} and high={self.high} draw whole numbers, and step={self.step} is none: "
+                f"write {self.low}.0"
+            )
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            last = self.distribution().high  # ValueError if nothing can be drawn; a lower one between two steps
+        if last != self.high:
+            raise ValueError(f"step={self.step} leads past high={self.high}: the last value is {last}, set it")
         return self
 
     @property
     def whole(self) -> bool:
         return isinstance(self.low, int) and isinstance(self.high, int)
 
-    def distribution(self) -> BaseDistribution:
+    def distribution(self) -> IntDistribution | FloatDistribution:
         if self.whole:
-            return IntDistribution(int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
+            step = 1 if self.step is None else int(self.step)
+            return IntDistribution(int(self.low), int(self.high), log=self.log, step=step)
         return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
 
@@ -72,8 +69,12 @@ def _values(given: Any) -> Any:
     raise ValueError(f"{given} is neither a list of values nor a range {{low: 0.1, high: 1.0}}")
 
 
+def _named(words: list[str]) -> set[str]:
+    return {word.partition("=")[0].lstrip("+~") for word in words}
+
+
 class SweepConfig(BaseModel, frozen=True, extra="forbid"):
-    """All settings of a sweep."""
+    """The settings of a sweep."""
 
     name: Name
     sweeps: str
@@ -82,7 +83,7 @@ class SweepConfig(BaseModel, frozen=True, extra="forbid"):
     space: dict[str, Annotated[Range | list[Any], BeforeValidator(_values)]] = Field(min_length=1)
     sampler: Literal["tpe", "random", "grid"]
     n_trials: int | None = Field(ge=1)
-    objective: str = Field(pattern=r"^\w+/\w+$")
+    objective: str
     direction: Direction
     prune_by: str | None
     prune_after: int = Field(ge=0)
@@ -94,6 +95,11 @@ class SweepConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _fits(self) -> "SweepConfig":
+        if not re.fullmatch(r"\w+/\w+", self.objective):
+            raise ValueError(
+                f"objective={self.objective} is no metric: write PROBE/METRIC of eval.py, as linear/top1, or a key of "
+                "summary.json, as val/loss"
+            )
         varied = [name for name in self.space if name in CHANGES_THE_LOSS]
         for name, metric in (("objective", self.objective), ("prune_by", self.prune_by)):
             if varied and metric is not None and metric.endswith("/loss"):
@@ -111,8 +117,15 @@ class SweepConfig(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"sampler=grid takes values in space.{ranges[0]}, not a range: list them, or use tpe")
         if self.sampler != "grid" and self.n_trials is None:
             raise ValueError(f"sampler={self.sampler} has no end of its own: set n_trials")
-        if fixed := [name for name in self.space if any(given.startswith(f"{name}=") for given in self.settings)]:
-            raise ValueError(f"{fixed[0]} is in both space and settings: remove it from one of them")
+        space = {name.lstrip("+") for name in self.space}
+        if fixed := space & _named(self.settings):
+            raise ValueError(f"{min(fixed)} is in both space and settings: remove it from one of them")
+        for field, given, own in (
+            ("space or settings", space | _named(self.settings), {"name", "runs", "trial"}),
+            ("evaluation", _named(self.evaluation), {"checkpoint", "probe", "out"}),
+        ):
+            if taken := given & own:
+                raise ValueError(f"{min(taken)} in {field} is the sweep's to set: every trial has a folder of its own")
         return self
 
     def better(self, metric: str) -> Direction:
@@ -138,3 +151,9 @@ class SweepConfig(BaseModel, frozen=True, extra="forbid"):
     def trial_folder(self, number: int) -> Path:
         """Returns the run folder of a trial, always the same, so that the trial resumes from its checkpoints."""
         return self.folder / f"trial-{number:04d}"
+
+
+class SweepSettings(BaseModel, frozen=True, extra="forbid"):
+    """All settings of sweep.py."""
+
+    sweep: SweepConfig

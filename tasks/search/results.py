@@ -12,7 +12,6 @@ from matplotlib import pyplot
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as figures
 
-from data.storage.credentials import hide
 from mae.atomic import write_atomically
 from tasks.search.config import SweepConfig
 from tasks.words import setting
@@ -29,7 +28,7 @@ def show_results(config: SweepConfig, study: optuna.Study) -> None:
     if not complete:
         return
     best = study.best_trial
-    settings = hide(" ".join(setting(name, value) for name, value in best.params.items()))
+    settings = " ".join(setting(name, value) for name, value in best.params.items())
     print(f"best: {config.objective} {best.value:.4f} with {settings}")
     folder = config.trial_folder(best.user_attrs.get("same_as", best.number))
     print(f"next: python eval.py {shlex.quote(setting('checkpoint', str(folder)))} probe=linear")

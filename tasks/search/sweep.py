@@ -7,6 +7,7 @@
 """
 
 import fcntl
+import shutil
 import signal
 import threading
 import time
@@ -18,17 +19,18 @@ from typing import Any
 import optuna
 from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
-from data.storage.credentials import hide, hide_all
+from data.storage.credentials import pass_on, reveal
 from mae.distributed.rank_zero import say_at_once
 from mae.errors import ConfigError, RunEnded
 from mae.run.metrics import read_metrics
 from tasks.config import plain_settings, validate
 from tasks.errors import readable_errors
-from tasks.search.config import SweepConfig
+from tasks.search.config import SweepConfig, SweepSettings
 from tasks.search.results import show_results
 from tasks.search.trials import POLL_SECONDS, TrialFailed, run_trial, stop_running, stopping
-from tasks.words import choose_one, setting
+from tasks.words import setting
 
 MIN_ENDED_TRIALS = 4  # before these have ended, failures are no rate
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -38,11 +40,13 @@ ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 def launch(raw: DictConfig) -> None:
     """Runs the trials that are missing, and shows the results of all of them."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    settings = plain_settings(raw)
-    if settings.get("sweep") is None:
-        reason = choose_one("sweep")
-        raise ConfigError(reason)
-    config = validate(SweepConfig, settings["sweep"])
+    config = validate(SweepSettings, plain_settings(raw)).sweep
+    pass_on()  # to the programs of the trials
+    if config.launch and shutil.which(config.launch[0]) is None:
+        raise ConfigError(
+            f"sweep.launch={config.launch}: there is no program {config.launch[0]} here. Each word of the command is "
+            "an entry of the list, as in [srun, --nodes=1]"
+        )
     study = open_study(config)
     with open(config.folder / "sweep.lock", "w") as lock:
         try:
@@ -70,25 +74,35 @@ def _say(sentence: str) -> None:
 
 
 def open_study(config: SweepConfig) -> optuna.Study:
-    """Opens the study of a sweep in its storage. Raises ConfigError if its trials are others than those asked for."""
+    """Opens the study of a sweep in its storage.
+
+    Raises ConfigError if it cannot be opened, or its trials are others than those asked for.
+    """
     if config.storage is None and "?" in str(config.folder.resolve()):
         raise ConfigError(
             f"the folder {config.folder} has a question mark, at which the address of the study in it ends: choose "
             "another sweep.sweeps= or sweep.name=, or set sweep.storage"
         )
-    config.folder.mkdir(parents=True, exist_ok=True)
     # With sampler=grid it draws nothing: `search` enqueues every trial.
     sampler = optuna.samplers.RandomSampler(config.seed)
     if config.sampler == "tpe":
         sampler = optuna.samplers.TPESampler(seed=config.seed, constant_liar=True)
-    study = optuna.create_study(
-        storage=config.storage or f"sqlite:///{config.folder.resolve() / 'study.db'}",
-        study_name=config.name,
-        load_if_exists=True,
-        direction=config.direction,
-        sampler=sampler,
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=config.prune_after),
-    )
+    storage = reveal(config.storage) if config.storage else f"sqlite:///{config.folder.resolve() / 'study.db'}"
+    try:
+        config.folder.mkdir(parents=True, exist_ok=True)
+        study = optuna.create_study(
+            storage=storage,
+            study_name=config.name,
+            load_if_exists=True,
+            direction=config.direction,
+            sampler=sampler,
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=config.prune_after),
+        )
+    except (OSError, SQLAlchemyError, ImportError, optuna.exceptions.StorageInternalError) as error:
+        raise ConfigError(
+            f"the study cannot be opened in {config.storage or config.folder / 'study.db'} "
+            f"({' '.join(str(error).split())[:200]}): choose another sweep.sweeps or sweep.storage, or restore the file"
+        ) from error
     refuse_other_study(config, study)
     return study
 
@@ -104,8 +118,8 @@ def refuse_other_study(config: SweepConfig, study: optuna.Study) -> None:
         "space": {name: str(distribution) for name, distribution in config.distributions.items()},
         "objective": config.objective,
         "prune_by": config.prune_by,
-        "settings": hide_all(config.fixed),
-        "evaluation": hide_all(config.evaluation),
+        "settings": config.fixed,
+        "evaluation": config.evaluation,
     }
     for name, given in notes.items():
         stored = direction if name == "direction" else study.user_attrs.get(name)
@@ -169,7 +183,7 @@ def _run(config: SweepConfig, study: optuna.Study, trial: Trial) -> None:
     """Runs a trial and tells the study its value, or that it was pruned or failed, and why."""
     folder = config.trial_folder(trial.number)
     settings = _words(trial)
-    _say(f"{folder.name}: {hide(' '.join(settings))}")
+    _say(f"{folder.name}: {' '.join(settings)}")
     if (same := _of_same_settings(study, trial)) is not None:
         name = config.trial_folder(same.number).name
         trial.set_user_attr("same_as", same.number)

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 
 from optuna import TrialPruned
 
+from data.storage.credentials import reveal_all
 from mae.run.metrics import read_metrics
 from tasks.cli import FULL_ERROR
 from tasks.search.config import SweepConfig
@@ -52,7 +54,7 @@ def run_trial(
             environment.pop("HYDRA_FULL_ERROR", None)  # run_program set it: the programs shall start as this one did
 
         def start(program: str, *words: str) -> subprocess.Popen:
-            command = [*config.launch, sys.executable, str(ROOT / program), *words]
+            command = [*reveal_all(config.launch), sys.executable, str(ROOT / program), *words]
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -126,10 +128,10 @@ def _wait(process: subprocess.Popen, log: str, begin: int) -> None:
 
 
 def _read(file: Path, *keys: str) -> float:
-    """Returns a number of a JSON file. Raises TrialFailed if it is not there."""
+    """Returns a number of a JSON file. Raises TrialFailed if it is not there or not finite."""
     value: Any = json.loads(file.read_text()) if file.is_file() else {}
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
-    if not isinstance(value, int | float):
-        raise TrialFailed(f"{file} holds no {'/'.join(keys)}")
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise TrialFailed(f"{file} holds no finite {'/'.join(keys)}")
     return float(value)
