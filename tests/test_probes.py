@@ -111,6 +111,11 @@ def test_linear_probe_agrees_with_scikit_learns_own_search(digits) -> None:
     assert ours == pytest.approx(theirs.score(x[1000:].numpy(), y[1000:].numpy()), abs=8 / 797)
 
 
+def test_linear_probe_of_three_samples_holds_one_out() -> None:
+    three = features(torch.eye(3), torch.arange(3))
+    assert linear_accuracy(three, three, [1.0, 10.0])[0] == 1.0
+
+
 def test_lars_update_equals_that_of_the_paper(digits) -> None:
     """Matrices move by the trust coefficient times |w| / |gradient|, what has one dimension by plain momentum."""
     x, y = digits

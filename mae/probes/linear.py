@@ -23,7 +23,8 @@ def linear_accuracy(train: Features, test: Features, strengths: list[float], see
     """
     x, y = train.values.numpy(), train.labels.numpy()
 
-    def accuracies(values: list[float], fit: Tensor, held: Tensor) -> list[float]:
+    def accuracies(values: list[float], *rows: Tensor) -> list[float]:
+        fit, held = (part.numpy() for part in rows)  # NumPy takes a tensor of one row for a number
         return [float(_classifier(value).fit(x[fit], y[fit]).score(x[held], y[held])) for value in values]
 
     best = Choice(strengths[0])
