@@ -21,11 +21,11 @@ CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
 def replace_file(path: str | Path, mode: str = "wb", errors: str | None = None) -> Iterator[IO[Any]]:
     """Opens a new file, as `open` does, that replaces `path` when the block ends and is removed if it raises.
 
-    Several processes may replace the same file at once: the last one wins.
+    Text is UTF-8 in any locale. Several processes may replace the same file at once: the last one wins.
     """
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
-        with open(temporary, mode, errors=errors) as file:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8", errors=errors) as file:
             yield file
         publish(temporary, path)
     except BaseException:

@@ -214,6 +214,8 @@ def test_unpack_of_a_bomb_or_no_tar_raises_data_error_and_leaves_nothing(tmp_pat
         unpacking.unpack(str(packed_tar(tmp_path, tar.read_bytes())), tmp_path / "out")
     with pytest.raises(DataError, match="holds no tar archive"):
         unpacking.unpack(str(packed_tar(tmp_path, b"no tar" * 1000)), tmp_path / "out")
+    with pytest.raises(DataError, match="holds nothing"):
+        unpacking.unpack(str(packed_tar(tmp_path, b"")), tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
 

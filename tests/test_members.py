@@ -365,3 +365,67 @@ def test_resumed_run_keeps_the_image_that_it_read(tmp_path):
     (tmp_path / "a" / "config.yaml").write_text("data: {path: x}")
     assert evaluation_data(tmp_path / "a", {}).image == "first"
     assert evaluation_data(tmp_path / "a", {"path": "y"}).image is None
+
+
+def test_zeros_where_members_should_be_are_counted(tmp_path):
+    whole = write_tar(tmp_path / "x.tar", {f"{i}.png": png() for i in range(50)}).read_bytes()
+    (tmp_path / "x.tar").write_bytes(whole[:20480] + bytes(len(whole) - 20480))  # as a download that made room at first
+    index = open_shards(tmp_path / "x.tar")
+    assert len(index) == 20 and f"{len(whole) - 20480:,} bytes of zeros after the end of an archive" in str(
+        index.passed_over
+    )
+
+
+@pytest.mark.parametrize(
+    ("start", "says"),
+    [
+        (b"\x1f\x8b\x08", "compressed with gzip"),
+        (b"\x28\xb5\x2f\xfd", "compressed with zstd"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "`git lfs pull` fetches"),
+        (b"<!DOCTYPE html>", "a web page"),
+    ],
+)
+def test_file_that_is_called_tar_and_is_none_says_what_it_is(tmp_path, start, says):
+    (tmp_path / "x.tar").write_bytes(start + b"?" * 2000)
+    with pytest.raises(DataError, match=f"x.tar is not a tar archive .*{says}"):
+        open_shards(tmp_path / "x.tar")
+
+
+def test_member_of_negative_length_raises_data_error(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        add(tar, "a.png", tarfile.REGTYPE, png())
+        info = tarfile.TarInfo("b.png")
+        info.size = -4096
+        tar.addfile(info)
+    with pytest.raises(DataError, match=r"x\.tar is truncated: its member 'b.png'"):
+        open_shards(tmp_path / "x.tar")
+
+
+def test_shard_that_is_a_dead_link_or_there_twice_raises_data_error(tmp_path):
+    write_tar(tmp_path / "a.tar", {"a.png": png()})
+    (tmp_path / "b.tar").symlink_to("nowhere.tar")
+    with pytest.raises(DataError, match=r"b\.tar is a link that leads nowhere"):
+        open_shards(tmp_path)
+    (tmp_path / "b.tar").unlink()
+    (tmp_path / "b.tar").symlink_to("a.tar")
+    with pytest.raises(DataError, match=r"a\.tar is listed 2 times"):
+        open_shards(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its files to the garbage collector.
+def test_stream_without_an_image_ends_with_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.loader.streaming.MAX_WITHOUT", 10)
+    config = DataConfig(path=str(write_tar(tmp_path / "x.tar", {"a.png": png()})), workers=0)
+    data = ShardDataModule(config, image_size=(8, 8), channels=3, seed=0, global_batch=1, micro_batch=1)
+    lacking = StreamShards(str(tmp_path / "x.tar"), 1, "webp")
+    with pytest.raises(DataError, match=r"none of 10 samples has an image that ends in \.webp; the last is .*sample a"):
+        first_samples(data.dataset(lacking), 1)
+
+
+def test_shard_in_another_compression_beside_tars_raises_data_error(tmp_path):
+    write_tar(tmp_path / "a.tar", {"a.png": png()})
+    (tmp_path / "b.tar.zst").write_bytes(b"")
+    with pytest.raises(DataError, match=r"compressed shards such as b\.tar\.zst"):
+        open_shards(tmp_path)
+    write_tar(tmp_path / "b.tar", {"b.png": png()})
+    assert len(open_shards(tmp_path)) == 2

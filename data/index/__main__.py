@@ -62,6 +62,8 @@ def _copy(source: gzip.GzipFile, target: IO[bytes], packed: str) -> None:
                 "it is in order, unpack it with gunzip."
             )
         target.write(chunk)
+    if not written:
+        raise DataError(f"{packed} holds nothing. Copy or download it again.")
 
 
 def _require_header(chunk: bytes, packed: str) -> None:

@@ -1,5 +1,6 @@
 """What was given and is not used as it stands: counted by reason, with the first names of each, said in one line."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,7 @@ from data.errors import DataError
 
 EXAMPLES = 3  # names of each reason
 BYTES = "bytes after the end of an archive"
+ZEROS = "bytes of zeros after the end of an archive, as unfinished downloads leave them"
 BESIDE = "images beside the image of their sample, not read"
 
 
@@ -21,17 +23,19 @@ class PassedOver:
         return bool(self.counts)
 
     def __str__(self) -> str:
-        return "; ".join(
-            f"{count:,} {reason} ({', '.join(names)}{', …' if count > len(names) and reason != BYTES else ''})"
-            for reason, count in self.counts.items()
-            for names in [self.names[reason]]
-        )
+        return "; ".join(map(self._say, self.counts))
 
-    def add(self, reason: str, *names: str, count: int = 1) -> None:
-        """Counts `count` more, of which some have these names."""
-        self.counts[reason] = self.counts.get(reason, 0) + count
-        known = self.names.setdefault(reason, [])
-        known += [printable(name) for name in names[: EXAMPLES - len(known)]]
+    def _say(self, reason: str) -> str:
+        count, names = self.counts[reason], self.names[reason]
+        more = ", …" if count > len(names) and reason not in (BYTES, ZEROS) else ""
+        return f"{count:,} {reason} ({', '.join(names)}{more})"
+
+    def add(self, reason: str, *names: str, count: int | None = None) -> None:
+        """Counts one for each name, or `count` of which some have these names."""
+        if count := len(names) if count is None else count:
+            self.counts[reason] = self.counts.get(reason, 0) + count
+            known = self.names.setdefault(reason, [])
+            known += [printable(name) for name in names[: EXAMPLES - len(known)]]
 
     def update(self, other: "PassedOver") -> None:
         """Adds all counts of another one."""
@@ -63,5 +67,10 @@ class PassedOver:
 
 
 def printable(name: str) -> str:
-    """Returns a name with the bytes that are not UTF-8 as \\xe9, so that any terminal and any JSON can hold it."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """Returns a name as one line that any terminal and any JSON can hold: bytes that are not UTF-8 as \\xe9."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", _escape, name)
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else ascii(found[0])[1:-1]

@@ -25,6 +25,7 @@ NAMES: dict[str, str] = {
 }
 COMPRESSED = (".tar.gz", ".tgz")
 ENDINGS = tuple(f".{extension}" for extension in IMAGES)
+OTHER_COMPRESSION = (".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 
 
 def find_shards(paths: Paths, split: str | None = None) -> list[str]:
@@ -37,7 +38,7 @@ def find_shards(paths: Paths, split: str | None = None) -> list[str]:
     Raises DataError if there are none, the split is missing, or the tars belong to two splits.
     """
     shards = list_shards(paths, split)
-    for shard, times in Counter(shards).items():
+    for shard, times in Counter(shard if is_remote(shard) else os.path.realpath(shard) for shard in shards).items():
         if times > 1:
             raise DataError(f"the shard {shard} is listed {times} times: its samples would be repeated. List it once.")
     named: dict[str, str] = {}
@@ -234,10 +235,15 @@ def _is_inside(path: str, folder: str) -> bool:
 
 def _tars(folder: Folder) -> list[str]:
     """Returns the tars directly in a folder. Raises DataError if a compressed one has no unpacked one beside it."""
-    names = folder.files((".tar", *COMPRESSED))
+    names = folder.files((".tar", *COMPRESSED, *OTHER_COMPRESSION))
     tars = [name for name in names if name.endswith(".tar")]
     known = set(tars)
-    packed = [name for name in names if name.endswith(COMPRESSED) and unpacked_name(name) not in known]
+    packed = [name for name in names if unpacked_name(name) not in known]
+    if other := next((name for name in packed if not name.endswith(COMPRESSED)), None):
+        raise DataError(
+            f"{folder.path} holds compressed shards such as {other}, from which single images cannot be read. Unpack "
+            "them once, with the program that made them."
+        )
     if packed:
         raise DataError(
             f"{folder.path} holds {len(packed)} gzip-compressed shards such as {packed[0]}, from which single images "
@@ -248,7 +254,7 @@ def _tars(folder: Folder) -> list[str]:
 
 def unpacked_name(name: str) -> str:
     """Returns the name of a compressed tar once it is unpacked."""
-    return re.sub(r"\.(tar\.gz|tgz)$", ".tar", name)
+    return re.sub(r"\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2|txz)$", ".tar", name)
 
 
 def _splits_by_manifest(folder: Folder) -> dict[str, list[str]]:

@@ -8,20 +8,31 @@ from functools import partial
 from typing import NamedTuple
 
 from data.errors import DataError
-from data.index.passed_over import BYTES, PassedOver
+from data.index.passed_over import BYTES, ZEROS, PassedOver
 from data.storage import remote
 from data.storage.cache import DEFAULT, ShardCache
 from data.storage.protocols import is_remote
 
 BLOCK = 512
+END = 10240 + 2 * BLOCK  # bytes of zeros that end a tar, below this
 FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 LINKS = (tarfile.LNKTYPE, tarfile.SYMTYPE)
 NO_CONTENTS = (*LINKS, tarfile.DIRTYPE)
 # Headers whose contents are a long name (GNU) or fields (pax) of the header that follows.
-GNU_NAME, PAX = tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE
+GNU_NAME, PAX = tarfile.GNUTYPE_LONGNAME, (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 OTHER_WRAPPERS = (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE)
 MAX_WRAPPER = 1 << 20  # bytes; anything longer is damage
 CHUNK = 1 << 20  # bytes that are searched at a time for what follows the end of an archive
+# Files that are called .tar and are something else.
+BEGINNINGS = (
+    (b"\x1f\x8b", "but compressed with gzip"),
+    (b"BZh", "but compressed with bzip2"),
+    (b"\xfd7zXZ", "but compressed with xz"),
+    (b"\x28\xb5\x2f\xfd", "but compressed with zstd"),
+    (b"PK\x03\x04", "but a zip archive"),
+    (b"version https://git-lfs", "but a pointer of Git LFS: `git lfs pull` fetches what it stands for"),
+    (b"<", "but a web page or XML, such as a server sends in the place of a file"),
+)
 
 
 class Member(NamedTuple):
@@ -61,14 +72,14 @@ def walk(tar: TarBytes, passed_over: PassedOver | None = None) -> Iterator[Membe
         start, length = position + BLOCK, info.size if size is None else size
         if info.type in NO_CONTENTS:
             length = 0  # Some programs state the length of what a hard link leads to.
-        if start + length > tar.size:
+        if not 0 <= length <= tar.size - start:
             raise DataError(
                 f"{tar.path} is truncated: its member {name or info.name!r} should end at byte {start + length}, "
                 f"the file at {tar.size}. Copy or download it again."
             )
         if info.type == GNU_NAME:
             name = tar.pread(min(length, MAX_WRAPPER), start).rstrip(b"\0").decode("utf-8", "surrogateescape")
-        elif info.type == PAX:
+        elif info.type in PAX:
             fields = _pax_fields(tar.pread(min(length, MAX_WRAPPER), start), position, tar.path)
             name = fields.get("GNU.sparse.name", fields.get("path", name))
             size = int(fields["size"]) if fields.get("size", "").isdigit() else size
@@ -87,8 +98,9 @@ def walk(tar: TarBytes, passed_over: PassedOver | None = None) -> Iterator[Membe
         position = start + -(-length // BLOCK) * BLOCK
 
 
-def _next_archive(tar: TarBytes, position: int, passed_over: PassedOver) -> int:
+def _next_archive(tar: TarBytes, end: int, passed_over: PassedOver) -> int:
     """Returns where another archive begins behind the zeros that end one; the length of the tar if none does."""
+    position = end
     while chunk := tar.pread(CHUNK, position):
         if rest := chunk.lstrip(b"\0"):
             start = (position + len(chunk) - len(rest)) // BLOCK * BLOCK
@@ -96,9 +108,11 @@ def _next_archive(tar: TarBytes, position: int, passed_over: PassedOver) -> int:
                 tarfile.TarInfo.frombuf(tar.pread(BLOCK, start), "utf-8", "surrogateescape")
             except tarfile.HeaderError:
                 passed_over.add(BYTES, tar.path, count=tar.size - start)
-                break
+                return tar.size
             return start
         position += len(chunk)
+    if tar.size - end >= END:
+        passed_over.add(ZEROS, tar.path, count=tar.size - end)
     return tar.size
 
 
@@ -123,7 +137,8 @@ def _header(block: bytes, position: int, path: str) -> Header | tarfile.TarInfo:
         return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
         if position == 0:
-            raise DataError(f"{path} is not a tar archive ({error}).") from None
+            what = next((words for start, words in BEGINNINGS if block.startswith(start)), str(error))
+            raise DataError(f"{path} is not a tar archive ({what}). Make it one, or download it again.") from None
         what = "is truncated" if len(block) < BLOCK else "is damaged"
         raise DataError(f"{path} {what} at byte {position} ({error}). Copy or download it again.") from None
 

@@ -10,13 +10,12 @@ from data.index.index_file import RECORD, RECORDS, IndexFile, entry, index_paths
 from data.index.passed_over import PassedOver
 from data.index.samples import CLUTTER, Part, group, split_name
 from data.index.tables import write_index
-from data.index.tar import BLOCK, open_local, size_and_stamp
+from data.index.tar import BLOCK, END, open_local, size_and_stamp
 from data.storage.cache import DEFAULT, ShardCache
 from data.storage.protocols import is_remote
 
 HEADER_1 = struct.Struct("<8sQqQ8s")  # magic, bytes of the tar, its stamp, records, probe
 MAGIC_1 = b"maeidx01"
-END = 10240 + 2 * BLOCK  # bytes of zeros that end a tar, below this
 
 
 def load(tar: str, cache: ShardCache = DEFAULT) -> IndexFile | None:

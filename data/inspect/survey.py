@@ -134,9 +134,11 @@ class Survey:
     def duplicates(self) -> list[list[int]]:
         """Returns groups of samples whose images are equal byte for byte."""
         hashes, samples = np.frombuffer(self._hashes, np.uint64), np.frombuffer(self._samples, np.uint64)
-        values, counts = np.unique(hashes, return_counts=True)
-        groups = [samples[hashes == value].astype(np.int64).tolist() for value in values[counts > 1]]
-        return sorted(sorted(group) for group in groups)
+        _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+        groups: dict[int, list[int]] = {}
+        for number in np.flatnonzero(counts[inverse] > 1).tolist():
+            groups.setdefault(int(inverse[number]), []).append(int(samples[number]))
+        return sorted(map(sorted, groups.values()))
 
 
 def _area(header: Kind) -> int:

@@ -40,6 +40,7 @@ LOST_BITS = (
     "`python -m data.inspect` shows the range of the values."
 )
 SHUFFLE_BUFFER = 1000  # samples from which the next one is drawn
+MAX_WITHOUT = 10_000  # samples without an image, after which there will be none
 
 
 class StreamShards(ShardIndex):
@@ -134,17 +135,24 @@ def _samples(
     )
     if shuffled:
         samples = samples.shuffle(SHUFFLE_BUFFER)
-    passed_over = False
+    found, without = False, 0  # whether there was an image; samples without one
     for sample in samples.repeat():
         try:
             data = find_image(sample, image)
         except DataError as error:
             raise DataError(f"{_name(sample)}: {error}") from None
         if data is not None:
+            found = True
             yield sample, data
-        elif not passed_over:
-            passed_over = True
+            continue
+        if not without:
             print(f"passed over: {_name(sample)} has no {image or 'image'}; others are not named", file=sys.stderr)
+        without += 1
+        if without == MAX_WITHOUT and not found:
+            raise DataError(
+                f"none of {without:,} samples has an image{f' that ends in .{image}' if image else ''}; the last is "
+                f"{_name(sample)}. Check data.path{' and data.image' if image else ''}."
+            )
 
 
 def _name(sample: dict[str, Any]) -> str:

@@ -138,6 +138,8 @@ def _touch(path: str) -> bool:
         os.utime(path)
     except FileNotFoundError:
         return False
+    except OSError:  # It is another user's, or on a disk that is mounted for reading only.
+        return os.path.exists(path)
     return True
 
 

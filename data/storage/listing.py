@@ -35,9 +35,12 @@ class Folder:
         return [name for name in sorted(names) if self.folder(name).manifest() is not None]
 
     def files(self, endings: tuple[str, ...]) -> list[str]:
-        """Returns the files that end in one of `endings`."""
+        """Returns the files that end in one of `endings`. Raises DataError if one is a link that leads nowhere."""
         if self.lists:
-            return [name for name, kind in self._entries() if kind == "file" and name.endswith(endings)]
+            kinds = {name: kind for name, kind in self._entries() if name.endswith(endings)}
+            if lost := next((name for name, kind in kinds.items() if kind == "lost"), None):
+                raise DataError(f"{self.file(lost)} is a link that leads nowhere. Bring back its target, or remove it.")
+            return [name for name, kind in kinds.items() if kind == "file"]
         shards = (self.manifest() or {}).get("shards", [])
         names = [shard.get("file") if isinstance(shard, dict) else shard for shard in shards]
         return sorted(name for name in names if isinstance(name, str) and name.endswith(endings))
@@ -56,12 +59,18 @@ class Folder:
         return found if isinstance(found, dict) else {}
 
     def _entries(self) -> list[tuple[str, str]]:
+        """Returns the names in the folder, and of what kind each is: directory, file, or lost for a dead link."""
         if not self.remote:
             with os.scandir(self.path) as entries:
-                found = [entry for entry in entries if entry.is_file() or entry.is_dir()]  # no links that lead nowhere
-                return sorted((entry.name, "directory" if entry.is_dir() else "file") for entry in found)
+                return sorted((entry.name, kind) for entry in entries if (kind := _kind(entry)))
         listed = self.retry.persist(self.path, lambda: file_system(self.path).ls(reveal(self.path), detail=True))
         return sorted((entry["name"].rstrip("/").rpartition("/")[2], entry["type"]) for entry in listed)
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    if entry.is_symlink() and not os.path.exists(entry):
+        return "" if entry.name.startswith(".") else "lost"  # editors lock files with hidden links
+    return "directory" if entry.is_dir() else "file" if entry.is_file() else ""
 
 
 def expand_glob(pattern: str) -> list[str]:

@@ -9,6 +9,15 @@ from data.storage.cache import DEFAULT, ShardCache
 from data.storage.lru import LRU
 from data.storage.protocols import is_remote
 
+# Of what is read at once, and held in memory: 2^31 values of 16 bits, the most that an image may have, and a header.
+MAX_BYTES = (1 << 32) + (1 << 20)
+
+
+def require_readable(path: str, size: int) -> None:
+    """Raises DataError if something is too large to be read at once."""
+    if size > MAX_BYTES:
+        raise DataError(f"{path}: {size:,} bytes are above the limit of {MAX_BYTES:,} for one file of a sample")
+
 
 def _open(path: str) -> int:
     try:
@@ -33,8 +42,9 @@ _copies: LRU[tuple[str, ShardCache], int] = LRU(_open_copy, os.close, limit=16)
 def read(path: str, offset: int, size: int, cache: ShardCache = DEFAULT) -> bytes:
     """Returns `size` bytes from `offset` on; for a URL those of its cached copy, downloaded first if needed.
 
-    Raises DataError if the file cannot be opened or downloaded, or ends too early.
+    Raises DataError if the file cannot be opened or downloaded, ends too early, or if that is more than MAX_BYTES.
     """
+    require_readable(path, size)
     if is_remote(path) and not cache.fill and not cache.has(path):
         with contextlib.suppress(remote.NoRanges):
             return remote.read_range(path, offset, size, cache.retry)
