@@ -58,7 +58,6 @@ from mae.run.folder import (
     read_mapping,
     record_start,
     refuse_foreign_folder,
-    run_of,
     starting_point,
     write_json,
     write_settings,
@@ -205,8 +204,7 @@ def record_run(task: Task, model: nn.Module, recipe: dict[str, Any], checkpoint:
     """Writes config.yaml, environment.json and derived.json, prints the start table."""
     config, data, schedule, run = task.config, task.data, task.schedule, task.config.run
     set_damaged_aside(run, start_step)
-    from_run = run_of(checkpoint) if checkpoint is not None else None
-    before = read_mapping(from_run / "derived.json") if from_run is not None else None
+    before = read_mapping(checkpoint.parent.parent / "derived.json") if checkpoint is not None else None
     settings = config.model_dump(mode="json", exclude={"plan"})
     write_settings(run, OmegaConf.to_yaml(OmegaConf.create(settings)))
     record_start(run, start_step, task.topology.ranks)

@@ -473,13 +473,20 @@ def test_damaged_environment_json_is_set_aside(tmp_path: Path, contents: str) ->
         assert read_json(run / "environment.json", "starts") == {}
 
 
+def test_config_yaml_of_another_program_makes_no_run_of_foreign_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("model: vit\n")
+    assert run_of(tmp_path / "weights.pth") is None
+
+
 @pytest.mark.parametrize("contents", ["", "\0\0\0", "model: [1, 2", "!foreign {a: 1}"])
 def test_damaged_config_yaml_is_set_aside(tmp_path: Path, contents: str) -> None:
     run = begun(tmp_path / "run")
     (run / "config.yaml").write_text(contents)
     refuse_foreign_folder(run, False)
     config = compose(f"runs={tmp_path}", "name=run")
-    assert keep_image(config) == config and run_of(run) is None
+    assert keep_image(config) == config
+    with pytest.raises(ConfigError, match=r"config\.yaml is damaged or gone\. The same train\.py command"):
+        run_of(checkpoint_path(run, 1))
     with pytest.warns(UserWarning, match=r"config\.yaml is damaged"):
         write_settings(run, SETTINGS)
     assert (run / "config.yaml").read_text() == SETTINGS

@@ -178,8 +178,13 @@ def _list(names: list[str]) -> str:
 
 
 def run_of(path: Path) -> Path | None:
-    """Returns the run folder that `path` is or lies in; None if there is none."""
-    return next((folder for folder in (path, *path.parents) if stored_settings(folder) is not None), None)
+    """Returns the run folder that `path` is or lies in; None if there is none. Raises ConfigError if its settings are
+    damaged.
+    """
+    run = next(filter(is_run, (path, *path.parents)), None)
+    if run is not None and stored_settings(run) is None:
+        raise ConfigError(f"{run / 'config.yaml'} is damaged or gone. The same train.py command writes it anew")
+    return run
 
 
 def write_settings(run: Path, settings: str) -> None:
