@@ -55,6 +55,7 @@ DOORS = {
     "tasks/train.py": "plan=true; logger=",
     "tasks/pretrain.py": "init_from=; online_probe.every=",
     "data/datamodule.py": "built-in images that are not packed yet",
+    "mae/models/vit.py": "at(): models for images of another size",
     "mae/__init__.py": "names of the API when they are first used",
     "mae/demo/__main__.py": "--help",
 }

@@ -8,7 +8,6 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
-from mae.models.patches import patchify
 from mae.models.vit import Encoder
 
 
@@ -19,7 +18,7 @@ def attention_weights(encoder: Encoder, images: Tensor) -> Tensor:
     images   [B, C, H, W]        normalised
     returns  [B, depth, n, n]    rows are queries and sum to one; n = 1+N with the class token first, or N without one
     """
-    tokens = encoder.embed(patchify(images, encoder.config.patch_size))
+    tokens = encoder.embed(encoder.patchify(images))
     weights = []
     for block in (cast(Block, block) for block in encoder.blocks):
         attention = cast(Attention, block.attn)

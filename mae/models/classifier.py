@@ -45,6 +45,12 @@ class Classifier(Encoder):
                 cast(Block, block).drop_path1 = DropPath(rate)
                 cast(Block, block).drop_path2 = DropPath(rate)
 
+    def like(self, config: MAEConfig) -> "Classifier":
+        """Builds a classifier of the same classes and pooling, with another config, of random weights."""
+        model = Classifier(config, self.classes, self.pool)
+        model.class_names = self.class_names
+        return model
+
     def forward(self, images: Tensor) -> Tensor:
         """Returns the class scores [B, classes] of normalised images [B, C, H, W]."""
         return self.scores(self.encode(images))
@@ -56,12 +62,20 @@ class Classifier(Encoder):
         return self.head(self.fc_norm(pooled))
 
 
-def build_classifier(encoder: Encoder, classes: int, pool: Pool = "patches", drop_path: float = 0.0) -> Classifier:
-    """Builds a classifier from a pre-trained encoder; fc_norm and head are initialised."""
+def build_classifier(
+    encoder: Encoder, classes: int, pool: Pool = "patches", drop_path: float = 0.0, keep_head: bool = False
+) -> Classifier:
+    """Builds a classifier from a pre-trained encoder, or from another classifier.
+
+    The head is initialised unless `keep_head`; norms that the source does not have are, too.
+    """
     model = Classifier(encoder.config, classes, pool, drop_path)
-    weights = {name: value for name, value in encoder.state_dict().items() if name in model.state_dict()}
+    own = model.state_dict()
+    weights = {name: value for name, value in encoder.state_dict().items() if name in own}
+    if not keep_head:
+        weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
     problems = model.load_state_dict(weights, strict=False)
-    assert all(name.startswith(("fc_norm.", "head.")) for name in problems.missing_keys), problems
+    assert all(name.startswith(("fc_norm.", "norm.", "head.")) for name in problems.missing_keys), problems
     return model
 
 

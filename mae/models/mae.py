@@ -10,7 +10,7 @@ from mae.models.config import MAEConfig
 from mae.models.decoder import Decoder
 from mae.models.loss import normalise_patches, patch_statistics, reconstruction_loss
 from mae.models.masking import Masking, choose_predicted, draw_masking, given_masking
-from mae.models.patches import patchify, unpatchify
+from mae.models.patches import unpatchify
 from mae.models.vit import Encoder
 
 
@@ -69,10 +69,10 @@ class MaskedAutoencoder(Encoder, Decoder):
         noise   [B, N]        uniform
         mask    [B, N]        instead of noise: 1 hidden, 0 visible, as many hidden in every image; all are predicted
 
-        Raises ConfigError if the mask is invalid.
+        Raises ConfigError if images, noise or mask are not what the model takes.
         """
         config = self.config
-        patches = patchify(images, config.patch_size)
+        patches = self.patchify(images)
         ids_keep, ids, mask = self._masking(patches, noise, mask)
         if noise is not None and config.predictions < ids.shape[1]:
             ids = choose_predicted(noise, ids, config.predictions)
@@ -87,7 +87,7 @@ class MaskedAutoencoder(Encoder, Decoder):
     def reconstruct(self, images: Tensor, noise: Tensor | None = None, mask: Tensor | None = None) -> Reconstruction:
         """Reconstructs whole images: all hidden patches are predicted. Arguments as in `forward`."""
         config = self.config
-        patches = patchify(images, config.patch_size)
+        patches = self.patchify(images)
         ids_keep, ids_hidden, mask = self._masking(patches, noise, mask)
         latent = self.encode_tokens(self.embed(_take(patches, ids_keep), ids_keep))
         pred = self.decode_all(latent, ids_keep, ids_hidden)
@@ -106,6 +106,11 @@ class MaskedAutoencoder(Encoder, Decoder):
 
     def _masking(self, patches: Tensor, noise: Tensor | None, mask: Tensor | None) -> Masking:
         if mask is None and noise is not None:
+            if noise.shape != patches.shape[:2]:
+                raise ConfigError(
+                    f"noise has the shape {tuple(noise.shape)}: {len(patches)} images of {patches.shape[1]} patches "
+                    f"need {tuple(patches.shape[:2])}"
+                )
             return draw_masking(noise, self.config)
         if mask is not None and noise is None:
             return given_masking(mask, patches.shape[0], patches.shape[1])

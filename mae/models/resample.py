@@ -1,4 +1,6 @@
-"""Resampling of weights: positions for another grid of patches, the projection for another patch size."""
+"""Resampling of weights for images of another size, for other patches, and for other channels."""
+
+from typing import Any, TypeVar
 
 import torch
 from einops import rearrange
@@ -9,6 +11,48 @@ from torch.nn import functional as F
 from mae.errors import ConfigError, first_sentence
 from mae.models.config import MAEConfig
 from mae.models.vit import Encoder
+
+Model = TypeVar("Model", bound=Encoder)
+POSITIONS = ("pos_embed", "decoder_pos_embed")
+
+
+def resample(model: Model, given: dict[str, Any]) -> Model:
+    """Returns a copy of a model for other images: `given` replaces image_size, patch_size or in_channels of its config.
+
+    If the grid of patches is another one the result has `positions: learned`, since resized sine-cosine positions are
+    not the table of the new grid.
+
+    Raises ConfigError if the fields do not fit together.
+    """
+    before = model.config
+    try:
+        after = MAEConfig.model_validate(before.model_dump() | given)
+    except ValidationError as error:
+        raise ConfigError(first_sentence(error)) from error
+    if after.grid != before.grid:
+        after = after.model_copy(update={"positions": "learned"})
+    with torch.device("meta"):
+        resampled = model.like(after)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    for name in POSITIONS:
+        if name in state:
+            state[name] = _resize_table(state[name], before, after)
+    embedding = resize_projection(state["patch_embed.proj.weight"], after.patch_size)
+    state["patch_embed.proj.weight"] = convert_channels(embedding, after.in_channels)
+    for name in ("decoder_pred.weight", "decoder_pred.bias"):
+        if name in state:
+            state[name] = resize_prediction(state[name], before, after)
+    resampled.load_state_dict(state, assign=True)
+    return resampled.train(model.training)
+
+
+def at_image_size(encoder: Encoder, image_size: int | tuple[int, int]) -> Encoder:
+    """Returns the encoder alone, without a decoder, for images of another size: see `Encoder.at`."""
+    with torch.device("meta"):
+        alone = Encoder(encoder.config)
+    state = encoder.state_dict()
+    alone.load_state_dict({key: state[key] for key in alone.state_dict()}, assign=True)
+    return alone.train(encoder.training).at(image_size)
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -40,29 +84,47 @@ def resize_projection(weight: Tensor, patch_size: int) -> Tensor:
     return (inverse @ weight.double() @ inverse.T).to(weight.dtype)
 
 
-def at_image_size(encoder: Encoder, image_size: int | tuple[int, int]) -> Encoder:
-    """Returns the encoder for images of another size: the same weights, positions resized bicubically.
+def convert_channels(weight: Tensor, channels: int) -> Tensor:
+    """Converts a patch projection to images of other channels: [D, C, p, p] -> [D, channels, p, p].
 
-    The result has `positions: learned`, since resized sine-cosine positions are not the table of the new grid.
-
-    Raises ConfigError if the size is not a multiple of the patch size.
+    To one channel the weights are summed: a grey image gives the tokens of its copies. Several channels take the
+    weights of the former ones in turn, times C/channels, so that tokens keep their scale (timm does the same).
     """
-    try:
-        config = MAEConfig.model_validate(encoder.config.model_dump() | {"image_size": image_size})
-    except ValidationError as error:
-        raise ConfigError(first_sentence(error)) from error
-    state = encoder.state_dict()
-    if config.grid != encoder.config.grid:
-        config = config.model_copy(update={"positions": "learned"})
-        positions = resize_positions(grid_of_positions(encoder), config.grid).flatten(1, 2)
-        state["pos_embed"] = torch.cat([encoder.pos_embed.detach()[:, : int(config.class_token)], positions], dim=1)
-    with torch.device("meta"):
-        resized = Encoder(config)
-    resized.load_state_dict({key: state[key].clone() for key in resized.state_dict()}, assign=True)
-    return resized.train(encoder.training)
+    before = weight.shape[1]
+    if before == channels:
+        return weight
+    if channels == 1:
+        return weight.sum(dim=1, keepdim=True)
+    return weight[:, [channel % before for channel in range(channels)]] * (before / channels)
+
+
+def resize_prediction(values: Tensor, before: MAEConfig, after: MAEConfig) -> Tensor:
+    """Resizes the layer that predicts patches, so that it predicts the resized ones: [p*p*C, ...] -> [p'*p'*C', ...].
+
+    Rows of weights and biases are pictures of a patch: they are resized bicubically, as patches are. One channel is the
+    mean of the former ones; several repeat them in turn.
+    """
+    p, channels = before.patch_size, after.in_channels
+    pictures = rearrange(values.reshape(before.patch_values, -1), "(p q c) d -> d c p q", p=p, q=p)
+    if after.patch_size != p:
+        side = (after.patch_size, after.patch_size)
+        pictures = F.interpolate(pictures.float(), side, mode="bicubic", align_corners=False, antialias=True)
+    if channels == 1:
+        pictures = pictures.mean(dim=1, keepdim=True)
+    elif channels != before.in_channels:
+        pictures = pictures[:, [channel % before.in_channels for channel in range(channels)]]
+    flat = rearrange(pictures, "d c p q -> (p q c) d")
+    return flat.reshape(-1, *values.shape[1:]).to(values.dtype).contiguous()
 
 
 def grid_of_positions(encoder: Encoder) -> Tensor:
     """Returns the positions of the patches, without the class token's: [1, h, w, D]."""
     positions = encoder.pos_embed.detach()[:, int(encoder.config.class_token) :]
     return rearrange(positions, "one (h w) d -> one h w d", h=encoder.config.grid[0])
+
+
+def _resize_table(table: Tensor, before: MAEConfig, after: MAEConfig) -> Tensor:
+    """Resizes positions [1, 1+N, D], of which the class token's stays."""
+    class_token, patches = table[:, : int(before.class_token)], table[:, int(before.class_token) :]
+    patches = rearrange(patches, "one (h w) d -> one h w d", h=before.grid[0])
+    return torch.cat([class_token, resize_positions(patches, after.grid).flatten(1, 2)], dim=1)

@@ -1,7 +1,7 @@
 """Encoder: a plain pre-norm Vision Transformer on the patches that it is given, visible ones or all."""
 
 from functools import partial
-from typing import cast
+from typing import Self, cast
 
 import torch
 from einops import rearrange
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mae.models.config import MAEConfig
-from mae.models.patches import patchify
+from mae.models.patches import patchify, require_images, require_size
 
 # The paper uses 1e-6; torch's default is 1e-5.
 LayerNorm = cast(type[nn.LayerNorm], partial(nn.LayerNorm, eps=1e-6))
@@ -67,10 +67,44 @@ class Encoder(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """Encodes whole images, without a mask.
 
-        images   [B, C, H, W]  normalised
+        images   [B, C, H, W]  normalised, of the model's size: `at` gives the model for another one
         returns  [B, 1+N, D]   class token first, or [B, N, D] without one
+
+        Raises ConfigError as `patchify` does.
         """
-        return self.encode_tokens(self.embed(patchify(images, self.config.patch_size)))
+        return self.encode_tokens(self.embed(self.patchify(images)))
+
+    def patchify(self, images: Tensor) -> Tensor:
+        """Cuts images [B, C, H, W] into patches [B, N, p*p*C].
+
+        Raises ConfigError if their size, channels or dtype are not the model's.
+        """
+        require_images(images, self.config.in_channels, self.patch_embed.proj.weight.dtype)
+        require_size(images, self.config.image_size, self.config.patch_size)
+        return patchify(images, self.config.patch_size)
+
+    def at(
+        self,
+        image_size: int | tuple[int, int] | None = None,
+        *,
+        patch_size: int | None = None,
+        in_channels: int | None = None,
+    ) -> Self:
+        """Returns the model for images of another size, of other patches or channels: a copy with resampled weights.
+
+        Positions are resized bicubically, and learned from then on; the patch embedding by pseudo-inverse, predicted
+        patches bicubically; channels are summed into one or spread over several. None: as it is.
+
+        Raises ConfigError if the size is not a multiple of the patch size.
+        """
+        from mae.models.resample import resample
+
+        given = {"image_size": image_size, "patch_size": patch_size, "in_channels": in_channels}
+        return resample(self, {name: value for name, value in given.items() if value is not None})
+
+    def like(self, config: MAEConfig) -> Self:
+        """Builds a model of the same class with another config, of random weights."""
+        return type(self)(config)
 
 
 def position_parameter(config: MAEConfig, width: int) -> nn.Parameter:

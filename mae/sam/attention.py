@@ -22,11 +22,17 @@ def relative_table(rel_pos: Tensor, length: int) -> Tensor:
     rel_pos  [2n-1, d]            entry n-1+δ belongs to query minus key = δ
     returns  [length, length, d]  (query, key)
     """
-    wanted = 2 * length - 1
-    if rel_pos.shape[0] != wanted:
-        rel_pos = F.interpolate(rel_pos.float().T[None], size=wanted, mode="linear")[0].T
+    rel_pos = resize_relative(rel_pos, length)
     place = torch.arange(length, device=rel_pos.device)
     return rel_pos[place[:, None] - place + length - 1]
+
+
+def resize_relative(rel_pos: Tensor, length: int) -> Tensor:
+    """Interpolates relative positions linearly to another length: [2n-1, d] -> [2*length-1, d]."""
+    wanted = 2 * length - 1
+    if rel_pos.shape[0] == wanted:
+        return rel_pos
+    return F.interpolate(rel_pos.float().T[None], size=wanted, mode="linear")[0].T
 
 
 def relative_terms(q: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -15,16 +15,17 @@ def to_sam(encoder: Encoder, **given: object) -> SamEncoder:
     given  fields of SamConfig in place of SAM's: image_size (1024), patch_size (16), window (14), global_blocks (the
            last block of each quarter), out_channels (256)
 
-    The class token, its position and the final norm are dropped; positions are resized bicubically to the new grid, the
-    patch projection by pseudo-inverse; relative positions start at zero and the neck is fresh. Without a class token,
-    on an image that is one window, the result before its neck is the encoder before its final norm.
+    The class token, its position, the final norm and a classifier's head are dropped; positions are resized bicubically
+    to the new grid, the patch projection by pseudo-inverse; relative positions start at zero and the neck is fresh.
+    Without a class token, on an image that is one window, the result before its neck is the encoder before its final
+    norm.
 
     Raises ConfigError if the fields do not fit the encoder.
     """
     config = sam_config(encoder.config, given)
     model = SamEncoder(config)
     own = model.state_dict()
-    dropped = ("cls_token", "norm.", "pos_embed", "mask_token", "decoder_")
+    dropped = ("cls_token", "norm.", "fc_norm.", "head.", "pos_embed", "mask_token", "decoder_")
     weights = {key: value for key, value in encoder.state_dict().items() if not key.startswith(dropped)}
     carried = {key.replace(".mlp.fc", ".mlp.lin"): value for key, value in weights.items()}
     carried["pos_embed"] = resize_positions(grid_of_positions(encoder), config.grid)

@@ -5,17 +5,18 @@ from typing import NamedTuple, cast
 
 import torch
 from einops import rearrange
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from timm.layers import DropPath, LayerNorm2d, PatchEmbed
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mae.errors import ConfigError
+from mae.errors import ConfigError, first_sentence
 from mae.models.config import ImageSize, require_multiple_of_patch
-from mae.models.resample import resize_positions
+from mae.models.patches import require_images
+from mae.models.resample import convert_channels, resize_positions
 from mae.models.vit import LayerNorm
-from mae.sam.attention import relative_attention, relative_terms
+from mae.sam.attention import relative_attention, relative_terms, resize_relative
 
 
 class SamConfig(BaseModel, frozen=True, extra="forbid"):
@@ -101,8 +102,9 @@ class SamEncoder(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """Embeds patches and adds positions, resized if the image is not of the configured size.
 
-        Raises ConfigError if the image is not a whole number of patches.
+        Raises ConfigError if the image is no whole number of patches, or not of the model's channels and dtype.
         """
+        require_images(images, self.config.in_channels, self.patch_embed.proj.weight.dtype)
         height, width = images.shape[-2:]
         try:
             require_multiple_of_patch((height, width), self.config.patch_size)
@@ -110,6 +112,32 @@ class SamEncoder(nn.Module):
             raise ConfigError(str(error)) from error
         tokens = self.patch_embed(images).contiguous()  # everything after it reads and adds token by token
         return tokens + resize_positions(self.pos_embed, tokens.shape[1:3])
+
+    def at(self, image_size: int | tuple[int, int] | None = None, *, in_channels: int | None = None) -> "SamEncoder":
+        """Returns the encoder for images of another size or of other channels: a copy with resampled weights.
+
+        At another size it computes what this one computes on images of that size: positions are resized bicubically,
+        the relative positions of global blocks linearly. None: as it is.
+
+        Raises ConfigError if the size is not a multiple of the patch size.
+        """
+        given = {"image_size": image_size, "in_channels": in_channels}
+        given = {name: value for name, value in given.items() if value is not None}
+        try:
+            config = SamConfig.model_validate(self.config.model_dump() | given)
+        except ValidationError as error:
+            raise ConfigError(first_sentence(error)) from error
+        with torch.device("meta"):
+            model = SamEncoder(config, checkpointing=self.checkpointing)
+        state = {key: value.clone() for key, value in self.state_dict().items()}
+        state["pos_embed"] = resize_positions(state["pos_embed"], config.grid)
+        state["patch_embed.proj.weight"] = convert_channels(state["patch_embed.proj.weight"], config.in_channels)
+        for side, length in zip("hw", config.grid, strict=True):
+            for block in config.global_blocks:
+                name = f"blocks.{block}.attn.rel_pos_{side}"
+                state[name] = resize_relative(state[name], length)
+        model.load_state_dict(state, assign=True)
+        return model.train(self.training)
 
     def attentions(self, images: Tensor) -> Iterator["Projections"]:
         """Yields the queries, keys and relative terms of each block: what fused kernels do not show of attention."""

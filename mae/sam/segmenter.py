@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mae.errors import ConfigError
+from mae.models.patches import require_size
 from mae.sam.encoder import SamConfig, SamEncoder
 from mae.sam.relevance import PromptGate
 
@@ -70,10 +71,19 @@ class Segmenter(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns image embeddings: normalised [B, 3, S, S] -> [B, C, S/p, S/p]."""
+        require_size(images, self.encoder.config.image_size, self.encoder.config.patch_size)
         return self.encoder(images)
+
+    def at(self, image_size: int) -> "Segmenter":
+        """Returns the SAM for square images of another size: a copy, with the encoder of `SamEncoder.at`."""
+        with torch.random.fork_rng(devices=[]):  # the weights that are drawn are replaced
+            model = Segmenter(self.encoder.at(image_size), relevance=self.relevance is not None)
+        model.load_state_dict(self.other_parts(), strict=False)
+        return model.train(self.training)
 
     def tokens(self, images: Tensor) -> Tensor:
         """Returns the output of the encoder's last block: normalised [B, 3, S, S] -> [B, h, w, D]."""
+        require_size(images, self.encoder.config.image_size, self.encoder.config.patch_size)
         return self.encoder.tokens(images)
 
     def neck(self, tokens: Tensor) -> Tensor:
