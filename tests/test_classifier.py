@@ -126,16 +126,13 @@ def test_exported_classifier_loads_with_its_head(tmp_path: Path, pool: Pool, to:
     assert torch.allclose(again(images), model(images), atol=1e-6)
 
 
-def test_export_of_a_classifier_to_an_encoder_format_raises_config_error(tmp_path: Path) -> None:
+def test_export_of_a_classifier_of_patches_to_hf_vit_raises_config_error(tmp_path: Path) -> None:
     model = Classifier(CONFIG.model_copy(update={"width": 192}), 7)
     torch.save({"model": model.state_dict()}, tmp_path / "finetuned.pth")
-    for to, out in (("detectron2", "x.pth"), ("onnx", "x.onnx"), ("segment-anything", "sam.pth")):
-        with pytest.raises(mae.ConfigError, match="holds a fine-tuned classifier"):
-            export(tmp_path / "finetuned.pth", to, tmp_path / out)
-    with pytest.raises(
-        mae.ConfigError, match="classifies the class token, and this classifier the mean of the patches"
-    ):
+    with pytest.raises(mae.ConfigError, match="the mean of the patches: choose --to timm-folder, whose folders"):
         export(tmp_path / "finetuned.pth", "hf-vit", tmp_path / "folder")
+    with pytest.raises(mae.ConfigError, match="holds no decoder"):
+        export(tmp_path / "finetuned.pth", "hf-vitmae", tmp_path / "folder")
 
 
 @pytest.mark.parametrize(

@@ -150,8 +150,8 @@ def test_unsupported_sam_export_raises_config_error(tmp_path: Path) -> None:
     torch.save(small_sam().state_dict(), tmp_path / "sam.pth")
     with pytest.raises(mae.ConfigError, match="holds a SAM-style encoder"):
         export(tmp_path / "sam.pth", "hf-vit", tmp_path / "vit")
-    with pytest.raises(mae.ConfigError, match="is not resized"):
-        export(tmp_path / "sam.pth", "hf-sam", tmp_path / "hf", image_size=(320, 320))
+    with pytest.raises(mae.ConfigError, match="only models with square images"):
+        export(tmp_path / "sam.pth", "hf-sam", tmp_path / "hf", image_size=(320, 160))
     with pytest.raises(mae.ConfigError, match="cannot be merged"):
         export(tmp_path / "sam.pth", "timm-sam", tmp_path / "timm", merge_into=tmp_path / "sam.pth")
     with pytest.raises(mae.ConfigError, match="takes a whole SAM in its own format"):

@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="a file, or a folder for the formats that are one")
     parser.add_argument("--image-size", type=int, nargs="+", metavar="PIXELS", help="one number, or height and width")
     parser.add_argument("--merge-into", type=Path, metavar="SAM", help="a whole SAM whose encoder is replaced")
+    parser.add_argument("--half", action="store_true", help="weights in float16 (onnx, pt2), float32 in and out")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     parser.add_argument("--wandb", action="store_true", help="log it as an artifact of the run's W&B run")
     parser.add_argument("--list", action=ListFormats, nargs=0, help="the formats, a sentence each")
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
             image_size=size,
             merge_into=arguments.merge_into,
             overwrite=arguments.overwrite,
+            half=arguments.half,
         )
         if run is not None:
             with reopen_wandb(run) as wandb_run:

@@ -32,19 +32,21 @@ def export(
     image_size: tuple[int, int] | None = None,
     merge_into: Path | None = None,
     overwrite: bool = False,
+    half: bool = False,
 ) -> Path:
     """Exports the model in `path` to `out`, with a card: `out`.json beside a file, card.json inside a folder.
 
     image_size  (height, width) that the export is for; positions are resized
     merge_into  a whole SAM of the format, whose encoder is replaced
+    half        weights in float16, for graphs
     returns     the card
 
     Raises ConfigError if something is in the way or the format has no place for the model, CheckpointError if the
     source is bad or the export is not the same function. Nothing is left behind then.
     """
     fmt = FORMATS[to]
-    refuse_early(fmt, to, out, merge_into, overwrite)
-    exported = open_export(path, fmt, image_size, merge_into)
+    refuse_early(fmt, to, out, merge_into, overwrite, half)
+    exported = open_export(path, fmt, image_size, merge_into, half)
     with staged(out) as file:
         how_to_load = fmt.write(exported, file)
         if fmt.read_back:
@@ -57,19 +59,25 @@ def export(
             "config": exported.model.config.model_dump(mode="json"),
             "pixels": exported.scale._asdict(),
             **({"classes": exported.model.class_names} if isinstance(exported.model, Classifier) else {}),
+            **({"remarks": list(exported.remarks)} if exported.remarks else {}),
             "load": how_to_load,
             "verification": verification,
             "sha256": {str(part.relative_to(file.parent)): sha256(part) for part in files_under(file.parent)},
         }
         write_json(card_path(file, fmt), card)
+    for remark in exported.remarks:
+        print(f"{out}: {remark}")
     print(f"{out}: {summary(verification)}")
     return card_path(out, fmt)
 
 
-def refuse_early(fmt: Format, to: str, out: Path, merge_into: Path | None, overwrite: bool) -> None:
+def refuse_early(fmt: Format, to: str, out: Path, merge_into: Path | None, overwrite: bool, half: bool) -> None:
     """Raises ConfigError for what can be told before anything is loaded."""
     if fmt.suffix and out.suffix != fmt.suffix:
         raise ConfigError(f"--out {out}: the format {to} is a file whose name ends in {fmt.suffix}")
+    if half and not fmt.halves:
+        able = " or ".join(name for name, other in FORMATS.items() if other.halves)
+        raise ConfigError(f"--half: the format {to} is written in float32; choose --to {able}")
     if lacking := [module for module in fmt.needs if find_spec(module) is None]:
         raise ConfigError(f"--to {to} needs {' and '.join(lacking)}: pip install {' '.join(lacking)}")
     if merge_into is not None and not (fmt.merges and (merge_into.is_file() if fmt.suffix else merge_into.is_dir())):

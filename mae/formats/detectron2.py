@@ -38,8 +38,9 @@ def write(export: Export, file: Path) -> dict[str, Any]:
     """
     config = export.encoder.config
     require(config, "detectron2's ViT", "square images")
-    left_out = ["norm.weight", "norm.bias"] + ["cls_token"] * config.class_token
-    state = {key: value for key, value in export.encoder.state_dict().items() if key not in left_out}
+    state = export.encoder.state_dict()
+    left_out = [key for key in state if key.startswith(("cls_token", "norm.", "fc_norm.", "head."))]
+    state = {key: value for key, value in state.items() if key not in left_out}
     wanted = parameter_shapes(config)
     refuse_other_keys("detectron2", wanted.keys() - state.keys(), state.keys() - wanted.keys())
     if differing := [key for key, shape in wanted.items() if state[key].shape != shape]:

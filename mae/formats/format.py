@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from mae.errors import CheckpointError, ConfigError
+from mae.models.classifier import Classifier
 from mae.models.config import MAEConfig
 from mae.models.vit import Encoder
 from mae.sam.encoder import SamConfig, SamEncoder
@@ -38,6 +39,8 @@ class Export:
     merge_into  a whole SAM whose encoder is replaced
     segmenter   the whole SAM that `model` is the encoder of
     path, step  the file or folder that it comes from, and the step of an own checkpoint
+    half        the weights are written in float16, and computed with
+    remarks     what of the source is resized or left out, a sentence each
     """
 
     model: Encoder | SamEncoder
@@ -46,6 +49,8 @@ class Export:
     segmenter: Segmenter | None = None
     path: Path | None = None
     step: int | None = None
+    half: bool = False
+    remarks: tuple[str, ...] = ()
 
     @property
     def encoder(self) -> Encoder:
@@ -60,6 +65,10 @@ class Export:
     def features(self, images: Tensor) -> Tensor:
         """Returns all tokens of a plain encoder, the image embedding of a SAM-style one."""
         return self.sam(images) if isinstance(self.model, SamEncoder) else self.encoder.encode(images)
+
+    def outputs(self, images: Tensor) -> Tensor:
+        """Returns what a graph computes: the scores of a classifier, else the features."""
+        return self.model(images) if isinstance(self.model, Classifier) else self.features(images)
 
 
 class Comparison(NamedTuple):
@@ -83,6 +92,7 @@ class Format:
     holds     what it has a place for: whole autoencoders, encoders, either, or SAM-style encoders
     read_back `mae.load` or `mae.load_sam` understands it
     heads     it has a place for the head of a classifier too
+    halves    it can be written in half precision
     merges    a whole SAM can be given, into which the encoder goes
     needs     modules without which it cannot be written
     """
@@ -96,6 +106,7 @@ class Format:
     holds: Literal["autoencoder", "encoder", "either", "sam"] = "encoder"
     read_back: bool = True
     heads: bool = False
+    halves: bool = False
     merges: bool = False
     needs: tuple[str, ...] = ()
 

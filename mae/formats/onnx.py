@@ -1,5 +1,6 @@
-"""ONNX files: an encoder for onnxruntime and other libraries."""
+"""ONNX files: an encoder or classifier for onnxruntime and other libraries."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,24 +10,28 @@ import torch
 from torch import Tensor
 
 from mae.formats.format import Comparison, Export, Format
-from mae.formats.pt2 import INPUT, OUTPUT, describe_shapes, trace
+from mae.formats.pt2 import BATCH, INPUT, describe_shapes, output_name, trace
+from mae.models.classifier import Classifier
 
 # A protobuf ends at 2 GiB; weights that come near it lie in a file of their own beside the graph.
 MAX_BYTES_INSIDE = 1_800_000_000
 
 
 def write(export: Export, file: Path) -> dict[str, Any]:
-    weights = sum(value.numel() * value.element_size() for value in export.model.state_dict().values())
-    torch.onnx.export(
+    weights = sum(value.numel() * (2 if export.half else 4) for value in export.model.state_dict().values())
+    program = torch.onnx.export(
         trace(export),
         (),
-        file,
         input_names=[INPUT],
-        output_names=[OUTPUT],
+        output_names=[output_name(export)],
+        dynamic_shapes={INPUT: {0: BATCH}},  # the name of the axis in the file
         dynamo=True,
-        external_data=weights > MAX_BYTES_INSIDE,
         verbose=False,
     )
+    assert program is not None
+    if isinstance(export.model, Classifier) and export.model.class_names:
+        program.model.metadata_props["label_names"] = json.dumps(export.model.class_names)
+    program.save(file, external_data=weights > MAX_BYTES_INSIDE)
     return describe_shapes(export)
 
 
@@ -34,17 +39,19 @@ def compare(export: Export, file: Path, images: Tensor) -> Iterator[Comparison]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    (features,) = session.run([OUTPUT], {INPUT: images.numpy()})
-    yield Comparison(torch.from_numpy(features), export.features(images))
+    (outputs,) = session.run([output_name(export)], {INPUT: images.numpy()})
+    yield Comparison(torch.from_numpy(outputs), export.outputs(images))
 
 
 FORMAT = Format(
-    sentence="ONNX, batches of any size, weights above 2 GB beside it: the encoder",
+    sentence="ONNX, batches of any size, weights above 2 GB beside it: the encoder, or a classifier",
     suffix=".onnx",
     peer="onnxruntime",
     write=write,
     compare=compare,
     read_back=False,
+    heads=True,
+    halves=True,
     needs=("onnx", "onnxscript", "onnxruntime"),
 )
 
@@ -53,4 +60,5 @@ SAM = replace(
     sentence="ONNX, batches of any size, weights above 2 GB beside it: a SAM-style encoder",
     compared="image embeddings",
     holds="sam",
+    heads=False,
 )

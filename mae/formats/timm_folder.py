@@ -14,6 +14,7 @@ from mae.errors import CheckpointError
 from mae.formats.format import Comparison, Export, Format
 from mae.formats.timm import timm_arguments
 from mae.models.classifier import Classifier
+from mae.models.vit import Encoder
 from mae.sam.encoder import SamConfig
 
 # By width: timm wants the name of one of its own models; the arguments beside it decide.
@@ -90,7 +91,8 @@ def write_folder(
         "num_classes": arguments["num_classes"],
         "num_features": config.width,
         "global_pool": arguments["global_pool"],
-        "model_args": arguments,
+        # transformers gives num_classes by itself, and would give it twice.
+        "model_args": {name: value for name, value in arguments.items() if name != "num_classes"},
         "pretrained_cfg": {
             "input_size": [config.in_channels, *config.image_size],
             "fixed_input_size": True,
@@ -100,12 +102,12 @@ def write_folder(
             "std": export.scale.std,
             "num_classes": arguments["num_classes"],
             "first_conv": "patch_embed.proj",
+            # The layer that a model of another num_classes starts afresh, also where there is none yet.
+            "classifier": "head" if isinstance(export.model, Encoder) else "head.fc",
         },
     }
-    if isinstance(export.model, Classifier):
-        settings["pretrained_cfg"]["classifier"] = "head"
-        if export.model.class_names:
-            settings["label_names"] = export.model.class_names
+    if isinstance(export.model, Classifier) and export.model.class_names:
+        settings["label_names"] = export.model.class_names
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     save_file(state, folder / "model.safetensors", {"format": "pt"})

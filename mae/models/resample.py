@@ -42,7 +42,7 @@ def resample(model: Model, given: dict[str, Any]) -> Model:
     for name in ("decoder_pred.weight", "decoder_pred.bias"):
         if name in state:
             state[name] = resize_prediction(state[name], before, after)
-    resampled.load_state_dict(state, assign=True)
+    resampled.load_state_dict({key: value.contiguous() for key, value in state.items()}, assign=True)
     return resampled.train(model.training)
 
 
@@ -114,7 +114,7 @@ def resize_prediction(values: Tensor, before: MAEConfig, after: MAEConfig) -> Te
     elif channels != before.in_channels:
         pictures = pictures[:, [channel % before.in_channels for channel in range(channels)]]
     flat = rearrange(pictures, "d c p q -> (p q c) d")
-    return flat.reshape(-1, *values.shape[1:]).to(values.dtype).contiguous()
+    return flat.reshape(-1, *values.shape[1:]).to(values.dtype)
 
 
 def grid_of_positions(encoder: Encoder) -> Tensor:

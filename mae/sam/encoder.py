@@ -136,7 +136,7 @@ class SamEncoder(nn.Module):
             for block in config.global_blocks:
                 name = f"blocks.{block}.attn.rel_pos_{side}"
                 state[name] = resize_relative(state[name], length)
-        model.load_state_dict(state, assign=True)
+        model.load_state_dict({key: value.contiguous() for key, value in state.items()}, assign=True)
         return model.train(self.training)
 
     def attentions(self, images: Tensor) -> Iterator["Projections"]:
