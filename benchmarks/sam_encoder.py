@@ -24,7 +24,7 @@ import torch
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 
-from mae.formats.hf_sam import their_name
+from mae.formats.sam_names import to_transformers
 from mae.formats.segment_anything import peer_arguments, peer_encoder
 from mae.models.vit import LayerNorm
 from mae.sam.encoder import SIZES, SamEncoder
@@ -160,7 +160,7 @@ def transformers(ours: SamEncoder, dtype: torch.dtype) -> Callable[[Tensor], Ten
         global_attn_indexes=list(config.global_blocks),
     )
     encoder = cast(nn.Module, SamVisionModel(settings))
-    encoder.load_state_dict({their_name(key): value for key, value in ours.state_dict().items()})
+    encoder.load_state_dict(to_transformers(ours.state_dict(prefix="encoder.")))
     encoder.to(dtype).eval()
     return lambda images: encoder(images).last_hidden_state
 

@@ -152,7 +152,14 @@ def test_unsupported_sam_export_raises_config_error(tmp_path: Path) -> None:
         export(tmp_path / "sam.pth", "hf-vit", tmp_path / "vit")
     with pytest.raises(mae.ConfigError, match="only models with square images"):
         export(tmp_path / "sam.pth", "hf-sam", tmp_path / "hf", image_size=(320, 160))
-    with pytest.raises(mae.ConfigError, match="cannot be merged"):
+    with pytest.raises(mae.ConfigError, match="no place for a whole SAM"):
         export(tmp_path / "sam.pth", "timm-sam", tmp_path / "timm", merge_into=tmp_path / "sam.pth")
-    with pytest.raises(mae.ConfigError, match="takes a whole SAM in its own format"):
+    with pytest.raises(mae.CheckpointError, match="without a prompt encoder and a mask decoder"):
         export(tmp_path / "sam.pth", "hf-sam", tmp_path / "hf", merge_into=tmp_path / "sam.pth")
+    with pytest.raises(mae.ConfigError, match="holds no whole SAM"):
+        export(tmp_path / "sam.pth", "hf-sam", tmp_path / "hf", encoder_only=True)
+    torch.save(whole_sam().state_dict(), tmp_path / "whole.pth")
+    torch.save(small_sam(image_size=(320, 320)).state_dict(), tmp_path / "large.pth")
+    with pytest.raises(mae.CheckpointError, match=r"another architecture: image_size \(160, 160\) there"):
+        export(tmp_path / "large.pth", "segment-anything", tmp_path / "out.pth", merge_into=tmp_path / "whole.pth")
+    assert not (tmp_path / "out.pth").exists()

@@ -37,7 +37,7 @@ MAE = {
     "plan": "models sam train",
     "probes": "models pictures run train distributed",
     "callbacks": "distributed run train plan probes pictures",
-    "formats": "models run sam",
+    "formats": "distributed models run sam",
     "export": "formats models run sam",
     "report": "formats models run train pictures",
     "demo": "export formats models probes run train pictures",

@@ -13,7 +13,7 @@ import mae
 from mae.export.verify import verify
 from mae.formats import segment_anything as segment_anything_format
 from mae.formats.format import Export, Scale
-from mae.formats.hf_sam import our_name, their_name
+from mae.formats.sam_names import to_our_names, to_transformers
 from mae.models.resample import at_image_size, resize_projection
 from mae.models.vit import LayerNorm
 from mae.sam.convert import to_sam
@@ -34,8 +34,8 @@ def small_sam(**fields) -> mae.SamEncoder:
     return encoder.eval()
 
 
-def as_export(encoder: mae.SamEncoder, merge_into: Path | None = None) -> Export:
-    return Export(encoder, Scale((0.5,) * 3, (0.5,) * 3, known=True), merge_into)
+def as_export(encoder: mae.SamEncoder) -> Export:
+    return Export(encoder, Scale((0.5,) * 3, (0.5,) * 3, known=True))
 
 
 # Conversion.
@@ -145,28 +145,6 @@ def whole_sam() -> torch.nn.Module:
     )
 
 
-def test_encoder_merged_into_a_whole_sam_leaves_the_other_weights(tmp_path: Path) -> None:
-    sam, encoder = whole_sam(), small_sam()
-    torch.save(sam.state_dict(), tmp_path / "whole.pth")
-    before = {key: value.clone() for key, value in sam.state_dict().items()}
-    segment_anything_format.write(as_export(encoder, tmp_path / "whole.pth"), tmp_path / "merged.pth")
-    sam.load_state_dict(torch.load(tmp_path / "merged.pth", weights_only=True), strict=True)
-    for key, value in sam.state_dict().items():
-        if key.startswith("image_encoder."):
-            assert torch.equal(value, encoder.state_dict()[key.removeprefix("image_encoder.")])
-        else:
-            assert torch.equal(value, before[key])
-    assert mae.load_sam(tmp_path / "merged.pth").config == encoder.config
-
-
-def test_merge_of_an_encoder_of_another_size_raises_checkpoint_error(tmp_path: Path) -> None:
-    torch.save(whole_sam().state_dict(), tmp_path / "whole.pth")
-    with pytest.raises(mae.CheckpointError, match=r"another architecture: .*pos_embed"):
-        other = as_export(small_sam(image_size=(320, 320)), tmp_path / "whole.pth")
-        segment_anything_format.write(other, tmp_path / "other.pth")
-    assert not (tmp_path / "other.pth").exists()
-
-
 @pytest.mark.parametrize("library_class", ["SamVisionModel", "SamModel"])
 @torch.no_grad()
 def test_hf_sam_folder_loads_with_the_same_embedding(tmp_path: Path, library_class: str) -> None:
@@ -195,9 +173,9 @@ def test_hf_sam_folder_loads_with_the_same_embedding(tmp_path: Path, library_cla
 
 
 def test_hf_names_map_to_ours_and_back() -> None:
-    keys = list(small_sam().state_dict())
-    assert [our_name(their_name(key)) for key in keys] == keys
-    assert len({their_name(key) for key in keys}) == len(keys)
+    state = small_sam().state_dict(prefix="encoder.")
+    theirs = to_transformers(state)
+    assert list(to_our_names(theirs)) == list(state) and len(theirs) == len(state)
 
 
 @torch.no_grad()
@@ -220,11 +198,13 @@ def test_sam_embedding_equals_that_of_timm_with_the_same_weights() -> None:
     assert (encoder(images) - expected).norm() <= 1e-5 * expected.norm()
 
 
-def test_sam_file_of_one_window_needs_global_blocks_to_load(tmp_path: Path) -> None:
-    encoder = small_sam(image_size=(64, 64))
+@torch.no_grad()
+def test_sam_file_of_one_window_loads_as_the_same_function(tmp_path: Path) -> None:
+    encoder, images = small_sam(image_size=(64, 64)), torch.randn(1, 3, 64, 64)
     torch.save(encoder.state_dict(), tmp_path / "sam.pth")
-    with pytest.raises(mae.CheckpointError, match=r"cannot be told apart\. Give global_blocks="):
-        mae.load_sam(tmp_path / "sam.pth")
+    unsaid = mae.load_sam(tmp_path / "sam.pth")
+    assert unsaid.config.global_blocks == (0, 1, 2, 3) and unsaid.config.window == 4
+    torch.testing.assert_close(unsaid(images), encoder(images))
     assert mae.load_sam(tmp_path / "sam.pth", global_blocks=(1, 3), window=4).config == encoder.config
 
 

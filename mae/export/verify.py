@@ -30,10 +30,14 @@ def verify(fmt: Format, export: Export, path: Path) -> dict[str, Any]:
         why = f"{fmt.peer} is not installed" if fmt.compare else f"{fmt.peer} is not run here"
         return {"compared_with": None, "why": why, "checked": "names and shapes"}
     images = photograph(export.model.config.image_size, export.scale)
-    differences = [(theirs - ours).abs().max() / ours.abs().max() for theirs, ours in fmt.compare(export, path, images)]
+    usual = "class scores" if isinstance(export.model, Classifier) else fmt.compared
+    outputs, differences = [], []
+    for theirs, ours, of in fmt.compare(export, path, images):
+        outputs.append(of or usual)
+        differences.append((theirs - ours).abs().max() / ours.abs().max())
+    compared = ", ".join(dict.fromkeys(outputs))
     difference = float(torch.stack(differences).max())  # NaN if one of them is, which Python's max may pass over
     tolerance = HALF_TOLERANCE if export.half else TOLERANCE
-    compared = "class scores" if isinstance(export.model, Classifier) else fmt.compared
     if not difference <= tolerance:
         raise CheckpointError(
             f"{fmt.peer} computes something else from the export: {compared} differ by {difference:.1e} of their "

@@ -18,6 +18,7 @@ from mae.formats.available import FORMATS
 from mae.formats.format import Export, Format
 from mae.formats.load import load
 from mae.formats.load_sam import load_sam
+from mae.formats.load_segmenter import load_segmenter
 from mae.formats.opened import open_weights
 from mae.models.classifier import Classifier
 from mae.run.folder import write_json
@@ -31,22 +32,26 @@ def export(
     *,
     image_size: tuple[int, int] | None = None,
     merge_into: Path | None = None,
+    encoder_only: bool = False,
     overwrite: bool = False,
     half: bool = False,
+    given: dict[str, Any] | None = None,
 ) -> Path:
     """Exports the model in `path` to `out`, with a card: `out`.json beside a file, card.json inside a folder.
 
-    image_size  (height, width) that the export is for; positions are resized
-    merge_into  a whole SAM of the format, whose encoder is replaced
-    half        weights in float16, for graphs
-    returns     the card
+    image_size    (height, width) that the export is for; positions are resized
+    merge_into    a whole SAM of any library, whose encoder is replaced
+    encoder_only  leave out the prompt encoder and mask decoder of a whole SAM
+    half          weights in float16, for graphs
+    given         fields of MAEConfig or SamConfig that `path` cannot say
+    returns       the card
 
     Raises ConfigError if something is in the way or the format has no place for the model, CheckpointError if the
     source is bad or the export is not the same function. Nothing is left behind then.
     """
     fmt = FORMATS[to]
     refuse_early(fmt, to, out, merge_into, overwrite, half)
-    exported = open_export(path, fmt, image_size, merge_into, half)
+    exported = open_export(path, fmt, image_size, merge_into, encoder_only=encoder_only, half=half, given=given)
     with staged(out) as file:
         how_to_load = fmt.write(exported, file)
         if fmt.read_back:
@@ -80,9 +85,8 @@ def refuse_early(fmt: Format, to: str, out: Path, merge_into: Path | None, overw
         raise ConfigError(f"--half: the format {to} is written in float32; choose --to {able}")
     if lacking := [module for module in fmt.needs if find_spec(module) is None]:
         raise ConfigError(f"--to {to} needs {' and '.join(lacking)}: pip install {' '.join(lacking)}")
-    if merge_into is not None and not (fmt.merges and (merge_into.is_file() if fmt.suffix else merge_into.is_dir())):
-        what = "takes a whole SAM in its own format" if fmt.merges else "cannot be merged into anything"
-        raise ConfigError(f"--merge-into {merge_into}: the format {to} {what}")
+    if merge_into is not None and not fmt.whole_sam:
+        raise ConfigError(f"--merge-into {merge_into}: the format {to} has no place for a whole SAM")
     card = card_path(out, fmt)
     for path in (out, card):
         if path.exists() and not overwrite:
@@ -122,12 +126,12 @@ def staged(out: Path) -> Iterator[Path]:
 
 def read_back(export: Export, file: Path) -> None:
     """Loads the file again. Raises CheckpointError naming every parameter that differs in a single bit."""
-    config, opened = export.model.config, open_weights(file)
+    config, opened, source = export.model.config, open_weights(file, announce=False), export.segmenter or export.model
     if isinstance(config, SamConfig):
-        model = load_sam(opened, **config.model_dump(include={"global_blocks", "window"}))
+        model = (load_sam if export.segmenter is None else load_segmenter)(opened, like=config)
     else:
         model = load(opened, **config.model_dump(include={"num_heads", "decoder_num_heads", "image_size"}))
-    back, state = model.state_dict(), export.model.state_dict()
+    back, state = model.state_dict(), source.state_dict()
     same = {key for key in state.keys() & back.keys() if torch.equal(state[key], back[key])}
     if differing := sorted((state.keys() | back.keys()) - same):
         raise CheckpointError(f"the export does not hold the source's weights: {', '.join(differing[:8])} differ")

@@ -1,4 +1,7 @@
-"""facebookresearch/mae `.pth` files: {"model": state dict} or the bare state dict. The key names are ours."""
+"""facebookresearch/mae `.pth` files: {"model": state dict} or the bare state dict. The key names are ours.
+
+An export has `args` beside the model, as the published training checkpoints do, with what weights cannot say.
+"""
 
 from collections.abc import Iterator
 from math import isqrt
@@ -18,6 +21,7 @@ from mae.run.checkpoint_files import read
 # Heads leave no trace in the weights; these are the widths of the published models.
 ENCODER_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 DECODER_HEADS = {512: 16}
+PROBE_HEAD = "head.0.running_mean"  # of a published linear probe: BatchNorm, then a linear layer
 
 
 def has_decoder(state: dict[str, Tensor]) -> bool:
@@ -69,15 +73,32 @@ def _count(state: dict[str, Tensor], blocks: str) -> int:
 
 def _heads(setting: str, width: int, known: dict[int, int]) -> int:
     if width not in known:
-        raise CheckpointError(f"the number of heads at width {width} cannot be told from weights: give {setting}=")
+        raise CheckpointError(
+            f"the number of heads at width {width} cannot be told from weights: give {setting}= (model.{setting}= on a "
+            "command line)"
+        )
     return known[width]
 
 
 def _image_size(patches: int, patch_size: int) -> int:
     side = isqrt(patches)
     if side * side != patches:
-        raise CheckpointError(f"{patches} positions are no square grid: give image_size=(height, width)")
+        raise CheckpointError(
+            f"{patches} positions are no square grid: give image_size=(height, width) "
+            "(model.image_size=[height,width] on a command line)"
+        )
     return side * patch_size
+
+
+def plain_head(state: dict[str, Tensor], eps: float = 1e-6) -> dict[str, Tensor]:
+    """Returns the weights of a published linear probe with a plain linear head, which gives the same scores.
+
+    eps  of the BatchNorm without scale and shift (head.0) that precedes the linear layer (head.1)
+    """
+    mean, variance = state["head.0.running_mean"].double(), state["head.0.running_var"].double()
+    weight = state["head.1.weight"].double() / (variance + eps).sqrt()
+    others = {key: value for key, value in state.items() if not key.startswith("head.")}
+    return others | {"head.weight": weight.float(), "head.bias": (state["head.1.bias"] - weight @ mean).float()}
 
 
 def write(export: Export, file: Path) -> dict[str, Any]:
@@ -86,7 +107,12 @@ def write(export: Export, file: Path) -> dict[str, Any]:
     state = export.encoder.state_dict()
     if has_decoder(state):
         require(config, "facebookresearch/mae", "a decoder of self-attention")
-    torch.save({"model": dict(state)}, file)
+    # A plain dictionary: torch refuses a Namespace unless the reader allows it.
+    said: dict[str, Any] = {"input_size": config.image_size[0], "num_heads": config.num_heads}
+    if has_decoder(state):
+        said |= {"norm_pix_loss": config.norm_pix, "mask_ratio": config.mask_ratio}
+        said["decoder_num_heads"] = config.decoder_num_heads
+    torch.save({"model": dict(state), "args": said}, file)
     return {"class": "models_mae.MaskedAutoencoderViT" if has_decoder(state) else "models_vit.VisionTransformer"}
 
 

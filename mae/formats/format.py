@@ -36,8 +36,8 @@ class Export:
 
     model       in evaluation mode, on the CPU
     scale       the mean and deviation that the model's images are normalised with
-    merge_into  a whole SAM whose encoder is replaced
-    segmenter   the whole SAM that `model` is the encoder of
+    segmenter   the whole SAM that `model` is the encoder of, if the format has a place for it
+    merge_into  the file or folder whose encoder was replaced in `segmenter`
     path, step  the file or folder that it comes from, and the step of an own checkpoint
     half        the weights are written in float16, and computed with
     remarks     what of the source is resized or left out, a sentence each
@@ -62,6 +62,13 @@ class Export:
         assert isinstance(self.model, SamEncoder)
         return self.model
 
+    @property
+    def sam_weights(self) -> dict[str, Tensor]:
+        """Returns the weights of the whole SAM, or of the encoder alone, under the names of `Segmenter`."""
+        if self.segmenter is None:
+            return self.sam.state_dict(prefix="encoder.")
+        return self.segmenter.state_dict()
+
     def features(self, images: Tensor) -> Tensor:
         """Returns all tokens of a plain encoder, the image embedding of a SAM-style one."""
         return self.sam(images) if isinstance(self.model, SamEncoder) else self.encoder.encode(images)
@@ -72,10 +79,14 @@ class Export:
 
 
 class Comparison(NamedTuple):
-    """Outputs of the peer and of the exported model for the same input."""
+    """Outputs of the peer and of the exported model for the same input.
+
+    of  what they are, if not what the format says
+    """
 
     theirs: Tensor
     ours: Tensor
+    of: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,7 +104,7 @@ class Format:
     read_back `mae.load` or `mae.load_sam` understands it
     heads     it has a place for the head of a classifier too
     halves    it can be written in half precision
-    merges    a whole SAM can be given, into which the encoder goes
+    whole_sam it has a place for the prompt encoder and the mask decoder too
     needs     modules without which it cannot be written
     """
 
@@ -107,7 +118,7 @@ class Format:
     read_back: bool = True
     heads: bool = False
     halves: bool = False
-    merges: bool = False
+    whole_sam: bool = False
     needs: tuple[str, ...] = ()
 
 

@@ -9,26 +9,11 @@ from torch import Tensor
 
 from mae.errors import CheckpointError
 from mae.formats.format import Comparison, Export, Format, require
-from mae.formats.huggingface import load_peer, preprocessor_settings, read_settings, read_weights, write_folder
-from mae.formats.sam_names import PARTS, example_prompts
-from mae.formats.segment_anything import replace_encoder
+from mae.formats.huggingface import load_peer, preprocessor_settings, write_folder
+from mae.formats.sam_names import example_prompts, to_transformers
 from mae.sam.encoder import SamConfig
 from mae.sam.segmenter import transformers_config
 
-PREFIX = "vision_encoder."
-OWN = "prompt_encoder.shared_embedding.positional_embedding"
-SHARED = "shared_image_embedding.positional_embedding"
-# Theirs, ours: parts of a key between dots, replaced from left to right.
-NAMES = {
-    "layers.": "blocks.",
-    "patch_embed.projection.": "patch_embed.proj.",
-    "neck.conv1.": "neck.0.",
-    "neck.layer_norm1.": "neck.1.",
-    "neck.conv2.": "neck.2.",
-    "neck.layer_norm2.": "neck.3.",
-    ".layer_norm1.": ".norm1.",
-    ".layer_norm2.": ".norm2.",
-}
 SETTINGS = {
     "image_size": ("image_size", 1024),
     "patch_size": ("patch_size", 16),
@@ -44,8 +29,8 @@ SETTINGS = {
 FIXED = {"use_rel_pos": True, "use_abs_pos": True, "qkv_bias": True, "hidden_act": "gelu", "layer_norm_eps": 1e-6}
 
 
-def read(settings: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns fields of SamConfig, and the encoder's weights under our names. Raises CheckpointError if it has none."""
+def read(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields of SamConfig that config.json says. Raises CheckpointError if the model is no SAM of ours."""
     kind = settings.get("model_type")
     if kind not in ("sam", "sam_vision_model"):
         raise CheckpointError(f"this is a model of type {kind}: only sam and sam_vision_model have a SAM encoder")
@@ -57,31 +42,20 @@ def read(settings: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str
     fields = {ours: vision.get(theirs, default) for theirs, (ours, default) in SETTINGS.items()}
     hidden = vision.get("mlp_dim")
     fields["mlp_ratio"] = hidden / fields["width"] if hidden else vision.get("mlp_ratio", 4.0)
-    unknown = [key for key in weights if not key.startswith((PREFIX, *PARTS, SHARED))]
-    if unknown:
-        raise CheckpointError(f"these keys belong to no part of a SAM: {', '.join(unknown[:8])}")
-    return fields, {our_name(key): value for key, value in weights.items() if key.startswith(PREFIX)}
+    return fields
 
 
 def write(export: Export, folder: Path) -> dict[str, Any]:
-    """Writes a SamVisionModel, or a whole SamModel; with `merge_into`, that SamModel with its encoder replaced."""
+    """Writes a SamVisionModel, or a whole SamModel."""
     config = export.sam.config
     require(config, "transformers' SAM", "square images")
-    state = {their_name(key): value for key, value in export.sam.state_dict().items()}
-    settings = {"architectures": ["SamVisionModel"], "model_type": "sam_vision_model"} | vision_settings(config)
-    kind = "SamVisionModel"
-    if export.merge_into is not None:
-        settings, weights = read_settings(export.merge_into), read_weights(export.merge_into)
-        fields, _ = read(settings, weights)
-        state = replace_encoder(weights, state, PREFIX, export.merge_into)
-        if SamConfig.model_validate(fields) != config:
-            raise CheckpointError(f"the encoder of {export.merge_into} is {fields}, and ours {config}")
-        kind = "SamModel"
-    elif export.segmenter is not None:
+    if export.segmenter is not None:
         kind, settings = "SamModel", transformers_config(config).to_dict() | {"architectures": ["SamModel"]}
         settings["vision_config"] |= vision_settings(config)
-        state |= export.segmenter.other_parts()
-        state[SHARED] = state.pop(OWN)  # tied in the library
+    else:
+        kind = "SamVisionModel"
+        settings = {"architectures": [kind], "model_type": "sam_vision_model"} | vision_settings(config)
+    state = to_transformers(export.sam_weights)
     size = {"height": config.image_size[0], "width": config.image_size[1]}
     preprocessing = preprocessor_settings(config.image_size, export.scale) | {
         "image_processor_type": "SamImageProcessor",
@@ -105,41 +79,28 @@ def compare(export: Export, folder: Path, images: Tensor) -> Iterator[Comparison
     from transformers import SamModel, SamVisionModel
 
     embedding = export.features(images)
-    if export.merge_into is None and export.segmenter is None:
-        yield Comparison(load_peer(SamVisionModel, folder)(images).last_hidden_state, embedding)
+    if export.segmenter is None:
+        yield Comparison(load_peer(SamVisionModel, folder)(images).last_hidden_state, embedding, "image embeddings")
         return
     peer = load_peer(SamModel, folder)
-    yield Comparison(peer.get_image_embeddings(images), embedding)
-    if export.segmenter is not None and export.merge_into is None:
-        point, box = example_prompts(export.sam.config.image_size[0])
-        asked = {"input_points": point.points[None], "input_labels": point.labels[None]}
-        for prompts, arguments in ((point, asked), (box, {"input_boxes": box.boxes[None]})):
-            theirs = peer(image_embeddings=embedding, multimask_output=True, **arguments).pred_masks[0]
-            row = torch.zeros(1, dtype=torch.long)
-            yield Comparison(theirs, export.segmenter.answer(embedding, row, prompts, several=True).logits)
-
-
-def our_name(key: str) -> str:
-    """vision_encoder.layers.0.layer_norm1.weight -> blocks.0.norm1.weight"""
-    key = key.removeprefix(PREFIX)
-    for theirs, ours in NAMES.items():
-        key = key.replace(theirs, ours)
-    return key
-
-
-def their_name(key: str) -> str:
-    """blocks.0.norm1.weight -> vision_encoder.layers.0.layer_norm1.weight"""
-    for theirs, ours in NAMES.items():
-        key = key.replace(ours, theirs)
-    return PREFIX + key
+    yield Comparison(peer.get_image_embeddings(images), embedding, "image embeddings")
+    point, box = example_prompts(export.sam.config.image_size[0])
+    asked = {"input_points": point.points[None], "input_labels": point.labels[None]}
+    for prompts, arguments, of in (
+        (point, asked, "masks of a point"),
+        (box, {"input_boxes": box.boxes[None]}, "masks of a box"),
+    ):
+        theirs = peer(image_embeddings=embedding, multimask_output=True, **arguments).pred_masks[0]
+        row = torch.zeros(1, dtype=torch.long)
+        yield Comparison(theirs, export.segmenter.answer(embedding, row, prompts, several=True).logits, of)
 
 
 FORMAT = Format(
-    sentence="folder for transformers' SamVisionModel, of a whole SAM (or with --merge-into FOLDER) for SamModel",
+    sentence="folder for transformers' SamModel of a whole SAM (or with --merge-into SAM), else for SamVisionModel",
     peer="transformers",
-    compared="image embeddings (and masks of a whole SAM)",
+    compared="image embeddings",
     write=write,
     compare=compare,
     holds="sam",
-    merges=True,
+    whole_sam=True,
 )

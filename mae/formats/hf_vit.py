@@ -25,6 +25,7 @@ BLOCK = {
     "output.dense": "mlp.fc2",
 }
 QKV = ("query", "key", "value")
+QUERY = "attention.attention.query"
 TOP = {
     "embeddings.cls_token": "cls_token",
     "embeddings.position_embeddings": "pos_embed",
@@ -34,13 +35,6 @@ TOP = {
 LAYERS = {"encoder.layer": "blocks"}
 CLASSIFIER_TOP = {f"vit.{theirs}": ours for theirs, ours in TOP.items()} | {"classifier": "head"}
 CLASSIFIER_LAYERS = {"vit.encoder.layer": "blocks"}
-
-
-def read(settings: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns fields of MAEConfig, and weights under our names. Raises CheckpointError for others, as a pooler's."""
-    classifies = "classifier.weight" in weights
-    names = (CLASSIFIER_TOP, CLASSIFIER_LAYERS) if classifies else (TOP, LAYERS)
-    return encoder_fields(settings), to_our_names(weights, *names)
 
 
 def write(export: Export, folder: Path) -> dict[str, Any]:
@@ -125,7 +119,7 @@ def encoder_fields(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def to_our_names(state: dict[str, Tensor], top: dict[str, str], layers: dict[str, str]) -> dict[str, Tensor]:
+def rename(state: dict[str, Tensor], top: dict[str, str], layers: dict[str, str]) -> dict[str, Tensor]:
     """Returns weights under our names, queries, keys and values joined.
 
     top     hub name of a parameter or module -> ours
@@ -142,7 +136,7 @@ def to_our_names(state: dict[str, Tensor], top: dict[str, str], layers: dict[str
             block, part = f"{layers[match[1]]}.{match[2]}", match[3]
             if part in BLOCK:
                 renamed[f"{block}.{BLOCK[part]}.{match[4]}"] = value
-            elif part == "attention.attention.query":
+            elif part == QUERY:
                 parts = [state[key.replace("query", name)] for name in QKV if key.replace("query", name) in state]
                 renamed[f"{block}.attn.qkv.{match[4]}"] = torch.cat(parts)
             elif part not in ("attention.attention.key", "attention.attention.value"):
@@ -159,7 +153,7 @@ def to_our_names(state: dict[str, Tensor], top: dict[str, str], layers: dict[str
 
 
 def to_hub_names(state: dict[str, Tensor], top: dict[str, str], layers: dict[str, str]) -> dict[str, Tensor]:
-    """Returns weights under the names used on the hub: the inverse of `to_our_names`."""
+    """Returns weights under the names used on the hub: the inverse of `rename`."""
     top, block = ({ours: theirs for theirs, ours in names.items()} for names in (top, BLOCK))
     lists = {ours: theirs for theirs, ours in reversed(layers.items())}
     renamed: dict[str, Tensor] = {}

@@ -10,7 +10,7 @@ from torch import Tensor
 from mae.errors import CheckpointError
 from mae.formats import hf_vit
 from mae.formats.format import Comparison, Export, Format, require
-from mae.formats.hf_vit import encoder_fields, encoder_settings, to_hub_names, to_our_names
+from mae.formats.hf_vit import QUERY, encoder_fields, encoder_settings, rename, to_hub_names
 from mae.formats.huggingface import load_peer, preprocessor_settings, write_folder
 from mae.models.mae import MaskedAutoencoder
 
@@ -28,19 +28,39 @@ LAYERS = {
 }
 
 
-def read(settings: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns fields of MAEConfig, and weights under our names. Raises CheckpointError if a part has no counterpart."""
+KINDS = ("vit_mae", "vit")
+
+
+def read(settings: dict[str, Any], weights: dict[str, Tensor]) -> dict[str, Any]:
+    """Returns the fields of MAEConfig that config.json of a ViTMAE or ViT says. Raises CheckpointError if there is no
+    such architecture here.
+    """
+    fields = encoder_fields(settings)
+    if not any(key.startswith("decoder.decoder_pred.") for key in weights):
+        return fields
     decoder_width = settings.get("decoder_hidden_size", 512)
     if settings.get("decoder_intermediate_size", 2048) != 4 * decoder_width:
         raise CheckpointError("decoder_intermediate_size is not 4 x decoder_hidden_size, which our decoder needs")
-    fields = encoder_fields(settings) | {
+    return fields | {
         "decoder_width": decoder_width,
         "decoder_depth": settings.get("decoder_num_hidden_layers", 8),
         "decoder_num_heads": settings.get("decoder_num_attention_heads", 16),
         "mask_ratio": settings.get("mask_ratio", 0.75),
         "norm_pix": settings.get("norm_pix_loss", False),
     }
-    return fields, to_our_names(weights, TOP, LAYERS)
+
+
+def of_transformers(weights: dict[str, Tensor]) -> bool:
+    """Returns whether weights have transformers' names of a Vision Transformer."""
+    return any(key.endswith(f".{QUERY}.weight") for key in weights)
+
+
+def to_our_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns weights of ViTMAE, ViT or a classifier under our names.
+
+    Raises CheckpointError naming every key without a counterpart.
+    """
+    return rename(weights, hf_vit.TOP | hf_vit.CLASSIFIER_TOP | TOP, hf_vit.LAYERS | LAYERS)
 
 
 def write(export: Export, folder: Path) -> dict[str, Any]:

@@ -4,29 +4,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mae.errors import CheckpointError
 from mae.formats.format import Scale, refuse_other_keys
-from mae.run.checkpoint_files import read
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """Returns config.json of a folder. Raises CheckpointError if there is none or it is no JSON."""
     try:
-        return json.loads((folder / "config.json").read_text())
+        settings = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / 'config.json'} cannot be read: {error}") from error
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Returns the weights of a folder, memory-mapped. Raises CheckpointError if it has none."""
-    if (file := folder / "model.safetensors").exists():
-        return load_file(file)
-    if (file := folder / "pytorch_model.bin").exists():
-        return read(file)
-    raise CheckpointError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{folder / 'config.json'} holds no settings by name, but {settings!r:.40}")
+    return settings
 
 
 def write_folder(

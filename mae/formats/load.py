@@ -13,9 +13,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from mae.distributed.rank_zero import say
 from mae.errors import CheckpointError, ConfigError, first_sentence
-from mae.formats import hf_vit, hf_vitmae, timm_folder
-from mae.formats.facebook import has_decoder, infer_config
+from mae.formats import hf_vitmae, timm_folder
+from mae.formats.facebook import PROBE_HEAD, has_decoder, infer_config, plain_head
 from mae.formats.opened import Opened, class_names_of, open_weights
 from mae.models.classifier import Classifier
 from mae.models.config import MAEConfig
@@ -30,12 +31,14 @@ OTHER_LOADERS = {"sam": ("a SAM-style encoder", "mae.load_sam"), "segmentation":
 def load(path: str | Path | Opened, **given: Any) -> MaskedAutoencoder | Encoder:
     """Loads the model in `path`, in evaluation mode on the CPU.
 
-    path   an own checkpoint or run folder, a facebookresearch/mae .pth ({"model": ...} or bare), a Hugging Face
-           ViTMAE or ViT folder, a timm folder, a .safetensors file of a plain Vision Transformer of timm, or any of
-           them already opened
+    path   an own checkpoint or run folder, a facebookresearch/mae .pth, a Hugging Face ViTMAE or ViT folder, a timm
+           folder, a file of their weights by torch.save or safetensors in whatever a training program wraps round
+           them, or any of them already opened
     given  fields of MAEConfig that the file cannot say or that shall differ: num_heads, norm_pix, mask_ratio, ...
     returns a MaskedAutoencoder; an Encoder if the file holds no decoder, as the published files for fine-tuning do; a
             Classifier, which is an Encoder, if it holds a head, as the published fine-tuned files do
+
+    Prints what was unwrapped, what of the file was not used, and that `norm_pix` is assumed where nothing says it.
 
     Raises CheckpointError if the file is missing, damaged or holds something else (missing and left-over keys are
     named), ConfigError if `given` does not fit.
@@ -44,8 +47,10 @@ def load(path: str | Path | Opened, **given: Any) -> MaskedAutoencoder | Encoder
     if opened.kind in OTHER_LOADERS:
         what, loader = OTHER_LOADERS[opened.kind]
         raise CheckpointError(f"{opened.path} holds {what}: read it with {loader}, not with mae.load")
+    if unknown := [name for name in given if name not in MAEConfig.model_fields]:
+        raise ConfigError(f"{opened.path}: unknown setting {unknown[0]}={given[unknown[0]]!r} of its model")
     try:
-        described, state = _describe(opened)
+        described, state = describe(opened)
         if "positions" in described:
             config = MAEConfig.model_validate(described | given)
         else:
@@ -67,29 +72,35 @@ def load(path: str | Path | Opened, **given: Any) -> MaskedAutoencoder | Encoder
         # `assign` makes every parameter trainable; the fixed tables are not.
         fixed = name in ("pos_embed", "decoder_pos_embed") and model.config.positions == "sincos"
         parameter.requires_grad_(not fixed)
+    if isinstance(model, MaskedAutoencoder) and "norm_pix" not in described | given:
+        say(f"{opened.path} does not say whether it was trained with norm_pix: true is assumed (else norm_pix=false)")
     return model.eval()
 
 
-def _describe(opened: Opened) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def describe(opened: Opened) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Returns the fields of MAEConfig that the file says, and the weights under our names."""
     if opened.run is not None:
         return opened.run["recipe"]["model"], opened.weights
-    if not opened.path.is_dir():
-        return {name: value for name, value in opened.settings.items() if name != "label_names"}, opened.weights
-    if "architecture" in opened.settings:
-        return timm_folder.read(opened.settings, opened.weights)
-    kind = opened.settings.get("model_type")
-    if kind == "vit_mae":
-        return hf_vitmae.read(opened.settings, opened.weights)
-    if kind == "vit":
-        return hf_vit.read(opened.settings, opened.weights)
-    raise CheckpointError(f"this is a model of type {kind}: only vit_mae, vit and timm's vit_* are read")
+    fields, weights = opened.fields, opened.weights
+    if opened.path.is_dir():
+        kind = opened.settings.get("model_type")
+        if "architecture" in opened.settings:
+            fields, weights = timm_folder.read(opened.settings, weights)
+        elif kind in hf_vitmae.KINDS:
+            fields = hf_vitmae.read(opened.settings, weights)
+        else:
+            raise CheckpointError(f"this is a model of type {kind}: only vit_mae, vit and timm's vit_* are read")
+    if hf_vitmae.of_transformers(weights):
+        weights = hf_vitmae.to_our_names(weights)
+    return fields, weights if PROBE_HEAD not in weights else plain_head(weights)
 
 
 def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path, copy: bool) -> None:
-    """Assigns weights in float32 to a model on the meta device. Raises CheckpointError naming the keys that differ.
+    """Assigns weights in float32 to a model on the meta device.
 
     copy  do so even if they need no conversion, because a mapped tensor changes or vanishes with its file
+
+    Raises CheckpointError naming the keys that differ, or the parameters that are not finite.
     """
     own = model.state_dict()
     complaints = [f"{key} is missing" for key in own if key not in state]
@@ -100,9 +111,20 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path, copy: 
         if key in state and state[key].shape != value.shape
     ]
     if complaints:
-        raise CheckpointError(f"{path} does not fit the model: {'; '.join(complaints[:8])}")
+        more = f"; and {len(complaints) - 8} more" if len(complaints) > 8 else ""
+        raise CheckpointError(f"{path} does not fit the model: {'; '.join(complaints[:8])}{more}")
     float32 = {key: value.to(torch.float32, copy=copy).contiguous() for key, value in state.items()}
+    refuse_not_finite(float32, path)
     model.load_state_dict(float32, assign=True)
+
+
+def refuse_not_finite(weights: dict[str, Tensor], path: Path) -> None:
+    """Raises CheckpointError naming the parameters that hold an infinite value or NaN."""
+    if broken := [key for key, value in weights.items() if not value.isfinite().all()]:
+        raise CheckpointError(
+            f"{path} holds weights that are not finite, in {len(broken)} of {len(weights)} parameters: "
+            f"{', '.join(broken[:8])}. They overflowed in half precision or the training diverged: take an earlier file"
+        )
 
 
 def initialise_from(model: MaskedAutoencoder, path: Path) -> None:

@@ -1,38 +1,43 @@
 """`mae.load_segmenter`: a whole SAM from any file or folder that holds one; the warm start of a segmentation run."""
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from mae.distributed.rank_zero import say
 from mae.errors import CheckpointError, ConfigError
-from mae.formats.hf_sam import OWN, SHARED
-from mae.formats.load import load, load_strictly
+from mae.formats.load import load, load_strictly, refuse_not_finite
 from mae.formats.load_sam import load_sam
 from mae.formats.opened import Opened, open_weights
-from mae.formats.sam_names import PARTS, from_segment_anything
+from mae.formats.sam_names import PARTS, to_our_names
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.sam.config import SegmentConfig, build_segmenter, set_trainable
 from mae.sam.convert import to_sam
-from mae.sam.encoder import SamEncoder
+from mae.sam.encoder import SamConfig, SamEncoder
 from mae.sam.lora import merge_lora
 from mae.sam.segmenter import Segmenter
 
 
-def load_segmenter(path: str | Path | Opened) -> Segmenter:
+def load_segmenter(path: str | Path | Opened, *, like: SamConfig | None = None, **given: Any) -> Segmenter:
     """Loads the whole SAM in `path`, in evaluation mode on the CPU, its LoRA weights merged.
 
-    path  a run of task=segment or its checkpoint, a segment-anything .pth, the folder of a Hugging Face SamModel, or
-          any of them already opened
+    path         a run of task=segment or its checkpoint, a segment-anything .pth, the folder of a Hugging Face
+                 SamModel, the same weights as safetensors or in whatever a training program wraps round them, or any
+                 of them already opened
+    like, given  as in `load_sam`
 
-    Raises CheckpointError if there is none.
+    Raises CheckpointError if there is none, ConfigError if `given` does not fit.
     """
     opened, copy = open_weights(path), not isinstance(path, Opened)
     if opened.kind == "segmentation":
+        if given:
+            raise ConfigError(f"{opened.path} is a run's and says its own settings: leave out {', '.join(given)}")
         return _load_own(opened, copy)
-    if opened.run is not None:
-        raise CheckpointError(f"{opened.path} is no checkpoint of task=segment")
-    encoder, rest = load_sam(opened), prompt_and_mask_weights(opened)
+    if opened.kind == "mae":
+        raise CheckpointError(f"{opened.path} holds no SAM: read it with mae.load, not with mae.load_segmenter")
+    encoder, rest = load_sam(opened, like=like, **given), prompt_and_mask_weights(opened)
     if not rest:
         raise CheckpointError(f"{opened.path} holds a SAM-style encoder without a prompt encoder and a mask decoder")
     model = Segmenter(encoder)
@@ -52,16 +57,17 @@ def _load_own(opened: Opened, copy: bool) -> Segmenter:
     return model.eval()
 
 
+def holds_whole_sam(opened: Opened) -> bool:
+    """Returns whether there is a prompt encoder or a mask decoder beside the encoder of a SAM."""
+    parts = any(key.startswith(PARTS) for key in opened.weights)
+    return opened.kind == "segmentation" or (opened.kind == "sam" and parts)
+
+
 def prompt_and_mask_weights(opened: Opened) -> dict[str, Tensor]:
     """Returns prompt encoder and mask decoder of a SAM of another library, under our names; empty if it has none."""
-    state = opened.weights
-    if not opened.path.is_dir():
-        return from_segment_anything(state)
-    if opened.settings.get("model_type") != "sam":
-        return {}
-    positions = state.get(OWN, state.get(SHARED))
-    assert positions is not None, f"{opened.path} is a SamModel without the embedding of positions"
-    return {key: value for key, value in state.items() if key.startswith(PARTS)} | {OWN: positions}
+    parts = {key: value for key, value in to_our_names(opened.weights).items() if key.startswith(PARTS)}
+    refuse_not_finite(parts, opened.path)
+    return parts
 
 
 def initialise_segmenter(model: Segmenter, path: Path) -> None:
@@ -80,22 +86,27 @@ def initialise_segmenter(model: Segmenter, path: Path) -> None:
             f"init_from={path} has another encoder: {', '.join(differing)}. Set model= and task. as there"
         )
     model.encoder.load_state_dict(encoder.state_dict())
-    if rest:
-        own = {key: value for key, value in model.state_dict().items() if key.startswith(PARTS)}
-        if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in rest.items()}:
-            raise CheckpointError(f"init_from={path} has another prompt encoder or mask decoder")
-        model.load_state_dict(rest, strict=False)
+    if not rest:
+        return
+    own = {key: value.shape for key, value in model.state_dict().items() if key.startswith(PARTS)}
+    if differing := [key for key in own.keys() | rest.keys() if key not in rest or own.get(key) != rest[key].shape]:
+        raise CheckpointError(
+            f"init_from={path} has another prompt encoder or mask decoder: {', '.join(sorted(differing)[:8])} differ"
+        )
+    model.load_state_dict(rest, strict=False)
 
 
 def _load_parts(path: Path, model: Segmenter) -> tuple[SamEncoder, dict[str, Tensor]]:
     """Returns the encoder in `path`, converted to SAM style if need be, and the weights of the other parts, if any."""
-    opened = open_weights(path)
+    opened, config = open_weights(path), model.encoder.config
     if opened.kind == "segmentation":
         whole = load_segmenter(opened)
         return whole.encoder, {key: value for key, value in whole.state_dict().items() if key.startswith(PARTS)}
     if opened.kind == "sam":
-        return load_sam(opened), prompt_and_mask_weights(opened)
-    config = model.encoder.config
+        rest = prompt_and_mask_weights(opened)
+        if not rest:
+            say(f"init_from={path} holds an encoder alone: prompt encoder and mask decoder begin with random weights")
+        return load_sam(opened, like=config), rest
     fields = ("image_size", "patch_size", "window", "global_blocks", "out_channels")
     # The heads are the one thing that weights of others do not say.
     return to_sam(load(opened, num_heads=config.num_heads), **{name: getattr(config, name) for name in fields}), {}

@@ -1,24 +1,38 @@
 """Opens a file or folder of weights once, and tells from what it holds which loader reads it.
 
-1 find  of a run folder, the newest checkpoint whose checksums hold        mae/run/checkpoint_files.py
-2 map   tensors stay in the file until they are used; those of the optimiser never are
-3 tell  an autoencoder, a SAM of another library, or a segmentation run: from the recipe, config.json or the keys
+1 find    of a run folder, the newest checkpoint whose checksums hold       mae/run/checkpoint_files.py
+2 read    bytes → contents; tensors stay in the file until they are used     weight_file.py
+3 unwrap  contents → the weights of one model                                wrappers.py
+4 tell    an autoencoder, a SAM of another library, or a segmentation run: from the recipe, config.json or the keys
 """
 
 import json
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
+from mae.distributed.rank_zero import say
 from mae.errors import CheckpointError
-from mae.formats import timm
+from mae.formats.facebook import PROBE_HEAD
 from mae.formats.format import Scale
-from mae.formats.huggingface import read_settings, read_weights
-from mae.run.checkpoint_files import newest_valid, read
+from mae.formats.huggingface import read_settings
+from mae.formats.weight_file import NAMES, Contents, read_file, read_folder
+from mae.formats.wrappers import Unwrapped, unwrap
+from mae.run.checkpoint_files import newest_valid
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# Theirs, ours: settings of facebookresearch/mae that MAEConfig has too; the heads are in exports from here.
+ARGUMENTS = {
+    "norm_pix_loss": "norm_pix",
+    "mask_ratio": "mask_ratio",
+    "num_heads": "num_heads",
+    "decoder_num_heads": "decoder_num_heads",
+}
+NECK = "neck.0.weight"  # of a SAM-style encoder, in each library's names
+HF_NECK = "neck.conv1.weight"
 
 
 @dataclass(frozen=True)
@@ -31,54 +45,143 @@ class Opened:
     path      the file or folder; of a run its newest valid checkpoint
     kind      "mae": autoencoder, encoder or classifier, for `load`; "sam": SAM or its encoder from another library, for
               `load_sam` and `load_segmenter`; "segmentation": own checkpoint of task=segment, for `load_segmenter`
-    weights   under the names in the file; of an own checkpoint those of the model
-    settings  config.json of a folder, or MAEConfig and label_names in a .safetensors file written here; else empty
+    weights   under the names of the library that they are of; of an own checkpoint those of the model
+    settings  config.json of a folder, label_names of a .safetensors file written here, pretrained_cfg; else empty
+    fields    of MAEConfig, as a file says them: its metadata, or the arguments in a training checkpoint
     run       step, recipe and names of the classes of an own checkpoint
+    remark    what was unwrapped and what else the file holds; empty if nothing
     """
 
     path: Path
     kind: Literal["mae", "sam", "segmentation"]
     weights: dict[str, Tensor]
     settings: dict[str, Any] = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] | None = None
+    remark: str = ""
 
     @property
     def step(self) -> int | None:
         return self.run["step"] if self.run is not None else None
 
 
-def open_weights(path: str | Path | Opened) -> Opened:
+def open_weights(path: str | Path | Opened, *, announce: bool = True) -> Opened:
     """Opens a run folder, a checkpoint, or a file or folder of another library. Returns what is already open as it is.
 
-    Raises CheckpointError if it is missing or damaged, or a folder without checkpoints and without config.json.
+    announce  print what was unwrapped and what was not used
+
+    Raises CheckpointError if it is missing or damaged, holds no weights, or a folder without checkpoints and without
+    config.json.
     """
     if isinstance(path, Opened):
         return path
     path = Path(path)
+    if path.name in NAMES and (path.parent / "config.json").is_file():
+        path = path.parent  # what config.json says belongs to the weights
     if (path / "config.json").is_file():
-        settings = read_settings(path)
-        library_name = settings.get("architecture") or settings.get("model_type") or ""
-        return Opened(path, "sam" if library_name.startswith("sam") else "mae", read_weights(path), settings)
-    if path.is_dir():
-        newest = newest_valid(path)
-        if newest is None:
-            raise CheckpointError(
-                f"{path} is neither a run with checkpoints nor a Hugging Face folder with a config.json"
-            )
-        path = newest
-    if path.suffix == ".safetensors":
-        settings, weights = timm.read(path)
-        return Opened(path, "mae", weights, settings)
-    contents = read(path)
-    if isinstance(contents, dict) and "mae" in contents:
-        task = contents["mae"]["recipe"].get("task", {}).get("name")
+        opened = _open_folder(path)
+    else:
+        opened = _open_file(_newest(path) if path.is_dir() else path)
+    if announce and opened.remark:
+        say(f"{opened.path}: {opened.remark}")
+    return opened
+
+
+def _newest(folder: Path) -> Path:
+    """Returns the file to read of a folder without config.json: a run's newest valid checkpoint, DeepSpeed's weights.
+
+    Raises CheckpointError naming what the folder holds instead.
+    """
+    newest = newest_valid(folder)
+    if newest is not None:
+        return newest
+    if (folder / "latest").is_file():  # DeepSpeed
+        states = folder / (folder / "latest").read_text().strip() / "mp_rank_00_model_states.pt"
+        if states.is_file():
+            return states
+    if (folder / ".metadata").is_file():
+        raise CheckpointError(
+            f"{folder} is a sharded checkpoint of torch.distributed.checkpoint (FSDP), whose index is code: if you "
+            f"trust it, python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} merged.pth merges it"
+        )
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{folder} is an adapter of peft without the model that it changes: merge the two with "
+            "PeftModel.from_pretrained(…).merge_and_unload().save_pretrained(FOLDER)"
+        )
+    there = sorted(entry.name for entry in folder.iterdir())
+    raise CheckpointError(
+        f"{folder} is neither a run with checkpoints nor a Hugging Face or timm folder with a config.json; it holds "
+        f"{', '.join(there[:8]) or 'nothing'}"
+    )
+
+
+def _open_folder(folder: Path) -> Opened:
+    settings, contents = read_settings(folder), read_folder(folder)
+    library_name = settings.get("architecture") or settings.get("model_type") or ""
+    unwrapped = _unwrapped(folder, contents)
+    kind = "sam" if library_name.startswith("sam") else "mae"
+    return Opened(folder, kind, unwrapped.weights, settings, remark=_remark(unwrapped, contents))
+
+
+def _open_file(path: Path) -> Opened:
+    contents = read_file(path)
+    tree = contents.tree
+    if isinstance(tree, dict) and isinstance(tree.get("mae"), dict) and "recipe" in tree["mae"]:
+        task = tree["mae"]["recipe"].get("task", {}).get("name")
         kind = "segmentation" if task == "segment" else "mae"
-        return Opened(path, kind, model_weights(contents["state_dict"]), run=contents["mae"])
-    state = contents.get("model", contents) if isinstance(contents, dict) else contents
-    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        raise CheckpointError(f"{path} holds no state dict: weights by the names of their parameters")
-    weights = {key.removeprefix("module.").replace("_orig_mod.", ""): value for key, value in state.items()}
-    return Opened(path, "sam" if any(key.endswith("neck.0.weight") for key in weights) else "mae", weights)
+        return Opened(path, kind, model_weights(tree["state_dict"]), run=tree["mae"])
+    unwrapped = _unwrapped(path, contents)
+    weights, settings = dict(unwrapped.weights), {}
+    if "label_names" in contents.said:
+        settings["label_names"] = json.loads(contents.said["label_names"])
+    kind = "sam" if any(key.endswith((NECK, HF_NECK)) for key in weights) else "mae"
+    if kind == "sam" and "pixel_mean" in weights and "pixel_std" in weights:
+        settings["pretrained_cfg"] = _pixels(weights.pop("pixel_mean"), weights.pop("pixel_std"))
+    fields = json.loads(contents.said.get("config", "{}")) or _fields(unwrapped)
+    return Opened(path, kind, weights, settings, fields, remark=_remark(unwrapped, contents))
+
+
+def _unwrapped(path: Path, contents: Contents) -> Unwrapped:
+    try:
+        return unwrap(contents.tree)
+    except CheckpointError as error:
+        refused = ""
+        if contents.refused:
+            refused = (
+                f". Objects of {', '.join(contents.refused[:8])} in it need code to be built, which a file of weights "
+                "is never given here: where that code is, save model.state_dict()"
+            )
+        raise CheckpointError(f"{path} {error}{refused}") from error
+
+
+def _remark(unwrapped: Unwrapped, contents: Contents) -> str:
+    said = [unwrapped.remark] if unwrapped.remark else []
+    if PROBE_HEAD in unwrapped.weights:
+        said.append("a linear probe: the BatchNorm before its linear layer is merged into that layer")
+    if contents.refused:
+        said.append(f"left closed, because they need code: objects of {', '.join(contents.refused[:8])}")
+    return "; ".join(said)
+
+
+def _fields(unwrapped: Unwrapped) -> dict[str, Any]:
+    """Returns the fields of MAEConfig that the arguments in a training checkpoint say."""
+    arguments = unwrapped.arguments
+    fields = {ours: arguments[theirs] for theirs, ours in ARGUMENTS.items() if arguments.get(theirs) is not None}
+    size, weights = arguments.get("input_size"), unwrapped.weights
+    if size is not None and "pos_embed" in weights and "patch_embed.proj.weight" in weights:
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        positions = weights["pos_embed"].shape[1] - ("cls_token" in weights)
+        # Of a program that resizes positions, the argument is not the size of the model.
+        if prod(side // weights["patch_embed.proj.weight"].shape[-1] for side in size) == positions:
+            fields["image_size"] = size
+    return fields
+
+
+def _pixels(mean: Tensor, std: Tensor) -> dict[str, list[float]]:
+    """Returns mean and deviation in units of 1 from the buffers of a SAM, which are usually in units of 1/255."""
+    unit = 255 if float(std.max()) > 2 else 1
+    return {"mean": (mean.flatten() / unit).tolist(), "std": (std.flatten() / unit).tolist()}
 
 
 def model_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:

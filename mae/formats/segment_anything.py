@@ -9,33 +9,20 @@ from torch import Tensor
 
 from mae.errors import CheckpointError
 from mae.formats.format import Comparison, Export, Format, refuse_other_keys, require
-from mae.formats.sam_names import PARTS, example_prompts, to_segment_anything
+from mae.formats.sam_names import SEGMENT_ANYTHING_ENCODER, example_prompts, to_segment_anything
 from mae.models.vit import LayerNorm
 from mae.run.checkpoint_files import read
 from mae.sam.encoder import SamConfig
 from mae.sam.segmenter import Segmenter
 
-PREFIX = "image_encoder."
 
-
-def encoder_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the image encoder's weights under its own names, from those of a whole SAM or of the encoder.
-
-    Raises CheckpointError if a whole model has a key that belongs to no part of a SAM.
-    """
-    if not any(key.startswith(PREFIX) for key in state):
-        return state
-    unknown = [key for key in state if not key.startswith((PREFIX, *PARTS))]
-    if unknown:
-        raise CheckpointError(f"these keys belong to no part of a SAM: {', '.join(unknown[:8])}")
-    return {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
-
-
-def infer_config(state: dict[str, Tensor], given: dict[str, Any]) -> SamConfig:
+def infer_config(state: dict[str, Tensor], given: dict[str, Any], like: SamConfig | None = None) -> SamConfig:
     """Returns the architecture that the weights show: heads, window and global blocks from the relative positions.
 
-    Raises CheckpointError if the weights are no SAM-style encoder's, or window and image are of one size, so that
-    nothing tells a global block from a windowed one.
+    like  an architecture whose windows are taken where the image is one window, so that nothing tells a global block
+          from a windowed one; without it all blocks are global, which is the same function
+
+    Raises CheckpointError if the weights are no SAM-style encoder's.
     """
     wanted = ("pos_embed", "patch_embed.proj.weight", "blocks.0.attn.rel_pos_h", "neck.0.weight")
     missing = [key for key in wanted if key not in state]
@@ -57,42 +44,32 @@ def infer_config(state: dict[str, Tensor], given: dict[str, Any]) -> SamConfig:
         "mlp_ratio": state["blocks.0.mlp.lin1.weight"].shape[0] / width,
         "out_channels": state["neck.0.weight"].shape[0],
     }
-    return SamConfig.model_validate(
-        shown | ({} if "global_blocks" in given else _windows(state, depth, (h, w))) | given
-    )
+    if "global_blocks" not in given:
+        shown |= _windows(state, depth, (h, w), like)
+    return SamConfig.model_validate(shown | given)
 
 
-def _windows(state: dict[str, Tensor], depth: int, grid: tuple[int, int]) -> dict[str, Any]:
+def _windows(state: dict[str, Tensor], depth: int, grid: tuple[int, int], like: SamConfig | None) -> dict[str, Any]:
     sizes = [
         tuple((state[f"blocks.{block}.attn.rel_pos_{side}"].shape[0] + 1) // 2 for side in "hw")
         for block in range(depth)
     ]
     windows = {size for size in sizes if size != grid}
-    if not windows and grid[0] == grid[1]:
-        raise CheckpointError(
-            f"every block has relative positions for a grid of {grid[0]} x {grid[1]}, the whole image: global and "
-            "windowed blocks cannot be told apart. Give global_blocks= (and window=)"
-        )
+    if not windows and like is not None and (like.depth, like.grid) == (depth, grid):
+        return {"global_blocks": like.global_blocks, "window": like.window}
     if len(windows) > 1 or any(h != w for h, w in windows):
         raise CheckpointError(f"the windows of the blocks are of several sizes or not square: {sorted(windows)}")
     global_blocks = tuple(block for block, size in enumerate(sizes) if size == grid)
-    return {"global_blocks": global_blocks} | ({"window": next(iter(windows))[0]} if windows else {})
+    return {"global_blocks": global_blocks, "window": next(iter(windows))[0] if windows else max(grid)}
 
 
 def write(export: Export, file: Path) -> dict[str, Any]:
-    """Writes the encoder as `image_encoder.*`, with the other parts of a whole SAM; with `merge_into`, in the place of
-    that SAM's encoder.
-    """
+    """Writes the encoder as `image_encoder.*`, with the other parts of a whole SAM."""
     arguments = peer_arguments(export.sam.config)
-    state = {PREFIX + key: value for key, value in export.sam.state_dict().items()}
-    if export.segmenter is not None:
-        state |= to_segment_anything(export.segmenter.other_parts())
-    if export.merge_into is not None:
-        state = replace_encoder(read(export.merge_into), state, PREFIX, export.merge_into)
-    torch.save(state, file)
+    torch.save(to_segment_anything(export.sam_weights), file)
     return {
         "class": "segment_anything.modeling.ImageEncoderViT",
-        "whole": export.segmenter is not None or export.merge_into is not None,
+        "whole": export.segmenter is not None,
         "arguments": arguments | {"norm_layer": "functools.partial(torch.nn.LayerNorm, eps=1e-6)"},
         "merged_into": export.merge_into and str(export.merge_into),
     }
@@ -100,12 +77,13 @@ def write(export: Export, file: Path) -> dict[str, Any]:
 
 def compare(export: Export, file: Path, images: Tensor) -> Iterator[Comparison]:
     peer = peer_encoder(peer_arguments(export.sam.config))
-    contents = read(file)
-    problems = peer.load_state_dict(encoder_weights(contents), strict=False)
+    contents, prefix = read(file), SEGMENT_ANYTHING_ENCODER
+    encoder = {key.removeprefix(prefix): value for key, value in contents.items() if key.startswith(prefix)}
+    problems = peer.load_state_dict(encoder, strict=False)
     refuse_other_keys("segment-anything", problems.missing_keys, problems.unexpected_keys)
     embedding = export.sam(images)
-    yield Comparison(peer.eval()(images), embedding)
-    if export.segmenter is not None and export.merge_into is None:
+    yield Comparison(peer.eval()(images), embedding, "image embeddings")
+    if export.segmenter is not None:
         yield from _masks(export.segmenter, contents, embedding)
 
 
@@ -116,9 +94,12 @@ def _masks(model: Segmenter, contents: dict[str, Any], embedding: Tensor) -> Ite
     refuse_other_keys("segment-anything", problems.missing_keys, problems.unexpected_keys)
     places, row = sam.prompt_encoder.get_dense_pe(), torch.zeros(1, dtype=torch.long)
     point, box = example_prompts(model.encoder.config.image_size[0])
-    for prompts, asked in ((point, ((point.points, point.labels), None)), (box, (None, box.boxes))):
+    for prompts, asked, of in (
+        (point, ((point.points, point.labels), None), "masks of a point"),
+        (box, (None, box.boxes), "masks of a box"),
+    ):
         logits, _ = sam.mask_decoder(embedding, places, *sam.prompt_encoder(*asked, None), multimask_output=True)
-        yield Comparison(logits, model.answer(embedding, row, prompts, several=True).logits)
+        yield Comparison(logits, model.answer(embedding, row, prompts, several=True).logits, of)
 
 
 def peer_arguments(config: SamConfig) -> dict[str, Any]:
@@ -162,27 +143,13 @@ def peer_sam(config: SamConfig) -> Any:
     ).eval()
 
 
-def replace_encoder(whole: dict[str, Any], ours: dict[str, Tensor], prefix: str, path: Path) -> dict[str, Tensor]:
-    """Returns the weights of a whole SAM with its encoder (all keys with `prefix`) replaced.
-
-    Raises CheckpointError naming what differs if its encoder is of another architecture.
-    """
-    theirs = {key for key in whole if key.startswith(prefix)}
-    differing = theirs ^ ours.keys() | {key for key in theirs & ours.keys() if whole[key].shape != ours[key].shape}
-    if differing:
-        raise CheckpointError(
-            f"{path} has an image encoder of another architecture: {', '.join(sorted(differing)[:8])}"
-        )
-    return whole | ours
-
-
 FORMAT = Format(
-    sentence=".pth of segment-anything: a SAM-style encoder, or a whole SAM (of one, or with --merge-into SAM.pth)",
+    sentence=".pth of segment-anything: a whole SAM (of one, or with --merge-into SAM), else a SAM-style encoder",
     suffix=".pth",
     peer="segment_anything",
-    compared="image embeddings (and masks of a whole SAM)",
+    compared="image embeddings",
     write=write,
     compare=compare,
     holds="sam",
-    merges=True,
+    whole_sam=True,
 )

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from mae.errors import CheckpointError
 from mae.formats.format import Comparison, Export, Format, refuse_other_keys
 from mae.models.classifier import Classifier
 from mae.models.vit import Encoder, LayerNorm
@@ -34,22 +32,6 @@ def timm_arguments(model: Encoder) -> dict[str, Any]:
         "global_pool": pool,
         "num_classes": classes,
     }
-
-
-def read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns what is said of the model if the file was written here (MAEConfig, label_names), and the weights, mapped.
-
-    Raises CheckpointError if the file is missing or damaged.
-    """
-    try:
-        with safe_open(file, "pt") as contents:
-            said, keys = contents.metadata() or {}, contents.keys()
-            settings = json.loads(said.get("config", "{}"))
-            if "label_names" in said:
-                settings["label_names"] = json.loads(said["label_names"])
-            return settings, {key: contents.get_tensor(key) for key in keys}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} cannot be read as safetensors: {error}") from error
 
 
 def write(export: Export, file: Path) -> dict[str, Any]:

@@ -43,13 +43,12 @@ def read(settings: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str
     return {ours: arguments[theirs] for theirs, ours in names.items() if theirs in arguments}, weights
 
 
-def read_sam(settings: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns fields of SamConfig, and weights under our names. Raises CheckpointError if arguments are missing."""
+def read_sam(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields of SamConfig that config.json says. Raises CheckpointError if arguments are missing."""
     arguments = settings.get("model_args", {})
     if missing := [name for name in (*SAM_NAMES, "img_size") if name not in arguments]:
         raise CheckpointError(f"config.json does not say {', '.join(missing)} of timm's {settings['architecture']}")
-    fields = {ours: arguments[theirs] for theirs, ours in SAM_NAMES.items()} | {"image_size": arguments["img_size"]}
-    return fields, {key.replace(".mlp.fc", ".mlp.lin"): value for key, value in weights.items()}
+    return {ours: arguments[theirs] for theirs, ours in SAM_NAMES.items()} | {"image_size": arguments["img_size"]}
 
 
 def write(export: Export, folder: Path) -> dict[str, Any]:

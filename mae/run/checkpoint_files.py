@@ -20,6 +20,11 @@ from mae.errors import CheckpointError, ConfigError
 NAME = re.compile(r"step-(\d{8})\.ckpt")
 # What zipfile raises on damaged bytes: lengths, flags and methods that no file has are among them.
 UNREADABLE_ZIP = (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, struct.error, zlib.error)
+# What torch.load raises on damaged files and on files of something else.
+UNREADABLE = (
+    *(RuntimeError, pickle.UnpicklingError, struct.error, EOFError, OSError, ValueError, LookupError),
+    *(TypeError, AttributeError, AssertionError),
+)
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
@@ -125,14 +130,40 @@ def read(path: Path) -> dict[str, Any]:
     try:
         # Published training checkpoints carry their argparse settings.
         with torch.serialization.safe_globals([Namespace]):
+            if path.suffix == ".safetensors":  # by which torch.load would go, whatever the file is
+                with path.open("rb") as file:
+                    return torch.load(file, map_location="cpu", weights_only=True)
             try:
                 return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
             except RuntimeError:
                 # Files of torch before 1.6 cannot be mapped, nor can any on some network file systems.
                 return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, struct.error, EOFError, OSError, ValueError, LookupError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from error
+    except UNREADABLE as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {_reason(path, error)}") from error
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Returns why a file cannot be read, from how it begins and what torch says, without torch's advice to run code."""
+    said = str(error)
+    if isinstance(error, OSError):
+        return said
+    with path.open("rb") as file:
+        beginning = file.read(100).lstrip()
+    if refused := re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", said):
+        return f"it holds an object of {refused[1]}, which needs code, and no code of a file is run here"
+    if not beginning:
+        return "it is empty"
+    if beginning.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS in place of the file: fetch the file with git lfs pull"
+    if beginning.startswith(b"<"):
+        return "it is a web page: download the file that the page is about"
+    if "TorchScript" in said:
+        return "it is a TorchScript program: save the state dict of the module"
+    if beginning.startswith(b"PK"):
+        return f"it was cut off, or is a zip archive that torch.save has not written ({said.splitlines()[0]})"
+    if not beginning.translate(None, bytes(range(32, 127)) + b"\n\r\t"):
+        return f"it is a text file that begins with {beginning[:30].decode()!r}"
+    return "it is no file of torch.save"
 
 
 def read_own(path: Path) -> dict[str, Any]:
