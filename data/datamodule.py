@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning
 import numpy as np
@@ -23,7 +23,7 @@ from torch import Tensor
 from data.config import DataConfig
 from data.errors import DataError, say
 from data.images.augment import RandAugment
-from data.images.decode import has_16_bits
+from data.images.decode import LOST_BITS, has_16_bits
 from data.index.classes import class_names, remarks_on_labels
 from data.index.index import ShardIndex, open_shards
 from data.index.splits import find_shards, has_split
@@ -31,11 +31,13 @@ from data.loader.dataset import Batch, CropSpec, ShardDataset
 from data.loader.faults import Faults
 from data.loader.loader import PREFETCH_FACTOR, ShardLoader
 from data.loader.prefetch import PrefetchingSampler
-from data.loader.streaming import LOST_BITS, StreamLoader, StreamShards, first_samples
 from data.order.mixture import Mixture, shares
 from data.order.order import ORDER_VERSION, Order, steps_per_epoch
 from data.order.samplers import AllSamples, MicroBatch, MicroBatches, spread
 from data.storage.protocols import is_remote
+
+if TYPE_CHECKING:
+    from data.loader.streaming import StreamLoader
 
 FORMATS_OF_8_BITS = (".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -95,10 +97,7 @@ class ShardDataModule(lightning.LightningDataModule):
         )
         self.faults = Faults(bad_samples, config.max_bad_fraction)
         path = config.path or _built_in_images(config.source or "digits", config.root)
-        if config.mode == "stream" and config.samples:
-            self.train_index: ShardIndex = StreamShards(path, config.samples, config.image)
-        else:
-            self.train_index = open_shards(path, "train", config.shard_cache, config.image)
+        self.train_index = _open_training(path, config)
         self.val_index = _open_validation(path, config)
         for part, index in (("training", self.train_index), ("validation", self.val_index)):
             if index is not None and index.passed_over:
@@ -138,10 +137,10 @@ class ShardDataModule(lightning.LightningDataModule):
 
     def remarks_on_labels(self) -> list[str]:
         """Returns a sentence for each thing about the labels of the two parts that may not be meant."""
-        streamed = isinstance(self.train_index, StreamShards)
+        streamed = self.config.mode == "stream"
         return [] if streamed else remarks_on_labels(self.train_index, self.val_index)
 
-    def train_dataloader(self) -> ShardLoader | StreamLoader:
+    def train_dataloader(self) -> "ShardLoader | StreamLoader":
         trainer = self.trainer
         assert trainer is not None
         return self.train_loader(lambda: trainer.global_step, trainer.global_rank, trainer.world_size)
@@ -153,12 +152,14 @@ class ShardDataModule(lightning.LightningDataModule):
         rank, ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         return self.evaluation_loader(self.val_index, self.micro_batch, rank, ranks)
 
-    def train_loader(self, step: Callable[[], int], rank: int = 0, ranks: int = 1) -> ShardLoader | StreamLoader:
+    def train_loader(self, step: Callable[[], int], rank: int = 0, ranks: int = 1) -> "ShardLoader | StreamLoader":
         """Loads the augmented micro-batches of one rank, from the step that `step()` says when an iteration starts."""
         workers, dataset = self.config.workers, self.dataset(self.train_index, self.seed)
         views = self.config.views_per_image
         micro_batches = MicroBatches(self.order, step, self.global_batch, self.micro_batch, rank, ranks, views)
-        if isinstance(self.train_index, StreamShards):
+        if self.config.mode == "stream":
+            from data.loader.streaming import StreamLoader
+
             return StreamLoader(dataset, micro_batches, workers)
         if any(map(is_remote, self.train_index.shards)):
             micro_batches = PrefetchingSampler(micro_batches, self.train_index, under_way=workers * PREFETCH_FACTOR)
@@ -207,7 +208,9 @@ class ShardDataModule(lightning.LightningDataModule):
         They are the same for every run on these shards.
         """
         index = self.val_index or self.train_index
-        if isinstance(index, StreamShards):
+        if self.config.mode == "stream" and index is self.train_index:
+            from data.loader.streaming import first_samples
+
             return first_samples(self.dataset(index), count)["images"], torch.arange(count)
         samples = spread(len(index), count)
         return self.crops(index, samples), torch.from_numpy(samples)
@@ -232,6 +235,15 @@ def _built_in_images(source: str, root: str) -> str:
 
         builtin.ensure(source, root)
     return folder
+
+
+def _open_training(path: str | list[str], config: DataConfig) -> ShardIndex:
+    """Opens the training shards; those of data.mode=stream have names alone."""
+    if config.mode == "stream" and config.samples:
+        from data.loader.streaming import StreamShards  # with webdataset, for the few who stream
+
+        return StreamShards(path, config.samples, config.image)
+    return open_shards(path, "train", config.shard_cache, config.image)
 
 
 def _open_validation(path: str | list[str], config: DataConfig) -> ShardIndex | None:

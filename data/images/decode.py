@@ -30,6 +30,10 @@ Filter = Literal["bicubic", "bilinear"]
 
 MAX_PIXELS = 1 << 28
 DCT_SCALES = (8, 4, 2)
+LOST_BITS = (
+    "and perhaps other images have 16 bits: data.bits=8 keeps the upper 8 of them, data.bits=16 all. "
+    "`python -m data.inspect` shows the range of the values."
+)
 
 
 class Header(NamedTuple):

@@ -19,7 +19,7 @@ from webdataset.shardlists import split_by_worker
 
 from data.errors import DataError, say
 from data.images.crops import DRAWS
-from data.images.decode import has_16_bits
+from data.images.decode import LOST_BITS, has_16_bits
 from data.index.index import ShardIndex
 from data.index.passed_over import PassedOver
 from data.index.samples import find_image, parse_label
@@ -34,10 +34,6 @@ from data.storage.protocols import HTTP, PROTOCOLS, file_system
 CAVEAT = (
     "data.mode=stream: a resumed run sees other images, an epoch may repeat some and leave out others, and the order "
     "depends on the number of ranks and workers."
-)
-LOST_BITS = (
-    "and perhaps other images have 16 bits: data.bits=8 keeps the upper 8 of them, data.bits=16 all. "
-    "`python -m data.inspect` shows the range of the values."
 )
 SHUFFLE_BUFFER = 1000  # samples from which the next one is drawn
 MAX_WITHOUT = 10_000  # samples without an image, after which there will be none
