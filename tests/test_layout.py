@@ -54,6 +54,7 @@ DOORS = {
     "tasks/task.py": "each task by its name",
     "tasks/train.py": "plan=true; logger=",
     "tasks/pretrain.py": "init_from=; online_probe.every=",
+    "data/index/index.py": "shards that have no index yet",
     "data/datamodule.py": "built-in images that are not packed yet; data.mode=stream",
     "mae/models/vit.py": "at(): models for images of another size",
     "mae/__init__.py": "names of the API when they are first used",

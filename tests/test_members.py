@@ -357,12 +357,15 @@ def test_resumed_run_keeps_the_image_that_it_read(tmp_path):
         data = DataConfig(path="x", **given)
         return TrainConfig.model_construct(name="a", runs=str(tmp_path), trial=None, overwrite=False, data=data)
 
+    def write_config(data: str) -> None:
+        (tmp_path / "a" / "config.yaml").write_text(f"model: {{}}\noptim: {{}}\nglobal_batch: 1\n{data}")
+
     assert keep_image(settings()).data.image is None  # There is no run yet.
     (tmp_path / "a").mkdir()
     for stored, image in (("data: {path: x}", "first"), ("data: {image: png}", "png"), ("data: {image: null}", None)):
-        (tmp_path / "a" / "config.yaml").write_text(stored)
+        write_config(stored)
         assert keep_image(settings()).data.image == image and keep_image(settings(image="jpg")).data.image == "jpg"
-    (tmp_path / "a" / "config.yaml").write_text("data: {path: x}")
+    write_config("data: {path: x}")
     assert evaluation_data(tmp_path / "a", {}).image == "first"
     assert evaluation_data(tmp_path / "a", {"path": "y"}).image is None
 

@@ -17,8 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 from data.errors import DataError
-from data.index import index_file, version_1
-from data.index.build import build
+from data.index import index_file
 from data.index.index_file import RECORD, IndexFile
 from data.index.passed_over import PassedOver
 from data.index.samples import FIRST, split_name
@@ -169,26 +168,25 @@ def open_shards(
 def index_tars(tars: list[str], cache: ShardCache = DEFAULT, image: str | None = None) -> ShardIndex:
     """Does what `open_shards` does, for exactly these tars."""
     chosen = image not in (None, FIRST)
-    files = dict(
-        zip(
-            tars,
-            _each(lambda tar: index_file.load(tar, cache, chosen) or version_1.load(tar, cache), tars),
-            strict=True,
-        )
-    )
-    files |= build_indexes([tar for tar, file in files.items() if file is None], cache)
+    files = dict(zip(tars, _each(lambda tar: index_file.load(tar, cache, chosen), tars), strict=True))
+    if lacking := [tar for tar, file in files.items() if file is None]:
+        files |= build_indexes(lacking, cache, anew=False)
     for tar, file in files.items():
         if file and is_remote(tar):
             cache.forget_other_states(tar, file.stamp)
     return ShardIndex([index_file.choose(file, image) for file in files.values() if file], cache)
 
 
-def build_indexes(shards: list[str], cache: ShardCache = DEFAULT) -> dict[str, IndexFile]:
-    """Indexes shards; returns the index of each. All ranks may do so at once, since files are replaced atomically."""
+def build_indexes(shards: list[str], cache: ShardCache = DEFAULT, anew: bool = True) -> dict[str, IndexFile]:
+    """Indexes shards; returns the index of each. All ranks may do so at once, since files are replaced atomically.
+
+    anew  False: an index of an earlier version is converted where there is one
+    """
+    from data.index import build, version_1  # which a run needs once, if ever
 
     def build_one(shard: str) -> IndexFile:
         try:
-            return build(shard, cache)
+            return (None if anew else version_1.load(shard, cache)) or build.build(shard, cache)
         except OSError as error:
             raise DataError(
                 f"{shard} cannot be indexed ({error}). Check the permissions and the free space; "
