@@ -7,6 +7,7 @@
 5 report    PROBE.json, suite.json, table, summary of the W&B run
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from rich.console import Console
 from rich.table import Table
 
 from data.datamodule import ShardDataModule
+from data.errors import DataError
 from data.evaluation import EvaluationImages
 from mae.distributed.launch import Topology
 from mae.distributed.ranks import join_process_group
 from mae.errors import ConfigError
 from mae.formats.load import load
+from mae.formats.opened import Opened, open_weights
 from mae.models.classifier import Classifier, Pool
+from mae.models.config import MAEConfig
 from mae.models.pixels import Pixels
 from mae.probes.attentive import Attentive
 from mae.probes.classify import Classify
@@ -35,10 +39,11 @@ from mae.probes.probe import Outcome
 from mae.probes.reconstruct import Reconstruct
 from mae.probes.score_figures import draw_suite
 from mae.probes.suite import Suite, select_probes
-from mae.run.folder import run_of, write_json
+from mae.run.folder import evaluation_folder, write_json
 from mae.run.tracker_identity import reopen_wandb, tracked_run
-from tasks.config import evaluation_data, plain_settings, validate
+from tasks.config import plain_settings, validate
 from tasks.errors import readable_errors
+from tasks.evaluation_folder import choose_folder, read_data_settings, record_data
 from tasks.relevance_eval import RelevanceProbe, evaluate_relevance
 from tasks.segment_eval import SegmentProbe, evaluate_segmentation
 
@@ -50,6 +55,7 @@ class EvalConfig(BaseModel, frozen=True, extra="forbid"):
 
     checkpoint: Path
     probe: AnyProbe = Field(discriminator="name")
+    model: dict[str, Any]
     data: dict[str, Any]
     pool: Pool
     batch_size: int = Field(ge=1)
@@ -57,12 +63,6 @@ class EvalConfig(BaseModel, frozen=True, extra="forbid"):
     cache_gb: float = Field(ge=0)
     out: Path | None
     wandb: bool
-
-    @property
-    def results(self) -> Path:
-        """Returns the folder of the results: eval/ of the run, or beside a single file."""
-        beside = self.checkpoint if self.checkpoint.is_dir() else self.checkpoint.parent
-        return self.out or beside / "eval"
 
 
 @readable_errors()
@@ -81,38 +81,52 @@ def evaluate(config: EvalConfig, topology: Topology) -> None:
     run = tracked_run(config.checkpoint) if config.wandb else None
     if isinstance(config.probe, SegmentProbe | RelevanceProbe):
         if topology.rank == 0:
-            if isinstance(config.probe, SegmentProbe):
-                evaluate_segmentation(config.probe, config.checkpoint, config.data, config.seed, config.results)
-            else:
-                evaluate_relevance(config.probe, config.checkpoint, config.data, config.results)
+            evaluate_sam(config)
             track(run)
         return
-    probed = open_models(config, topology)
+    probed, results, about = open_models(config, topology)
     probes, left_out = select_probes(config.probe, probed)
     probed.collect([want for probe in probes for want in probe.wants(probed)])
     if topology.rank != 0:
         return
-    config.results.mkdir(parents=True, exist_ok=True)
+    results.mkdir(parents=True, exist_ok=True)
     outcomes = []
     for probe in probes:
-        outcome = probe.measure(probed, config.results)
-        about = {
+        try:
+            outcome = probe.measure(probed, results)
+        except (ConfigError, DataError) as error:
+            if len(probes) == 1:
+                raise
+            left_out[probe.name] = f"failed: {error}"
+            continue
+        contents = {
             "probe": outcome.name,
             "checkpoint": str(config.checkpoint),
             **outcome.numbers,
             "remarks": list(outcome.remarks),
             "pictures": [str(path) for path in outcome.pictures],
             "settings": probe.model_dump(mode="json") | {"pool": config.pool, "seed": config.seed},
+            "data": about,
         }
-        write_json(config.results / f"{outcome.name}.json", about)
+        write_json(results / f"{outcome.name}.json", contents)
         outcomes.append(outcome)
     if isinstance(config.probe, Suite):
-        summarise(config, outcomes, left_out)
-    report(config, outcomes, left_out)
+        summarise(config, outcomes, left_out, results)
+    report(config, outcomes, left_out, results)
     if any("classes" in outcome.numbers and "top1" in outcome.numbers.get("trained", {}) for outcome in outcomes):
         for remark in probed.images.remarks_on_labels():
             print(f"labels: {remark}")
     track(run)
+
+
+def evaluate_sam(config: EvalConfig) -> None:
+    """Runs probe=segment or probe=relevance, which open what they need themselves."""
+    if given := [name for name, value in config.model.items() if value is not None]:
+        raise ConfigError(f"model.{given[0]} is for masked autoencoders, and probe={config.probe.name} opens a SAM")
+    if isinstance(config.probe, SegmentProbe):
+        evaluate_segmentation(config.probe, config.checkpoint, config.data, config.seed, config.out, config.wandb)
+    elif isinstance(config.probe, RelevanceProbe):
+        evaluate_relevance(config.probe, config.checkpoint, config.data, config.out, config.wandb)
 
 
 def track(run: Path | None) -> None:
@@ -122,9 +136,14 @@ def track(run: Path | None) -> None:
             pass
 
 
-def open_models(config: EvalConfig, topology: Topology) -> ModelsUnderProbe:
-    """Opens the checkpoint, its untrained twin and the images, on this rank's device."""
-    trained = load(config.checkpoint)
+def open_models(config: EvalConfig, topology: Topology) -> tuple[ModelsUnderProbe, Path, dict[str, Any]]:
+    """Opens the models and images on this rank's device. Returns the folder of the results and their data too.
+
+    Raises ConfigError if the model has no class token to pool, or `model.*` says what the checkpoint says otherwise.
+    """
+    opened = open_weights(config.checkpoint)
+    # A copy: what is loaded from an opened file stays in it, and somebody may write to it.
+    trained = copy.deepcopy(load(opened, **given_model(config, opened)))
     if config.pool == "class_token" and not trained.config.class_token:
         raise ConfigError(f"pool=class_token, but {config.checkpoint} has no class token. Use pool=patches")
     torch.manual_seed(config.seed)  # for the weights of the untrained model
@@ -134,33 +153,50 @@ def open_models(config: EvalConfig, topology: Topology) -> ModelsUnderProbe:
         untrained = type(trained)(trained.config)
     models: dict[str, Model] = {"trained": trained, "untrained": untrained}
     data = ShardDataModule(
-        evaluation_data(run_of(config.checkpoint), config.data),
+        read_data_settings(config.checkpoint, opened, trained.config.in_channels, config.data),
         image_size=trained.config.image_size,
         channels=trained.config.in_channels,
         seed=0,
         global_batch=1,
         micro_batch=config.batch_size,
     )
+    results = choose_folder(config.checkpoint, opened, data, out=config.out, wandb=config.wandb)
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", topology.rank % topology.devices)
         torch.cuda.set_device(device)
-    return ModelsUnderProbe(
+    probed = ModelsUnderProbe(
         models,
         EvaluationImages(data, config.batch_size, topology.rank, topology.ranks),
         Pixels(data.config.mean, data.config.std),
-        FeatureCache(config.results / "features", config.cache_gb * 1e9),
+        FeatureCache((config.out or evaluation_folder(config.checkpoint)) / "features", config.cache_gb * 1e9),
         pool=config.pool,
         seed=config.seed,
         device=device,
     )
+    return probed, results, record_data(data)
 
 
-def summarise(config: EvalConfig, outcomes: list[Outcome], left_out: dict[str, str]) -> None:
+def given_model(config: EvalConfig, opened: Opened) -> dict[str, Any]:
+    """Returns the given fields of MAEConfig. Raises ConfigError if a checkpoint of a run says one of them otherwise."""
+    given = {name: value for name, value in config.model.items() if value is not None}
+    if opened.run is not None:
+        said = opened.run["recipe"]["model"]
+        own, wanted = (MAEConfig.model_validate(fields) for fields in (said, said | given))
+        if differing := [name for name in given if getattr(own, name) != getattr(wanted, name)]:
+            name = differing[0]
+            raise ConfigError(
+                f"model.{name}={given[name]}, but {opened.path} was trained with {getattr(own, name)}: model.* is for "
+                "weights that do not say it. Leave it out"
+            )
+    return given
+
+
+def summarise(config: EvalConfig, outcomes: list[Outcome], left_out: dict[str, str], results: Path) -> None:
     """Writes suite.json and suite.png."""
     numbers = {outcome.name: outcome.numbers for outcome in outcomes}
     contents = {"checkpoint": str(config.checkpoint), "probes": numbers, "left_out": left_out, "seed": config.seed}
-    write_json(config.results / "suite.json", contents)
+    write_json(results / "suite.json", contents)
     both = ("trained", "untrained")
     accuracies = {
         name: {model: found[model]["top1"] for model in both}
@@ -169,10 +205,10 @@ def summarise(config: EvalConfig, outcomes: list[Outcome], left_out: dict[str, s
     }
     reconstructed = numbers.get("reconstruct", {"floors": {}})
     losses = {model: reconstructed[model]["loss"] for model in both if model in reconstructed}
-    draw_suite(accuracies, losses, reconstructed["floors"], str(config.checkpoint), config.results / "suite.png")
+    draw_suite(accuracies, losses, reconstructed["floors"], str(config.checkpoint), results / "suite.png")
 
 
-def report(config: EvalConfig, outcomes: list[Outcome], left_out: dict[str, str]) -> None:
+def report(config: EvalConfig, outcomes: list[Outcome], left_out: dict[str, str], results: Path) -> None:
     """Prints the table and the names of the files."""
     table = Table(title=f"{config.checkpoint}, seed {config.seed}", title_justify="left")
     table.add_column("probe")
@@ -187,4 +223,4 @@ def report(config: EvalConfig, outcomes: list[Outcome], left_out: dict[str, str]
         print(remark)
     for name, reason in left_out.items():
         print(f"left out: {name} {reason}")
-    print(f"{config.results}: {', '.join(sorted(path.name for path in config.results.iterdir()))}")
+    print(f"{results}: {', '.join(sorted(path.name for path in results.iterdir()))}")

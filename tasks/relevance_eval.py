@@ -23,6 +23,7 @@ from mae.sam.relevance import RelevanceAwareEncoder
 from mae.sam.scores import Found, by_box, by_clicks, by_prompts
 from mae.sam.segmenter import FOREGROUND, Prompts, Segmenter
 from mae.sam.square_frame import maps_to_photograph, points_to_frame
+from tasks.evaluation_folder import choose_folder, record_data
 from tasks.sam_on_photographs import Example, SamOnPhotographs, draw_found, prompt_in_photograph
 
 TITLES = ["answer", "gate, from 0 to 1", "change of the embedding", "rollout through all blocks"]
@@ -54,14 +55,19 @@ class RelevanceProbe(BaseModel, frozen=True, extra="forbid"):
 
 
 @torch.inference_mode()
-def evaluate_relevance(probe: RelevanceProbe, checkpoint: Path, given: dict[str, Any], results: Path) -> None:
-    """Draws and measures relevance on validation photographs; writes to `results`.
+def evaluate_relevance(
+    probe: RelevanceProbe, checkpoint: Path, given: dict[str, Any], out: Path | None, wandb: bool = False
+) -> None:
+    """Draws and measures relevance on validation photographs.
 
     given  data settings in place of the run's; None: unchanged
+    out    folder of the results; None: see `choose_folder`
+    wandb  whether they shall go to the run's W&B run, which takes those on its own images
 
     Raises ConfigError if there are no validation photographs, or no objects in them.
     """
     sam = SamOnPhotographs(probe.name, checkpoint, given)
+    results = choose_folder(checkpoint, sam.opened, sam.data, out=out, wandb=wandb)
     encoder = RelevanceAwareEncoder(sam.model.encoder).to(sam.device).eval()
     if sam.model.relevance is not None:
         encoder.load_state_dict(encoder.state_dict() | sam.model.relevance.state_dict())
@@ -79,7 +85,7 @@ def evaluate_relevance(probe: RelevanceProbe, checkpoint: Path, given: dict[str,
     draw_table(TITLES, rows).save(results / "relevance.png")
     record = {"probe": probe.name, "checkpoint": str(checkpoint), "identity": encoder.is_identity}
     record |= {"photographs": photographs, "pictures": [str(results / "relevance.png")]}
-    write_json(results / "relevance.json", record | {"settings": probe.model_dump()})
+    write_json(results / "relevance.json", record | {"settings": probe.model_dump(), "data": record_data(sam.data)})
     if encoder.is_identity:
         print(
             f"{checkpoint} has no trained gate (train with task.relevance=true): it is one half everywhere, and "

@@ -21,7 +21,7 @@ from mae.run.folder import run_of, stored_settings
 from mae.sam.pictures import MASK_COLOURS, draw_answer
 from mae.sam.scores import Found, Photograph, photograph_of
 from mae.sam.segmenter import Prompts
-from tasks.config import evaluation_data
+from tasks.evaluation_folder import read_data_settings
 
 
 class Example(NamedTuple):
@@ -55,7 +55,8 @@ class SamOnPhotographs:
         self.run_settings: Any = None
         if run and opened.kind == "segmentation":
             self.run_settings = stored_settings(run)
-        config = evaluation_data(run, given)
+        self.opened = opened
+        config = read_data_settings(checkpoint, opened, 3, given)
         side = self.model.encoder.config.image_size[0]
         self.data = MaskDataModule(config, image_size=side, masks_per_image=None, seed=0, global_batch=1, micro_batch=1)
         if self.data.val_index is None:

@@ -27,6 +27,7 @@ from mae.sam.loss import intersection_over_union
 from mae.sam.pictures import MASK_COLOURS, draw_answer, draw_scores, draw_table
 from mae.sam.scores import by_box, by_clicks, score
 from mae.sam.segmenter import Segmenter
+from tasks.evaluation_folder import choose_folder, record_data
 from tasks.sam_on_photographs import Example, SamOnPhotographs, draw_found
 from tasks.segment import initial_segmenter
 
@@ -48,15 +49,18 @@ class SegmentProbe(BaseModel, frozen=True, extra="forbid"):
 
 
 def evaluate_segmentation(
-    probe: SegmentProbe, checkpoint: Path, given: dict[str, Any], seed: int, results: Path
+    probe: SegmentProbe, checkpoint: Path, given: dict[str, Any], seed: int, out: Path | None, wandb: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Scores a run of task=segment beside its start, or another SAM beside a random one; writes to `results`.
+    """Scores a run of task=segment beside its start, or another SAM beside a random one; writes pictures and JSON.
 
     given  data settings in place of the run's; None: unchanged
+    out    folder of the results; None: see `choose_folder`
+    wandb  whether they shall go to the run's W&B run, which takes those on its own images
 
     Raises ConfigError if there are no validation photographs, or no objects in them.
     """
     sam = SamOnPhotographs(probe.name, checkpoint, given)
+    results = choose_folder(checkpoint, sam.opened, sam.data, out=out, wandb=wandb)
     start = before(sam.model, sam.run_settings, seed)
     models = {"trained": sam.model, "untrained": start.to(sam.device).eval()}
     batches = track(sam.batches(probe.images), "objects", transient=True)
@@ -68,7 +72,7 @@ def evaluate_segmentation(
         )
     results.mkdir(parents=True, exist_ok=True)
     record = {"probe": probe.name, "checkpoint": str(checkpoint), **scores, "settings": probe.model_dump()}
-    write_json(results / "segment.json", record | {"seed": seed})
+    write_json(results / "segment.json", record | {"seed": seed, "data": record_data(sam.data)})
     report(scores, checkpoint, results)
     draw_scores(results / "segment.png", scores, str(checkpoint))
     if probe.pictures and (rows := draw_examples(models, sam.examples(probe.pictures))):

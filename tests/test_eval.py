@@ -17,11 +17,15 @@ import mae
 from data.datamodule import DataConfig, ShardDataModule
 from data.pack.__main__ import main as pack
 from mae.distributed.launch import Topology
-from mae.errors import ConfigError
+from mae.errors import CheckpointError, ConfigError
+from mae.formats.opened import Opened, open_weights
 from mae.models.mae import MaskedAutoencoder
 from mae.models.pixels import Pixels
-from mae.probes.features import describe, held_out_noise, thumbnails
+from mae.probes.features import Features, describe, held_out_noise, thumbnails
+from mae.probes.models_under_probe import refuse_not_finite
+from tasks.config import evaluation_data
 from tasks.evaluate import EvalConfig, evaluate
+from tasks.evaluation_folder import choose_folder, read_data_settings
 from tasks.train import train
 from tests.conftest import ROOT
 from tests.processes import completed, run
@@ -182,6 +186,150 @@ def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part in ("train", "val"):
         pack([str(folder / "images"), str(folder / "shards" / part)])
     return folder / "shards"
+
+
+def pack_coloured(folder: Path, labels: dict[str, list[int]]) -> Path:
+    """Packs images of 32 pixels whose colour is their class: part -> labels. Returns the folder of the shards."""
+    for part, of_part in labels.items():
+        for number, label in enumerate(of_part):
+            pixels = np.random.default_rng(number).integers(0, 64, (32, 32, 3), dtype=np.uint8)
+            pixels[..., label] += 150
+            file = folder / "images" / part / "abc"[label] / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(file)
+        pack([str(folder / "images" / part), str(folder / "shards" / part)])
+    return folder / "shards"
+
+
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of three classes."""
+    return pack_coloured(tmp_path_factory.mktemp("coloured"), {"train": [0, 1, 2] * 6, "val": [0, 1, 2, 2]})
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two files of weights in one folder, of a width that does not tell the number of heads."""
+    folder = tmp_path_factory.mktemp("weights")
+    for name in ("one.pth", "other.pth"):
+        model = mae.Encoder(mae.MAEConfig(image_size=32, patch_size=8, width=32, depth=1, num_heads=4))
+        torch.save({"model": model.state_dict()}, folder / name)
+    return folder
+
+
+def results(folder: Path, probe: str = "knn") -> dict[str, Any]:
+    return json.loads((folder / f"{probe}.json").read_text())
+
+
+def test_results_of_two_files_in_one_folder_lie_apart(weights: Path, coloured: Path) -> None:
+    for name in ("one.pth", "other.pth"):
+        evaluate(settings(weights / name, "probe=knn", f"data.path={coloured}", "model.num_heads=4"), ALONE)
+    for name in ("one.pth", "other.pth"):
+        (folder,) = (weights / "eval" / name).glob("on-shards-*")
+        assert results(folder)["checkpoint"] == str(weights / name)
+
+
+def test_weights_that_lack_the_number_of_heads_take_it_from_the_command_line(
+    weights: Path, trained: Path, coloured: Path, tmp_path: Path
+) -> None:
+    words = ("probe=knn", f"data.path={coloured}", f"out={tmp_path}")
+    with pytest.raises(CheckpointError, match="give num_heads="):
+        evaluate(settings(weights / "one.pth", *words), ALONE)
+    with pytest.raises(ConfigError, match=r"model\.num_heads=1, but .* was trained with 2: .* Leave it out"):
+        evaluate(settings(trained, *words, "model.num_heads=1"), ALONE)
+    evaluate(settings(weights / "one.pth", *words, "model.num_heads=2"), ALONE)
+    assert (tmp_path / "knn.json").is_file()
+
+
+def test_results_on_other_images_leave_those_of_the_run(
+    trained: Path, built_in: Path, coloured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
+    few = ("probe=neighbours", "probe.train_images=5")
+    evaluate(settings(run, *few), ALONE)
+    own = results(run / "eval", "neighbours")
+    assert own["data"]["mean"] == [0.3] * 3 and own["data"]["test"]["images"] == 359
+    assert own["settings"]["pool"] == "patches" and own["data"]["train"]["classes"] == 10
+
+    evaluate(settings(run, *few, f"data.path={coloured}"), ALONE)
+    evaluate(settings(run, *few, "data.mean=[0.5,0.5,0.5]"), ALONE)
+
+    assert results(run / "eval", "neighbours") == own
+    others = sorted(path.name[:-9] for path in (run / "eval").glob("on-*"))
+    assert others == ["on-digits", "on-shards"]
+    assert "data.mean=[0.5,0.5,0.5] data.std=[0.34,0.34,0.34] are used" in capsys.readouterr().out
+    other = results(next((run / "eval").glob("on-shards-*")), "neighbours")
+    assert other["data"]["train"]["fingerprint"] != own["data"]["train"]["fingerprint"]
+    moved = shutil.copytree(built_in / "digits", tmp_path / "moved")
+    evaluate(settings(run, *few, f"data.path={moved}"), ALONE)  # the same images
+    assert results(run / "eval", "neighbours")["data"]["path"] == str(moved)
+    with pytest.raises(ConfigError, match="takes the results on the run's own images"):
+        opened = open_weights(run)
+        data = ShardDataModule(
+            evaluation_data(run, {"path": str(coloured)}),
+            image_size=(32, 32),
+            channels=3,
+            seed=0,
+            global_batch=1,
+            micro_batch=1,
+        )
+        choose_folder(run, opened, data, out=None, wandb=True)
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_mean_and_deviation_are_those_of_the_folder_of_weights(
+    said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = Opened(tmp_path, "mae", {}, {"pretrained_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}} if said else {})
+    config = read_data_settings(tmp_path, opened, 3, {"path": "x"})
+    assert config.mean == ((0.5,) * 3 if said else (0.485, 0.456, 0.406))
+    assert config.std == ((0.25,) * 3 if said else (0.229, 0.224, 0.225))
+    assert (f"mean and std of {tmp_path}" if said else "assumed, ImageNet's") in capsys.readouterr().out
+    assert read_data_settings(tmp_path, opened, 3, {"path": "x", "mean": [0.1] * 3}).mean == (0.1,) * 3
+    assert ("was trained with [0.5,0.5,0.5]" in capsys.readouterr().out) == said
+
+
+def test_weights_that_are_not_finite_are_refused_before_anything_is_measured(
+    weights: Path, coloured: Path, tmp_path: Path
+) -> None:
+    broken = torch.load(weights / "one.pth")
+    broken["model"]["blocks.0.mlp.fc1.weight"][3, 5] = torch.nan
+    torch.save(broken, tmp_path / "broken.pth")
+    words = ("probe=knn", f"data.path={coloured}", "model.num_heads=4", f"out={tmp_path / 'out'}")
+    with pytest.raises(CheckpointError, match="not finite"):
+        evaluate(settings(tmp_path / "broken.pth", *words), ALONE)
+    assert not (tmp_path / "out").exists()
+
+
+def test_features_that_are_not_finite_are_refused() -> None:
+    values = torch.ones(3, 4, 2)
+    values[1, 2, 0] = torch.inf
+    features = Features(torch.tensor([4, 7, 9]), torch.zeros(3), values)
+    with pytest.raises(CheckpointError, match="of the trained encoder are not finite, first those of image 7"):
+        refuse_not_finite("trained", features)
+
+
+def test_suite_of_one_class_runs_reconstruction_and_says_why_not_the_others(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = pack_coloured(tmp_path, {"train": [0] * 3, "val": [0]})
+    evaluate(settings(trained, *SUITE, f"data.path={shards}", f"out={tmp_path / 'out'}"), ALONE)
+    assert list(numbers(tmp_path / "out")) == ["reconstruct"]
+    said = capsys.readouterr().out
+    for probe in ("knn", "linear", "attentive"):
+        assert f"left out: {probe} needs training images of several classes" in said
+
+
+def test_suite_of_few_images_measures_all_and_says_what_they_cannot_tell(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = pack_coloured(tmp_path, {"train": [0, 1, 0, 0, 0], "val": [0]})
+    evaluate(settings(trained, *SUITE, f"data.path={shards}", f"out={tmp_path / 'out'}"), ALONE)
+    assert list(numbers(tmp_path / "out")) == ["knn", "linear", "attentive", "reconstruct"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "knn: k=20 is more than the 5 training images, all of which vote" in said
+    assert "largest class 100.00%" in said
+    assert results(tmp_path / "out")["floors"] == {"largest class": 1.0}
 
 
 def test_suite_without_labels_runs_reconstruction_only(trained: Path, unlabelled: Path, tmp_path: Path, capsys) -> None:

@@ -17,6 +17,7 @@ from mae.probes.held_out import choose
 from mae.probes.knn import knn_accuracy, neighbours
 from mae.probes.lars import LarsConfig, lars, lars_accuracy, linear_head
 from mae.probes.linear import linear_accuracy
+from mae.probes.probe import share_of_largest
 
 CPU = torch.device("cpu")
 
@@ -88,6 +89,11 @@ def test_choice_of_equal_accuracies_is_the_first_and_tries_one_more() -> None:
 
     assert choose("lr", [1e-3, 1e-2], torch.arange(100) % 10, 0, accuracies) == (1e-3, "")
     assert tried == [1e-3, 1e-2, 1e-4]
+
+
+def test_share_of_the_largest_class_is_that_of_the_training_images() -> None:
+    train, test = torch.tensor([7] * 95 + [2] * 5), torch.tensor([2] * 3 + [7] * 2)
+    assert share_of_largest(train, test) == pytest.approx(0.4)
 
 
 def test_linear_probe_of_few_images_takes_the_first_strength_and_says_so(digits) -> None:

@@ -1,6 +1,7 @@
 """Nearest training images of a photograph, from the features and thumbnails that probe=neighbours has kept."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from mae.demo.model import DemoModel
 from mae.probes.feature_cache import FeatureCache, thumbnails_key, weights_fingerprint
 from mae.probes.features import Features, Kind
 from mae.probes.knn import neighbours
+from mae.run.folder import evaluation_folder
 
 
 class Neighbour(NamedTuple):
@@ -52,21 +54,22 @@ class Gallery(NamedTuple):
 
 def open_gallery(model: DemoModel) -> Gallery | None:
     """Returns the newest features of exactly these weights whose images have thumbnails; None if there are none."""
-    folder = model.path if model.path.is_dir() else model.path.parent
-    cache = FeatureCache(folder / "eval" / "features", 0)  # where eval.py checkpoint=PATH keeps them
+    folder = evaluation_folder(model.path)
+    cache = FeatureCache(folder / "features", 0)  # where eval.py checkpoint=PATH keeps them
     for key, features in cache.kept(weights=weights_fingerprint(model.encoder)):
         if key["kind"] in ("patches", "class_token"):
             for _, small in cache.kept(**thumbnails_key(key["images"])):
                 if torch.isin(small.samples, features.samples).all():
-                    names = _class_names(folder / "eval" / "neighbours.json", key["images"])
+                    names = _class_names(folder, key["images"])
                     return Gallery(key["kind"], features.take(small.samples), small.values, names)
     return None
 
 
-def _class_names(file: Path, images: dict[str, Any]) -> list[str]:
+def _class_names(folder: Path, images: dict[str, Any]) -> list[str]:
     """Returns the names of the classes that probe=neighbours has left for these images, [] if it has not."""
-    try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return []
-    return found["classes"] if found.get("images") == images else []
+    for file in (folder / "neighbours.json", *folder.glob("on-*/neighbours.json")):
+        with suppress(OSError, ValueError):
+            found = json.loads(file.read_text())
+            if found.get("images") == images:
+                return found["classes"]
+    return []

@@ -63,7 +63,11 @@ class KNN(Probe, frozen=True):
 
         train, test = (probed.features("trained", want) for want in self.wants(probed))
         picture = self._draw(probed, train, test, out / "knn.png")
-        return measure_accuracy(self.name, probed, self.wants(probed), fit, [picture])
+        outcome = measure_accuracy(self.name, probed, self.wants(probed), fit, [picture])
+        if self.k > (count := len(train.labels)):
+            remark = f"{self.name}: k={self.k} is more than the {count:,} training images, all of which vote"
+            return outcome._replace(remarks=(remark, *outcome.remarks))
+        return outcome
 
     def _draw(self, probed: ModelsUnderProbe, train: Features, test: Features, path: Path) -> Path:
         """Draws some test images, evenly spread, each with its nearest training images by the trained encoder."""

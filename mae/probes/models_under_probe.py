@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mae.distributed.rank_zero import is_rank_zero
 from mae.distributed.ranks import broadcast_from_rank_zero, gather_to_rank_zero
+from mae.errors import CheckpointError
 from mae.models.classifier import Classifier, Pool
 from mae.models.mae import MaskedAutoencoder
 from mae.models.pixels import Pixels
@@ -158,6 +159,7 @@ class ModelsUnderProbe:
                 if features is None:
                     missing.append((name, want))
                 else:
+                    refuse_not_finite(name, features)  # kept by a version that did not look
                     self.found[name, want] = features
         return missing
 
@@ -226,4 +228,17 @@ class ModelsUnderProbe:
                     else:
                         values = describe(some, model.config.class_token, kind)
             found[name, kind, ratio] = Features(samples[rows], labels[rows], values.cpu())
+            refuse_not_finite(name, found[name, kind, ratio])
         return found
+
+
+def refuse_not_finite(name: str, features: Features) -> None:
+    """Raises CheckpointError if features are infinite or NaN: no probe measures anything on them."""
+    for rows in zip(features.samples.split(1024), features.values.split(1024), strict=True):
+        samples, values = rows
+        finite = values.isfinite().flatten(1).all(1) if values.ndim > 1 else values.isfinite()
+        if not finite.all():
+            raise CheckpointError(
+                f"features of the {name} encoder are not finite, first those of image {int(samples[~finite][0])}: "
+                "nothing is measured. Its weights hold NaN or overflow; take an earlier checkpoint"
+            )

@@ -33,7 +33,13 @@ class Reconstruct(Probe, frozen=True):
     def refusal(self, probed: ModelsUnderProbe) -> str | None:
         if not isinstance(probed.models["trained"], MaskedAutoencoder):
             return "needs a decoder, and the checkpoint holds an encoder only"
-        return None if probed.images.has("test") else "needs test images: set data.val_path"
+        if not probed.images.has("test"):
+            return "needs test images: set data.val_path"
+        try:
+            self._ratios(probed)
+        except ConfigError as error:
+            return str(error)
+        return None
 
     def _ratios(self, probed: ModelsUnderProbe) -> list[float]:
         """Returns all mask ratios, ascending. Raises ConfigError if one hides nothing or everything."""

@@ -19,6 +19,7 @@ from mae.atomic import write_atomically
 from mae.distributed.rank_zero import say
 from mae.distributed.restarts import continues, is_counted_restart, launch_names
 from mae.errors import CheckpointError, ConfigError
+from mae.run.checkpoint_files import NAME as NAME_OF_CHECKPOINT
 from mae.run.checkpoint_files import checkpoints, newest_valid, set_aside, step_of, verify
 from mae.run.lease import NAME as LEASE
 
@@ -92,7 +93,10 @@ WRITTEN = {
     "reconstructions": ("step-????????.png",),
     "tensorboard": ("events.out.tfevents.*", "hparams.yaml"),
     "wandb": ("run-*", "offline-run-*", "latest-run", "debug*.log", "artifacts", "wandb-resume.json"),
-    "eval": ("features", "segment_pictures.png", *(probe + kind for probe in PROBES for kind in ("", ".json", ".png"))),
+    "eval": (
+        *("features", "embeddings", "segment_pictures.png", "step-????????.ckpt", "on-*-????????"),
+        *(probe + kind for probe in PROBES for kind in ("", ".json", ".png")),
+    ),
 }
 KEPT_TO_THE_LAST = ("config.yaml", "environment.json", LEASE)  # the marks of a run
 
@@ -185,6 +189,19 @@ def run_of(path: Path) -> Path | None:
     if run is not None and stored_settings(run) is None:
         raise ConfigError(f"{run / 'config.yaml'} is damaged or gone. The same train.py command writes it anew")
     return run
+
+
+def evaluation_folder(checkpoint: Path) -> Path:
+    """Returns the folder of the results of eval.py: eval/ of a run or a folder of weights, eval/FILE beside a file.
+
+    Those of a single checkpoint of a run lie in eval/ of the run.
+    """
+    if checkpoint.is_dir():
+        return checkpoint / "eval"
+    beside = checkpoint.parent
+    if NAME_OF_CHECKPOINT.fullmatch(checkpoint.name) and beside.name == "checkpoints":
+        beside = beside.parent
+    return beside / "eval" / checkpoint.name
 
 
 def write_settings(run: Path, settings: str) -> None:

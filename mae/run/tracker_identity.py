@@ -177,7 +177,7 @@ def reopen_wandb(run: Path) -> Iterator[Any]:
 def _evaluations(run: Path) -> dict[str, Any]:
     """Returns eval/PROBE -> the numbers in eval/PROBE.json of a run."""
     found = {file.stem: read_json(file) for file in sorted((run / "eval").glob("*.json"))}
-    about = ("probe", "checkpoint", "pictures", "settings", "seed", "classes", "images")
+    about = ("probe", "checkpoint", "pictures", "settings", "seed", "classes", "images", "data", "remarks")
     return {
         f"eval/{name}": {key: value for key, value in numbers.items() if key not in about}
         for name, numbers in found.items()

@@ -76,7 +76,10 @@ def run_trial(
         if probe in PROBES:
             evaluation = [setting("checkpoint", str(folder.resolve())), f"probe={probe}", *config.evaluation]
             _wait(start("eval.py", *evaluation), log.name, begin)
-            return _read(folder / "eval" / f"{probe}.json", "trained", metric)
+            results = folder / "eval"  # with data.path= among the settings in a folder of it
+            written = [results / f"{probe}.json", *results.glob(f"on-*/{probe}.json")]
+            newest = max(filter(Path.exists, written), key=lambda file: file.stat().st_mtime_ns, default=written[0])
+            return _read(newest, "trained", metric)
         return _read(folder / "summary.json", config.objective)
 
 

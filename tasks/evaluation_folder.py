@@ -1,0 +1,115 @@
+"""What is evaluated, and where results go: those on a run's own images to its eval/, those on others to folders in it.
+
+1 settings  of the data: those of the run under what is given, mean and deviation those of the weights
+2 folder    on the run's own images, or not
+3 record    the data as each JSON states them
+"""
+
+import hashlib
+import json
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+
+from data.config import DataConfig
+from data.datamodule import ShardDataModule
+from data.index.index import ShardIndex
+from mae.distributed.rank_zero import say
+from mae.errors import ConfigError
+from mae.formats.opened import Opened, scale_of
+from mae.run.folder import evaluation_folder, run_of
+from tasks.config import evaluation_data
+
+PIXELS = ("image", "mean", "std", "scale", "flip", "val_crop", "bits")  # settings on which the features depend
+PARTS = ("train", "val", "test")
+
+
+def read_data_settings(checkpoint: Path, opened: Opened, channels: int, given: dict[str, Any]) -> DataConfig:
+    """Returns the settings of the data, with the mean and deviation of the weights, and says where these come from.
+
+    given  settings in place of the run's; None: unchanged
+    """
+    run, scale = run_of(checkpoint), scale_of(opened, channels)
+    wanted = {name for name in ("mean", "std") if given.get(name) is None}
+    if wanted and opened.run is None and (scale.known or run is None):
+        given = given | {name: getattr(scale, name) for name in wanted}
+        said = f"of {checkpoint}" if scale.known else f"assumed, ImageNet's, since {checkpoint} says none"
+        say(f"data.mean={_list(given['mean'])} data.std={_list(given['std'])}: {' and '.join(sorted(wanted))} {said}")
+    config = evaluation_data(run, given)
+    if scale.known and not np.allclose((*config.mean, *config.std), (*scale.mean, *scale.std), atol=1e-4):
+        say(
+            f"data.mean={_list(config.mean)} data.std={_list(config.std)} are used, and {checkpoint} was trained with "
+            f"{_list(scale.mean)} and {_list(scale.std)}"
+        )
+    return config
+
+
+def _list(values: tuple[float, ...]) -> str:
+    return f"[{','.join(f'{value:g}' for value in values)}]"
+
+
+def choose_folder(
+    checkpoint: Path, opened: Opened, data: ShardDataModule, *, out: Path | None, wandb: bool = False
+) -> Path:
+    """Returns the folder of the results, and says where they go if the images are not the run's own.
+
+    Raises ConfigError if they shall go to the run's W&B run and are on other images.
+    """
+    folder = evaluation_folder(checkpoint)
+    if out is not None:
+        return out
+    other = folder / f"on-{_name(data.config)}-{_digest(data)}"
+    if (run := run_of(checkpoint)) is None:
+        return other
+    if are_own(run, opened, data):
+        return folder
+    if wandb:
+        raise ConfigError("wandb=true takes the results on the run's own images: leave data.* out, or wandb=true")
+    say(f"images and pixels are not those that {run} was trained and validated on: results in {other}")
+    return other
+
+
+def are_own(run: Path, opened: Opened, data: ShardDataModule) -> bool:
+    """Returns whether images and pixels are those of the run: the same shards, wherever they lie, read alike."""
+    try:
+        own = evaluation_data(run, {})
+    except ConfigError:  # a stream has no samples to be evaluated on
+        return False
+    config = data.config
+    if config.val_path != own.val_path or any(getattr(config, name) != getattr(own, name) for name in PIXELS):
+        return False
+    trained_on = opened.run and opened.run["recipe"].get("order", {}).get("fingerprint")
+    if trained_on:
+        return data.train_index.fingerprint == trained_on
+    return all(getattr(config, name) == getattr(own, name) for name in ("path", "source", "root"))
+
+
+def _name(config: DataConfig) -> str:
+    """Returns a word for the images: the last folder of their path that is no part."""
+    path = config.val_path or config.path or config.source or "images"
+    folders = PurePath(path if isinstance(path, str) else path[0]).parts
+    name = next((part for part in reversed(folders) if part not in PARTS), "images")
+    return "".join(letter if letter.isalnum() or letter in "._" else "_" for letter in name)[:40]
+
+
+def _digest(data: ShardDataModule) -> str:
+    read = {name: getattr(data.config, name) for name in PIXELS}
+    shards = [index.fingerprint for index in (data.train_index, data.val_index) if index is not None]
+    return hashlib.sha256(json.dumps([read, shards]).encode()).hexdigest()[:8]
+
+
+def record_data(data: ShardDataModule) -> dict[str, Any]:
+    """Returns what the results were measured on: places, scale and crop of the images, and each part's fingerprint."""
+    config = data.config
+    places = {name: getattr(config, name) for name in ("path", "val_path", "source") if getattr(config, name)}
+    pixels = {name: getattr(config, name) for name in ("mean", "std", "val_crop", "bits")}
+    parts = {"train": data.train_index, "test": data.val_index}
+    return places | pixels | {name: _part(index) for name, index in parts.items() if index is not None}
+
+
+def _part(index: ShardIndex) -> dict[str, Any]:
+    labels = index.labels
+    labels_digest = hashlib.sha256(labels.tobytes()).hexdigest()[:16]
+    found = {"fingerprint": index.fingerprint, "labels": labels_digest, "images": len(index)}
+    return found | {"classes": len(np.unique(labels[labels >= 0]))}
