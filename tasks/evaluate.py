@@ -55,7 +55,7 @@ class EvalConfig(BaseModel, frozen=True, extra="forbid"):
 
     checkpoint: Path
     probe: AnyProbe = Field(discriminator="name")
-    model: dict[str, Any]
+    model: dict[str, Any] = {}
     data: dict[str, Any]
     pool: Pool
     batch_size: int = Field(ge=1)
