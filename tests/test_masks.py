@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -18,6 +18,8 @@ from data.datamodule import DataConfig
 from data.errors import DataError
 from data.images.masks import decode, encode, nearest, read_record
 from data.index.index import open_shards
+from data.index.passed_over import PassedOver
+from data.inspect.__main__ import main as inspect
 from data.loader.faults import Faults
 from data.loader.mask_dataset import Frame, MaskDataset, fit
 from data.mask_datamodule import MaskDataModule
@@ -26,6 +28,7 @@ from data.pack.__main__ import main as pack
 from data.pack.coco import with_masks
 from data.pack.image_folder import find_images
 from data.pack.sample import Source
+from data.pack.sources import open_source
 from mae.sam.square_frame import boxes_to_frame, maps_to_photograph, points_to_frame
 from tests.masked_photos import jpeg, record, shapes, shards_of_shapes, write_coco, write_tar
 
@@ -225,6 +228,8 @@ def reason_of_bad_sample(tar: Path) -> str:
         (b"{", "no SA-1B record"),
         (b'{"annotations": [{"segmentation": [[1, 2, 3, 4, 5, 6]]}]}', "no SA-1B record"),
         (b'{"annotations": []}', "nothing to segment"),
+        (b"[" * 100_000, "no SA-1B record"),
+        (b'{"annotations": [{"segmentation": {"size": [1e999, 120], "counts": [9, 9]}}]}', "no SA-1B record"),
         (record([np.ones((120, 90), bool)]), "its masks are 120x90, the upright image is 90x120"),
         (record([np.zeros((90, 120), bool)]), "none of its 1 masks covers a cell"),
         (b'{"annotations": [{"segmentation": {"size": [90, 120], "counts": [1, "x"]}}]}', "cannot be decoded"),
@@ -261,7 +266,7 @@ def test_coco_annotations_are_packed_as_records_and_read_back(tmp_path: Path, co
     images, file = coco_folder
     pack([str(images), str(tmp_path / "out" / "train"), "--masks", str(file), "--jobs", "1"])
     printed = capsys.readouterr()
-    assert "3 samples" in printed.out and "1 images without objects" in printed.err
+    assert "3 samples" in printed.out and "1 images without an object in the annotations (3.jpg)" in printed.err
     index = open_shards(str(tmp_path / "out" / "train"))
     dataset = MaskDataset(index, Frame(128, None))
     for sample in range(3):
@@ -328,6 +333,12 @@ def square(image: Any, left: int = 20, **fields: Any) -> dict[str, Any]:
     return {"id": 0, "image_id": image, "segmentation": corners} | fields
 
 
+def masked(source: Source, file: Path) -> tuple[Source, str]:
+    """The images with records, and what was passed over."""
+    passed_over = PassedOver()
+    return with_masks(source, file, passed_over), str(passed_over)
+
+
 def lefts(source: Source) -> dict[str, list[int]]:
     """origin -> left edge of each mask."""
     records = {sample.origin: json.loads(dict(sample.others)["json"]()) for sample in source.samples}
@@ -359,9 +370,9 @@ def test_ambiguous_file_name_raises_data_error_with_both_paths(tmp_path: Path, n
 )
 def test_file_name_of_another_machine_is_matched_where_that_is_certain(tmp_path: Path, name: str) -> None:
     source, file = annotated(tmp_path, ["000.jpg", "001.jpg"], [entry(0, name), entry(1, "gone.jpg")], [square(0)])
-    found = with_masks(source, file)
+    found, said = masked(source, file)
     assert lefts(found) == {"000.jpg": [20]}
-    assert f"1 images that {file} does not name are left out (first: 001.jpg)" in found.note
+    assert "1 images that the annotations do not name (001.jpg)" in said
     assert ("another extension" in found.note) == (name in ("000.png", "000.JPG"))
 
 
@@ -369,9 +380,9 @@ def test_file_names_with_folders_keep_frames_of_several_cameras_apart(tmp_path: 
     names = ["cam1/000.jpg", "cam2/000.jpg", "cam3/000.jpg"]
     images = [entry(1, "frames\\cam2\\000.jpg"), entry(0, "cam1/000.jpg"), entry(2, "cam4/000.jpg")]
     source, file = annotated(tmp_path, names, images, [square(0, 5), square(1, 50), square(2, 70)])
-    found = with_masks(source, file)
+    found, said = masked(source, file)
     assert lefts(found) == {"cam1/000.jpg": [5], "cam2/000.jpg": [50]}
-    assert "1 images with objects" in found.note and "(first: cam4/000.jpg)" in found.note
+    assert "1 annotated images that are not in the source (cam4/000.jpg)" in said
 
 
 @pytest.mark.parametrize(("identity", "reference"), [(0, "0"), ("0", 0), (0.0, 0), ("a", "a ")])
@@ -421,13 +432,13 @@ def test_objects_without_a_usable_shape_are_left_out_and_counted(tmp_path: Path,
     bad = [{"image_id": 0, "segmentation": shape} for shape in shapes] + [square(1)]
     images = [entry(0, "0.jpg"), entry(1, "1.jpg")]
     source, file = annotated(tmp_path, ["0.jpg", "1.jpg"], images, [*bad, square(0)])
-    found = with_masks(source, file)
+    found, said = masked(source, file)
     assert lefts(found) == {"0.jpg": [20], "1.jpg": [20]}
-    assert sum(map(int, re.findall(r"(\d+) with", found.note))) == len(shapes) and reason in found.note
+    assert sum(map(int, re.findall(r"(\d+) objects with", said))) == len(shapes) and reason in said
     # Alone on its image: the image is left out, and where there is no other, the file is refused.
     source, file = annotated(tmp_path, [], images, bad)
-    found = with_masks(source, file)
-    assert lefts(found) == {"1.jpg": [20]} and "1 images without objects" in found.note
+    found, said = masked(source, file)
+    assert lefts(found) == {"1.jpg": [20]} and "1 images without an object in the annotations (0.jpg)" in said
     source, file = annotated(tmp_path, [], images, bad[:-1])
     with pytest.raises(DataError, match=f"no usable object on the images .*{reason}"):
         with_masks(source, file)
@@ -441,17 +452,23 @@ def test_annotation_without_a_key_takes_part_as_far_as_it_can(tmp_path: Path) ->
     texts = square(0, segmentation=[[str(x) for x in whole["segmentation"][0]]], iscrowd="0")
     images = [{"id": 0, "file_name": "0.jpg"}]  # no size
     source, file = annotated(tmp_path, ["0.jpg"], images, [flat, points, pieces, texts, {"image_id": 0}])
-    found = with_masks(source, file)
+    found, said = masked(source, file)
     assert lefts(found) == {"0.jpg": [20] * 4}
-    assert "1 without a shape" in found.note and "1 polygons of fewer than three points" in found.note
+    assert "1 objects without a shape" in said and "1 polygons of fewer than three points" in said
 
 
 @pytest.mark.parametrize(
     ("annotations", "said"),
     [
         ([], "has no annotations"),
-        ([square(0, iscrowd=1)] * 3, "its annotations are 3 crowds, and the first image has the id 0"),
-        ([square(7), square("8")], "2 of images that have no entry (image_id 7 …), and the first image has the id 0"),
+        (
+            [square(0, iscrowd=1)] * 3,
+            "its annotations are 3 crowds (annotation 0, annotation 0, annotation 0), and the first image has the id 0",
+        ),
+        (
+            [square(7), square("8")],
+            "2 objects of images that have no entry (image_id 7, image_id '8'), and the first image has the id 0",
+        ),
     ],
 )
 def test_coco_file_without_objects_says_why(tmp_path: Path, annotations, said: str) -> None:
@@ -463,7 +480,10 @@ def test_coco_file_without_objects_says_why(tmp_path: Path, annotations, said: s
 def test_orphans_and_crowds_are_counted_beside_objects(tmp_path: Path) -> None:
     annotations = [square(0), square(7), square(8), square(0, iscrowd=1)]
     source, file = annotated(tmp_path, ["0.jpg"], [entry(0, "0.jpg")], annotations)
-    assert "2 of images that have no entry (image_id 7 …), 1 crowds" in with_masks(source, file).note
+    assert (
+        masked(source, file)[1]
+        == "2 objects of images that have no entry (image_id 7, image_id 8); 1 crowds (annotation 0)"
+    )
 
 
 def test_json_beside_an_image_that_gets_masks_raises_data_error(tmp_path: Path) -> None:
@@ -483,6 +503,82 @@ def test_sizes_of_stored_pixels_are_named_as_the_cause(tmp_path: Path) -> None:
     record = dict(with_masks(source, file).samples[0].others)["json"]
     with pytest.raises(DataError, match=r"it is 64x96 upright, and \?x95 in the annotations"):
         record()
+
+
+def test_what_masks_leave_out_is_kept_in_the_manifest_and_refused_if_strict(
+    tmp_path: Path, coco_folder, capsys
+) -> None:
+    images, file = coco_folder
+    words = [str(images), str(tmp_path / "out"), "--masks", str(file), "--jobs", "1"]
+    with pytest.raises(
+        DataError, match=r"--strict: passed over: 1 crowds \(annotation 91\); 1 images without an object"
+    ):
+        pack([*words, "--strict"])
+    pack(words)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["passed_over"]["crowds"] == {"count": 1, "examples": ["annotation 91"]}
+    capsys.readouterr()
+    inspect([str(tmp_path / "out"), "--jobs", "1"])
+    assert re.search(r"not packed +1 crowds \(annotation 91\)", capsys.readouterr().out)
+
+
+def test_annotations_that_changed_are_not_mixed_into_a_resumed_pack(tmp_path: Path, coco_folder, capsys) -> None:
+    images, file = coco_folder
+    words = [str(images), str(tmp_path / "out"), "--masks", str(file), "--jobs", "1", "--shard-size", "1"]
+    pack([*words, "--part", "1/2"])
+    file.write_text(file.read_text().replace("[[10, 20, 50", "[[12, 20, 50"))
+    for more in ([], ["--part", "2/2"], ["--merge"]):
+        with pytest.raises(DataError, match=r"annotations \(--masks\) that are others than now"):
+            pack([*words, *more])
+    pack([*words, "--overwrite"])
+    assert "3 samples" in capsys.readouterr().out
+
+
+def test_annotations_of_images_in_tars_are_matched_by_the_names_of_the_members(tmp_path: Path) -> None:
+    pixels, _ = shapes(0, 64, 96)
+    tar = write_tar(tmp_path / "x.tar", [(jpeg(pixels), None)] * 2)
+    _, file = annotated(tmp_path, ["unused.jpg"], [entry(7, "000001.jpg"), entry(8, "x.jpg")], [square(7), square(8)])
+    found, said = masked(open_source(str(tar)), file)
+    assert (
+        lefts(found) == {f"{tar}/000001.jpg": [20]} and "1 annotated images that are not in the source (x.jpg)" in said
+    )
+
+
+def test_files_of_lvis_and_sizes_of_zero_are_taken(tmp_path: Path) -> None:
+    images = [{"id": 2**70, "coco_url": "http://images.cocodataset.org/val2017/0.jpg", "height": 0, "width": 0}]
+    source, file = annotated(tmp_path, ["0.jpg"], images, [square(2**70)])
+    assert lefts(with_masks(source, file)) == {"0.jpg": [20]}
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"images": 3}', "", "\x1f"])
+def test_file_that_is_no_coco_file_raises_data_error(tmp_path: Path, text: str) -> None:
+    source, file = annotated(tmp_path, ["0.jpg"], [], [])
+    file.write_text(text)
+    with pytest.raises(DataError, match="cannot be read as COCO instances"):
+        with_masks(source, file)
+
+
+SHAPES = st.sampled_from([square(0)["segmentation"], *(shape for shapes in UNUSABLE.values() for shape in shapes)])
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.sampled_from([0, 1, "2", 3, None]), SHAPES, st.sampled_from([0, 1, None])), max_size=12))
+def test_objects_and_images_are_packed_or_counted(tmp_path: Path, drawn) -> None:
+    annotations = [{"image_id": image, "segmentation": shape, "iscrowd": crowd} for image, shape, crowd in drawn]
+    images = [entry(0, "0.jpg"), entry(1, "1.jpg"), entry(2, "gone.jpg")]
+    source, file = annotated(tmp_path, ["0.jpg", "1.jpg", "4.jpg"], images, annotations)
+    passed_over = PassedOver()
+    try:
+        records = lefts(with_masks(source, file, passed_over))
+    except DataError as error:
+        assert str(file) in str(error)
+        return
+    counts = passed_over.counts
+    objects = sum(number for reason, number in counts.items() if reason == "crowds" or reason.startswith("objects "))
+    absent = sum(image == "2" and not crowd for image, _, crowd in drawn)
+    assert sum(map(len, records.values())) + objects + absent == len(drawn)
+    assert len(records) + sum(number for reason, number in counts.items() if reason.startswith("images ")) == 3
+    assert counts.get("annotated images that are not in the source", 0) == bool(absent)
 
 
 # Photographs without an object.

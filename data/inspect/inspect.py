@@ -1,7 +1,6 @@
 """Statistics of the samples of an index: counts, formats, sizes, colours, constant images, faults, duplicates."""
 
 import itertools
-import os
 import sys
 from typing import Any
 
@@ -14,6 +13,7 @@ from data.inspect.survey import CHUNK, Survey, chunks, examine
 from data.order.samplers import spread
 from data.parallel import run
 from data.storage.listing import Folder
+from data.storage.protocols import split_path
 
 MAX_READ, MAX_DECODED = 5000, 500  # samples without deep=True
 
@@ -38,7 +38,7 @@ def inspect(index: ShardIndex, *, deep: bool = False, jobs: int = 1) -> dict[str
     return {
         "shards": len(index.shards),
         "samples": len(index),
-        "bytes": sum(os.path.getsize(shard) for shard in index.shards),
+        "bytes": int(index.bytes.sum()),
         "labels": labels,
         "unlabelled": unlabelled,
         "classes": names,
@@ -65,10 +65,12 @@ def inspect(index: ShardIndex, *, deep: bool = False, jobs: int = 1) -> dict[str
 
 
 def _not_packed(index: ShardIndex) -> PassedOver:
-    """Returns what `data.pack` has passed over, by the manifests beside the shards."""
+    """Returns what `data.pack` has passed over or could not read, by the manifests beside the shards."""
     passed_over = PassedOver()
-    for folder in dict.fromkeys(os.path.dirname(shard) or "." for shard in index.shards):
-        passed_over.update(PassedOver.from_json((Folder(folder).manifest() or {}).get("passed_over")))
+    for folder in dict.fromkeys(split_path(shard)[0] or "." for shard in index.shards):
+        manifest = Folder(folder).manifest() or {}
+        passed_over.update(PassedOver.from_json(manifest.get("passed_over")))
+        passed_over.add("unreadable images", *(entry["file"] for entry in manifest.get("bad", ())))
     return passed_over
 
 

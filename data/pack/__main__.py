@@ -25,20 +25,33 @@ order, and the same command with --merge at the end:
 
 import argparse
 import dataclasses
+import hashlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from data.errors import DataError, command
-from data.index.passed_over import PassedOver
+from data.index.passed_over import PassedOver, printable
 from data.index.samples import normalise_extension
 from data.index.splits import NAMES, local_path
-from data.pack.assemble import assemble, check_out, replaced_folder
+from data.pack.assemble import assemble
 from data.pack.class_list import read_class_list
 from data.pack.coco import with_masks
 from data.pack.divide import FOLDER, count_splits, divide, wanted
 from data.pack.pack import MAX_BAD, QUALITY, SHARD_SIZE, Part, write_shards
-from data.pack.plan import DIVISION, SETTINGS, PackPlan, find_difference, hash_keys, hold, load_plan, partial_folder
+from data.pack.plan import (
+    DIVISION,
+    SETTINGS,
+    PackPlan,
+    check_out,
+    find_difference,
+    hash_keys,
+    hold,
+    load_plan,
+    partial_folder,
+    replaced_folder,
+)
 from data.pack.sources import open_source
 from data.parallel import cores
 from data.storage.credentials import hide
@@ -46,14 +59,16 @@ from data.storage.credentials import hide
 
 def main(words: list[str] | None = None) -> None:
     arguments = _parser().parse_args(words)
-    out, part, max_bad = arguments.out, arguments.part, arguments.max_bad
+    out, part, max_bad = _real_folder(arguments.out), arguments.part, arguments.max_bad
     settings = _settings(arguments)
     given = read_class_list(arguments.classes) if arguments.classes else None
     check_out(out, arguments.overwrite)
     if arguments.merge:
         plan = _plan_to_merge(out, settings if given is None else settings | {"classes": given})
         with hold(out):
-            _report(out, assemble(plan, out, max_bad=max_bad, verify=True, jobs=arguments.jobs))
+            check_out(out, arguments.overwrite)
+            manifests = assemble(plan, out, max_bad=max_bad, verify=True, jobs=arguments.jobs)
+        _report(out, manifests)
         return
     passed_over = PassedOver()
     ours = (out, partial_folder(out), replaced_folder(out))
@@ -64,7 +79,7 @@ def main(words: list[str] | None = None) -> None:
             "write a list with the header path,label and that column."
         )
     source = open_source(path, given, arguments.image, passed_over, ours, arguments.group_by)
-    samples, classes, note = with_masks(source, arguments.masks) if arguments.masks else source
+    samples, classes, note = with_masks(source, arguments.masks, passed_over) if arguments.masks else source
     plan = PackPlan(samples=len(samples), classes=classes, keys=hash_keys(samples), **settings)
     split_of = None
     if wanted(plan):
@@ -79,18 +94,24 @@ def main(words: list[str] | None = None) -> None:
         print(f"passed over: {passed_over}", file=sys.stderr)
     with hold(out, part):
         write_shards(plan, samples, out, part, arguments.jobs, max_bad, arguments.overwrite, passed_over, split_of)
-        if not part:
-            _report(out, assemble(plan, out, max_bad=max_bad))
-            return
+        manifests = {} if part else assemble(plan, out, max_bad=max_bad)
+    if not part:
+        _report(out, manifests)
+        return
     print(
-        f"{partial_folder(out)}: part {part[0]}/{part[1]} of {len(plan.shards)} shards is finished. When all parts "
-        "are, repeat the command with --merge in place of --part."
+        f"{printable(str(partial_folder(out)))}: part {part[0]}/{part[1]} of {len(plan.shards)} shards is finished. "
+        "When all parts are, repeat the command with --merge in place of --part."
     )
+
+
+def _real_folder(out: Path) -> Path:
+    """Returns OUT, or the folder that it leads to if it is a link, `.` or `..`: OUT.partial lies beside that."""
+    return out.resolve() if out.is_symlink() or out.name in ("", "..") else out
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns the fields of the PackPlan that options set. Raises DataError if options contradict each other."""
-    out = arguments.out.absolute()
+    out = Path(os.path.abspath(arguments.out))
     is_split = out.name.lower() in NAMES  # imagenet/train gives imagenet-train
     name = arguments.name or (f"{out.parent.name}-{out.name}" if is_split and out.parent.name else out.name)
     if "/" in name:
@@ -104,7 +125,16 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         raise DataError("--masks fit images as they are, not resized: leave out --shorter-side, or resize both before.")
     _refuse_division(arguments, is_split)
     quality = (arguments.quality or QUALITY) if arguments.shorter_side else None
-    return {field: getattr(arguments, field) for field in SETTINGS} | {"name": name, "quality": quality}
+    settings = {field: getattr(arguments, field) for field in SETTINGS} | {"name": name, "quality": quality}
+    return settings | ({"annotations": _digest(arguments.masks)} if arguments.masks else {})
+
+
+def _digest(masks: Path) -> str:
+    try:
+        with open(masks, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"--masks {masks} cannot be read ({error.strerror}). Check the path.") from None
 
 
 def _refuse_division(arguments: argparse.Namespace, out_is_split: bool) -> None:
@@ -141,7 +171,7 @@ def _plan_to_merge(out: Path, settings: dict[str, Any]) -> PackPlan:
 
 def _report(out: Path, manifests: dict[str, dict[str, Any]]) -> None:
     for split, manifest in manifests.items():
-        facts = [f"{out / split}: {manifest['samples']} samples in {len(manifest['shards'])} shards"]
+        facts = [f"{printable(str(out / split))}: {manifest['samples']} samples in {len(manifest['shards'])} shards"]
         if manifest["classes"]:
             facts.append(f"{len(manifest['classes'])} classes")
         if manifest["shorter_side"]:
@@ -186,7 +216,8 @@ def _parser() -> argparse.ArgumentParser:
     one = parser.add_mutually_exclusive_group()
     one.add_argument("--part", type=_part, metavar="I/N", help="write only each N-th shard, from the I-th of 1 … N on")
     one.add_argument("--merge", action="store_true", help="check and join what the parts wrote; SOURCE is not read")
-    add("--strict", action="store_true", help="refuse a source of which anything would be passed over")
+    strict = "refuse a source of which anything would be passed over (remarks stay remarks; unreadable: --max-bad 0)"
+    add("--strict", action="store_true", help=strict)
     add("--max-bad", type=int, default=MAX_BAD, metavar="N", help=f"unreadable images to skip (default {MAX_BAD})")
     add(
         "--overwrite", action="store_true", help="replace OUT once the new one is complete; give up another OUT.partial"

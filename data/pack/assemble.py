@@ -17,27 +17,10 @@ from data.errors import DataError
 from data.index import index_file
 from data.index.build import build
 from data.index.index import ShardIndex
-from data.pack.plan import DIVISION, WORK, PackPlan, partial_folder
+from data.pack.plan import DIVISION, WORK, PackPlan, partial_folder, replaced_folder
 from data.pack.writer import Record, find_record
-from data.storage.listing import Folder
 
 MAX_NAMED = 5  # missing shards in an error
-
-
-def check_out(out: Path, overwrite: bool) -> None:
-    """Raises DataError if something lies at OUT that may not be replaced."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not overwrite:
-        raise DataError(f"{out} exists already. Choose another place, or replace it with --overwrite.")
-    if not (out / "manifest.json").exists() and not _is_divided(out):
-        raise DataError(f"{out} is no packed data set (it has no manifest.json). Remove it yourself if it may go.")
-
-
-def _is_divided(out: Path) -> bool:
-    """Returns True if a folder holds parts that one pack has made, and nothing else."""
-    parts = list(out.iterdir())
-    return all(part.is_dir() and "divided_by" in (Folder(str(part)).manifest() or {}) for part in parts)
 
 
 def check_bad(bad: list[dict[str, str]], max_bad: int) -> None:
@@ -172,11 +155,6 @@ def _passed_over(folder: Path) -> dict[str, Any]:
     with contextlib.suppress(FileNotFoundError):
         return json.loads((folder / WORK / "passed_over.json").read_text())
     return {}
-
-
-def replaced_folder(out: Path) -> Path:
-    """Returns the folder of the data set that a new one is about to replace."""
-    return out.with_name(f"{out.name}.replaced")
 
 
 def _replace_folder(partial: Path, out: Path) -> None:

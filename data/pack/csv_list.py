@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from data.errors import DataError
 from data.index.classes import same_name
-from data.index.samples import IMAGES, parse_label
+from data.index.samples import CLUTTER, IMAGES, parse_label
 from data.pack.class_list import number_by_name
 from data.pack.divide import FOLDER
 from data.pack.image_folder import key_of_path, read_file
@@ -121,6 +121,11 @@ def _read_rows(reader: csv.DictReader, source: Path, group_by: str | None) -> It
             raise DataError(
                 f"{source}, line {line}: {path!r} is no image, it ends in none of "
                 f"{', '.join('.' + extension for extension in IMAGES)}. Remove the line."
+            )
+        if not CLUTTER.isdisjoint(Path(path).parts):
+            raise DataError(
+                f"{source}, line {line}: {path!r} lies in a folder of thumbnails or waste, whose files no index takes. "
+                "Remove the line, or move the image."
             )
         number = None if label is None else _read_label(label.strip(), f"{source}, line {line}")
         yield Row(path, number, line, row[group_by].strip() if group_by in header else None)

@@ -1,10 +1,16 @@
-"""Images of a folder with their classes and side files, to be packed."""
+"""Images of a folder with their classes and side files, to be packed.
+
+1 walk     the files below the folder: images and others
+2 match    other files → the images that they are named after
+3 number   sub-folders → classes
+"""
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Container, Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from data.errors import DataError
 from data.index.passed_over import PassedOver
@@ -12,6 +18,16 @@ from data.index.samples import CLUTTER, IMAGES, IN_CLUTTER
 from data.index.splits import split_of
 from data.pack.class_list import number_by_name
 from data.pack.sample import LazySamples, Sample, Source
+from data.storage.read import require_readable
+
+
+class Tree(NamedTuple):
+    """Files below a folder, by their paths in it."""
+
+    root: Path
+    images: list[str]
+    others: list[str]
+    folders: set[str]  # sub-folders of the root, empty ones included
 
 
 def find_images(
@@ -22,61 +38,44 @@ def find_images(
 ) -> Source:
     """Returns the images below a folder with their side files, and the names of its classes.
 
-    given        names of the classes by their numbers (--classes); else the sub-folders in alphabetical order, empty
-                 ones included; a flat folder has none
-    passed_over  counts what is not packed: hidden files, links that lead back, files named after no image
-    leave_out    folders inside it that are not looked into, such as OUT
+    leave_out  folders inside it that are not looked into, such as OUT
 
-    A file a.EXTENSION beside a.jpg is kept as a side file of that image. Raises DataError if there is no folder or
-    image, if sub-folders are splits, no classes that are given, or have images beside them, or if an image has two
-    labels.
+    Raises DataError if there is no folder, or one cannot be listed, and as `make_samples` does.
     """
     if not source.is_dir():
         raise DataError(f"{source} is not a folder. Give a folder of images, flat or with one sub-folder per class.")
     passed_over = PassedOver() if passed_over is None else passed_over
-    images, rest, top = _walk(source, leave_out, passed_over)
+    return make_samples(walk(source, leave_out, passed_over), given, passed_over)
+
+
+def make_samples(tree: Tree, given: list[str] | None, passed_over: PassedOver) -> Source:
+    """Returns the images with their side files, and the names of the classes.
+
+    given        names of the classes by their numbers (--classes); else the sub-folders in alphabetical order, empty
+                 ones included; a flat folder has none
+    passed_over  counts the files named after no image
+
+    A file a.EXTENSION beside a.jpg is kept as a side file of that image. Raises DataError if there is no image, if
+    sub-folders are splits, no classes that are given, or have images beside them, or if an image has two labels.
+    """
+    source, images = tree.root, tree.images
     folders = sorted({path.partition("/")[0] for path in images if "/" in path})
-    if splits := [(name, split) for name in folders if (split := split_of(name))]:
-        name, split = splits[0]
-        raise DataError(
-            f"{source} has the sub-folder {name}, which is a split and no class. Pack each part on its own: "
-            f"`python -m data.pack {source / name} OUT/{split}`, and so on."
-        )
-    if not images:
-        raise DataError(
-            f"{source} holds no image among its {len(rest)} files: none ends in "
-            f"{', '.join('.' + extension for extension in IMAGES)}. Check the path."
-        )
-    if folders and (loose := next((path for path in images if "/" not in path), None)):
-        raise DataError(
-            f"{source} holds both class folders ({folders[0]}) and images beside them ({loose}). "
-            "Move those into a class folder, or pack them apart."
-        )
-    sides, ignored = _match_side_files(images, rest)
-    if folders and (
-        label := next((path for side in sides.values() for name, path in side if name.lower() == "cls"), None)
-    ):
+    _check_layout(tree, folders)
+    sides, ignored, like_sides = _match_side_files(images, tree.others)
+    passed_over.add("files that are neither images nor named after one", *ignored)
+    label = next((path for side in sides.values() for name, path in side if name.lower() == "cls"), None)
+    if folders and label:
         raise DataError(
             f"{source / label} would give its image a second label beside that of the sub-folder. "
             "Remove the .cls files, or put the images into one flat folder."
         )
-    has_labels = folders or any(name.lower() == "cls" for side in sides.values() for name, _ in side)
-    if given is not None and not has_labels:
+    if given is not None and not (folders or label):
         raise DataError(f"{source} has no sub-folder or .cls file to be numbered by --classes. Leave it out.")
-    if ignored:
-        passed_over.add("files that are neither images nor named after one", *ignored, count=len(ignored))
-    classes, labels = _number_classes(source, folders, top - {path.partition("/")[0] for path in rest}, given)
-    empty = len(classes) - len(labels) if folders else 0
-    deep = sum(path.count("/") > 1 for path in images)
-    notes = []
-    if len(folders) == 1 and given is None:
-        notes.append(
-            f"all images have one class, {folders[0]}: if the folders in it are the classes, pack {source / folders[0]}"
-        )
-    if deep:
-        notes.append(f"{deep} images lie deeper in the folder of their class: names of folders in it are not used")
-    if empty:
-        notes.append(f"{empty} of {len(classes)} classes have no image in {source}")
+    empty = tree.folders - {path.partition("/")[0] for path in tree.others}
+    classes, labels = _number_classes(source, folders, empty, given)
+
+    def read(path: str) -> partial[bytes]:
+        return partial(read_file, f"{source}/{path}")
 
     def make(number: int) -> Sample:
         path = images[number]
@@ -84,10 +83,49 @@ def find_images(
         label = labels.get(path.partition("/")[0])
         return Sample(key_of_path(path), path.rpartition(".")[2].lower(), label, path, read(path), others)
 
-    def read(path: str) -> partial[bytes]:
-        return partial(read_file, f"{source}/{path}")
+    remarks = list(_remark_on_folders(tree, folders, classes, labels, given))
+    if like_sides:
+        remarks.append(
+            f"{len(like_sides)} images are named after another one, such as {like_sides[0]}, and packed as samples of "
+            "their own: move them elsewhere if they are label maps"
+        )
+    return Source(LazySamples(len(images), make), classes, "; ".join(remarks))
 
-    return Source(LazySamples(len(images), make), classes, "; ".join(notes))
+
+def _check_layout(tree: Tree, folders: list[str]) -> None:
+    """Raises DataError if it is unclear what the sub-folders with images are, or if there is no image."""
+    source = tree.root
+    if splits := [(name, split) for name in folders if (split := split_of(name))]:
+        name, split = splits[0]
+        raise DataError(
+            f"{source} has the sub-folder {name}, which is a split and no class. Pack each part on its own: "
+            f"`python -m data.pack {source / name} OUT/{split}`, and so on."
+        )
+    if not tree.images:
+        raise DataError(
+            f"{source} holds no image among its {len(tree.others)} files: none ends in "
+            f"{', '.join('.' + extension for extension in IMAGES)}. Check the path."
+        )
+    if folders and (loose := next((path for path in tree.images if "/" not in path), None)):
+        raise DataError(
+            f"{source} holds both class folders ({folders[0]}) and images beside them ({loose}). "
+            "Move those into a class folder, or pack them apart."
+        )
+
+
+def _remark_on_folders(
+    tree: Tree, folders: list[str], classes: list[str], labels: dict[str, int], given: list[str] | None
+) -> Iterator[str]:
+    """Yields what may not be meant: packing one level too high, classes without an image."""
+    if len(folders) == 1 and given is None:
+        yield (
+            f"all images have one class, {folders[0]}: if the folders in it are the classes, pack "
+            f"{tree.root / folders[0]}"
+        )
+    if deep := sum(path.count("/") > 1 for path in tree.images):
+        yield f"{deep} images lie deeper in the folder of their class: names of folders in it are not used"
+    if folders and (empty := len(classes) - len(labels)):
+        yield f"{empty} of {len(classes)} classes have no image in {tree.root}"
 
 
 def _number_classes(
@@ -116,18 +154,21 @@ def key_of_path(path: str) -> str:
 
 
 def read_file(path: str) -> bytes:
+    """Returns the contents of a file. Raises DataError if it is too large for one member of a tar."""
     with open(path, "rb") as file:
+        require_readable(path, os.fstat(file.fileno()).st_size)
         return file.read()
 
 
-def _walk(source: Path, leave_out: Collection[Path], passed_over: PassedOver) -> tuple[list[str], list[str], set[str]]:
-    """Returns the paths of the images and of the other files below the folder, sorted, and its sub-folders.
+def walk(source: Path, leave_out: Collection[Path], passed_over: PassedOver) -> Tree:
+    """Returns the files below a folder, sorted. Links to folders are followed last, and no folder is entered twice.
 
-    Links to folders are followed last, in alphabetical order, and no folder is entered twice.
+    passed_over  counts hidden files, folders of thumbnails, links that lead back, special files
+
     Raises DataError if a folder cannot be listed.
     """
     images: list[str] = []
-    rest: list[str] = []
+    others: list[str] = []
     top: set[str] = set()
     left_out = {path.resolve() for path in leave_out}
     seen = {_identity(folder) for folder in source.resolve().parents}
@@ -145,7 +186,7 @@ def _walk(source: Path, leave_out: Collection[Path], passed_over: PassedOver) ->
             folder, regular = _kind(entry)
             if entry.name.startswith("."):
                 passed_over.add("hidden files and folders", path)
-            elif folder and entry.name in CLUTTER:
+            elif folder and entry.name in (*CLUTTER, "lost+found"):
                 passed_over.add(IN_CLUTTER, path)
             elif folder:
                 if not (left_out and Path(entry).resolve() in left_out):
@@ -153,8 +194,8 @@ def _walk(source: Path, leave_out: Collection[Path], passed_over: PassedOver) ->
             elif not regular:
                 passed_over.add("special files", path)
             else:
-                (images if Path(path).suffix[1:].lower() in IMAGES else rest).append(path)
-    return sorted(images, key=lambda path: path.split("/")), sorted(rest), top
+                (images if Path(path).suffix[1:].lower() in IMAGES else others).append(path)
+    return Tree(source, sorted(images, key=lambda path: path.split("/")), sorted(others), top)
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -180,21 +221,28 @@ def _kind(entry: os.DirEntry[str]) -> tuple[bool, bool]:
         return False, True
 
 
-def _match_side_files(images: list[str], rest: list[str]) -> tuple[dict[int, list[tuple[str, str]]], list[str]]:
-    """Returns (extension, path) of the side files of each image, and the files that belong to none."""
-    numbers = {os.path.splitext(path)[0]: number for number, path in enumerate(images)} if rest else {}
+def _match_side_files(
+    images: list[str], others: list[str]
+) -> tuple[dict[int, list[tuple[str, str]]], list[str], list[str]]:
+    """Returns (extension, path) of the side files of each image, the files that belong to none, and images alike.
+
+    The last are images called as the side file of another one would be: a.seg.png beside a.jpg.
+    """
+    dotted = [path for path in images if "." in os.path.splitext(path.rpartition("/")[2])[0]]
+    numbers = {os.path.splitext(path)[0]: number for number, path in enumerate(images)} if others or dotted else {}
     sides: dict[int, list[tuple[str, str]]] = {}
     ignored: list[str] = []
-    for path in rest:
-        folder, slash, name = path.rpartition("/")
-        words = name.split(".")
-        # a.b.json belongs to a.b.jpg where there is one, else to a.jpg.
-        for cut in range(len(words) - 1, 0, -1):
-            number = numbers.get(folder + slash + ".".join(words[:cut]))
-            if number is not None:
-                extension = re.sub(r"\s", "_", ".".join(words[cut:]))
-                sides.setdefault(number, []).append((extension, path))
-                break
+    for path in others:
+        if stem := _stem_among(path, numbers):
+            sides.setdefault(numbers[stem], []).append((re.sub(r"\s", "_", path[len(stem) + 1 :]), path))
         else:
             ignored.append(path)
-    return sides, ignored
+    return sides, ignored, [path for path in dotted if _stem_among(os.path.splitext(path)[0], numbers)]
+
+
+def _stem_among(path: str, stems: Container[str]) -> str:
+    """Returns the longest of the stems that a path begins with up to a dot: a.b of a.b.json, else a; else ""."""
+    folder, slash, name = path.rpartition("/")
+    words = name.split(".")
+    candidates = (folder + slash + ".".join(words[:cut]) for cut in range(len(words) - 1, 0, -1))
+    return next((stem for stem in candidates if stem in stems), "")

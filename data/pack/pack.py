@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from data.atomic import replace_file
-from data.errors import DataError
 from data.index.passed_over import PassedOver
-from data.pack.assemble import assemble, check_bad, check_out
-from data.pack.plan import WORK, PackPlan, begin_pack, hash_keys, hold
+from data.pack.assemble import assemble, check_bad
+from data.pack.plan import WORK, PackPlan, begin_pack, check_out, hash_keys, hold
 from data.pack.sample import Samples
 from data.pack.writer import ShardJob, find_record, write_shard
 from data.parallel import run
@@ -89,11 +88,6 @@ def write_shards(
                     bar.say(f"unreadable: {entry['file']}: {entry['reason']}")
                 bad += record.bad
                 check_bad(bad, max_bad)
-    except OSError as error:  # It comes from writing: images that cannot be read are among the bad ones.
-        raise DataError(
-            f"{folder} cannot be written ({error.strerror or error}). Check the free space and the permissions, then "
-            "repeat the command to resume."
-        ) from None
     except KeyboardInterrupt:
         print(f"interrupted; repeat the command to resume in {folder}", file=sys.stderr)
         raise

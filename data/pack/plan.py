@@ -18,6 +18,7 @@ import shutil
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from rich.console import Console
@@ -28,6 +29,7 @@ from data.errors import DataError
 from data.index.classes import some
 from data.order.hashing import PACK, key, permutation
 from data.pack.sample import Sample, Samples
+from data.storage.listing import Folder
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)  # of file systems that have none
 WORK = ".pack"  # hidden folder in OUT.partial, of the plan and the records
@@ -56,6 +58,7 @@ class PackPlan:
     val_per_class: int | None = None
     group_by: str | None = None
     splits: dict[str, int] = dataclasses.field(default_factory=dict)  # samples of train, val, test; {}: not divided
+    annotations: str | None = None  # SHA-256 of the file of --masks
 
     @property
     def shards(self) -> list[str]:
@@ -76,7 +79,7 @@ class PackPlan:
     @property
     def digest(self) -> str:
         fields = dataclasses.asdict(self)
-        later = {*DIVISION, "splits"}  # than packs that may be unfinished
+        later = {*DIVISION, "splits", "annotations"}  # than packs that may be unfinished
         known = {name: value for name, value in fields.items() if value or name not in later}
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
@@ -84,6 +87,37 @@ class PackPlan:
 def partial_folder(out: Path) -> Path:
     """Returns the folder of a pack that is not complete."""
     return out.with_name(f"{out.name}.partial")
+
+
+def replaced_folder(out: Path) -> Path:
+    """Returns the folder of the data set that a new one is about to replace."""
+    return out.with_name(f"{out.name}.replaced")
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """Raises DataError if something lies at OUT that may not be replaced."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        if not overwrite:
+            raise DataError(f"{out} exists already. Choose another place, or replace it with --overwrite.")
+        _require_packed(out)
+    if (old := replaced_folder(out)).exists():
+        _require_packed(old)
+
+
+def _require_packed(folder: Path) -> None:
+    """Raises DataError if a folder holds anything that no pack has written."""
+    parts = [path for path in folder.iterdir() if path.name != WORK] if folder.is_dir() else []
+    if parts and all(part.is_dir() and "divided_by" in (Folder(str(part)).manifest() or {}) for part in parts):
+        for part in parts:
+            _require_packed(part)
+        return
+    manifest = Folder(str(folder)).manifest() if folder.is_dir() else None
+    if manifest is None:
+        raise DataError(f"{folder} is no packed data set (it has no manifest.json). Remove it yourself if it may go.")
+    shards = [shard["file"].removesuffix(".tar") for shard in manifest.get("shards", ()) if isinstance(shard, dict)]
+    ours = {f"{shard}{ending}" for shard in shards for ending in (".tar", ".idx", ".idx.bin")}
+    if foreign := sorted({*os.listdir(folder)} - ours - {"manifest.json", "bad_files.txt", WORK}):
+        raise DataError(f"{folder} holds {some(foreign)}, which no pack has written. Move that elsewhere.")
 
 
 def hash_keys(samples: Samples) -> str:
@@ -95,7 +129,7 @@ def hash_keys(samples: Samples) -> str:
         fields = (sample.key, sample.extension, str(sample.label), *(extension for extension, _ in sample.others))
         if len({extension.lower() for extension, _ in sample.others}) < len(sample.others):
             raise DataError(
-                f"{sample.origin} has two side files whose extensions differ in case only. Rename one of them."
+                f"{sample.origin} has two side files whose extensions differ in case or spaces alone. Rename one."
             )
         fields += (sample.group,) if sample.group is not None else ()
         digest.update("\0".join(fields).encode("utf-8", "surrogateescape") + b"\n")
@@ -119,31 +153,40 @@ def _short(sample: Sample) -> int:
 def hold(out: Path, part: tuple[int, int] | None = None) -> Iterator[None]:
     """Keeps other packs off OUT.partial, which it creates; parts of a pack keep off repetitions of themselves alone.
 
-    Raises DataError if another pack works there, or if the folder is none of a pack.
+    Raises DataError if another pack works there, if the folder is none of a pack, or if it cannot be written.
     """
-    work = partial_folder(out) / WORK
-    _refuse_foreign(partial_folder(out))
-    work.mkdir(parents=True, exist_ok=True)
+    folder = partial_folder(out)
+    _refuse_foreign(folder)
     names = {"lock": fcntl.LOCK_SH, f"lock-{part[0]}-{part[1]}": fcntl.LOCK_EX} if part else {"lock": fcntl.LOCK_EX}
-    with contextlib.ExitStack() as stack:
-        for name, kind in names.items():
-            file = stack.enter_context(open(work / name, "a+"))
-            try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                raise DataError(
-                    f"another pack works on {work.parent} ({file.read() or 'several parts of one'}). Wait for it, or "
-                    "end it."
-                ) from None
-            except OSError as error:
-                if error.errno not in NO_LOCKS:
-                    raise
-            file.truncate(0)
-            if kind == fcntl.LOCK_EX:
-                file.write(f"process {os.getpid()} of {os.uname().nodename}")
-                file.flush()
-        yield
+    try:
+        (folder / WORK).mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            for name, kind in names.items():
+                _lock(stack.enter_context(open(folder / WORK / name, "a+")), kind, folder)
+            yield
+    except OSError as error:  # It comes from writing: images that cannot be read are among the bad ones.
+        raise DataError(
+            f"{folder} cannot be written ({error.strerror or error}). Check the free space and the permissions, then "
+            "repeat the command to resume."
+        ) from None
+
+
+def _lock(file: TextIO, kind: int, folder: Path) -> None:
+    """Locks an open file and writes this process into it. Raises DataError if another process holds it."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise DataError(
+            f"another pack works on {folder} ({file.read() or 'several parts of one'}). Wait for it, or end it."
+        ) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    file.truncate(0)
+    if kind == fcntl.LOCK_EX:
+        file.write(f"process {os.getpid()} of {os.uname().nodename}")
+        file.flush()
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -159,8 +202,9 @@ def begin_pack(plan: PackPlan, out: Path, *, shared: bool, overwrite: bool) -> P
 
     shared  other calls may be at work in the same folder, which is therefore never removed
 
-    Raises DataError if the folder holds something else.
+    Raises DataError if the folder holds something else, or if OUT exists meanwhile.
     """
+    check_out(out, overwrite)
     folder = partial_folder(out)
     found = load_plan(folder)
     if found and (reason := find_difference(found, plan)):
@@ -209,6 +253,8 @@ def find_difference(found: PackPlan, wanted: PackPlan) -> str:
         return f"the parts {found.splits}, where now they are {wanted.splits}"
     if found.classes != wanted.classes:
         return f"{_list_classes(found)}, where now they are {_list_classes(wanted)}"
+    if found.annotations != wanted.annotations:
+        return "annotations (--masks) that are others than now, or not on record"
     return "" if found == wanted else "samples of other names than the source now has"
 
 

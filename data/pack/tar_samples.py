@@ -85,4 +85,4 @@ def _make_sample(index: ShardIndex, numbers: dict[int, int] | None, number: int)
             key, extension = split_name(member.name)
         elif label is None or split_name(member.name)[1].lower() != "cls":
             others.append((split_name(member.name)[1], partial(read, tar, member.offset, member.size)))
-    return Sample(key, extension, label, f"{tar}: {key}", partial(read, tar, offset, size), tuple(others))
+    return Sample(key, extension, label, f"{tar}/{key}.{extension}", partial(read, tar, offset, size), tuple(others))

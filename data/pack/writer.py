@@ -132,13 +132,14 @@ def _read_members(sample: Sample, job: ShardJob) -> tuple[list[tuple[str, bytes]
 def read_back(index: index_file.IndexFile, written: list[Written]) -> None:
     """Reads a tar through its index. Raises DataError if that is not exactly what was written."""
     listed, samples = [], 0
-    with open(index.tar, "rb", buffering=0) as tar, open(index.text, "rb") as text:
+    with open(index.tar, "rb") as tar, open(index.text, "rb") as text:
         next(text)
         for line in text:
             members = list(index_file.parse_members(line.decode("utf-8", "surrogateescape").rstrip("\n")))
             samples += 1
             for member in members:
-                data = os.pread(tar.fileno(), member.size, member.offset)
+                tar.seek(member.offset)
+                data = tar.read(member.size)
                 listed.append((member.name, len(data), digest_of(data)))
     if listed != written:
         wrong = next((a[0] for a, b in zip(listed, written, strict=False) if a != b), "the number of members")
