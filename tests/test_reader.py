@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import mae
+from mae.demo.model import open_model
 from mae.export.__main__ import main
 from mae.export.write import export
 from mae.formats.load_segmenter import initialise_segmenter, load_segmenter
@@ -224,6 +225,29 @@ def test_linear_probe_checkpoint_scores_as_batchnorm_and_linear_layer(tmp_path: 
         torch.testing.assert_close(loaded(images), probe(classifier(images)), rtol=1e-4, atol=1e-4)
 
 
+def test_mmpretrain_checkpoint_gives_the_encoder_and_names_the_neck(tmp_path: Path, model, capsys) -> None:
+    encoder = mae.Encoder(model.config).state_dict()
+    theirs = {
+        "patch_embed.proj.": "patch_embed.projection.",
+        "blocks.": "layers.",
+        ".norm1.": ".ln1.",
+        ".norm2.": ".ln2.",
+        ".mlp.fc1.": ".ffn.layers.0.0.",
+        ".mlp.fc2.": ".ffn.layers.1.",
+    }
+    state = {}
+    for key, value in encoder.items():
+        name = key.replace("norm.", "ln1.") if key.startswith("norm.") else key
+        for ours, other_name in theirs.items():
+            name = name.replace(ours, other_name)
+        state[f"backbone.{name}"] = value
+    contents = {"meta": {}, "state_dict": state | {"neck.mask_token": torch.ones(1, 1, 512)}}
+    torch.save(contents, tmp_path / "mm.pth")
+    loaded = mae.load(tmp_path / "mm.pth")
+    assert all(torch.equal(value, encoder[key]) for key, value in loaded.state_dict().items())
+    assert "unwrapped state_dict, backbone.; not used: meta, neck (1 tensor)" in capsys.readouterr().out
+
+
 # Arguments and options.
 
 
@@ -247,6 +271,12 @@ def test_facebook_export_says_what_weights_cannot(tmp_path: Path, capsys) -> Non
     export(source, "facebook", tmp_path / "mae.pth")
     assert mae.load(tmp_path / "mae.pth").config == model.config
     assert "norm_pix" not in capsys.readouterr().out
+
+
+def test_demo_takes_settings_that_the_file_cannot_say(tmp_path: Path) -> None:
+    model, _ = own_checkpoint(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "mae.pth")
+    assert open_model(tmp_path / "mae.pth", num_heads=4, decoder_num_heads=4).config.num_heads == 4
 
 
 def test_export_takes_settings_that_the_file_cannot_say(tmp_path: Path, capsys) -> None:
@@ -372,6 +402,9 @@ def test_adapter_and_empty_folders_raise_what_they_hold(tmp_path: Path) -> None:
     (tmp_path / "tf_model.h5").touch()
     with pytest.raises(mae.CheckpointError, match=r"holds tf_model\.h5"):
         mae.load(tmp_path)
+    save_file({"patch_embed.proj.weight": torch.ones(8, 3, 4, 4)}, tmp_path / "x.safetensors", {"config": "of others"})
+    with pytest.raises(mae.CheckpointError, match="no masked-autoencoder weights"):
+        mae.load(tmp_path / "x.safetensors")
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(mae.CheckpointError, match="no settings by name"):
         mae.load(tmp_path)

@@ -1,4 +1,4 @@
-"""python -m mae.demo runs/NAME [--host ADDRESS] [--port NUMBER]"""
+"""python -m mae.demo runs/NAME [--host ADDRESS] [--port NUMBER] [model.NAME=VALUE …]"""
 
 import argparse
 import os
@@ -9,8 +9,10 @@ from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from mae.errors import CheckpointError, ConfigError
+from mae.formats.given import model_settings
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,18 +22,19 @@ def main(argv: list[str] | None = None) -> int:
         "nearest neighbours.",
     )
     parser.add_argument("model", type=Path, help="run folder, checkpoint, .pth, Hugging Face or timm folder")
+    parser.add_argument("settings", nargs="*", metavar="model.NAME=VALUE", help="what a file cannot say: num_heads, …")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
     parser.add_argument("--port", type=int, default=7860, help="default: %(default)s; 0: any that is free")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     try:
-        show(arguments.model, arguments.host, arguments.port)
+        show(arguments.model, arguments.host, arguments.port, model_settings(arguments.settings))
     except (ConfigError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def show(path: Path, host: str, port: int) -> None:
+def show(path: Path, host: str, port: int, given: dict[str, Any]) -> None:
     """Opens the model and serves the page until it is interrupted. Raises ConfigError if gradio is not installed."""
     if find_spec("gradio") is None:
         raise ConfigError("the page needs the package gradio: pip install -e '.[demo]'")
@@ -43,7 +46,7 @@ def show(path: Path, host: str, port: int) -> None:
         from mae.demo.views import Views, load_examples
 
         with listen(host, port) as at:
-            model = open_model(path)
+            model = open_model(path, **given)
             page = Page(Views(model, open_gallery(model), load_examples(model)))
             address, port = at.getsockname()[:2]
             print(f"http://{f'[{address}]' if ':' in address else address}:{port} (Ctrl-C ends it)", flush=True)

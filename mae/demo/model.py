@@ -3,7 +3,7 @@
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -97,13 +97,15 @@ class DemoModel:
         return describe(self.encoder.encode(self.images(photo)), self.config.class_token, kind).cpu()
 
 
-def open_model(path: Path) -> DemoModel:
+def open_model(path: Path, **given: Any) -> DemoModel:
     """Loads the newest checkpoint of a run folder, or whatever `mae.load` reads, onto a GPU if there is one.
+
+    given  fields of MAEConfig that the file cannot say, as in `mae.load`
 
     Raises CheckpointError if there is no model, ConfigError if its images have other channels than a photograph.
     """
     opened = open_weights(path)
-    encoder = deepcopy(load(opened))  # the file may be overwritten while the page is open
+    encoder = deepcopy(load(opened, **given))  # the file may be overwritten while the page is open
     channels = encoder.config.in_channels
     if channels not in (1, 3):
         raise ConfigError(

@@ -11,14 +11,14 @@ from mae.errors import CheckpointError
 from mae.formats.format import Scale, refuse_other_keys
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """Returns config.json of a folder. Raises CheckpointError if there is none or it is no JSON."""
+def read_settings(file: Path) -> dict[str, Any]:
+    """Returns config.json or another file of settings. Raises CheckpointError if there is none or it is no JSON."""
     try:
-        settings = json.loads((folder / "config.json").read_text())
+        settings = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} cannot be read: {error}") from error
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
     if not isinstance(settings, dict):
-        raise CheckpointError(f"{folder / 'config.json'} holds no settings by name, but {settings!r:.40}")
+        raise CheckpointError(f"{file} holds no settings by name, but {str(settings)[:40]}")
     return settings
 
 

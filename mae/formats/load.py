@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mae.distributed.rank_zero import say
 from mae.errors import CheckpointError, ConfigError, first_sentence
-from mae.formats import hf_vitmae, timm_folder
+from mae.formats import hf_vitmae, mmpretrain, timm_folder
 from mae.formats.facebook import PROBE_HEAD, has_decoder, infer_config, plain_head
 from mae.formats.opened import Opened, class_names_of, open_weights
 from mae.models.classifier import Classifier
@@ -92,6 +92,8 @@ def describe(opened: Opened) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise CheckpointError(f"this is a model of type {kind}: only vit_mae, vit and timm's vit_* are read")
     if hf_vitmae.of_transformers(weights):
         weights = hf_vitmae.to_our_names(weights)
+    elif mmpretrain.PROJECTION in weights:
+        weights = mmpretrain.to_our_names(weights)
     return fields, weights if PROBE_HEAD not in weights else plain_head(weights)
 
 

@@ -7,6 +7,7 @@
 """
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -21,6 +22,7 @@ from mae.formats.format import Scale
 from mae.formats.huggingface import read_settings
 from mae.formats.weight_file import NAMES, Contents, read_file, read_folder
 from mae.formats.wrappers import Unwrapped, unwrap
+from mae.models.config import MAEConfig
 from mae.run.checkpoint_files import newest_valid
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -117,7 +119,7 @@ def _newest(folder: Path) -> Path:
 
 
 def _open_folder(folder: Path) -> Opened:
-    settings, contents = read_settings(folder), read_folder(folder)
+    settings, contents = read_settings(folder / "config.json"), read_folder(folder)
     library_name = settings.get("architecture") or settings.get("model_type") or ""
     unwrapped = _unwrapped(folder, contents)
     kind = "sam" if library_name.startswith("sam") else "mae"
@@ -133,13 +135,24 @@ def _open_file(path: Path) -> Opened:
         return Opened(path, kind, model_weights(tree["state_dict"]), run=tree["mae"])
     unwrapped = _unwrapped(path, contents)
     weights, settings = dict(unwrapped.weights), {}
-    if "label_names" in contents.said:
-        settings["label_names"] = json.loads(contents.said["label_names"])
+    said = _said(contents)
+    if isinstance(said.get("label_names"), list):
+        settings["label_names"] = said["label_names"]
     kind = "sam" if any(key.endswith((NECK, HF_NECK)) for key in weights) else "mae"
     if kind == "sam" and "pixel_mean" in weights and "pixel_std" in weights:
         settings["pretrained_cfg"] = _pixels(weights.pop("pixel_mean"), weights.pop("pixel_std"))
-    fields = json.loads(contents.said.get("config", "{}")) or _fields(unwrapped)
+    own = isinstance(said.get("config"), dict) and said["config"].keys() <= MAEConfig.model_fields.keys()
+    fields = said["config"] if own else _fields(unwrapped)
     return Opened(path, kind, weights, settings, fields, remark=_remark(unwrapped, contents))
+
+
+def _said(contents: Contents) -> dict[str, Any]:
+    """Returns the metadata of safetensors that is JSON: an export's, where other programs write other things."""
+    said = {}
+    for name, text in contents.said.items():
+        with suppress(ValueError):
+            said[name] = json.loads(text)
+    return said
 
 
 def _unwrapped(path: Path, contents: Contents) -> Unwrapped:
@@ -167,8 +180,9 @@ def _remark(unwrapped: Unwrapped, contents: Contents) -> str:
 def _fields(unwrapped: Unwrapped) -> dict[str, Any]:
     """Returns the fields of MAEConfig that the arguments in a training checkpoint say."""
     arguments = unwrapped.arguments
-    fields = {ours: arguments[theirs] for theirs, ours in ARGUMENTS.items() if arguments.get(theirs) is not None}
-    size, weights = arguments.get("input_size"), unwrapped.weights
+    plain = {name: value for name, value in arguments.items() if isinstance(value, bool | int | float | list | tuple)}
+    fields = {ours: plain[theirs] for theirs, ours in ARGUMENTS.items() if theirs in plain}
+    size, weights = plain.get("input_size"), unwrapped.weights
     if size is not None and "pos_embed" in weights and "patch_embed.proj.weight" in weights:
         size = (size, size) if isinstance(size, int) else tuple(size)
         positions = weights["pos_embed"].shape[1] - ("cls_token" in weights)
@@ -209,7 +223,7 @@ def scale_of(opened: Opened, channels: int) -> Scale:
     if opened.run is not None:
         said = opened.run["recipe"].get("data", {})
     elif (file := opened.path / "preprocessor_config.json").is_file():
-        preprocessing = json.loads(file.read_text())
+        preprocessing = read_settings(file)
         said = {"mean": preprocessing.get("image_mean"), "std": preprocessing.get("image_std")}
     else:
         said = opened.settings.get("pretrained_cfg", {})

@@ -54,9 +54,12 @@ def read_file(path: Path) -> Contents:
     """
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist")
-    with path.open("rb") as file:
-        # The length of a header, then the header, which is JSON.
-        safetensors = file.read(9)[8:] == b"{"
+    try:
+        with path.open("rb") as file:
+            # The length of a header, then the header, which is JSON.
+            safetensors = file.read(9)[8:] == b"{"
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     return _read_safetensors(path) if safetensors else _read_torch(path)
 
 
