@@ -107,7 +107,7 @@ def test_timm_sam_export_has_the_norm_epsilon_of_sam(tmp_path: Path) -> None:
 def test_encoder_merged_into_a_sam_file_loads_strictly_in_segment_anything(tmp_path: Path) -> None:
     encoder, sam = small_sam(), whole_sam()
     torch.save(encoder.state_dict(), tmp_path / "source.pth")
-    torch.save(sam.state_dict(), tmp_path / "sam.pth")
+    torch.save({"model": {f"module.{key}": value for key, value in sam.state_dict().items()}}, tmp_path / "sam.pth")
     before = {key: value.clone() for key, value in sam.state_dict().items()}
     card = export(tmp_path / "source.pth", "segment-anything", tmp_path / "out.pth", merge_into=tmp_path / "sam.pth")
     assert json.loads(card.read_text())["load"]["merged_into"] == str(tmp_path / "sam.pth")

@@ -221,7 +221,7 @@ def class_names_of(opened: Opened, classes: int) -> list[str]:
 def scale_of(opened: Opened, channels: int) -> Scale:
     """Returns the mean and deviation of a model's images: those of the run or folder, else ImageNet's."""
     if opened.run is not None:
-        said = opened.run["recipe"].get("data", {})
+        said: dict[str, Any] = opened.run["recipe"].get("data", {})
     elif (file := opened.path / "preprocessor_config.json").is_file():
         preprocessing = read_settings(file)
         said = {"mean": preprocessing.get("image_mean"), "std": preprocessing.get("image_std")}
