@@ -35,6 +35,7 @@ ARGUMENTS = {
 }
 NECK = "neck.0.weight"  # of a SAM-style encoder, in each library's names
 HF_NECK = "neck.conv1.weight"
+PATCHES = "patch_embed.proj.weight"
 
 
 @dataclass(frozen=True)
@@ -183,12 +184,12 @@ def _fields(unwrapped: Unwrapped) -> dict[str, Any]:
     plain = {name: value for name, value in arguments.items() if isinstance(value, bool | int | float | list | tuple)}
     fields = {ours: plain[theirs] for theirs, ours in ARGUMENTS.items() if theirs in plain}
     size, weights = plain.get("input_size"), unwrapped.weights
-    if size is not None and "pos_embed" in weights and "patch_embed.proj.weight" in weights:
-        size = (size, size) if isinstance(size, int) else tuple(size)
+    sides = (size, size) if isinstance(size, int) else size
+    if isinstance(sides, list | tuple) and {"pos_embed", PATCHES} <= weights.keys():
         positions = weights["pos_embed"].shape[1] - ("cls_token" in weights)
         # Of a program that resizes positions, the argument is not the size of the model.
-        if prod(side // weights["patch_embed.proj.weight"].shape[-1] for side in size) == positions:
-            fields["image_size"] = size
+        if prod(side // weights[PATCHES].shape[-1] for side in sides) == positions:
+            fields["image_size"] = tuple(sides)
     return fields
 
 
