@@ -21,8 +21,9 @@ def main(raw: DictConfig) -> None:
 
 def prepare(words: list[str]) -> list[str]:
     """Returns the words for Hydra. In a multirun (-m) they name each run's folder after the settings that differ."""
-    # `plan` is a group of settings, to which Hydra cannot assign true.
-    words = [re.sub("^plan=(true|false)$", r"plan.show=\1", word, flags=re.IGNORECASE) for word in words]
+    # `plan` and `suggest` are groups of settings, to which Hydra cannot assign true.
+    groups = r"^(plan|suggest)=(true|false)$"
+    words = [re.sub(groups, r"\1.show=\2", word, flags=re.IGNORECASE) for word in words]
     if not is_multirun(words):
         return words
     # Values of options, as of --config-dir, are no settings.

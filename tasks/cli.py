@@ -23,6 +23,7 @@ QUIET = (
     ".*your dataloader is not resumable.*",  # it is: see MicroBatches
     ".*does not have many workers.*",  # data.workers is the user's to set
     ".*LeafSpec.*",  # Lightning's own use of torch
+    "provider=hydra.searchpath in main, path=.* is not available.*",  # there are no recipes of the user's own
     ".*``noload``.*",  # MLflow's own use of SQLAlchemy
     "The `srun` command is available on your system but is not used.*",  # it is on every login node
 )

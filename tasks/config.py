@@ -104,7 +104,23 @@ class PlanConfig(BaseModel, frozen=True, extra="forbid"):
     gpu: str | None = None
     mfu: float = Field(0.4, gt=0, le=1)
     samples: int | None = Field(None, ge=1)
+    price: float | None = Field(None, gt=0)
     file: str | None = Field(None, alias="json")
+
+
+class SuggestConfig(BaseModel, frozen=True, extra="forbid"):
+    """Whether a recipe is wanted instead of the run, and for how many hours of training (tasks/suggest.py)."""
+
+    show: bool = False
+    hours: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _go_together(self) -> "SuggestConfig":
+        if self.hours is not None and not self.show:
+            raise ValueError(
+                f"hours={self.hours:g} is for suggest=true, which writes a recipe. Add it, or leave it out"
+            )
+        return self
 
 
 class TrainConfig(BaseModel, Generic[TaskSettings], frozen=True, extra="forbid"):
@@ -137,6 +153,7 @@ class TrainConfig(BaseModel, Generic[TaskSettings], frozen=True, extra="forbid")
     trainer: TrainerConfig
     logger: dict[str, dict[str, Any]] = {}
     plan: PlanConfig
+    suggest: SuggestConfig = SuggestConfig(show=False, hours=None)
 
     @field_validator("resume", mode="before")
     @classmethod

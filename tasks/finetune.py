@@ -31,7 +31,6 @@ class Finetune(Task[FinetuneConfig]):
     settings_type = FinetuneConfig
     training = Finetuning
     loss = "cross-entropy"
-    probe = "classify"
 
     @cached_property
     def encoder(self) -> Encoder | None:
@@ -130,6 +129,13 @@ class Finetune(Task[FinetuneConfig]):
 
     def results(self, module: Finetuning, step: int) -> dict[str, Any]:
         return {"classes": self.class_names}
+
+    @property
+    def probe(self) -> str | None:
+        return None if self.data.val_index is None else "classify"
+
+    def next_steps(self) -> dict[str, str]:
+        return super().next_steps() | self.use_encoder()
 
     def describe(self, model: Classifier) -> dict[str, str]:
         config, task = self.architecture, self.settings

@@ -73,7 +73,7 @@ def open_loggers(config: TrainConfig, start_step: int) -> list[Logger]:
         makers[name] = partial(_make, settings, **place)
     about = {name: json.loads((config.run / f"{name}.json").read_text()) for name in ("derived", "environment")}
     about = hide_all(about)  # earlier versions kept the commands as they were typed
-    settings = config.model_dump(mode="json", exclude={"plan"}) | about
+    settings = config.model_dump(mode="json", exclude={"plan", "suggest"}) | about
     return open_trackers(config.run, makers, settings, start_step, config.checkpoint.every_steps)
 
 

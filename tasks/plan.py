@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from data.rate import loading_rate
 from mae.distributed.launch import Topology, resolve_devices
 from mae.plan.devices import find_hardware, planned_precision
 from mae.plan.forecast import Forecast
@@ -28,11 +29,12 @@ def plan_only(config: TrainConfig) -> None:
     precision = planned_precision(config.precision, wanted.gpu)
     hardware = find_hardware(wanted.gpu, precision)
     cost = training_cost(task, precision, torch.device(hardware.kind))
-    samples, shards, shard_bytes = wanted.samples, None, None
+    samples, shards, shard_bytes, loading = wanted.samples, None, None, None
     if samples is None and config.data.named:
         index = task.data.train_index
         samples, shards = len(index), len(index.shards)
         shard_bytes = None if config.data.mode == "stream" else int(index.bytes.sum())
+        loading = loading_rate(task.data)
     images = None if samples is None else task.schedule_over(samples).total_steps * config.global_batch
     expected = Forecast(
         cost,
@@ -43,8 +45,11 @@ def plan_only(config: TrainConfig) -> None:
         precision=precision,
         mfu=wanted.mfu,
         images=images,
+        samples=samples,
         shards=shards,
         shard_bytes=shard_bytes,
+        loading=loading,
+        price=wanted.price,
         checkpoints=config.checkpoint.keep + 1,
     )
     show_forecast(expected, config.name)

@@ -25,7 +25,6 @@ class Pretrain(Task[PretrainConfig]):
     settings_type = PretrainConfig
     training = Pretraining
     loss = "loss on hidden patches"
-    probe = "suite"
 
     def refuse_settings(self, checkpoint: Path | None) -> None:
         # Runs that were begun with it resume: it made no difference.
@@ -54,6 +53,17 @@ class Pretrain(Task[PretrainConfig]):
             f"{config.decoder_depth}, {parameters / 1e6:.1f} M parameters",
             "patches": f"{rows} x {columns} of {config.patch_size} px, {config.visible} of {config.patches} visible",
         }
+
+    @property
+    def probe(self) -> str | None:
+        val = self.data.val_index
+        if val is None:
+            return None
+        labelled = all(bool((index.labels >= 0).all()) for index in (self.data.train_index, val))
+        return "suite" if labelled else "reconstruct"
+
+    def next_steps(self) -> dict[str, str]:
+        return super().next_steps() | self.use_encoder()
 
     def callbacks(self) -> list[pl.Callback]:
         images, _ = self.data.examples(PICTURE_IMAGES)

@@ -1,5 +1,7 @@
 """The recipe of a run (experiment=): refused where it is not what was asked for, said where it overrules a group."""
 
+import shlex
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,12 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 from data.storage.credentials import hide
 from mae.distributed.rank_zero import say
 from mae.errors import ConfigError
+from mae.report.summary import interpreter
 from tasks.words import choose_one
 
 STATED = ("task", "model", "data", "optim")  # groups whose values a recipe states
 SIZE = ("model.width", "model.depth", "model.num_heads", "model.patch_size")  # what a file of conf/model states
-FITTING = {  # for data of one's own
-    "pretrain": "imagenet_base (ViT-B at 224 pixels), experiment=grocery_small (112 pixels, minutes on a CPU)",
+FITTING = {  # for data of one's own; for pre-training suggest=true writes one
     "finetune": "finetune_base (ViT-B at 224 pixels), experiment=cifar10_finetune (32 pixels, minutes on a CPU)",
     "segment": "sa1b_segment_base (ViT-B at 1024 pixels), experiment=coco_sa1b_tiny (128 pixels, minutes on a CPU)",
 }
@@ -34,10 +36,17 @@ def chosen_recipe(raw: DictConfig, hydra: Any) -> str | None:
         raise ConfigError(reason)
     own_data = [name for name in ("data.path", "data.val_path") if OmegaConf.select(raw, name) is not None]
     if own_data and hydra.job.config_name == "train" and "experiment" not in named:
-        fitting = FITTING.get(OmegaConf.select(raw, "task.name"), FITTING["pretrain"])
+        fitting = FITTING.get(OmegaConf.select(raw, "task.name"))
+        words = [*hydra.overrides.task, *([] if "data.path" in own_data else ["data.path=FOLDER"])]
+        line = f"{interpreter()} {shlex.join([sys.argv[0], *words, 'suggest=true', 'suggest.hours=8'])}"
+        way = (
+            f"Add experiment={fitting}"
+            if fitting
+            else f"`{line}` writes one for these images, this machine and 8 hours"
+        )
         raise ConfigError(
-            f"{own_data[0]} without a recipe: the default one, {recipe}, is made for digits of 32 pixels. "
-            f"Add experiment={fitting}, or experiment={recipe}, with which a run resumes that was begun without one"
+            f"{own_data[0]} without a recipe: the default one, {recipe}, is made for digits of 32 pixels. {way}; or "
+            f"choose one of conf/experiment. experiment={recipe} resumes a run that was begun without a recipe"
         )
     chosen = [group for group in STATED if group in named]
     if recipe is None or not chosen:

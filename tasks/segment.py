@@ -22,7 +22,6 @@ class Segment(Task[SegmentConfig]):
     settings_type = SegmentConfig
     training = Segmentation
     loss = "loss of the masks"
-    probe = "segment"
 
     @cached_property
     def data(self) -> MaskDataModule:
@@ -59,6 +58,14 @@ class Segment(Task[SegmentConfig]):
             seen["precision"] = recipe["precision"]
             cache = TokenCache(self.settings.embeddings, model.encoder, len(index), seen)
         return {"task": self.settings, "cache": cache}
+
+    @property
+    def probe(self) -> str | None:
+        return None if self.data.val_index is None else "segment"
+
+    def next_steps(self) -> dict[str, str]:
+        export = {"export": self.export_command("segment-anything", "sam.pth")}
+        return super().next_steps() | export | {"Python": f"mae.load_segmenter({str(self.config.run)!r})"}
 
     def describe(self, model: Segmenter) -> dict[str, str]:
         encoder, task = model.encoder.config, self.settings

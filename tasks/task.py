@@ -4,9 +4,11 @@ A new task is a file here with a subclass of Task and a line in TASKS, and conf/
 """
 
 import shlex
+import sys
 from abc import ABC, abstractmethod
 from functools import cached_property
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Generic
 
@@ -21,7 +23,7 @@ from mae.errors import ConfigError
 from mae.models.config import MAEConfig
 from mae.models.pixels import Pixels
 from mae.report.loss_curve import draw_loss_curve
-from mae.report.summary import say_closing, summarise
+from mae.report.summary import interpreter, say_closing, summarise
 from mae.train.schedule import Schedule, derive_schedule, split_batch
 from mae.train.training import Training
 from tasks.config import TaskSettings, TrainConfig, plain_settings, validate
@@ -37,13 +39,11 @@ class Task(ABC, Generic[TaskSettings]):
     settings_type  the model of its settings
     training       its Lightning module
     loss           what the loss curve shows
-    probe          of eval.py, named as the next step
     """
 
     settings_type: ClassVar[type[BaseModel]]
     training: ClassVar[type[Training]]
     loss: ClassVar[str]
-    probe: ClassVar[str]
 
     def __init__(self, config: TrainConfig[TaskSettings], topology: Topology) -> None:
         self.config = config
@@ -163,7 +163,39 @@ class Task(ABC, Generic[TaskSettings]):
                 f"trainer.max_time={self.config.trainer.max_time} is over after step {step} of "
                 f"{self.schedule.total_steps}, checkpoint saved: the same command resumes"
             )
-        say_closing(run, summary, f"python eval.py {shlex.quote(setting('checkpoint', str(run)))} probe={self.probe}")
+        say_closing(summary, [Path(summary.get("reconstruction", "")), curve], self.next_steps())
+
+    @property
+    def probe(self) -> str | None:
+        """Returns the probe of eval.py that fits this run and its data, None if there is none."""
+        return None
+
+    def next_steps(self) -> dict[str, str]:
+        """Returns label -> command, or line of Python, for what to do with the run: only what works for it."""
+        run, python = shlex.quote(str(self.config.run)), interpreter()
+        steps = {"report": f"{python} -m mae.report {run}"}
+        # eval.py opens the images anew, by their numbers: a stream has none.
+        if self.config.data.mode == "index" and self.probe is not None:
+            program = Path(sys.argv[0]).with_name("eval.py")
+            words = [str(program) if program.is_file() else "eval.py", setting("checkpoint", str(self.config.run))]
+            steps["evaluate"] = f"{python} {shlex.join(words)} probe={self.probe}"
+        return steps
+
+    def use_encoder(self) -> dict[str, str]:
+        """Returns the next steps with an encoder: demo, export, mae.load."""
+        run, python = self.config.run, interpreter()
+        shown = find_spec("gradio") is not None and self.architecture.in_channels in (1, 3)
+        demo = {"demo": f"{python} -m mae.demo {shlex.quote(str(run))}"} if shown else {}
+        return demo | {
+            "export": self.export_command("timm", "encoder.safetensors"),
+            "Python": f"mae.load({str(run)!r})",
+        }
+
+    def export_command(self, to: str, name: str) -> str:
+        """Returns the command that writes the weights in another format into the run folder."""
+        run, out = self.config.run, self.config.run / "export" / name
+        replace = " --overwrite" if out.exists() else ""
+        return f"{interpreter()} -m mae.export {shlex.join([str(run), '--to', to, '--out', str(out)])}{replace}"
 
     def results(self, module: Any, step: int) -> dict[str, Any]:
         """Computes further entries of summary.json after `step`; "floors" are drawn into the loss curve."""

@@ -78,11 +78,16 @@ from tasks.task import Task, read_settings, task_class
 
 @readable_errors()
 def launch(raw: DictConfig, hydra: Any = None) -> None:
-    """Validates the settings, finds the ranks and calls `train`; with plan=true prints the forecast instead.
+    """Validates the settings, finds the ranks and calls `train`; with plan=true or suggest=true prints instead.
 
     hydra  Hydra's own settings, which say what was chosen; None for settings composed by other means
     """
     quieten()  # a job of submitit begins here
+    if raw.suggest.show:
+        from tasks.suggest import suggest
+
+        suggest(raw, hydra)
+        return
     config = keep_image(read_settings(raw, hydra and chosen_recipe(raw, hydra)))
     if hydra and hydra.mode == RunMode.RUN and hydra.runtime.choices.get("launcher"):
         raise ConfigError(
@@ -205,7 +210,7 @@ def record_run(task: Task, model: nn.Module, recipe: dict[str, Any], checkpoint:
     config, data, schedule, run = task.config, task.data, task.schedule, task.config.run
     set_damaged_aside(run, start_step)
     before = read_mapping(checkpoint.parent.parent / "derived.json") if checkpoint is not None else None
-    settings = config.model_dump(mode="json", exclude={"plan"})
+    settings = config.model_dump(mode="json", exclude={"plan", "suggest"})
     write_settings(run, OmegaConf.to_yaml(OmegaConf.create(settings)))
     record_start(run, start_step, task.topology.ranks)
     about = {"precision": recipe["precision"], "data": recipe["order"], "model": task.describe(model)}

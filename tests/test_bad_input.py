@@ -46,8 +46,8 @@ CASES = {
     "misspelt key": (["global_btach=1"], "unknown setting global_btach: did you mean global_batch?"),
     "own data without a recipe": (
         ["data.path={wrong}/cut"],
-        "Add experiment=imagenet_base (ViT-B at 224 pixels), experiment=grocery_small (112 pixels, minutes on a CPU), "
-        "or experiment=digits_tiny",
+        "suggest=true suggest.hours=8` writes one for these images, this machine and 8 hours; or choose one of "
+        "conf/experiment. experiment=digits_tiny resumes",
     ),
     "group set to null": (["model=null"], "model is left out, and cannot be: set model= to one of mae, vit_base"),
     "folder beyond ASCII": ([*OWN, "data.path=数据/a=b"], "数据/a=b does not exist"),

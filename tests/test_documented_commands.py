@@ -38,7 +38,8 @@ PROGRAMS: dict[str, Callable[[Any], Any]] = {
     "eval.py": lambda raw: EvalConfig.model_validate(OmegaConf.to_container(raw, resolve=True)),
     "sweep.py": lambda raw: SweepConfig.model_validate(OmegaConf.to_container(raw, resolve=True)),
 }
-PYTHON = ("python", ".venv/bin/python")
+PYTHON = ("python",)
+SUGGESTED = {"experiment=photos", "experiment=further"}  # recipes that documented commands with suggest=true write
 
 # What makes a command of any size one of seconds.
 TINY = ["model.width=192", "model.depth=2", "model.num_heads=3", "model.image_size=32", "model.patch_size=8"]
@@ -63,6 +64,8 @@ def check(words: list[str], needs: str, monkeypatch: pytest.MonkeyPatch) -> None
     program, *rest = words
     if program == "make":
         assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    elif program == "source":
+        assert rest == [".venv/bin/activate"]  # as the Makefile creates it
     elif program == "pip":
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         assert {extra for given in re.findall(r"\[(.+?)\]", rest[-1]) for extra in given.split(",")} <= extras.keys()
@@ -90,7 +93,8 @@ def check_program(program: str, words: list[str]) -> list[Any]:
         return []
     if "--cfg" in words:
         words = [word for word in words if word != "job"]
-    words = ["plan.show=true" if word == "plan=true" else word for word in words]
+    words = ["experiment=digits_tiny" if word in SUGGESTED else word for word in words]
+    words = [f"{word[:-5]}.show=true" if word in ("plan=true", "suggest=true") else word for word in words]
     parsed = OverridesParser.create().parse_overrides([word for word in words if not word.startswith("-")])
     assert {"-m", "--multirun"} & set(words) or not any(override.is_sweep_override() for override in parsed)
     choices = [_choices(override) for override in parsed]
@@ -197,7 +201,7 @@ def made_by(target: str) -> list[list[str]]:
 def reduced(words: list[str], checkout: Path) -> list[str]:
     """Returns the same program at the size of a test."""
     program, *overrides = words
-    if {"--help", "--cfg", "plan=true"} & set(words):
+    if {"--help", "--cfg", "plan=true", "suggest=true"} & set(words):
         return words
     if program == "train.py":
         task = check_program(program, overrides)[0].task.name

@@ -463,7 +463,7 @@ def test_parse_key_agrees_with_parse_members(names):
         (["in/train/a.png", "in/val/b.png"], "in", "{}/in/train datasets/in/train` and `python -m data.pack {}/in/val"),
         (["in/val/b.png"], "in/val", "data.pack {}/in/val datasets/in/val`, and give the path datasets/in instead"),
         (["in/a.png"], "in/a.png", "is an image and no shard. Pack images with `python -m data.pack {}/in"),
-        (["in/a.png"], "in/*.png", "matches images and no shard. Pack images with `python -m data.pack {}/in"),
+        (["in/a.png"], "in/*.png", "matches images or lists and no shard. Pack images with `python -m data.pack {}/in"),
         (["list.csv"], "list.csv", "is a list and no shard. Pack images with `python -m data.pack {}/list.csv"),
     ],
 )
@@ -474,6 +474,13 @@ def test_path_of_images_raises_data_error_with_the_command_that_packs_them(tmp_p
     with pytest.raises(DataError) as refused:
         find_shards(f"{tmp_path}/{path}", "train")
     assert says.replace("{}", str(tmp_path)) in str(refused.value)
+
+
+def test_validation_path_of_images_names_a_pack_of_that_part_alone(tmp_path):
+    (tmp_path / "held_out").mkdir()
+    (tmp_path / "held_out" / "a.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"held_out datasets/held_out/val`, and give the path datasets/held_out"):
+        find_shards(tmp_path / "held_out", "val")
 
 
 def test_images_in_datasets_are_not_packed_into_their_own_folder(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """A plan counts what a step really multiplies and holds, and is printed without starting anything."""
 
 import json
+import re
 import subprocess
 import sys
 from functools import cache
@@ -18,6 +19,7 @@ from mae.models.vit import choose_attention
 from mae.plan.devices import Hardware, known_device, recognise
 from mae.plan.dry_step import Tally, Workload, autocast, dry_step
 from mae.plan.forecast import MEMORY_RESERVE, layout
+from mae.plan.tables import duration
 from mae.plan.training_cost import pretraining, pretraining_cost, sam_cost, sam_training
 from mae.sam.encoder import SIZES, SamConfig, SamEncoder
 from mae.sam.flops import executed_sam_flops, sam_flops
@@ -188,6 +190,25 @@ def test_unknown_device_is_none_or_raises_config_error() -> None:
         known_device("h1000")
 
 
+@pytest.mark.parametrize(
+    ("hours", "said"),
+    [
+        (0.005, "18 s"),
+        (0.2, "12 min"),
+        (7.66, "7 h 40 min"),
+        (47.9, "47 h 54 min"),
+        (292, "12 d 4 h"),
+        (1.0, "1 h 0 min"),
+    ],
+)
+def test_length_of_a_plan_is_said_in_two_units(hours: float, said: str) -> None:
+    assert duration(hours) == said
+
+
+def words_of(tables: str) -> str:
+    return " ".join(re.sub("[│┃]", " ", tables).split())
+
+
 def program(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
     runs = [f"runs={tmp_path / 'runs'}", f"plan.json={tmp_path / 'plan.json'}"]
     return completed([sys.executable, "train.py", "plan=true", *runs, *words])
@@ -203,7 +224,9 @@ def program(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def test_plan_of_64_gpus_needs_no_data(
     tmp_path: Path, experiment: str, parameters: str, giga: float, accumulate: int
 ) -> None:
-    done = program(tmp_path, f"experiment={experiment}", "plan.gpus=64", "plan.gpu=h100", "plan.samples=1281167")
+    done = program(
+        tmp_path, f"experiment={experiment}", "plan.gpus=64", "plan.gpu=h100", "plan.samples=1281167", "plan.price=2.5"
+    )
     assert done.returncode == 0, done.stderr
     assert parameters in done.stdout and f"{giga} G by formula" in done.stdout
     plan = json.loads((tmp_path / "plan.json").read_text())
@@ -212,16 +235,20 @@ def test_plan_of_64_gpus_needs_no_data(
     assert [(x["strategy"], x["recompute"]) for x in plan["layouts"]] == [
         (strategy, recompute) for strategy in ("DDP", "FSDP") for recompute in (False, True)
     ]
-    assert plan["layouts"][0]["days"] == pytest.approx(
-        249_600 * 4096 * giga * 1e9 / (64 * 989e12 * 0.4) / 86_400, rel=2e-3
-    )
+    hours = 249_600 * 4096 * giga * 1e9 / (64 * 989e12 * 0.4) / 3600
+    fastest = plan["layouts"][0]
+    assert (fastest["hours"], fastest["days"]) == pytest.approx((hours, hours / 24), rel=2e-3)
+    assert fastest["price"] == pytest.approx(2.5 * fastest["device_hours"]) == pytest.approx(160 * hours, rel=2e-3)
+    assert fastest["node_images_per_s"] == pytest.approx(8 * 989e12 * 0.4 / (giga * 1e9), rel=2e-3)
+    said = words_of(done.stdout)
+    assert "GPU-hours" in said and duration(hours) in said and "each node of 8 devices needs" in said
     assert not (tmp_path / "runs").exists()
 
 
 def test_plan_without_data_leaves_out_the_length_and_names_plan_samples(tmp_path: Path) -> None:
     done = program(tmp_path, "experiment=imagenet_base", "plan.gpu=v100-32", *SMALL)
     assert done.returncode == 0, done.stderr
-    assert "plan.samples" in done.stdout and "days" not in done.stdout
+    assert "plan.samples" in done.stdout and "GPU-hours" not in done.stdout
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["images"] is None and plan["precision"] == "32-true"
 
@@ -232,6 +259,7 @@ def test_plan_counts_the_samples_of_available_data(tmp_path: Path, built_in: Pat
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["images"] == 2 * (1438 // 64) * 64
     assert plan["stored"]["shards"] == 3 and plan["hardware"]["measured"]
+    assert plan["loading"] > 50 and "the loader does" in words_of(done.stdout)
     assert not (tmp_path / "runs").exists()
 
 

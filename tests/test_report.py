@@ -98,7 +98,7 @@ def synthetic(run: Path, steps: int, *changes: str, pictures: int = 0) -> Path:
     """Makes the folder of a run of ViT-B with so many logged steps, and so many reconstructions of photographs."""
     run.mkdir()
     config = compose("experiment=imagenet_base", "data.path=somewhere", *changes)
-    settings = config.model_dump(mode="json", exclude={"plan"}) | {"name": run.name}
+    settings = config.model_dump(mode="json", exclude={"plan", "suggest"}) | {"name": run.name}
     OmegaConf.save(OmegaConf.create(settings), run / "config.yaml")
     noise = torch.rand(steps, generator=torch.Generator().manual_seed(0)).tolist()
     log = MetricsCSV(run / "metrics.csv")

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from tasks.errors import readable_errors
 from tests.conftest import ROOT
 from tests.processes import command, run
+from train import prepare
 
 GROUPS = {
     "train": ("experiment", "task", "model", "data", "optim", "trainer", "logger", "launcher"),
@@ -75,7 +76,7 @@ def test_help_has_three_examples_that_compose(help_of: tuple[str, dict[str, str]
     for words in examples:
         overrides = words[words.index(f"{program}.py") + 1 :]
         if "--config-dir" not in overrides:
-            composed(program, *overrides)
+            composed(program, *(prepare(overrides) if program == "train" else overrides))
 
 
 @pytest.mark.parametrize(

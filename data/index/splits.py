@@ -1,13 +1,11 @@
 """Shards and splits: the tars that a path or URL means, and which are for training, validation and test."""
 
-import contextlib
 import glob
 import itertools
 import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from shlex import quote
 
 from braceexpand import braceexpand
 
@@ -142,7 +140,10 @@ def _keep_shards(pattern: str, found: list[str]) -> list[str]:
     # A glob such as NAME* matches indexes and manifests as well.
     shards = [name for name in found if name.endswith((".tar", *COMPRESSED))] if _is_glob(pattern) else found
     if not shards and found[0].lower().endswith(ENDINGS) and not is_remote(found[0]):
-        raise DataError(f"{pattern} matches images and no shard. {_pack_first(os.path.dirname(found[0]) or '.')}")
+        from data.index.unpacked import no_shard
+
+        reason = no_shard(pattern, found[0])
+        raise DataError(reason)
     if not shards:
         raise DataError(f"none of the {len(found)} files that match {pattern} is a shard (*.tar). Check the pattern.")
     return [
@@ -151,10 +152,11 @@ def _keep_shards(pattern: str, found: list[str]) -> list[str]:
 
 
 def _require_unpacked(path: str) -> str:
-    if path.lower().endswith(ENDINGS) and not is_remote(path):
-        raise DataError(f"{path} is an image and no shard. {_pack_first(os.path.dirname(path) or '.')}")
-    if path.lower().endswith(".csv") and not is_remote(path):
-        raise DataError(f"{path} is a list and no shard. {_pack_first(path)}")
+    if path.lower().endswith((*ENDINGS, ".csv")) and not is_remote(path):
+        from data.index.unpacked import no_shard
+
+        reason = no_shard(path, path)
+        raise DataError(reason)
     if split_path(path)[1].endswith(COMPRESSED):
         unpacked = f"Unpack it once with `python -m data.index --unpack OUT {path}` and use the folder OUT."
         raise DataError(
@@ -175,62 +177,21 @@ def _folder_shards(folder: Folder, split: str | None) -> list[str]:
         )
     shards = found[split] if found and split else _tars(folder)
     if not shards:
-        raise DataError(_no_shard(folder))
+        raise DataError(_no_shard(folder, split))
     return shards
 
 
-def _no_shard(folder: Folder) -> str:
+def _no_shard(folder: Folder, split: str | None) -> str:
     if not folder.remote:
-        return f"{folder.path} holds no shard (*.tar){_way_to_shards(folder.path)}"
+        from data.index.unpacked import way_to_shards
+
+        return f"{folder.path} holds no shard (*.tar){way_to_shards(folder.path, split)}"
     if folder.lists:
         return f"{folder.path} holds no shard (*.tar), or does not exist. Check its spelling."
     return (
         f"{folder.path} has no manifest.json that lists shards, and a web server does not say what else it has. "
         "Copy manifest.json there, as `python -m data.pack` writes it, or name the shards: NAME-{000000..000127}.tar."
     )
-
-
-def _pack_first(source: str) -> str:
-    name = os.path.splitext(os.path.basename(os.path.abspath(source)))[0]
-    out = os.path.join("datasets", name or "photos")
-    return f"Pack images with `python -m data.pack {quote(source)} {quote(out)} --val 0.05`, and give the path {out}."
-
-
-def _way_to_shards(folder: str) -> str:
-    """Returns the end of a sentence: the commands that pack the images of a folder, and the path to give then."""
-    if not _holds_images(folder):
-        return ", and no image that could be packed. Check the path."
-    place = os.path.abspath(folder)
-    parent, name = os.path.split(place)
-    split = split_of(name)
-    out = os.path.join("datasets", (os.path.basename(parent) if split else name) or "photos")
-    if _is_inside(os.path.abspath(out), place) or _is_inside(place, os.path.abspath(out)):
-        out += "-packed"
-    parts = [(child, NAMES[child.lower()]) for child in Folder(folder).folders(NAMES)]
-    if split:
-        packs = [f"{quote(folder)} {quote(os.path.join(out, split))}"]
-    elif parts:
-        packs = [f"{quote(os.path.join(folder, child))} {quote(os.path.join(out, part))}" for child, part in parts]
-    else:
-        packs = [f"{quote(folder)} {quote(out)} --val 0.05"]
-    commands = " and ".join(f"`python -m data.pack {words}`" for words in packs)
-    return f", but images. Pack them with {commands}, and give the path {out} instead."
-
-
-def _holds_images(folder: str, levels: int = 3) -> bool:
-    """Returns True if there is a file called like an image in a folder, or so many levels below it."""
-    inside = []
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                inside.append(entry.path)
-            elif entry.name.lower().endswith(ENDINGS):
-                return True
-    return levels > 1 and any(_holds_images(path, levels - 1) for path in sorted(inside))
-
-
-def _is_inside(path: str, folder: str) -> bool:
-    return os.path.commonpath((path, folder)) == folder
 
 
 def _tars(folder: Folder) -> list[str]:

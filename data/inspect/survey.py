@@ -5,6 +5,7 @@ import math
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -54,17 +55,22 @@ def examine(targets: list[Target], advance: Callable[[], None]) -> list[Finding]
     """Reads the samples, decodes some of them, and returns what was found. Calls `advance` after each sample."""
     findings = []
     for sample, tar, offset, size, decode in targets:
-        hashed, header, pixels, fault = 0, None, None, ""
-        try:
-            data = read(tar, offset, size)
-            hashed = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
-            header = kind(data)
-            pixels = _measure(verify(data, bits=None)) if decode else None
-        except DataError as error:
-            fault = str(error)
-        findings.append(Finding(sample, hashed, header, pixels, fault))
+        findings.append(find(sample, partial(read, tar, offset, size), decode))
         advance()
     return findings
+
+
+def find(sample: int, read_image: Callable[[], bytes], decode: bool) -> Finding:
+    """Returns what is found about one sample, whose image is decoded if wanted."""
+    hashed, header, pixels, fault = 0, None, None, ""
+    try:
+        data = read_image()
+        hashed = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+        header = kind(data)
+        pixels = _measure(verify(data, bits=None)) if decode else None
+    except DataError as error:
+        fault = str(error)
+    return Finding(sample, hashed, header, pixels, fault)
 
 
 def _measure(pixels: np.ndarray) -> Pixels:

@@ -1,4 +1,4 @@
-"""Forecast of a training run: memory on each device, speed, days, disk. Arithmetic on plain numbers."""
+"""Forecast of a training run: memory on each device, speed, time, price, data, disk. Arithmetic on plain numbers."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -8,6 +8,7 @@ from mae.plan.training_cost import TrainingCost
 
 # Share of a device's memory for what is no tensor: CUDA context, libraries, gaps between allocations.
 MEMORY_RESERVE = 0.1
+NODE = 8  # devices of a usual node of GPUs
 
 
 class Layout(NamedTuple):
@@ -42,7 +43,10 @@ class Forecast:
 
     mfu          expected model FLOPs utilisation: FLOPs by formula as a share of the peak
     images       seen by the run, repetitions counted; None if the size of the data is unknown
+    samples      training images; None if unknown
     shards       of the training images, and their bytes, as far as they are known
+    loading      images per second that one core of this machine loads; None if it was not measured
+    price        of an hour of one device, in any currency
     checkpoints  on disk at a time, one of them being written
     """
 
@@ -54,8 +58,11 @@ class Forecast:
     precision: str
     mfu: float
     images: int | None
+    samples: int | None
     shards: int | None
     shard_bytes: int | None
+    loading: float | None
+    price: float | None
     checkpoints: int
 
     @property
@@ -72,20 +79,43 @@ class Forecast:
     def checkpoint_bytes(self) -> int:
         return self.cost.kept.weights + self.cost.kept.optimiser
 
-    def days(self, layout: Layout) -> float | None:
+    @property
+    def node(self) -> int:
+        """Returns the number of devices of a node, at most NODE."""
+        return min(self.ranks, NODE)
+
+    @property
+    def image_bytes(self) -> float | None:
+        """Returns the bytes that are read for one image, None if they are unknown."""
+        return self.shard_bytes / self.samples if self.shard_bytes and self.samples else None
+
+    def hours(self, layout: Layout) -> float | None:
         """Returns the length of the run, None if the number of images is unknown."""
-        return None if self.images is None else self.images / layout.images_per_s / 86_400
+        return None if self.images is None else self.images / layout.images_per_s / 3600
+
+    def budget(self, layout: Layout) -> dict[str, float | None]:
+        """Returns hours and days of the run, hours of all devices together, their price, images/s of each node."""
+        hours = self.hours(layout)
+        devices = None if hours is None else hours * self.ranks
+        return {
+            "hours": hours,
+            "days": None if hours is None else hours / 24,
+            "device_hours": devices,
+            "price": None if devices is None or self.price is None else devices * self.price,
+            "node_images_per_s": layout.images_per_s * self.node / self.ranks,
+        }
 
     def plain(self) -> dict[str, Any]:
         """Returns everything as plain values, for JSON."""
         steps = {name: getattr(self.cost, name)._asdict() for name in ("kept", "recomputed")}
         fields = asdict(self)
         del fields["cost"]
-        stored = {name: fields.pop(name) for name in ("shards", "shard_bytes", "checkpoints")}
+        stored = {name: fields.pop(name) for name in ("samples", "shards", "shard_bytes", "checkpoints")}
         return fields | {
             "work": self.cost._asdict() | steps,
             "hardware": self.hardware._asdict(),
-            "layouts": [x._asdict() | {"total": x.total, "days": self.days(x)} for x in self.layouts],
+            "layouts": [x._asdict() | {"total": x.total} | self.budget(x) for x in self.layouts],
+            "devices_of_a_node": self.node,
             "stored": stored | {"checkpoint_bytes": self.checkpoint_bytes},
         }
 

@@ -1,5 +1,7 @@
 """Prints a forecast as tables."""
 
+import math
+
 from rich.console import Console
 from rich.table import Table
 
@@ -28,8 +30,9 @@ def _numbers(forecast: Forecast, title: str) -> Table:
     table.add_row("parameters", f"{sum(cost.parameters.values()):,}: {parts}")
     table.add_row(
         "FLOPs per image and step",
-        f"{_giga(cost.flops)} by formula; as computed here {_giga(cost.executed)} by formula, {_giga(cost.kept.flops)} "
-        f"by torch's counter, {_giga(cost.recomputed.flops)} with recompute",
+        f"{_giga(cost.flops)} by formula, of the published model: images/s, time and price follow from it. As computed "
+        f"here {_giga(cost.executed)} by formula, {_giga(cost.kept.flops)} by torch's counter, "
+        f"{_giga(cost.recomputed.flops)} with recompute, which takes longer in proportion",
     )
     batch = forecast.micro_batch * forecast.ranks * forecast.accumulate
     table.add_row(
@@ -46,12 +49,31 @@ def _numbers(forecast: Forecast, title: str) -> Table:
     else:
         compute = forecast.images * cost.flops
         table.add_row("length", f"{forecast.images:,} images seen, {compute:.3g} FLOP")
+    table.add_row("data", _data(forecast))
     table.add_row("disk", _disk(forecast))
     return table
 
 
 def _giga(flops: int) -> str:
     return f"{flops / 1e9:,.5g} G"
+
+
+def _data(forecast: Forecast) -> str:
+    """Returns the rate at which each node has to load images, beside that of the loader."""
+    fastest = max(forecast.layouts, key=lambda layout: layout.images_per_s)
+    rate = forecast.budget(fastest)["node_images_per_s"]
+    assert rate is not None
+    size = forecast.image_bytes
+    read = f", {rate * size / 1e6:,.3g} MB/s" if size else ""
+    node = "this device" if forecast.ranks == 1 else f"each node of {forecast.node} devices"
+    needed = f"{node} needs {_number(rate)} images/s{read}"
+    if forecast.loading is None:
+        return f"{needed}; what the loader does is measured where data.path is a folder on this machine"
+    cores = math.ceil(rate / forecast.loading)
+    return (
+        f"{needed}; the loader does {_number(forecast.loading)} on one core of this machine: {cores:,} cores "
+        "(data.workers of all its ranks)"
+    )
 
 
 def _disk(forecast: Forecast) -> str:
@@ -75,16 +97,40 @@ def _layouts(forecast: Forecast) -> Table:
     table.add_section()
     table.add_row("largest micro-batch", *(f"{layout.largest_micro_batch:,}" for layout in forecast.layouts))
     table.add_row("images/s, all devices", *(_number(layout.images_per_s) for layout in forecast.layouts))
-    days = [forecast.days(layout) for layout in forecast.layouts]
-    if forecast.images is not None:
-        table.add_row("days", *(_number(value) for value in days if value is not None))
+    budgets = [forecast.budget(layout) for layout in forecast.layouts]
+    rows = {
+        "time": ("hours", duration),
+        f"{_unit(forecast)}-hours": ("device_hours", _number),
+        "price": ("price", _number),
+    }
+    for title, (name, form) in rows.items():
+        values = [budget[name] for budget in budgets]
+        if None not in values:
+            table.add_row(title, *(form(value) for value in values if value is not None))
     return table
+
+
+def _unit(forecast: Forecast) -> str:
+    return "GPU" if forecast.hardware.kind == "cuda" else "device"
+
+
+def duration(hours: float) -> str:
+    """Returns a length of time in its two largest units: 12 d 4 h, 7 h 40 min, 12 min, 40 s."""
+    minutes = round(hours * 60)
+    if hours * 60 < 2:
+        return f"{max(1, round(hours * 3600))} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{round(hours) // 24:,} d {round(hours) % 24} h"
 
 
 def _remarks(forecast: Forecast) -> list[str]:
     lines = [
         f"recompute: activation checkpointing of all blocks. {MEMORY_RESERVE:.0%} of the memory stay free for "
-        "libraries and gaps between allocations; the data is assumed to keep up."
+        "libraries and gaps between allocations. Time and price hold if the data keeps up, and leave out validation "
+        f"and interruptions; {forecast.mfu:.0%} of the peak is plan.mfu, not a measurement."
     ]
     if "neck" in forecast.cost.parameters:
         huge = SIZES["sam_huge"]

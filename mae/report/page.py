@@ -16,6 +16,7 @@ from mae.report.charts import feature_charts, training_charts
 from mae.report.run_pictures import attention_maps, reconstructions
 from mae.report.runs import Run, differences, evaluations, read_runs
 from mae.report.start import recipe_rows
+from mae.report.summary import remarks
 
 MAX_LISTED = 100  # bad samples per run
 
@@ -65,6 +66,7 @@ def describe(run: Run, runs: int, with_attention: bool) -> dict[str, Any]:
         "run": run,
         "since": since(run),
         "key_numbers": key_numbers(run),
+        "remarks": remarks(run.metrics, run.summary.get("floors", {})),
         "evaluations": evaluations(run),
         "recipe": recipe(run),
         "environment": machine(run),

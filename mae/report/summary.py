@@ -1,8 +1,11 @@
 """Results of a finished run, as summary.json and as a few lines: python -m mae.report.summary runs/NAME"""
 
 import json
+import os
 import shlex
+import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from statistics import median
@@ -16,18 +19,22 @@ from mae.run.folder import write_json
 from mae.run.metrics import read_metrics
 from mae.train.schedule import Schedule
 
+RANKME_FALL = 0.9  # of its highest value: what is below has fallen, not wavered
+PROBE_SHARE = 0.1  # of the time: an online probe that takes more is said
+
 
 def summarise(run: Path, schedule: Schedule, step: int, more: dict[str, Any]) -> dict[str, Any]:
     """Writes summary.json and returns it: last values and median speed from metrics.csv, and `more` of the task.
 
     step  that the run has reached; a time limit may end it before the last
     """
-    rows = read_metrics(run / "metrics.csv")
-    latest = {name: float(row[name]) for row in rows for name in row if isfinite(float(row[name]))}
-    speed = {
-        name: median(float(row[f"perf/{name}"]) for row in rows if f"perf/{name}" in row)
-        for name in ("images_per_s", "data_wait", "mfu")
-    }
+    series: dict[str, dict[int, float]] = {}
+    for row in read_metrics(run / "metrics.csv"):
+        for name, value in row.items():
+            if isfinite(float(value)):
+                series.setdefault(name, {})[int(row["step"])] = float(value)
+    latest = {name: _last(values) for name, values in series.items()}
+    speed = {name: median(series[f"perf/{name}"].values()) for name in ("images_per_s", "data_wait", "mfu")}
     summary: dict[str, Any] = {
         "name": run.name,
         "step": step,
@@ -41,6 +48,7 @@ def summarise(run: Path, schedule: Schedule, step: int, more: dict[str, Any]) ->
         "skipped_steps": int(float(latest["guard/skipped"])),
         "checkpoint": str(checkpoint_path(run, step)),
         **more,
+        "remarks": remarks(series, more.get("floors", {})),
     }
     write_json(run / "summary.json", summary)
     return summary
@@ -59,10 +67,56 @@ def main_results(summary: dict[str, Any]) -> dict[str, str]:
     return results | {"checkpoint": summary["checkpoint"]}
 
 
-def say_closing(run: Path, summary: dict[str, Any], evaluation: str) -> None:
-    """Prints the main results, one label and fact a line, and the commands to run next."""
-    report = f"python -m mae.report {shlex.quote(str(run))}"
-    for label, fact in (main_results(summary) | {"next": evaluation, "": report}).items():
+def remarks(metrics: Mapping[str, Mapping[int, float]], baselines: Mapping[str, float]) -> list[str]:
+    """Returns a sentence for each thing about a run that its user may not want.
+
+    metrics    name -> step -> value
+    baselines  losses of trivial predictors
+    """
+    said = []
+    loss = "val/loss" if "val/loss" in metrics else "train/loss"
+    if baselines and loss in metrics:
+        name, best = min(baselines.items(), key=lambda entry: entry[1])
+        if (value := _last(metrics[loss])) > best:
+            said.append(
+                f"{loss} ended at {value:.4f}, above the {best:.4f} of {name}: the model paints no better than that. "
+                "Train longer, or try another optim.base_lr"
+            )
+    if ranks := metrics.get("rank/rankme"):
+        step = max(ranks, key=lambda step: ranks[step])
+        if _last(ranks) < RANKME_FALL * ranks[step]:
+            said.append(
+                f"RankMe fell from {ranks[step]:.1f} at step {step:,} to {_last(ranks):.1f}: the features use fewer "
+                "dimensions than they did. Compare checkpoints with probes before training on"
+            )
+    if (share := _last(metrics.get("perf/probe_share", {0: 0.0}))) > PROBE_SHARE:
+        said.append(
+            f"the online probe took {share:.0%} of the time: raise online_probe.every, or lower "
+            "online_probe.train_images"
+        )
+    return said
+
+
+def _last(values: Mapping[int, float]) -> float:
+    return values[max(values)]
+
+
+def interpreter() -> str:
+    """Returns the word that calls this Python from here: `python` if it is that, else its path, quoted."""
+    for name in ("python", "python3"):
+        if (found := shutil.which(name)) and os.path.abspath(found) == os.path.abspath(sys.executable):
+            return name
+    inside = os.path.relpath(sys.executable)
+    return shlex.quote(sys.executable if inside.startswith(os.pardir) else inside)
+
+
+def say_closing(summary: dict[str, Any], pictures: Sequence[Path], next_steps: dict[str, str]) -> None:
+    """Prints the main results, one label and fact a line, what is to be noted, and how to go on."""
+    lines = [*main_results(summary).items()]
+    if there := [str(path) for path in pictures if path.is_file()]:
+        lines.append(("pictures", ", ".join(there)))
+    lines += [("note", remark) for remark in summary["remarks"]]
+    for label, fact in [*lines, *next_steps.items()]:
         print(f"{label:10}  {fact}")
 
 
