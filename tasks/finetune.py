@@ -13,9 +13,12 @@ from data.loader.streaming import StreamShards
 from mae.distributed.rank_zero import say
 from mae.errors import ConfigError, first_sentence
 from mae.formats.load import load
+from mae.formats.opened import open_weights
+from mae.formats.warm_start import resampling, unsaid_heads
 from mae.models.classifier import Classifier, build_classifier
 from mae.models.config import MAEConfig
 from mae.models.execution import prepare_blocks
+from mae.models.mae import MaskedAutoencoder
 from mae.models.resample import at_image_size
 from mae.models.vit import Encoder
 from mae.run.checkpoint_files import read_own
@@ -33,17 +36,42 @@ class Finetune(Task[FinetuneConfig]):
     loss = "cross-entropy"
 
     @cached_property
-    def encoder(self) -> Encoder | None:
-        """Loads the encoder in `init_from`, its positions resized to `task.image_size`; None without it."""
+    def source(self) -> Encoder | None:
+        """Loads the encoder or classifier in `init_from`; None without it."""
         if self.config.init_from is None:
             return None
-        found = load(self.config.init_from, decoder_num_heads=1)  # the decoder is dropped: any number will do
-        if isinstance(found, Classifier):
-            raise ConfigError(
-                f"init_from={self.config.init_from} holds a fine-tuned classifier: start from the pre-trained weights "
-                "that it began with"
+        opened = open_weights(self.config.init_from)
+        # The decoder is dropped: any number of heads will do for it.
+        found = load(opened, decoder_num_heads=1, **unsaid_heads(opened, self.config.model))
+        return at_image_size(found, found.config.image_size) if isinstance(found, MaskedAutoencoder) else found
+
+    @cached_property
+    def encoder(self) -> Encoder | None:
+        """Resamples the encoder in `init_from` to `task.image_size` and the channels of the images; None without it."""
+        if self.source is None:
+            return None
+        return self.source.at(self.settings.image_size, in_channels=len(self.config.data.mean))
+
+    @property
+    def keeps_head(self) -> bool:
+        """Returns whether `init_from` is a classifier of the same classes, by name, and of the same pooling."""
+        source = self.source
+        if not isinstance(source, Classifier) or source.pool != self.settings.pool:
+            return False
+        return source.class_names == self.class_names != []
+
+    def say_what_is_taken_over(self) -> None:
+        """Prints a line for each part of `init_from` that is resampled, left out or taken over with the encoder."""
+        assert self.source is not None and self.encoder is not None
+        said = resampling(self.source.config, self.encoder.config, decoder=False)
+        if self.keeps_head:
+            said.append(f"its head is taken over, since its {self.classes} classes have the same names")
+        elif isinstance(self.source, Classifier):
+            said.append(
+                f"left out: its head of {self.source.classes} classes; a new one of {self.classes} starts afresh"
             )
-        return at_image_size(found, self.settings.image_size or found.config.image_size)
+        for sentence in said:
+            say(f"init_from: {sentence}")
 
     @property
     def architecture(self) -> MAEConfig:
@@ -96,7 +124,9 @@ class Finetune(Task[FinetuneConfig]):
         if isinstance(self.data.train_index, StreamShards):
             self.data.train_index.classes = self.classes
         if self.encoder is not None:
-            model = build_classifier(self.encoder, self.classes, task.pool, task.drop_path)
+            model = build_classifier(self.encoder, self.classes, task.pool, task.drop_path, self.keeps_head)
+            if checkpoint is None:
+                self.say_what_is_taken_over()
         else:
             model = Classifier(self.architecture, self.classes, task.pool, task.drop_path)
         model.class_names = self.class_names

@@ -38,9 +38,10 @@ class Pretrain(Task[PretrainConfig]):
         config = self.config
         model = MaskedAutoencoder(config.model)
         if config.init_from is not None and checkpoint is None:
-            from mae.formats.load import initialise_from
+            from mae.formats.warm_start import initialise_from
 
-            initialise_from(model, Path(config.init_from))
+            for sentence in initialise_from(model, Path(config.init_from)):
+                say(f"init_from: {sentence}")
         prepare_blocks(model.whole_blocks, config.blocks)
         return model
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data.mask_datamodule import MaskDataModule
+from mae.distributed.rank_zero import say
 from mae.errors import ConfigError
 from mae.formats.load_segmenter import initialise_segmenter
 from mae.models.config import MAEConfig
@@ -82,6 +83,7 @@ def initial_segmenter(config: MAEConfig, task: SegmentConfig, blocks: BlocksConf
     """Builds the model that a run begins with. Its new parts are drawn from torch's generator."""
     model = build_segmenter(config, task, blocks)
     if init_from is not None:
-        initialise_segmenter(model, Path(init_from))
+        for sentence in initialise_segmenter(model, Path(init_from)):
+            say(f"init_from: {sentence}")
     set_trainable(model, task)
     return model

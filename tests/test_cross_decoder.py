@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 import mae
 from mae.export.write import export
-from mae.formats.load import initialise_from
+from mae.formats.warm_start import initialise_from
 from mae.models.execution import BlocksConfig, prepare_blocks
 from mae.models.flops import executed_pretraining_flops
 from mae.models.loss import normalise_patches

@@ -20,12 +20,13 @@ from mae.callbacks.stop_on_signal import Stopped
 from mae.distributed.launch import Topology
 from mae.errors import CheckpointError, ConfigError
 from mae.export.write import export
-from mae.models.classifier import Classifier
+from mae.models.classifier import Classifier, build_classifier
 from mae.report.summary import read_metrics
 from mae.run.checkpoint_files import newest_valid, read_own
 from mae.run.checkpoint_writer import AtomicCheckpointIO
 from tasks.config import TrainConfig
 from tasks.evaluate import EvalConfig, evaluate
+from tasks.finetune import Finetune
 from tasks.pretrain import Pretrain
 from tasks.train import match_recipe, train
 from tests.processes import SMALL, assert_same_run, bit_equal
@@ -144,12 +145,42 @@ def test_finetuning_starts_from_foreign_weights_at_another_image_size(
     """With next to no learning rate the weights are still those that came in, positions resized."""
     out = tmp_path / ("mae.pth" if source == "facebook" else "folder")
     export(pretrained, source, out)
-    words = [f"init_from={out}", "max_steps=1", "optim.base_lr=1e-12", "task.image_size=48", "task.ema=null"]
+    words = [f"init_from={out}", "max_steps=1", "optim.base_lr=1e-12", "optim.min_lr=0", "task.image_size=48"]
+    words.append("task.ema=null")
     model = mae.load(finetune(tmp_path, built_in, "foreign", *words))
     assert model.config.image_size == (48, 48) and model.pos_embed.shape == (1, 37, 192)
     expected, found = mae.load(pretrained).state_dict(), model.state_dict()
     same = [name for name in found if name.startswith("blocks.") or name.startswith("patch_embed.")]
     assert len(same) > 20 and all(torch.allclose(found[name], expected[name], atol=1e-6) for name in same)
+
+
+@pytest.mark.parametrize(
+    ("classes", "words", "said"),
+    [
+        (7, [], "left out: its head of 7 classes; a new one of 10 starts afresh"),
+        (10, ["task.pool=class_token"], "left out: its head of 10 classes"),
+        (10, [], "its head is taken over, since its 10 classes have the same names"),
+        (10, ["task.image_size=48"], "positions are resized bicubically"),
+        (10, ["data.mean=[0.3]", "data.std=[0.3]", "data.rand_augment=null"], "channels 3 -> 1: the weights"),
+    ],
+    ids=str,
+)
+def test_finetuning_starts_from_a_classifier_and_says_what_becomes_of_its_head(
+    tmp_path: Path, built_in: Path, pretrained: Path, capsys, classes: int, words: list[str], said: str
+) -> None:
+    source = build_classifier(mae.load(pretrained), classes)
+    with torch.no_grad():
+        source.head.weight.normal_()
+    run = {"step": 5, "recipe": {"model": source.config.model_dump(mode="json")}, "classes": list("0123456789")}
+    state = {f"model.{name}": value for name, value in source.state_dict().items()}
+    torch.save({"mae": run, "state_dict": state}, tmp_path / "step-00000005.ckpt")
+    config = settings(tmp_path, built_in, "more", f"init_from={tmp_path / 'step-00000005.ckpt'}", *words)
+    model = Finetune(config, ONE).model(None)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("init_from: ")]
+    assert any(said in line for line in lines)
+    assert torch.equal(model.blocks[1].mlp.fc1.weight, source.blocks[1].mlp.fc1.weight)
+    kept = classes == 10 and not any("pool" in word for word in words)
+    assert torch.equal(model.head.weight, source.head.weight) == kept
 
 
 class Rates(pl.Callback):
@@ -226,7 +257,6 @@ def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_conflicting_finetune_settings_raise_an_error_and_leave_no_run(
     tmp_path: Path, built_in: Path, pretrained: Path, unlabelled: Path
 ) -> None:
-    torch.save({"model": Classifier(mae.load(pretrained).config, 10).state_dict()}, tmp_path / "finetuned.pth")
     cases = {
         "70 of 70 training images have none": [f"data.path={unlabelled}"],
         "labels of the training images go up to 9": ["task.classes=5"],
@@ -235,7 +265,6 @@ def test_conflicting_finetune_settings_raise_an_error_and_leave_no_run(
         "not a multiple of patch_size=8": [f"init_from={pretrained}", "task.image_size=30"],
         "task.image_size height 30": ["task.image_size=30"],
         "no class token": ["task.pool=class_token", "model.class_token=false"],
-        "holds a fine-tuned classifier": [f"init_from={tmp_path / 'finetuned.pth'}"],
     }
     for said, words in cases.items():
         with pytest.raises(ConfigError, match=said):

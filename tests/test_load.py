@@ -80,9 +80,11 @@ def test_bare_state_dict_loads_with_the_settings_given_to_load(tmp_path: Path) -
 def test_bare_state_dict_loads_with_a_given_rectangular_image_size(tmp_path: Path) -> None:
     model = mae.MaskedAutoencoder(mae.MAEConfig(**FIELDS | {"image_size": (16, 64)})).eval()
     torch.save(model.state_dict(), tmp_path / "mae.pth")
-    assert mae.load(tmp_path / "mae.pth").config.positions == "learned"  # as a 32 x 32 grid the table does not fit
-    loaded = mae.load(tmp_path / "mae.pth", image_size=(16, 64))
-    assert loaded.config == model.config
+    assert mae.load(tmp_path / "mae.pth").config == model.config  # the table fits no other grid of 16 patches
+    assert mae.load(tmp_path / "mae.pth", image_size=(16, 64)).config == model.config
+    learned = mae.MaskedAutoencoder(model.config.model_copy(update={"positions": "learned"}))
+    torch.save(learned.state_dict(), tmp_path / "learned.pth")
+    assert mae.load(tmp_path / "learned.pth", image_size=(16, 64)).config == learned.config
 
 
 def test_learned_positions_are_recognised_from_the_weights(tmp_path: Path) -> None:

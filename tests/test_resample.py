@@ -11,7 +11,7 @@ from mae.models.attention_maps import attention_weights
 from mae.models.classifier import Classifier
 from mae.models.resample import convert_channels
 from mae.sam.segmenter import Segmenter
-from tests.exports import SMALL
+from tests.exports import SMALL, own_checkpoint
 from tests.test_sam_conversion import small_sam
 
 # What is wrong with the images, and what the sentence says.
@@ -158,3 +158,17 @@ def test_sam_encoder_at_another_size_computes_what_it_computes_on_such_images() 
     torch.testing.assert_close(
         encoder.at(in_channels=1)(grey), encoder(grey.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5
     )
+
+
+def test_load_resamples_to_the_size_and_channels_that_are_given(tmp_path) -> None:
+    model, path = own_checkpoint(tmp_path, width=192, num_heads=3, decoder_num_heads=4)
+    torch.save(model.state_dict(), tmp_path / "bare.pth")
+    for source in (path, tmp_path / "bare.pth"):
+        loaded = mae.load(source, image_size=64, in_channels=1, decoder_num_heads=4)
+        assert (loaded.config.image_size, loaded.config.in_channels) == ((64, 64), 1)
+        assert torch.equal(loaded.pos_embed, model.at(64).pos_embed)
+        same = mae.load(source, image_size=32, decoder_num_heads=4)
+        assert same.config == model.config and torch.equal(same.pos_embed, model.pos_embed)
+        # As many patches, in other places.
+        wide = mae.load(source, image_size=(16, 64), decoder_num_heads=4)
+        assert wide.config.image_size == (16, 64) and torch.equal(wide.pos_embed, model.at((16, 64)).pos_embed)

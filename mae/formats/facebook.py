@@ -50,7 +50,7 @@ def infer_config(state: dict[str, Tensor], given: dict[str, Any]) -> MAEConfig:
         "depth": _count(state, "blocks"),
         "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / width,
         "num_heads": given.get("num_heads") or _heads("num_heads", width, ENCODER_HEADS),
-        "image_size": given.get("image_size") or _image_size(state["pos_embed"].shape[1] - class_token, patch_size),
+        "image_size": given.get("image_size") or _image_size(state["pos_embed"], class_token, patch_size),
     }
     if has_decoder(state):
         decoder_width = state["decoder_pred.weight"].shape[1]
@@ -80,14 +80,40 @@ def _heads(setting: str, width: int, known: dict[int, int]) -> int:
     return known[width]
 
 
-def _image_size(patches: int, patch_size: int) -> int:
+def _image_size(positions: Tensor, class_token: bool, patch_size: int) -> tuple[int, int]:
+    """Returns the size that positions show: that of the grid whose sine-cosine table they are, else of a square."""
+    patches = positions.shape[1] - class_token
     side = isqrt(patches)
-    if side * side != patches:
+    grid = _table_grid(positions, class_token) or (side, side)
+    if grid[0] * grid[1] != patches:
         raise CheckpointError(
             f"{patches} positions are no square grid: give image_size=(height, width) "
             "(model.image_size=[height,width] on a command line)"
         )
-    return side * patch_size
+    return grid[0] * patch_size, grid[1] * patch_size
+
+
+def _table_grid(positions: Tensor, class_token: bool) -> tuple[int, int] | None:
+    """Returns the grid whose sine-cosine table the positions are; None if they are no such table."""
+    patches, width = positions.shape[1] - class_token, positions.shape[2]
+    for rows in (rows for rows in range(1, patches + 1) if patches % rows == 0 and width % 4 == 0):
+        grid = rows, patches // rows
+        if torch.allclose(sincos_positions(width, grid, class_token), positions.float(), atol=1e-5):
+            return grid
+    return None
+
+
+def may_be_of(state: dict[str, Tensor], image_size: int | tuple[int, int] | None) -> bool:
+    """Returns whether the positions may be those of images of this size, as far as they show it."""
+    if image_size is None or not {"patch_embed.proj.weight", "pos_embed"} <= state.keys():
+        return False
+    sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+    positions, class_token = state["pos_embed"], "cls_token" in state
+    patch_size = state["patch_embed.proj.weight"].shape[2]
+    grid = sides[0] // patch_size, sides[1] // patch_size
+    if any(side % patch_size for side in sides) or grid[0] * grid[1] != positions.shape[1] - class_token:
+        return False
+    return _table_grid(positions, class_token) in (None, grid)
 
 
 def plain_head(state: dict[str, Tensor], eps: float = 1e-6) -> dict[str, Tensor]:

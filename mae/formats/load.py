@@ -16,15 +16,14 @@ from torch import Tensor, nn
 from mae.distributed.rank_zero import say
 from mae.errors import CheckpointError, ConfigError, first_sentence
 from mae.formats import hf_vitmae, mmpretrain, timm_folder
-from mae.formats.facebook import PROBE_HEAD, has_decoder, infer_config, plain_head
+from mae.formats.facebook import PROBE_HEAD, has_decoder, infer_config, may_be_of, plain_head
 from mae.formats.opened import Opened, class_names_of, open_weights
 from mae.models.classifier import Classifier
 from mae.models.config import MAEConfig
 from mae.models.mae import MaskedAutoencoder
 from mae.models.vit import Encoder
 
-# Settings of MAEConfig that leave no trace in the weights.
-UNSEEN = ("num_heads", "decoder_num_heads", "norm_pix", "mask_ratio", "masking", "predicted", "image_size")
+RESAMPLED = ("image_size", "patch_size", "in_channels")
 OTHER_LOADERS = {"sam": ("a SAM-style encoder", "mae.load_sam"), "segmentation": ("a whole SAM", "mae.load_segmenter")}
 
 
@@ -34,7 +33,8 @@ def load(path: str | Path | Opened, **given: Any) -> MaskedAutoencoder | Encoder
     path   an own checkpoint or run folder, a facebookresearch/mae .pth, a Hugging Face ViTMAE or ViT folder, a timm
            folder, a file of their weights by torch.save or safetensors in whatever a training program wraps round
            them, or any of them already opened
-    given  fields of MAEConfig that the file cannot say or that shall differ: num_heads, norm_pix, mask_ratio, ...
+    given  fields of MAEConfig that the file cannot say or that shall differ: num_heads, norm_pix, mask_ratio, ...; for
+           another image_size, patch_size or in_channels the weights are resampled, as by `Encoder.at`
     returns a MaskedAutoencoder; an Encoder if the file holds no decoder, as the published files for fine-tuning do; a
             Classifier, which is an Encoder, if it holds a head, as the published fine-tuned files do
 
@@ -49,13 +49,17 @@ def load(path: str | Path | Opened, **given: Any) -> MaskedAutoencoder | Encoder
         raise CheckpointError(f"{opened.path} holds {what}: read it with {loader}, not with mae.load")
     if unknown := [name for name in given if name not in MAEConfig.model_fields]:
         raise ConfigError(f"{opened.path}: unknown setting {unknown[0]}={given[unknown[0]]!r} of its model")
+    resampled = {name: given.pop(name) for name in RESAMPLED if name in given}
     try:
         described, state = describe(opened)
+        if "image_size" not in described and may_be_of(state, resampled.get("image_size")):
+            given["image_size"] = resampled.pop("image_size")
         if "positions" in described:
             config = MAEConfig.model_validate(described | given)
         else:
             # Other libraries do not say whether positions are the fixed table; the weights do.
             config = infer_config(state, described | given)
+        resampled = {} if _replaced(config, resampled) == config else resampled
     except ValidationError as error:
         raise ConfigError(f"{opened.path}: {first_sentence(error)}") from error
     except CheckpointError as error:
@@ -74,7 +78,12 @@ def load(path: str | Path | Opened, **given: Any) -> MaskedAutoencoder | Encoder
         parameter.requires_grad_(not fixed)
     if isinstance(model, MaskedAutoencoder) and "norm_pix" not in described | given:
         say(f"{opened.path} does not say whether it was trained with norm_pix: true is assumed (else norm_pix=false)")
-    return model.eval()
+    model.eval()
+    return model.at(**resampled) if resampled else model
+
+
+def _replaced(config: MAEConfig, fields: dict[str, Any]) -> MAEConfig:
+    return MAEConfig.model_validate(config.model_dump() | fields)
 
 
 def describe(opened: Opened) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -127,20 +136,3 @@ def refuse_not_finite(weights: dict[str, Tensor], path: Path) -> None:
             f"{path} holds weights that are not finite, in {len(broken)} of {len(weights)} parameters: "
             f"{', '.join(broken[:8])}. They overflowed in half precision or the training diverged: take an earlier file"
         )
-
-
-def initialise_from(model: MaskedAutoencoder, path: Path) -> None:
-    """Warm start: copies the weights in `path` (any format of `load`) into a fresh model of the same architecture.
-
-    A file with an encoder only leaves the decoder as it is. Raises CheckpointError naming what does not fit.
-    """
-    # What the weights cannot say, such as the number of heads, is the model's to say.
-    source = load(path, **{name: getattr(model.config, name) for name in UNSEEN})
-    own = model.state_dict()
-    state = source.state_dict()
-    differing = [key for key, value in state.items() if key not in own or own[key].shape != value.shape]
-    if isinstance(source, MaskedAutoencoder):
-        differing += [key for key in own if key not in state]
-    if differing:
-        raise CheckpointError(f"init_from={path} is of another architecture: {', '.join(differing[:8])} differ")
-    model.load_state_dict(state, strict=False)

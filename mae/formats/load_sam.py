@@ -22,7 +22,8 @@ def load_sam(path: str | Path | Opened, *, like: SamConfig | None = None, **give
            among them, the same weights as safetensors or in whatever a training program wraps round them, a folder (a
            Hugging Face SamModel or SamVisionModel, or an exported samvit_* of timm), or any of them already opened
     like   an architecture whose windows are taken where the image is one window and the weights cannot say
-    given  fields of SamConfig that the file cannot say: global_blocks and window, if the image is one window
+    given  fields of SamConfig that the file cannot say: global_blocks and window, if the image is one window; for
+           another image_size or in_channels the weights are resampled, as by `SamEncoder.at`
 
     Prints what was unwrapped, and what of the file was not used.
 
@@ -34,6 +35,7 @@ def load_sam(path: str | Path | Opened, *, like: SamConfig | None = None, **give
         raise CheckpointError(
             f"{opened.path} holds a whole SAM: read it with mae.load_segmenter, not with mae.load_sam"
         )
+    resampled = {name: given.pop(name) for name in ("image_size", "in_channels") if name in given}
     try:
         state = {
             key.removeprefix(ENCODER): value
@@ -52,4 +54,5 @@ def load_sam(path: str | Path | Opened, *, like: SamConfig | None = None, **give
     with torch.device("meta"):
         model = SamEncoder(config)
     load_strictly(model, state, opened.path, copy=not isinstance(path, Opened))
-    return model.eval()
+    model.eval()
+    return model.at(**resampled) if resampled else model

@@ -5,12 +5,13 @@ from typing import Any
 
 from torch import Tensor
 
-from mae.distributed.rank_zero import say
 from mae.errors import CheckpointError, ConfigError
 from mae.formats.load import load, load_strictly, refuse_not_finite
 from mae.formats.load_sam import load_sam
 from mae.formats.opened import Opened, open_weights
 from mae.formats.sam_names import PARTS, to_our_names
+from mae.formats.warm_start import channel_sentence, unsaid_heads
+from mae.models.classifier import Classifier
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.sam.config import SegmentConfig, build_segmenter, set_trainable
@@ -70,43 +71,58 @@ def prompt_and_mask_weights(opened: Opened) -> dict[str, Tensor]:
     return parts
 
 
-def initialise_segmenter(model: Segmenter, path: Path) -> None:
+def initialise_segmenter(model: Segmenter, path: Path) -> list[str]:
     """Warm start of a fresh model, before LoRA is added to it.
 
-    path  a masked autoencoder, a SAM-style encoder, or a whole SAM, whose other parts are taken too
+    path     a masked autoencoder or classifier, a SAM-style encoder, or a whole SAM, whose other parts are taken too
+    returns  what was resampled or left out, or starts from random weights, a sentence each
 
     Raises CheckpointError or ConfigError if the encoder in it is of another architecture.
     """
-    encoder, rest = _load_parts(path, model)
-    config = model.encoder.config
+    encoder, rest, said = _load_parts(path, model)
+    config, given = model.encoder.config, encoder.config
+    if (given.image_size, given.in_channels) != (config.image_size, config.in_channels):
+        encoder = encoder.at(config.image_size, in_channels=config.in_channels)
     if encoder.config != config:
         theirs, ours = encoder.config.model_dump(), config.model_dump()
         differing = [f"{name} {theirs[name]} there, {ours[name]} here" for name in ours if theirs[name] != ours[name]]
         raise ConfigError(
             f"init_from={path} has another encoder: {', '.join(differing)}. Set model= and task. as there"
         )
+    if given.image_size != config.image_size:
+        sizes = "{} x {} -> {} x {} pixels".format(*given.image_size, *config.image_size)
+        said.append(f"images of {sizes}: positions, and relative positions of global blocks, are resized")
+    if given.in_channels != config.in_channels:
+        said.append(channel_sentence(given.in_channels, config.in_channels))
     model.encoder.load_state_dict(encoder.state_dict())
     if not rest:
-        return
+        return said
     own = {key: value.shape for key, value in model.state_dict().items() if key.startswith(PARTS)}
     if differing := [key for key in own.keys() | rest.keys() if key not in rest or own.get(key) != rest[key].shape]:
         raise CheckpointError(
             f"init_from={path} has another prompt encoder or mask decoder: {', '.join(sorted(differing)[:8])} differ"
         )
     model.load_state_dict(rest, strict=False)
+    return said
 
 
-def _load_parts(path: Path, model: Segmenter) -> tuple[SamEncoder, dict[str, Tensor]]:
-    """Returns the encoder in `path`, converted to SAM style if need be, and the weights of the other parts, if any."""
+def _load_parts(path: Path, model: Segmenter) -> tuple[SamEncoder, dict[str, Tensor], list[str]]:
+    """Returns the encoder in `path`, converted to SAM style if need be, the weights of the other parts, and remarks."""
     opened, config = open_weights(path), model.encoder.config
     if opened.kind == "segmentation":
         whole = load_segmenter(opened)
-        return whole.encoder, {key: value for key, value in whole.state_dict().items() if key.startswith(PARTS)}
+        said = (
+            ["left out: the gate of task.relevance"] if whole.relevance is not None and model.relevance is None else []
+        )
+        rest = {key: value for key, value in whole.state_dict().items() if key.startswith(PARTS)}
+        if whole.relevance is not None and model.relevance is not None:
+            model.relevance.load_state_dict(whole.relevance.state_dict())
+        return whole.encoder, rest, said
     if opened.kind == "sam":
         rest = prompt_and_mask_weights(opened)
-        if not rest:
-            say(f"init_from={path} holds an encoder alone: prompt encoder and mask decoder begin with random weights")
-        return load_sam(opened, like=config), rest
+        said = [] if rest else ["it is an encoder alone: prompt encoder and mask decoder start from random weights"]
+        return load_sam(opened, like=config), rest, said
     fields = ("image_size", "patch_size", "window", "global_blocks", "out_channels")
-    # The heads are the one thing that weights of others do not say.
-    return to_sam(load(opened, num_heads=config.num_heads), **{name: getattr(config, name) for name in fields}), {}
+    source = load(opened, **unsaid_heads(opened, config))
+    said = [f"left out: its head of {source.classes} classes"] if isinstance(source, Classifier) else []
+    return to_sam(source, **{name: getattr(config, name) for name in fields}), {}, said
