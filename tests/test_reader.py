@@ -187,9 +187,17 @@ def test_dino_checkpoint_gives_the_teacher_and_names_the_student_and_the_head(tm
 
 def test_file_of_two_different_models_is_refused_naming_both(tmp_path: Path, encoder) -> None:
     state = encoder.state_dict()
-    torch.save({"state_dict": prefixed("base.", state) | prefixed("target.", other(state))}, tmp_path / "two.pth")
-    with pytest.raises(mae.CheckpointError, match=r"several models, under state_dict\.base, state_dict\.target"):
+    torch.save({"state_dict": prefixed("left.", state) | prefixed("right.", other(state))}, tmp_path / "two.pth")
+    with pytest.raises(mae.CheckpointError, match=r"several models, under state_dict\.left, state_dict\.right"):
         mae.load(tmp_path / "two.pth")
+
+
+def test_teacher_of_another_architecture_is_not_taken_for_an_average(tmp_path: Path, encoder) -> None:
+    state = encoder.state_dict()
+    larger = state | {key.replace("blocks.0.", "blocks.1."): value for key, value in state.items()}
+    torch.save({"model": other(state), "teacher": larger}, tmp_path / "distilled.pth")
+    with pytest.raises(mae.CheckpointError, match="several models, under model, teacher"):
+        mae.load(tmp_path / "distilled.pth")
 
 
 def test_sharded_parameters_raise_the_command_that_merges_them(tmp_path: Path, encoder) -> None:

@@ -113,6 +113,8 @@ def _read_parts(folder: Path, index: Path) -> Contents:
     if missing := [part for part in parts if not (folder / part).is_file()]:
         raise CheckpointError(f"{folder} lacks {', '.join(missing[:8])} of the {len(parts)} files in {index.name}")
     read_parts = [read_file(folder / part) for part in parts]
+    if other := [part for part, contents in zip(parts, read_parts, strict=True) if not isinstance(contents.tree, dict)]:
+        raise CheckpointError(f"{folder / other[0]} holds no weights by name")
     return Contents(
         {key: value for part in read_parts for key, value in part.tree.items()},
         refused=tuple(name for part in read_parts for name in part.refused),

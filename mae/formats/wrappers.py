@@ -7,7 +7,7 @@ its patch projection lies.
 
 1 walk    all dictionaries that hold tensors; parts of names that torch's wrappers add are taken out
 2 find    the patch projection in them: what stands before it, attribute and dictionaries, is a wrapper
-3 choose  of several models the moving average or the teacher, as timm does; others are refused
+3 choose  of several models the moving average or its teacher, as timm does; others are refused
 4 say     what was unwrapped, and what else the file holds
 """
 
@@ -31,7 +31,7 @@ PROJECTIONS = {
     "patch_embed.projection.weight": "vision_encoder.",
     "embeddings.patch_embeddings.projection.weight": "vit.",
 }
-AVERAGES = {"ema", "average", "averaged", "teacher"}
+AVERAGES = {"ema", "average", "averaged", "teacher", "target"}
 # Beside the parameters of a model, and no feature's: the counter of torch's AveragedModel, transformers' pooler.
 NO_FEATURES = ("n_averaged", "pooler.", "vit.pooler.")
 DEEPEST = 5
@@ -157,7 +157,9 @@ def _bare(key: str) -> str:
 
 
 def _choose(found: list[Found]) -> Found:
-    candidates = [model for model in found if model.averaged] or found
+    averages = [model for model in found if model.averaged]
+    # The teacher of a distillation is another model, and not the average of its student.
+    candidates = averages if averages and all(_alike(averages[0].weights, other.weights) for other in found) else found
     first = candidates[0]
     others = [other for other in candidates[1:] if not _same(first.weights, other.weights)]
     if others:
@@ -167,6 +169,12 @@ def _choose(found: list[Found]) -> Found:
             "file of its own"
         )
     return max(candidates, key=lambda model: len(model.weights))
+
+
+def _alike(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Returns whether two models have the same blocks, and the same shapes of all that both have."""
+    blocks = [{key for key in weights if "blocks." in key or "layer" in key} for weights in (one, other)]
+    return blocks[0] == blocks[1] and all(one[key].shape == other[key].shape for key in one.keys() & other.keys())
 
 
 def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
