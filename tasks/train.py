@@ -139,7 +139,12 @@ def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.
         refuse_foreign_folder(config.run, clear)
     task.refuse_settings(checkpoint)
     recipe, start_step = match_recipe(task, checkpoint)
-    if start_step >= total_steps and (config.run / "summary.json").is_file():
+    if start_step > total_steps:
+        raise ConfigError(
+            f"{checkpoint} is behind the end of this run: step {start_step}, and max_steps or epochs make "
+            f"{total_steps} steps. Set them higher, or train the shorter run under another name="
+        )
+    if start_step == total_steps and (config.run / "summary.json").is_file():
         say(f"{config.run} is finished: step {start_step} of {total_steps}, {checkpoint}. Nothing to do.")
         return
     if config.logger:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import mae
+from mae.errors import ConfigError
 from mae.export.__main__ import main
 from mae.export.write import export
 from mae.formats import timm as timm_format
@@ -72,6 +73,12 @@ def test_export_without_the_peer_library_is_marked_unverified(tmp_path: Path, mo
         "checked": "names and shapes",
     }
     assert "only names and shapes were checked" in capsys.readouterr().out
+
+
+def test_export_to_a_place_that_takes_no_file_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"--out .*/file/x.safetensors cannot be written \(Not a directory\)"):
+        export(own_checkpoint(tmp_path)[1], "timm", tmp_path / "file" / "x.safetensors")
 
 
 def test_overwrite_replaces_an_export_and_never_other_files(tmp_path: Path) -> None:

@@ -77,6 +77,13 @@ def test_sub_folders_called_after_a_split_and_more_are_no_classes(tmp_path, name
     )
 
 
+def test_class_called_train_among_others_is_a_class_and_said(tmp_path):
+    for name in ("car", "train", "tram"):
+        image(tmp_path / "in" / name / "a.png")
+    source = find_images(tmp_path / "in")
+    assert source.classes == ["car", "train", "tram"] and "folder train is taken for a class" in source.note
+
+
 def test_classes_whose_names_only_contain_a_split_are_classes(tmp_path):
     for name in ("bullet_train", "test_tube", "valley"):
         image(tmp_path / "in" / name / "a.png")

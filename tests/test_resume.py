@@ -170,6 +170,7 @@ def test_finished_run_is_replaced_only_with_overwrite(tmp_path: Path, built_in: 
     before = final.stat().st_mtime_ns
     assert "is finished" in run(words).replace("\n", " ")
     assert final.stat().st_mtime_ns == before
+    assert "step 4, and max_steps or epochs make 3 steps" in run([*words, "max_steps=3"], code=2).replace("\n", " ")
     assert "two runs would be mixed" in run([*words, "resume=never"], code=2).replace("\n", " ")
     assert final.stat().st_mtime_ns == before
     run([*words, "resume=never", "overwrite=true"])

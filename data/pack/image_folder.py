@@ -60,7 +60,8 @@ def make_samples(tree: Tree, given: list[str] | None, passed_over: PassedOver) -
     """
     source, images = tree.root, tree.images
     folders = sorted({path.partition("/")[0] for path in images if "/" in path})
-    _check_layout(tree, folders)
+    splits = [] if given is not None else [name for name in folders if split_of(name)]
+    _check_layout(tree, folders, splits)
     sides, ignored, like_sides = _match_side_files(images, tree.others)
     passed_over.add("files that are neither images nor named after one", *ignored)
     label = next((path for side in sides.values() for name, path in side if name.lower() == "cls"), None)
@@ -84,6 +85,10 @@ def make_samples(tree: Tree, given: list[str] | None, passed_over: PassedOver) -
         return Sample(key_of_path(path), path.rpartition(".")[2].lower(), label, path, read(path), others)
 
     remarks = list(_remark_on_folders(tree, folders, classes, labels, given))
+    if splits:
+        remarks.append(
+            f"the folder {splits[0]} is taken for a class as the {len(folders) - 1} beside it, not for a part"
+        )
     if like_sides:
         remarks.append(
             f"{len(like_sides)} images are named after another one, such as {like_sides[0]}, and packed as samples of "
@@ -92,14 +97,17 @@ def make_samples(tree: Tree, given: list[str] | None, passed_over: PassedOver) -
     return Source(LazySamples(len(images), make), classes, "; ".join(remarks))
 
 
-def _check_layout(tree: Tree, folders: list[str]) -> None:
-    """Raises DataError if it is unclear what the sub-folders with images are, or if there is no image."""
+def _check_layout(tree: Tree, folders: list[str], splits: list[str]) -> None:
+    """Raises DataError if it is unclear what the sub-folders with images are, or if there is no image.
+
+    splits  sub-folders that are named like a split; a single one among other classes may be vehicles on rails
+    """
     source = tree.root
-    if splits := [(name, split) for name in folders if (split := split_of(name))]:
-        name, split = splits[0]
+    if len(splits) > 1 or (splits and len(folders) < 3):
         raise DataError(
-            f"{source} has the sub-folder {name}, which is a split and no class. Pack each part on its own: "
-            f"`python -m data.pack {source / name} OUT/{split}`, and so on."
+            f"{source} has the sub-folder {splits[0]}, which is a split and no class. Pack each part on its own: "
+            f"`python -m data.pack {source / splits[0]} OUT/{split_of(splits[0])}`, and so on; if it is a class, name "
+            "all classes by --classes."
         )
     if not tree.images:
         raise DataError(

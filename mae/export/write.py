@@ -109,7 +109,10 @@ def staged(out: Path) -> Iterator[Path]:
     """
     stage = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir(parents=True)
+    try:
+        stage.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out} cannot be written ({error.strerror}). Choose another place") from None
     try:
         yield stage / out.name
         parts = sorted(stage.iterdir(), key=lambda part: part.name == out.name)
