@@ -30,6 +30,7 @@ from mae.models.config import MAEConfig
 from mae.models.pixels import Pixels
 from mae.probes.attentive import Attentive
 from mae.probes.classify import Classify
+from mae.probes.embeddings import Embeddings
 from mae.probes.feature_cache import FeatureCache
 from mae.probes.knn import KNN
 from mae.probes.linear import Linear
@@ -42,12 +43,15 @@ from mae.probes.suite import Suite, select_probes
 from mae.run.folder import evaluation_folder, write_json
 from mae.run.tracker_identity import reopen_wandb, tracked_run
 from tasks.config import plain_settings, validate
+from tasks.embed import write_embeddings
 from tasks.errors import readable_errors
 from tasks.evaluation_folder import choose_folder, read_data_settings, record_data
 from tasks.relevance_eval import RelevanceProbe, evaluate_relevance
 from tasks.segment_eval import SegmentProbe, evaluate_segmentation
 
-AnyProbe = KNN | Linear | Attentive | Reconstruct | Classify | Neighbours | Suite | SegmentProbe | RelevanceProbe
+AnyProbe = (
+    KNN | Linear | Attentive | Reconstruct | Classify | Neighbours | Suite | SegmentProbe | RelevanceProbe | Embeddings
+)
 
 
 class EvalConfig(BaseModel, frozen=True, extra="forbid"):
@@ -83,6 +87,13 @@ def evaluate(config: EvalConfig, topology: Topology) -> None:
         if topology.rank == 0:
             evaluate_sam(config)
             track(run)
+        return
+    if isinstance(config.probe, Embeddings):
+        if config.wandb:
+            raise ConfigError("wandb=true sends results, and probe=embeddings measures nothing. Leave it out")
+        opened, model = open_trained(config)
+        place = {"out": config.out, "batch": config.batch_size, "topology": topology, "device": choose_device(topology)}
+        write_embeddings(config.probe, config.checkpoint, opened, model, config.data, **place)
         return
     probed, results, about = open_models(config, topology)
     probes, left_out = select_probes(config.probe, probed)
@@ -141,9 +152,7 @@ def open_models(config: EvalConfig, topology: Topology) -> tuple[ModelsUnderProb
 
     Raises ConfigError if the model has no class token to pool, or `model.*` says what the checkpoint says otherwise.
     """
-    opened = open_weights(config.checkpoint)
-    # A copy: what is loaded from an opened file stays in it, and somebody may write to it.
-    trained = copy.deepcopy(load(opened, **given_model(config, opened)))
+    opened, trained = open_trained(config)
     if config.pool == "class_token" and not trained.config.class_token:
         raise ConfigError(f"pool=class_token, but {config.checkpoint} has no class token. Use pool=patches")
     torch.manual_seed(config.seed)  # for the weights of the untrained model
@@ -161,10 +170,6 @@ def open_models(config: EvalConfig, topology: Topology) -> tuple[ModelsUnderProb
         micro_batch=config.batch_size,
     )
     results = choose_folder(config.checkpoint, opened, data, out=config.out, wandb=config.wandb)
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", topology.rank % topology.devices)
-        torch.cuda.set_device(device)
     probed = ModelsUnderProbe(
         models,
         EvaluationImages(data, config.batch_size, topology.rank, topology.ranks),
@@ -172,9 +177,25 @@ def open_models(config: EvalConfig, topology: Topology) -> tuple[ModelsUnderProb
         FeatureCache((config.out or evaluation_folder(config.checkpoint)) / "features", config.cache_gb * 1e9),
         pool=config.pool,
         seed=config.seed,
-        device=device,
+        device=choose_device(topology),
     )
     return probed, results, record_data(data)
+
+
+def open_trained(config: EvalConfig) -> tuple[Opened, Model]:
+    """Opens the checkpoint and loads its model."""
+    opened = open_weights(config.checkpoint)
+    # A copy: what is loaded from an opened file stays in it, and somebody may write to it.
+    return opened, copy.deepcopy(load(opened, **given_model(config, opened)))
+
+
+def choose_device(topology: Topology) -> torch.device:
+    """Returns this rank's GPU, which becomes the current one, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", topology.rank % topology.devices)
+    torch.cuda.set_device(device)
+    return device
 
 
 def given_model(config: EvalConfig, opened: Opened) -> dict[str, Any]:

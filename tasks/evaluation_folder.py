@@ -8,12 +8,11 @@
 import hashlib
 import json
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from data.config import DataConfig
-from data.datamodule import ShardDataModule
 from data.index.index import ShardIndex
 from mae.distributed.rank_zero import say
 from mae.errors import ConfigError
@@ -22,7 +21,19 @@ from mae.run.folder import evaluation_folder, run_of
 from tasks.config import evaluation_data
 
 PIXELS = ("image", "mean", "std", "scale", "flip", "val_crop", "bits")  # settings on which the features depend
+PLACES = ("path", "val_path", "source")
 PARTS = ("train", "val", "test")
+
+
+class Evaluated(Protocol):
+    """Images that are evaluated: those of a ShardDataModule, or a plain folder."""
+
+    @property
+    def config(self) -> DataConfig: ...
+    @property
+    def train_index(self) -> ShardIndex: ...
+    @property
+    def val_index(self) -> ShardIndex | None: ...
 
 
 def read_data_settings(checkpoint: Path, opened: Opened, channels: int, given: dict[str, Any]) -> DataConfig:
@@ -49,9 +60,7 @@ def _list(values: tuple[float, ...]) -> str:
     return f"[{','.join(f'{value:g}' for value in values)}]"
 
 
-def choose_folder(
-    checkpoint: Path, opened: Opened, data: ShardDataModule, *, out: Path | None, wandb: bool = False
-) -> Path:
+def choose_folder(checkpoint: Path, opened: Opened, data: Evaluated, *, out: Path | None, wandb: bool = False) -> Path:
     """Returns the folder of the results, and says where they go if the images are not the run's own.
 
     Raises ConfigError if they shall go to the run's W&B run and are on other images.
@@ -70,7 +79,7 @@ def choose_folder(
     return other
 
 
-def are_own(run: Path, opened: Opened, data: ShardDataModule) -> bool:
+def are_own(run: Path, opened: Opened, data: Evaluated) -> bool:
     """Returns whether images and pixels are those of the run: the same shards, wherever they lie, read alike."""
     try:
         own = evaluation_data(run, {})
@@ -93,16 +102,16 @@ def _name(config: DataConfig) -> str:
     return "".join(letter if letter.isalnum() or letter in "._" else "_" for letter in name)[:40]
 
 
-def _digest(data: ShardDataModule) -> str:
+def _digest(data: Evaluated) -> str:
     read = {name: getattr(data.config, name) for name in PIXELS}
     shards = [index.fingerprint for index in (data.train_index, data.val_index) if index is not None]
     return hashlib.sha256(json.dumps([read, shards]).encode()).hexdigest()[:8]
 
 
-def record_data(data: ShardDataModule) -> dict[str, Any]:
+def record_data(data: Evaluated) -> dict[str, Any]:
     """Returns what the results were measured on: places, scale and crop of the images, and each part's fingerprint."""
     config = data.config
-    places = {name: getattr(config, name) for name in ("path", "val_path", "source") if getattr(config, name)}
+    places = {name: getattr(config, name) for name in PLACES if getattr(config, name)}
     pixels = {name: getattr(config, name) for name in ("mean", "std", "val_crop", "bits")}
     parts = {"train": data.train_index, "test": data.val_index}
     return places | pixels | {name: _part(index) for name, index in parts.items() if index is not None}

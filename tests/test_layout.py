@@ -27,6 +27,7 @@ DATA = {
     "mask_datamodule": "config images index loader order pack storage datamodule",
     "evaluation": "images index loader order storage datamodule",
     "rate": "images index loader order storage datamodule",
+    "single_pass": "index loader order pack",  # of a plain folder too, whose files `pack` finds
 }
 MAE = {
     "models": "",

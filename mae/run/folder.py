@@ -83,7 +83,10 @@ def own_launch(run: Path) -> str | None:
 
 
 # Files of a run and its evaluations, sub-folder by sub-folder. Exports are not among them.
-PROBES = ("knn", "linear", "attentive", "reconstruct", "classify", "neighbours", "suite", "segment", "relevance")
+PROBES = (
+    *("knn", "linear", "attentive", "reconstruct", "classify", "neighbours", "suite", "segment", "relevance"),
+    "embeddings",
+)
 WRITTEN = {
     "": (
         *("config.yaml", "derived.json", "environment.json", "summary.json", "metrics.csv", "bad_samples.jsonl"),
@@ -94,7 +97,7 @@ WRITTEN = {
     "tensorboard": ("events.out.tfevents.*", "hparams.yaml"),
     "wandb": ("run-*", "offline-run-*", "latest-run", "debug*.log", "artifacts", "wandb-resume.json"),
     "eval": (
-        *("features", "embeddings", "segment_pictures.png", "step-????????.ckpt", "on-*-????????"),
+        *("features", "segment_pictures.png", "step-????????.ckpt", "on-*-????????"),
         *(probe + kind for probe in PROBES for kind in ("", ".json", ".png")),
     ),
 }

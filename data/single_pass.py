@@ -1,0 +1,96 @@
+"""Every image once: those of shards, or of a plain folder, which is not packed.
+
+1 number  the files of a folder, as an index numbers the samples of shards
+2 load    centre crops in order; an image that cannot be read leaves its row empty, and none takes its place
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from torch import Tensor
+
+from data.errors import DataError
+from data.index.index import ShardIndex
+from data.index.passed_over import PassedOver
+from data.loader.dataset import Batch, CropSpec, ShardDataset, Uniforms
+from data.loader.faults import Faults
+from data.loader.loader import ShardLoader
+from data.order.samplers import AllSamples, MicroBatch
+from data.pack.image_folder import find_images
+
+
+class Photographs(ShardIndex):
+    """Stands in for the index of shards: the images of a folder, by their paths; sub-folders are classes.
+
+    class_names  of the sub-folders, by label
+    fingerprint  of paths and lengths
+
+    Raises DataError if there is no image, or the sub-folders are splits.
+    """
+
+    def __init__(self, folder: str):
+        self.passed_over = PassedOver()
+        source = find_images(Path(folder), None, self.passed_over)
+        self.files, self.class_names = source.samples, source.classes
+        self.shards, self.sizes, self.ends = [folder], np.array([len(self.files)]), [len(self.files)]
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(os.fsencode(f"{file.origin} {os.stat(f'{folder}/{file.origin}').st_size}\n"))
+        self.fingerprint = digest.hexdigest()
+
+    def read(self, sample: int) -> bytes:
+        try:
+            return self.files[int(sample)].read()
+        except OSError as error:
+            raise DataError(f"{self.key(sample)} cannot be read: {error.strerror}") from None
+
+    def key(self, sample: int) -> str:
+        return self.files[int(sample)].origin
+
+    def label(self, sample: int) -> int:
+        label = self.files[int(sample)].label
+        return -1 if label is None else label
+
+    @property
+    def labels(self) -> np.ndarray:
+        return np.array([self.label(sample) for sample in range(len(self))], np.int64)
+
+    def _record(self, sample: int) -> NoReturn:
+        raise DataError(f"{self.key(sample)} is a file of its own and lies in no shard")
+
+
+def is_plain_folder(path: Any) -> bool:
+    """Returns whether a path is a folder of this machine without tars in it or in its sub-folders."""
+    if not isinstance(path, str) or not os.path.isdir(path):
+        return False
+    return not any(any(Path(path).glob(pattern)) for pattern in ("*.tar*", "*/*.tar*"))
+
+
+class EachSample(ShardDataset):
+    """Map-style dataset of centre crops. A sample that cannot be read has a row of zeros and a box without height."""
+
+    def _load_or_replace(
+        self, rows: Tensor, micro_batch: MicroBatch, row: int, uniforms: Uniforms, bad: list[dict[str, Any]]
+    ) -> tuple[int, Any]:
+        sample = int(micro_batch.samples[row])
+        self.reading[self.worker, 1] = sample
+        try:
+            return sample, self._load(rows, sample, uniforms)
+        except DataError:
+            rows.zero_()
+            return sample, [(0, 0, 0, 0)]
+
+
+def read_once(index: ShardIndex, crop: CropSpec, samples: np.ndarray, batch: int, workers: int) -> ShardLoader:
+    """Loads these samples once, in order; `readable` tells which rows of a batch hold an image."""
+    return ShardLoader(
+        EachSample(index, crop), AllSamples(samples, batch), max_rows=batch, workers=workers, faults=Faults(None, 1.0)
+    )
+
+
+def readable(batch: Batch) -> Tensor:
+    """Returns bool [B]: the rows of a batch of `read_once` that hold an image."""
+    return batch["boxes"][:, 2] > 0
