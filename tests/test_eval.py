@@ -328,7 +328,7 @@ def test_suite_of_few_images_measures_all_and_says_what_they_cannot_tell(
     assert list(numbers(tmp_path / "out")) == ["knn", "linear", "attentive", "reconstruct"]
     said = " ".join(capsys.readouterr().out.split())
     assert "knn: k=20 is more than the 5 training images, all of which vote" in said
-    assert "largest class 100.00%" in said
+    assert "largest class 100.00%" in said and "among 5 images" in said
     assert results(tmp_path / "out")["floors"] == {"largest class": 1.0}
 
 

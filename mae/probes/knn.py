@@ -64,7 +64,11 @@ class KNN(Probe, frozen=True):
         train, test = (probed.features("trained", want) for want in self.wants(probed))
         picture = self._draw(probed, train, test, out / "knn.png")
         outcome = measure_accuracy(self.name, probed, self.wants(probed), fit, [picture])
-        if self.k > (count := len(train.labels)):
+        count = len(train.labels)
+        # That of the online probe is among fewer images.
+        rows = [row._replace(measured=f"{row.measured} among {count:,} images") for row in outcome.rows]
+        outcome = outcome._replace(rows=rows)
+        if self.k > count:
             remark = f"{self.name}: k={self.k} is more than the {count:,} training images, all of which vote"
             return outcome._replace(remarks=(remark, *outcome.remarks))
         return outcome

@@ -89,7 +89,7 @@ def key_numbers(run: Run) -> list[tuple[str, str, str]]:
         ("val/top1", "top-1"),
         ("val/miou", "mean IoU"),
         ("linear/top1", "linear probe"),
-        ("knn/top1", "nearest neighbours"),
+        ("knn/top1", "online kNN, of a sample"),
     ):
         if (value := run.latest(name)) is not None:
             numbers.append((title, f"{value:.1%}", ""))
