@@ -71,8 +71,8 @@ def _data(forecast: Forecast) -> str:
         return f"{needed}; what the loader does is measured where data.path is a folder on this machine"
     cores = math.ceil(rate / forecast.loading)
     return (
-        f"{needed}; the loader does {_number(forecast.loading)} on one core of this machine: {cores:,} cores "
-        "(data.workers of all its ranks)"
+        f"{needed}; the loader does {_number(forecast.loading)} on one core of this machine: {cores:,} "
+        f"core{'s' if cores > 1 else ''} (data.workers of all its ranks)"
     )
 
 
