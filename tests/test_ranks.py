@@ -13,8 +13,8 @@ from mae.run.checkpoint_files import checkpoint_path, read_own
 from tests.processes import assert_same_run, command, losses, run
 
 # The clipping is always at work: the norm of the gradients is between .3 and 2.
-STEPS = ("precision=32-true", "max_steps=20", "val_every=7", "data.workers=0", "global_batch=48")
-STEPS += ("model.depth=2", "model.decoder_depth=2")
+STEPS = ("experiment=digits_tiny", "precision=32-true", "max_steps=20", "val_every=7", "data.workers=0")
+STEPS += ("global_batch=48", "model.depth=2", "model.decoder_depth=2")
 STEPS += ("optim.grad_clip=0.1", "checkpoint.every_steps=7", "checkpoint.keep=9", "pictures_every=10")
 
 
