@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -120,21 +121,23 @@ def check_module(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -
     class Parsed(Exception):
         pass
 
-    real = argparse.ArgumentParser.parse_args
-
-    def parse_only(parser: argparse.ArgumentParser, words: Any = None, namespace: Any = None) -> None:
-        real(parser, words, namespace)
+    def parse_only(parser: argparse.ArgumentParser, real: Callable[..., Any], *words: Any) -> None:
+        real(parser, *words)
         raise Parsed
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    for method in ("parse_args", "parse_intermixed_args"):
+        real = getattr(argparse.ArgumentParser, method)
+        monkeypatch.setattr(argparse.ArgumentParser, method, partialmethod(parse_only, real))
     package = importlib.util.find_spec(f"{name}.__main__") if (ROOT / name.replace(".", "/")).is_dir() else None
     module = importlib.import_module(f"{name}.__main__" if package else name)
     try:
         module.main(words)
     except Parsed:
-        pass
+        return
     except SystemExit as end:  # of --list and --help
         assert not end.code
+        return
+    pytest.fail(f"python -m {name} has parsed its words in another way, and done them")
 
 
 def run(folder: Path, words: list[str], settings: dict[str, str]) -> None:
