@@ -28,10 +28,9 @@ def replace_file(path: str | Path, mode: str = "wb", errors: str | None = None) 
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8", errors=errors) as file:
             yield file
         publish(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
+    finally:
+        with contextlib.suppress(OSError):  # as it is gone when all went well
             os.unlink(temporary)
-        raise
 
 
 def publish(temporary: str | Path, path: str | Path) -> None:

@@ -7,6 +7,7 @@
 """
 
 import json
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from mae.models.pixels import Pixels
 from mae.models.vit import Encoder, choose_attention
 from mae.probes.embeddings import (
     Embeddings,
+    Format,
     Rows,
     collect_rows,
     extract,
@@ -53,6 +55,18 @@ class Images(NamedTuple):
     config: DataConfig
     train_index: ShardIndex
     val_index: ShardIndex | None = None
+
+
+class Files(NamedTuple):
+    """Files in the folders of the parts, each with the vectors of `size` images, the last with the rest."""
+
+    folder: Path
+    format: Format
+    size: int
+
+    def of(self, part: str, index: ShardIndex) -> list[Path]:
+        """Returns the files of a part, without the ending of their format."""
+        return [self.folder / part / f"part-{number:05d}" for number in range(-(-len(index) // self.size))]
 
 
 def write_embeddings(
@@ -87,10 +101,7 @@ def write_embeddings(
     if remark:
         say(remark)
     folder = (out or choose_folder(checkpoint, opened, images, out=None)) / "embeddings"
-    parts = {"images": images.train_index}
-    if isinstance(images, ShardDataModule):
-        parts = {"train": images.train_index, "val": images.val_index}
-    size = images_per_shard(probe, columns)
+    files = Files(folder, fmt, images_per_shard(probe, columns))
     precision = torch.bfloat16 if resolve_precision("auto") == "bf16-mixed" else torch.float32
     made_of = {
         "weights": weights_fingerprint(model),
@@ -99,7 +110,7 @@ def write_embeddings(
         "data": {name: value for name, value in record_data(images).items() if name not in PLACES},
         "precision": f"{precision} {device.type}".removeprefix("torch."),
         "format": fmt,
-        "shard_images": size,
+        "shard_images": files.size,
     }
     card = {"made_by": f"mae-pretrain {version('mae-pretrain')}", "checkpoint": str(checkpoint), "step": opened.step}
     card |= {"path": config.path or config.source, "classes": class_names(images), "made_of": made_of}
@@ -111,31 +122,52 @@ def write_embeddings(
     choose_attention(model, device=device)
     pixels = Pixels(config.mean, config.std).to(device)
 
+    def read(index: ShardIndex, samples: np.ndarray) -> Rows:
+        return collect_rows([vectors(rows) for rows in read_once(index, crop, samples, batch, config.workers)])
+
     def vectors(rows: Batch) -> Rows:
         with torch.inference_mode(), torch.autocast(device.type, precision, enabled=precision != torch.float32):
             found = extract(model, pixels.normalise(rows["images"].to(device)), probe)
         return rows_of(rows, readable(rows), found)
 
+    parts = parts_of(images)
     for part, index in parts.items():
-        if index is not None:
-            bases = [folder / part / f"part-{number:05d}" for number in range(-(-len(index) // size))]
-            mine = range(topology.rank, len(bases), topology.ranks)
-            todo = [number for number in mine if not is_written(bases[number], fmt)]
-            if len(todo) < len(mine):
-                say(f"{part}: {len(mine) - len(todo)} of {len(mine)} files are there already")
-            (folder / part).mkdir(exist_ok=True)
-            for number in track(todo, f"embeddings of {part}", transient=True, disable=not is_rank_zero()):
-                samples = np.arange(number * size, min((number + 1) * size, len(index)))
-                rows = collect_rows(list(map(vectors, read_once(index, crop, samples, batch, config.workers))))
-                if not finite(rows):
-                    raise CheckpointError(
-                        f"embeddings of {checkpoint} are not finite, in {part}, file {number}: it is not written. The "
-                        "weights hold NaN or overflow; take an earlier checkpoint"
-                    )
-                write_shard(bases[number], fmt, rows)
+        write_part(files, part, index, read, checkpoint, topology)
     gather_to_rank_zero(None)  # all ranks are through
     if is_rank_zero():
-        complete(folder, card, {part: index for part, index in parts.items() if index is not None}, fmt, size)
+        complete(files, card, parts)
+
+
+def write_part(
+    files: Files,
+    part: str,
+    index: ShardIndex,
+    read: Callable[[ShardIndex, np.ndarray], Rows],
+    checkpoint: Path,
+    topology: Topology,
+) -> None:
+    """Writes this rank's files of a part that are not there yet. Raises CheckpointError if a vector is not finite."""
+    (files.folder / part).mkdir(exist_ok=True)
+    mine = [*enumerate(files.of(part, index))][topology.rank :: topology.ranks]
+    todo = [(number, file) for number, file in mine if not is_written(file, files.format)]
+    if len(todo) < len(mine):
+        say(f"{part}: {len(mine) - len(todo)} of {len(mine)} files are there already")
+    for number, file in track(todo, f"embeddings of {part}", transient=True, disable=not is_rank_zero()):
+        rows = read(index, np.arange(number * files.size, min((number + 1) * files.size, len(index))))
+        if not finite(rows):
+            raise CheckpointError(
+                f"embeddings of {checkpoint} are not finite, in {part}, file {number}: it is not written. The weights "
+                "hold NaN or overflow; take an earlier checkpoint"
+            )
+        write_shard(file, files.format, rows)
+
+
+def parts_of(images: ShardDataModule | Images) -> dict[str, ShardIndex]:
+    """Returns the parts that there are, by the names of their folders."""
+    if not isinstance(images, ShardDataModule):
+        return {"images": images.train_index}
+    validation = {} if images.val_index is None else {"val": images.val_index}
+    return {"train": images.train_index} | validation
 
 
 def open_images(config: DataConfig, crop: CropSpec) -> ShardDataModule | Images:
@@ -178,18 +210,18 @@ def begin(folder: Path, card: dict[str, Any]) -> None:
         write_json(folder / "card.json", card | {"complete": False})
 
 
-def complete(folder: Path, card: dict[str, Any], parts: dict[str, ShardIndex], fmt: Any, size: int) -> None:
+def complete(files: Files, card: dict[str, Any], parts: dict[str, ShardIndex]) -> None:
     """Counts what is in the files, writes the card and prints it. Raises CheckpointError if a file is missing."""
     counts: dict[str, Any] = {}
     for part, index in parts.items():
-        bases = [folder / part / f"part-{number:05d}" for number in range(-(-len(index) // size))]
-        if missing := [base for base in bases if not is_written(base, fmt)]:
+        written = files.of(part, index)
+        if missing := [file for file in written if not is_written(file, files.format)]:
             raise CheckpointError(f"{missing[0]} was not written. Run the same command again")
-        found = np.concatenate([read_samples(base, fmt) for base in bases])
+        found = np.concatenate([read_samples(file, files.format) for file in written])
         left_out = [index.key(int(sample)) for sample in np.setdiff1d(np.arange(len(index)), found)]
-        counts[part] = {"images": len(found), "files": len(bases), "left_out": left_out}
-        say(f"{folder / part}: {len(found):,} images in {len(bases)} files")
+        counts[part] = {"images": len(found), "files": len(written), "left_out": left_out}
+        say(f"{files.folder / part}: {len(found):,} images in {len(written)} files")
         if left_out:
             named = ", ".join(left_out[:5]) + (" …" if len(left_out) > 5 else "")
             say(f"left out, because they cannot be read: {len(left_out):,} images of {part}: {named}")
-    write_json(folder / "card.json", card | {"complete": True, "parts": counts})
+    write_json(files.folder / "card.json", card | {"complete": True, "parts": counts})

@@ -66,7 +66,7 @@ def test_torchrun_restart_after_a_dead_rank_equals_the_uninterrupted_run(
 def test_slurm_job_signalled_before_its_limit_is_requeued_once_and_resumes(
     tmp_path: Path, built_in: Path, uninterrupted_run: Path
 ) -> None:
-    """The documented batch script, SIGUSR1 to every process; the same folder and W&B run, written by rank 0 alone."""
+    """Runs the documented batch script, SIGUSR1 to every process: one folder and W&B run, written by rank 0 alone."""
     cluster = tmp_path / "slurm"
     settings = (*SMALL, *LENGTH, f"runs={tmp_path}", f"data.root={built_in}", "name=job", "logger=wandb")
     options = ("--ntasks-per-node=2", f"--output={tmp_path}/out.txt", "--cpus-per-task=1")

@@ -334,7 +334,7 @@ def square(image: Any, left: int = 20, **fields: Any) -> dict[str, Any]:
 
 
 def masked(source: Source, file: Path) -> tuple[Source, str]:
-    """The images with records, and what was passed over."""
+    """Returns the images with records, and what was passed over."""
     passed_over = PassedOver()
     return with_masks(source, file, passed_over), str(passed_over)
 

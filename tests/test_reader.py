@@ -52,7 +52,7 @@ def sam() -> Segmenter:
 
 @pytest.fixture(scope="module")
 def sam_state(sam: Segmenter) -> State:
-    """The same SAM under segment-anything's names."""
+    """Returns the same SAM under segment-anything's names."""
     return to_segment_anything(sam.state_dict())
 
 

@@ -299,7 +299,7 @@ def assert_close_losses(one: Path, other: Path) -> None:
 def test_segment_run_exports_a_whole_sam_that_loads_back_from_both_formats(
     uninterrupted_run: Path, tmp_path: Path
 ) -> None:
-    """The exporter compares embeddings and masks itself; what it wrote is read back here."""
+    """Reads back what the exporter, which compares embeddings and masks itself, has written."""
     export(uninterrupted_run, "segment-anything", tmp_path / "sam.pth")
     export(uninterrupted_run, "hf-sam", tmp_path / "hf")
     own = load_segmenter(uninterrupted_run).state_dict()
