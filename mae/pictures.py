@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from mae.models.mae import Reconstruction
 from mae.models.patches import patchify, unpatchify
 
-TRUE_STATISTICS = "normalised pixels: hidden patches carry the mean and deviation of the true patches"
+TRUE_STATISTICS = "brightness and contrast of hidden patches: from the original"
 MIN_WIDTH = 128  # pixels: narrower images are enlarged
 BORDER = 2  # white pixels around each tile
 LINE, MARGIN = 18, 6  # pixels: height of a line of a caption, and space below the last one
@@ -43,23 +43,25 @@ def reconstruction_grid(
     """
     columns = reconstruction_columns(images, reconstruction, patch_size)
     rows = rearrange(tiles(rearrange(columns, "b k c h w -> (b k) c h w")), "(b k) c h w -> c (b h) (k w)", k=3)
-    return add_caption(rows, [title, "original | masked | reconstruction"] + ([TRUE_STATISTICS] if norm_pix else []))
+    return add_caption(
+        rows, [title, "original | what the model sees | what it paints"] + ([TRUE_STATISTICS] if norm_pix else [])
+    )
 
 
 def read_grid(file: Path, size: tuple[int, int]) -> list[Row] | None:
     """Cuts a `reconstruction_grid` into [original, masked, reconstruction] per image, as the model saw them.
 
     size     height and width of the images
-    returns  None if the file is still being written or damaged
+    returns  None if the file is still being written or damaged, or holds no grid of such images
     """
-    try:
-        with Image.open(file) as opened:
-            picture = opened.convert("RGB")
-    except OSError:
+    picture = read_picture(file)
+    if picture is None:
         return None
     factor = enlargement(size[1])
     height, width = (side * factor + 2 * BORDER for side in size)
     rows = (picture.height - 2 * LINE - MARGIN) // height  # a caption has two lines or three
+    if picture.width < 3 * width or rows < 1:
+        return None
     top = picture.height - rows * height
 
     def cell(row: int, column: int) -> Image.Image:
@@ -68,6 +70,15 @@ def read_grid(file: Path, size: tuple[int, int]) -> list[Row] | None:
         return picture.crop(box).resize((size[1], size[0]), Image.Resampling.NEAREST)
 
     return [[cell(row, column) for column in range(3)] for row in range(rows)]
+
+
+def read_picture(file: Path) -> Image.Image | None:
+    """Returns a picture as RGB, None if the file is still being written or damaged."""
+    try:
+        with Image.open(file) as opened:
+            return opened.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what Pillow raises on damaged files
+        return None
 
 
 def enlargement(width: int) -> int:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 from data.errors import DataError
 from mae.callbacks.reconstructions import Reconstructions
@@ -104,8 +105,9 @@ class Pretrain(Task[PretrainConfig]):
     def results(self, module: Pretraining, step: int) -> dict[str, Any]:
         """Computes the losses of trivial predictors under the masks of validation, and names the last picture."""
         images, positions = self.data.examples(TRIVIAL_IMAGES)
-        module.pixels.cpu()
         noise = module.noise(VALIDATION, positions)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        pixels = module.pixels.to(device)
         picture = self.config.run / "reconstructions" / f"step-{step:08d}.png"
-        floors = trivial_losses(module.pixels.normalise(images), noise, self.config.model)
-        return {"floors": floors, "reconstruction": str(picture)}
+        floors = trivial_losses(images, noise, self.config.model, lambda some: pixels.normalise(some.to(device)))
+        return {"floors": floors, "floor_images": len(images), "reconstruction": str(picture)}

@@ -178,6 +178,17 @@ def test_interpolation_weights_visible_pixels_by_the_inverse_fourth_power_of_the
     assert loss == pytest.approx(float(torch.stack(squared_errors).mean()), rel=1e-6)
 
 
+def test_trivial_losses_are_those_of_all_images_whatever_their_size() -> None:
+    config = mae.MAEConfig(image_size=(512, 480), patch_size=32, **SMALL)
+    images, noise = torch.rand(3, 3, 512, 480), torch.rand(3, 240)
+    each = [trivial_losses(images[i : i + 1], noise[i : i + 1], config)["predict 0"] for i in range(3)]
+    together = trivial_losses((images * 255).byte(), noise, config, lambda some: some / 255)
+    assert together["predict 0"] == pytest.approx(sum(each) / 3, rel=1e-4)
+    last = images.clone()
+    last[2] = 0  # an image that the first ones say nothing of
+    assert trivial_losses(last, noise, config)["scaled interpolation"] < 0.7 < together["scaled interpolation"]
+
+
 @pytest.fixture(scope="module")
 def trained() -> tuple[mae.MaskedAutoencoder, torch.Tensor]:
     """A small model after 250 steps on real digits, and digits that it has not seen."""

@@ -22,9 +22,13 @@ from mae.models.attention_maps import attention_weights, rollout
 from mae.models.mae import Reconstruction
 from mae.pictures import read_grid, reconstruction_grid
 from mae.report.__main__ import main
-from mae.report.axes import BUCKETS, axis, thin
+from mae.report.axes import BUCKETS, LARGEST, axis, thin
+from mae.report.loss_curve import draw_loss_curve
 from mae.report.run_pictures import picture_url
+from mae.report.summary import main as summary_main
+from mae.report.summary import summarise
 from mae.run.metrics import MetricsCSV, read_metrics
+from mae.train.schedule import Schedule
 from tasks.train import train
 from tests.test_experiments import REDUCED, compose
 
@@ -73,7 +77,7 @@ def report(*runs: Path, out: Path | None = None, maps: bool = False) -> Page:
     for link in page.all("a"):
         assert link["href"].removeprefix("#") in ids
     assert all(image["alt"] for image in page.all("img"))
-    assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg"))
+    assert all(svg.get("aria-hidden") or (svg["role"] == "img" and svg["aria-label"]) for svg in page.all("svg"))
     for tag, attributes in page.tags:
         for name, value in attributes.items():
             assert not re.search(r"https?://|^//", value or ""), (tag, name)
@@ -175,7 +179,13 @@ def test_report_leaves_out_damaged_metrics_lines_and_counts_them(tmp_path: Path)
         ("config.yaml", None, "no run folder"),
         ("config.yaml", "a: [", "config.yaml is damaged"),
         ("config.yaml", "", "holds no settings"),
+        ("config.yaml", "note: 1", "holds no settings of a run (not set: model, data, log_every)"),
         ("summary.json", "{", "summary.json is damaged"),
+        ("summary.json", '{"note": 1}', "summary.json is damaged: not set: step"),
+        ("environment.json", '{"starts": []}', "environment.json is damaged: not set: python"),
+        ("derived.json", '{"samples": "many"}', "derived.json is damaged: not set"),
+        ("eval/knn.json", "[1, 2, 3]", "knn.json is damaged"),
+        ("eval/linear.json", '{"trained": null}', "linear.json is damaged"),
     ],
 )
 def test_report_of_a_broken_run_folder_prints_one_error_line(
@@ -183,12 +193,91 @@ def test_report_of_a_broken_run_folder_prints_one_error_line(
 ) -> None:
     run = synthetic(tmp_path / "run", 3)
     (run / file).unlink(missing_ok=True)
+    (run / "eval").mkdir()
     if contents is not None:
         (run / file).write_text(contents)
     assert main([str(run)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
     assert not (run / "report.html").exists()
+
+
+def test_report_passes_over_files_of_others_and_names_them(tmp_path: Path) -> None:
+    run = synthetic(tmp_path / "run", 4, pictures=1)
+    (run / "eval").mkdir()
+    for name, contents in (("notes", "[1, 2, 3]"), ("mine", '{"trained": null}'), ("half", "{")):
+        (run / "eval" / f"{name}.json").write_text(contents)
+    shutil.copy(run / "reconstructions" / "step-00000004.png", run / "reconstructions" / "step-00000004 (1).png")
+    Image.new("RGB", (3, 3)).save(run / "reconstructions" / "step-00000002.png")  # ours by its name alone
+    lines = [
+        "[]",
+        "7",
+        '{"key": "a", "reason": "cut"}',
+        json.dumps({"shard": "s", "key": "k", "reason": "cut"}),
+        "{cut",
+    ]
+    (run / "bad_samples.jsonl").write_text("\n".join(lines))
+    text = re.sub(r"\s+", " ", report(run).text)
+    for name in ("eval/notes.json", "eval/mine.json", "eval/half.json", "reconstructions/step-00000004 (1).png"):
+        assert name in text
+    assert "Damaged lines of bad_samples.jsonl, left out here: 3" in text and "1 in all" in text
+
+
+def test_report_of_a_loss_that_is_not_finite_says_since_when(tmp_path: Path) -> None:
+    run = synthetic(tmp_path / "run", 3)
+    nan = dict.fromkeys(("train/loss", "val/loss", "rank/rankme"), float("nan"))
+    for step in (4, 5, 6):
+        MetricsCSV(run / "metrics.csv", step).log_metrics(nan | {"perf/mfu": 0.5, "new": 3.0}, step)
+    page = report(run)
+    assert re.search(r"training lossnot finitesince step 4, 0\.\d{4} before", page.text.replace("\n", ""))
+    assert re.search(r"validation lossnot finitesince step 4", page.text.replace("\n", ""))
+    for said in ("✕ train/loss not finite since step 4", "rank/rankme not finite since step 4"):
+        assert said in page.text
+
+
+def test_curve_is_interrupted_where_values_are_not_finite(tmp_path: Path) -> None:
+    run = synthetic(tmp_path / "run", 3)
+    for step, loss in enumerate((float("inf"), 0.5, 0.25), 4):
+        MetricsCSV(run / "metrics.csv", step).log_metrics({"train/loss": loss}, step)
+    page = report(run)
+    assert "✕ train/loss not finite at step 4" in page.text
+    line = next(path["d"] for path in page.all("path") if path["class"].startswith("line") and "1000.0" in path["d"])
+    assert line.count("M") == 2 and line.count("L") == 4
+
+
+def test_summary_of_a_loss_that_is_not_finite_says_since_when(tmp_path: Path, monkeypatch, capsys) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    values = {"val/loss": 0.5, "perf/images_per_s": 9.0, "perf/data_wait": 0.0, "perf/mfu": 0.5, "perf/memory_gb": 1.0}
+    log = MetricsCSV(run / "metrics.csv")
+    for step, loss in enumerate((0.75, float("nan"), float("nan")), 1):
+        log.log_metrics(values | {"train/loss": loss, "guard/skipped": step, "val/first_iou": 0.25}, step)
+    summary = summarise(run, Schedule(96, 32, 32, 1, 1, 1, 3, 3, 0, 1e-3, 0.0), 3, {})
+    draw_loss_curve(run, {})
+    assert summary["train/loss"] is None and summary["not_finite"] == {"train/loss": 2}
+    monkeypatch.setattr("sys.argv", ["summary", str(run)])
+    assert summary_main() == 0
+    said = capsys.readouterr().out
+    assert "train not finite since step 2, val 0.5000" in said and "first IoU" in said and "25.00%" in said
+    for file, contents in (
+        ("eval/knn.json", '{"trained": []}'),
+        ("summary.json", '{"note": 1}'),
+        ("summary.json", "{"),
+    ):
+        (run / "eval").mkdir(exist_ok=True)
+        (run / file).write_text(contents)
+        assert summary_main() == 2
+        error = capsys.readouterr().err
+        assert f"{file} is damaged" in error and error.count("\n") == 1
+
+
+def test_runs_on_one_page_have_lines_of_their_own(tmp_path: Path) -> None:
+    runs = [synthetic(tmp_path / f"run{number:02d}", 2) for number in range(20)]
+    for run in runs:
+        MetricsCSV(run / "metrics.csv", 2).log_metrics({"val/loss": 0.5}, 2)
+    page = report(*runs, out=tmp_path / "all.html")
+    keys = [path["class"] for path in page.all("path") if path.get("d") == "M0 2h40"]
+    assert len(keys[:40]) == len(set(keys[:40]))  # of the loss: two metrics of each run
 
 
 def test_report_hides_credentials_that_earlier_versions_kept(tmp_path: Path) -> None:
@@ -218,7 +307,7 @@ def test_report_of_1000_steps_with_pictures_stays_below_5_mb(tmp_path: Path) -> 
     assert size < 5_000_000
     steps = json.loads(re.findall(r'"steps": (\[.*?\])', (run / "report.html").read_text())[0])
     assert len(steps) == 24 and steps[0] == 40 and steps[-1] == 1000
-    assert len(page.all("svg")) == 6
+    assert len([svg for svg in page.all("svg") if "aria-label" in svg]) == 6
 
 
 def test_report_of_100000_steps_stays_below_500_kb(tmp_path: Path) -> None:
@@ -237,10 +326,25 @@ def test_thinning_keeps_the_ends_and_the_extremes() -> None:
     assert thin(points[:600]) == points[:600]
 
 
-@pytest.mark.parametrize("values", [[0.4, 1.26], [0.0], [5.0], [-3e-7, 2e-7], [0, 1_234_567], [1e-12, 1e-12]])
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0.4, 1.26],
+        [0.0],
+        [5.0],
+        [-3e-7, 2e-7],
+        [0, 1_234_567],
+        [1e-12, 1e-12],
+        [123456.789, 123456.78900000002],
+        [1.0, 1.0001],
+        [0, 5e-324],
+        [-1e308, 1e308],
+    ],
+)
 def test_axis_holds_its_values_between_round_ticks(values: list[float]) -> None:
     low, high, ticks = axis(values)
-    assert low <= min(values) <= max(values) <= high and low < high
+    assert low < high and (max(map(abs, values)) > LARGEST or low <= min(values) <= max(values) <= high)
+    assert len({tick.label for tick in ticks}) == len(ticks)
     assert 3 <= len(ticks) <= 7 and ticks[0].place == 0 and ticks[-1].place == 100
 
 
@@ -273,14 +377,43 @@ def test_report_escapes_markup_in_names_and_settings(tmp_path: Path) -> None:
 
 def test_report_shows_probes_and_metrics_of_other_tasks(tmp_path: Path) -> None:
     run = synthetic(tmp_path / "run", 3)
-    values = {"knn/top1": 0.5, "rank/rankme": 17.0, "val/miou": 0.25, "new": 1}
+    values = {"knn/top1": 0.5, "rank/rankme": 17.0, "val/first_iou": 0.25, "val/last_iou": 0.375, "new": 1}
     MetricsCSV(run / "metrics.csv", 3).log_metrics(values, 3)
     (run / "eval").mkdir()
-    probe = {"trained": {"top1": 0.875}, "untrained": {"top1": 0.25}, "settings": {"k": 20}}
+    probe = {"trained": {"top1": 0.875, "C": 3}, "untrained": {"top1": 0.25, "C": 1}, "settings": {"k": 20}}
+    probe |= {"floors": {"largest class": 0.125}, "test_images": 1000}
     (run / "eval" / "knn.json").write_text(json.dumps(probe))
+    Image.new("RGB", (30, 20)).save(run / "eval" / "knn.png")
+    losses = {model: {"loss": {"0.75": value}} for model, value in (("trained", 0.5), ("untrained", 1.0))}
+    (run / "eval" / "on-other-1234").mkdir()
+    (run / "eval" / "on-other-1234" / "reconstruct.json").write_text(
+        json.dumps(losses | {"floors": {"0.75": {"scaled interpolation": 0.625}}, "floor_images": 256})
+    )
     page = report(run)
-    for said in ("Top-1 accuracy", "RankMe", "Mean intersection over union", "new", "knn top1", "0.875", "50.0%"):
-        assert said in page.text
+    text = re.sub(r"\s+", " ", page.text)
+    for said in (
+        "Top-1 accuracy",
+        "RankMe",
+        "Mean IoU of the masks",
+        "mean IoU, first prompt",
+        "37.5%",
+        "new",
+        "50.0%",
+    ):
+        assert said in text
+    for said in (
+        "knn, top-1 87.5% 25.0% largest class 12.5%",
+        "reconstruct on other-1234, loss, 75% hidden 0.5 1 scaled interpolation 0.625",
+        "C 3 trained, 1 untrained",
+        "test images 1,000",
+    ):
+        assert said in re.sub(r"(?<=\S)(?=<)", " ", text) or said in spaced(run), said
+    assert [image["alt"] for image in page.all("img")] == ["knn"]
+
+
+def spaced(run: Path) -> str:
+    """Returns the text of a report with a blank between cells."""
+    return " ".join(re.sub(r"<[^>]*>", " ", (run / "report.html").read_text()).split())
 
 
 def test_attention_weights_equal_those_of_timm() -> None:

@@ -59,12 +59,13 @@ class Reconstruct(Probe, frozen=True):
             for name in probed.models
         }
         baselines = {f"{want.ratio:g}": self._baselines(probed, want.ratio or 0) for want in wants}
+        baseline_images = len(probed.images.samples("test", self.floor_images))
         rows = [
             Row(
                 f"loss, {float(ratio):.0%} hidden",
                 f"{losses['trained'][ratio]:.4f}",
                 f"{losses['untrained'][ratio]:.4f}",
-                ", ".join(f"{name} {value:.3f}" for name, value in by_name.items()),
+                ", ".join(f"{name} {value:.3f}" for name, value in by_name.items()) + f" ({baseline_images:,} images)",
             )
             for ratio, by_name in baselines.items()
         ]
@@ -72,15 +73,18 @@ class Reconstruct(Probe, frozen=True):
         pictures.append(draw_losses_over_ratio(losses, baselines, out / "reconstruct.png"))
         test_images = len(probed.features("trained", wants[0]).samples)
         numbers = {name: {"loss": by_ratio} for name, by_ratio in losses.items()}
-        return Outcome(self.name, {**numbers, "floors": baselines, "test_images": test_images}, rows, pictures)
+        about = {"floors": baselines, "floor_images": baseline_images, "test_images": test_images}
+        return Outcome(self.name, {**numbers, **about}, rows, pictures)
 
     def _baselines(self, probed: ModelsUnderProbe, ratio: float) -> dict[str, float]:
         """Computes the losses of trivial predictors under the masks that the model sees."""
         config = at_ratio(probed.models["trained"].config, ratio)
         samples = probed.images.samples("test", self.floor_images)
-        images = probed.pixels.normalise(probed.images.crops("test", samples).to(probed.device))
         noise = held_out_noise(samples.to(probed.device), config)
-        return trivial_losses(images, noise, config)
+        device, normalise = probed.device, probed.pixels.normalise
+        return trivial_losses(
+            probed.images.crops("test", samples), noise, config, lambda some: normalise(some.to(device))
+        )
 
     def _draw(self, probed: ModelsUnderProbe, ratio: float, folder: Path) -> Path:
         model, pixels = probed.models["trained"], probed.pixels

@@ -5,6 +5,8 @@ from math import ceil, floor, log10
 from typing import NamedTuple
 
 BUCKETS = 300  # a line has at most twice as many points
+ROUNDING = 1e-9  # of the largest value
+LARGEST = 1e100  # what is beyond is drawn there
 
 
 class Mark(NamedTuple):
@@ -34,15 +36,23 @@ def spread_evenly(steps: list[int], at_most: int) -> list[int]:
 
 
 def axis(values: Iterable[float]) -> tuple[float, float, list[Mark]]:
-    """Returns both ends of an axis that holds the values, and its ticks at round numbers."""
-    values = list(values)
+    """Returns both ends of an axis that holds the finite values, and its ticks at round numbers.
+
+    Values that differ by rounding alone are drawn as one.
+    """
+    values = [max(-LARGEST, min(LARGEST, value)) for value in values] or [0.0]
     low, high = min(values), max(values)
-    if low == high:
-        low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (0.0, 1.0)
+    size = max(abs(low), abs(high))
+    if size < 1 / LARGEST:
+        low, high = 0.0, 1.0
+    elif high - low <= ROUNDING * size:
+        low, high = low - size / 2, high + size / 2
     distance = tick_distance(high - low)
     first, last = floor(low / distance + 1e-9), ceil(high / distance - 1e-9)
-    ticks = [Mark(round(100 * (i - first) / (last - first), 2), number(i * distance)) for i in range(first, last + 1)]
-    return first * distance, last * distance, ticks
+    at = [i * distance for i in range(first, last + 1)]
+    labels = next(labels for digits in range(4, 18) if len(set(labels := [number(x, digits) for x in at])) == len(at))
+    places = [round(100 * i / (last - first), 2) for i in range(len(at))]
+    return first * distance, last * distance, [Mark(*mark) for mark in zip(places, labels, strict=True)]
 
 
 def step_ticks(end: int) -> list[Mark]:
@@ -57,7 +67,7 @@ def tick_distance(span: float) -> float:
     return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= span / 4 * (1 - 1e-9))
 
 
-def number(value: float) -> str:
-    """Formats a number with four digits, or all of those before the point."""
-    value = float(f"{value:.4g}") if abs(value) < 10_000 else value
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+def number(value: float, digits: int = 4) -> str:
+    """Formats a number with four digits or more, or all of those before the point."""
+    value = float(f"{value:.{digits}g}") if abs(value) < 10_000 or digits > 4 else value
+    return f"{value:,.0f}" if abs(value) >= 1000 and digits == 4 else f"{value:,.{digits}g}"

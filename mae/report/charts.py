@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from math import isfinite
 from typing import Any, NamedTuple
 
 from mae.models.loss import CHANGES_THE_LOSS
 from mae.report.axes import Mark, axis, number, spread_evenly, step_ticks, thin
 from mae.report.runs import MetricValues, Run, differences
 
+COLOURS, DASHES = 8, 10  # in page.css: more runs than colours differ in their dash patterns as well
 TABLE_ROWS = 40  # per line, in the table below a chart
 MAX_DOTS = 60  # a line of no more points shows each of them
 SAME_BASELINE = 0.05  # relative difference below which runs share a baseline
@@ -48,7 +50,14 @@ FEATURES = (
     Panel("Top-1 accuracy", ("knn/top1", "linear/top1", "val/top1"), "", "%", True, False),
     Panel("Top-5 accuracy", ("val/top5",), "", "%", True, False),
     Panel("RankMe", ("rank/rankme",), "Effective rank of the features.", from_zero=False),
-    Panel("Mean intersection over union", ("val/miou",), "", "%", True, False),
+    Panel(
+        "Mean IoU of the masks",
+        ("val/first_iou", "val/last_iou"),
+        "Intersection over union with the first and the last answer to the prompts of an object.",
+        "%",
+        True,
+        False,
+    ),
 )
 
 
@@ -57,22 +66,27 @@ class Line:
     """One metric of one run.
 
     colour  its number
-    dashed  for the second metric of a chart of several runs
-    points  all values by step
-    path    SVG path in a square of 1000 by 1000
+    dash    number of its dash pattern, 0: none
+    points  all finite values by step
+    path    SVG path in a square of 1000 by 1000, interrupted where values are not finite
+    gaps    the first step of each stretch of values that are not finite
     shown   steps and values that the cursor reads
     """
 
     label: str
     colour: int
-    dashed: bool
+    dash: int
     points: MetricValues
     path: str
+    gaps: list[int]
     shown: tuple[list[int], list[float]]
 
     @property
-    def dotted(self) -> bool:
-        return len(self.points) <= MAX_DOTS
+    def dots(self) -> str:
+        """Returns an SVG path with a dot at each point of a line of few, else an empty one."""
+        if len(self.points) > MAX_DOTS or not self.path:
+            return ""
+        return "M" + self.path[1:].replace("M", "L").replace("L", "h.01M") + "h.01"
 
 
 @dataclass(frozen=True)
@@ -85,6 +99,7 @@ class Chart:
     y_ticks: list[Mark]
     baselines: list[Mark]
     restarts: list[Mark]
+    gaps: list[Mark]
     end: int
 
     @property
@@ -92,18 +107,20 @@ class Chart:
         """Describes the chart for a screen reader."""
         described = []
         for line in self.lines:
-            values = line.points.values()
-            first, last = next(iter(values)), next(reversed(values))
-            described.append(
-                f"{line.label} from {number(first)} to {number(last)}, between {number(min(values))} and "
-                f"{number(max(values))}"
-            )
+            if values := list(line.points.values()):
+                described.append(
+                    f"{line.label} from {number(values[0])} to {number(values[-1])}, between {number(min(values))} and "
+                    f"{number(max(values))}"
+                )
+        described += [mark.label for mark in self.gaps]
         return f"{self.panel.title}{f' in {self.panel.unit}' if self.panel.unit else ''}: {'; '.join(described)}"
 
     @property
     def data(self) -> list[dict[str, Any]]:
         """Returns what the cursor shows, for page.js."""
-        return [{"label": line.label, "colour": line.colour, "points": line.shown} for line in self.lines]
+        return [
+            {"label": line.label, "colour": line.colour, "points": line.shown} for line in self.lines if line.points
+        ]
 
     @property
     def table(self) -> list[tuple[int, list[str]]]:
@@ -117,7 +134,7 @@ class Chart:
 def training_charts(runs: Sequence[Run]) -> list[Chart]:
     """Draws loss, speed, and all other logged metrics that are not about features."""
     known = set(chain.from_iterable(panel.names for panel in TRAINING + FEATURES))
-    logged = dict.fromkeys(chain.from_iterable(run.metrics for run in runs))
+    logged = dict.fromkeys(chain.from_iterable(run.series for run in runs))
     others = tuple(Panel(name, (name,), from_zero=False) for name in logged if name not in known)
     return _charts(TRAINING + others, runs)
 
@@ -136,44 +153,80 @@ def _chart(panel: Panel, runs: Sequence[Run]) -> Chart | None:
     """Draws a panel. Returns None if no run logged its metrics, or if no step was skipped."""
     scale = 100 if panel.percent else 1
     found = [
-        (run, name, {step: value * scale for step, value in run.metrics[name].items()})
+        (run, name, {step: value * scale for step, value in run.series[name].items()})
         for run in runs
         for name in panel.names
-        if name in run.metrics
+        if name in run.series
     ]
-    values = list(chain.from_iterable(points.values() for *_, points in found))
-    if not values or ("guard/skipped" in panel.names and not any(values)):
+    if not found or ("guard/skipped" in panel.names and not any(any(points.values()) for *_, points in found)):
         return None
     baselines = []
     if "train/loss" in panel.names:
         baselines = _baselines(runs)
         panel = panel._replace(note=_loss_note(runs, panel.note if baselines else ""))
     end = max(max(run.step for run in runs), 1)
-    low, high, y_ticks = axis(chain(values, (value for _, value in baselines), [0.0] if panel.from_zero else []))
-    several, first = len(runs) > 1, panel.names[0]
+    values = [value for *_, points in found for value in points.values() if isfinite(value)]
+    low, high, y_ticks = axis([*values, *(value for _, value in baselines), *([0.0] if panel.from_zero else [])])
+    several = len(runs) > 1
     lines = []
     for run, name, points in found:
         of_run = f"{run.label} {name}" if len(panel.names) > 1 else run.label
-        thinned = thin(list(points.items()))
-        places = (f"{1000 * step / end:.1f} {1000 * (high - value) / (high - low):.1f}" for step, value in thinned)
+        finite = {step: value for step, value in points.items() if isfinite(value)}
+        gaps, number_of_run = _gaps(points), runs.index(run)
+        thinned = thin(list(finite.items()))
         lines.append(
             Line(
                 label=of_run if several else name,
-                colour=runs.index(run) if several else panel.names.index(name),
-                dashed=several and name != first,
-                points=points,
-                path="M" + "L".join(places),
+                colour=number_of_run % COLOURS if several else panel.names.index(name),
+                dash=(number_of_run // COLOURS * len(panel.names) + panel.names.index(name)) % DASHES if several else 0,
+                points=finite,
+                path=_path(
+                    [(1000 * step / end, 1000 * (high - y) / (high - low)) for step, y in thinned],
+                    [1000 * gap / end for gap in gaps],
+                ),
+                gaps=gaps,
                 shown=([step for step, _ in thinned], [float(f"{value:.5g}") for _, value in thinned]),
             )
         )
     restarts = [
-        Mark(round(100 * step / end, 2), f"{run.label} resumed at step {step:,}", runs.index(run))
+        Mark(round(100 * step / end, 2), f"{run.label} resumed at step {step:,}", runs.index(run) % COLOURS)
         for run in runs
         for step in run.restarts
         if step <= end
     ]
     marks = [Mark(round(100 * (value - low) / (high - low), 2), name) for name, value in baselines]
-    return Chart(panel, lines, step_ticks(end), y_ticks, marks, restarts, end)
+    return Chart(panel, lines, step_ticks(end), y_ticks, marks, restarts, _gap_marks(lines, end), end)
+
+
+def _gaps(points: MetricValues) -> list[int]:
+    """Returns the first step of each stretch of values that are not finite."""
+    gaps, before = [], True
+    for step, value in points.items():
+        if before and not isfinite(value):
+            gaps.append(step)
+        before = isfinite(value)
+    return gaps
+
+
+def _gap_marks(lines: Sequence[Line], end: int) -> list[Mark]:
+    """Returns a mark for each stretch of values that are not finite; those at one place share one."""
+    marks: dict[float, Mark] = {}
+    for line in lines:
+        for step in line.gaps:
+            last = not any(later >= step for later in line.points)
+            place = round(100 * step / end, 1)
+            label = f"{line.label} not finite {'since' if last else 'at'} step {step:,}"
+            marks.setdefault(place, Mark(place, label, line.colour))
+    return list(marks.values())
+
+
+def _path(places: Sequence[tuple[float, float]], gaps: Sequence[float]) -> str:
+    """Returns an SVG path through the places (x, y), interrupted where a gap (x) lies between two of them."""
+    path, before = "", -1.0
+    for x, y in places:
+        joined = path and not any(before < gap < x for gap in gaps)
+        path, before = f"{path}{'L' if joined else 'M'}{x:.1f} {y:.1f}", x
+    return path
 
 
 def _loss_note(runs: Sequence[Run], note: str) -> str:
@@ -187,8 +240,7 @@ def _baselines(runs: Sequence[Run]) -> list[tuple[str, float]]:
     """Returns name and value of the trivial losses; runs whose values nearly agree share one."""
     baselines: list[tuple[str, float]] = []
     for run in runs:
-        for name, value in run.summary.get("floors", {}).items():
+        for name, value in run.baselines.items():
             if not any(name == other and abs(value - at) < SAME_BASELINE * at for other, at in baselines):
                 baselines.append((name, value))
-    names = [name for name, _ in baselines]
-    return [(f"{name} ({value:.3g})" if names.count(name) > 1 else name, value) for name, value in baselines]
+    return [(f"{name} ({number(value)})", value) for name, value in baselines]

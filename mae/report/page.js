@@ -31,7 +31,7 @@ for (const plot of document.querySelectorAll(".plot")) {
       const [at, values] = line.points;
       const index = nearest(at, step);
       const row = add(tip, "span", "");
-      add(row, "i", line.label).className = "c" + (line.colour % 8);
+      add(row, "i", line.label).className = "c" + line.colour;
       const elsewhere = at[index] === step ? "" : " at " + at[index].toLocaleString("en");
       add(row, "span", values[index].toLocaleString("en", { maximumSignificantDigits: 4 }) + unit + elsewhere);
     }

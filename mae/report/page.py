@@ -13,8 +13,8 @@ from mae.atomic import write_atomically
 from mae.errors import ConfigError
 from mae.report.axes import number
 from mae.report.charts import feature_charts, training_charts
-from mae.report.run_pictures import attention_maps, reconstructions
-from mae.report.runs import Run, differences, evaluations, read_runs
+from mae.report.run_pictures import attention_maps, evaluation_pictures, reconstructions
+from mae.report.runs import Run, differences, read_runs
 from mae.report.start import recipe_rows
 from mae.report.summary import remarks
 
@@ -67,7 +67,7 @@ def describe(run: Run, runs: int, with_attention: bool) -> dict[str, Any]:
         "since": since(run),
         "key_numbers": key_numbers(run),
         "remarks": remarks(run.metrics, run.summary.get("floors", {})),
-        "evaluations": evaluations(run),
+        "evaluation_pictures": evaluation_pictures(run, runs),
         "recipe": recipe(run),
         "environment": machine(run),
         "made": [path.relative_to(run.path) for folder in ("checkpoints", "export") for path in run.files(folder)],
@@ -79,26 +79,37 @@ def describe(run: Run, runs: int, with_attention: bool) -> dict[str, Any]:
 def key_numbers(run: Run) -> list[tuple[str, str, str]]:
     """Returns the numbers to see first, as far as the run has logged them: name, value, note."""
     numbers = []
-    baselines = run.summary.get("floors")
-    note = f"best baseline {min(baselines.values()):.4f}" if baselines else ""
+    baselines = run.baselines
+    note = f"best baseline {min(baselines.values()):.4f}{run.baseline_images}" if baselines else ""
     for name, title in (("val/loss", "validation loss"), ("train/loss", "training loss")):
-        if (value := run.latest(name)) is not None:
-            numbers.append((title, f"{value:.4f}", note))
+        if name in run.series:
+            numbers.append(_score(run, name, title, "{:.4f}", note))
             note = ""
     for name, title in (
         ("val/top1", "top-1"),
-        ("val/miou", "mean IoU"),
+        ("val/first_iou", "mean IoU, first prompt"),
+        ("val/last_iou", "mean IoU, last prompt"),
         ("linear/top1", "linear probe"),
         ("knn/top1", "online kNN, of a sample"),
     ):
-        if (value := run.latest(name)) is not None:
-            numbers.append((title, f"{value:.1%}", ""))
+        if name in run.series:
+            numbers.append(_score(run, name, title, "{:.1%}", ""))
     for name, title, form in (("images_per_s", "images per second", "{:,.0f}"), ("mfu", "MFU", "{:.0%}")):
         if values := run.metrics.get(f"perf/{name}"):
             numbers.append((title, form.format(median(values.values())), "median"))
     if (memory := run.latest("perf/memory_gb")) is not None:
         numbers.append(("memory", f"{memory:.3g} GB", "peak, on rank 0"))
     return numbers
+
+
+def _score(run: Run, name: str, title: str, form: str, note: str) -> tuple[str, str, str]:
+    """Returns name, last value and note of a metric; the last finite value becomes the note if it is not the last."""
+    since, value = run.not_finite_since(name), run.latest(name)
+    if since is None:
+        assert value is not None
+        return title, form.format(value), note
+    before = "" if value is None else f", {form.format(value)} before"
+    return title, "not finite", f"since step {since:,}{before}"
 
 
 def since(run: Run) -> str:

@@ -11,7 +11,7 @@ from mae.errors import CheckpointError
 from mae.formats.load import load
 from mae.models.attention_maps import attention_weights, rollout
 from mae.models.pixels import Pixels
-from mae.pictures import data_url, overlay_attention, read_grid
+from mae.pictures import data_url, overlay_attention, read_grid, read_picture
 from mae.report.axes import spread_evenly
 from mae.report.runs import Run
 from mae.run.checkpoint_files import newest_valid, step_of
@@ -20,6 +20,8 @@ MAX_SIDE = 224  # pixels of a picture on the page
 MAX_LOSSLESS = 64  # pixels of a picture whose single pixels have to stay as they are
 MAX_STEPS = 24  # with reconstructions, of all runs together
 ATTENTION_IMAGES = 4
+MAX_EVALUATION_PICTURES = 12  # of all runs together
+MAX_EVALUATION_WIDTH = 1200  # pixels
 
 
 class Reconstructions(NamedTuple):
@@ -63,6 +65,18 @@ def reconstructions(run: Run, runs: int) -> Reconstructions | None:
         rows=[[picture_url(cell) for cell in row] for row in newest],
         rebuilt=[[picture_url(row[2]) for row in grid] for grid in grids.values()],
     )
+
+
+def evaluation_pictures(run: Run, runs: int) -> list[tuple[str, str, tuple[int, int]]]:
+    """Returns name, data: URL, and width and height of what eval.py has drawn; damaged pictures are left out."""
+    files = [(evaluation.name, file) for evaluation in run.evaluations for file in evaluation.pictures]
+    found = []
+    for name, file in files[: max(1, MAX_EVALUATION_PICTURES // runs)]:
+        if (picture := read_picture(file)) is not None:
+            picture.thumbnail((MAX_EVALUATION_WIDTH, 2 * MAX_EVALUATION_WIDTH))
+            title = name if file.stem == name.split()[0] else f"{name}: {file.stem.replace('_', ' ')}"
+            found.append((title, data_url(picture, "WEBP", quality=75, method=2), picture.size))
+    return found
 
 
 def picture_url(image: Image.Image) -> str:

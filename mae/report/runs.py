@@ -1,25 +1,30 @@
 """Reads run folders, of finished, running or stopped runs, without their data."""
 
-import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mae.errors import ConfigError
 from mae.pictures import enlargement
+from mae.report.evaluations import Evaluation, read_evaluations
+from mae.report.run_files import (
+    Derived,
+    Environment,
+    MetricValues,
+    Summary,
+    read_bad_samples,
+    read_own,
+    read_pictures,
+    read_series,
+    read_settings,
+    read_text,
+)
 from mae.run.checkpoint_files import flatten
-from mae.run.metrics import read_metrics
-
-# Of URLs, in files of versions that kept them: user information and the values of queries.
-CREDENTIAL = re.compile(r"(?<=://)[^\s/?#'\"]+(?=@)|(?<=[?&])([^\s?&='\"]+=)[^\s&,\]'\"]+")
-
-MetricValues = dict[int, float]  # step -> value, ascending
+from mae.run.metrics import not_finite_since
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +33,12 @@ class Run:
 
     label        its name, or its path where two have the same name
     derived      derived.json of the last start; empty for runs of versions that did not write it
-    metrics      values by name
-    unreadable   number of damaged lines of metrics.csv
+    series       values by name, those included that are not finite
+    unreadable   number of damaged lines by name of the file
     pictures     grids of reconstructions by step
     bad_samples  (shard, key, reason) and how often it was met, most frequent first
+    evaluations  results of eval.py
+    left_out     names of results and pictures that are not ours
     """
 
     path: Path
@@ -41,10 +48,25 @@ class Run:
     derived: dict[str, Any]
     environment: dict[str, Any]
     summary: dict[str, Any]
-    metrics: dict[str, MetricValues]
-    unreadable: int
+    series: dict[str, MetricValues]
+    unreadable: dict[str, int]
     pictures: dict[int, Path]
     bad_samples: list[tuple[tuple[str, str, str], int]]
+    evaluations: list[Evaluation]
+    left_out: list[str]
+
+    @cached_property
+    def metrics(self) -> dict[str, MetricValues]:
+        """Returns the finite values by name, without metrics that have none."""
+        finite = {
+            name: {step: value for step, value in values.items() if isfinite(value)}
+            for name, values in self.series.items()
+        }
+        return {name: values for name, values in finite.items() if values}
+
+    def not_finite_since(self, name: str) -> int | None:
+        """Returns the step from which on no value of a metric is finite, None if its last one is."""
+        return not_finite_since(self.series.get(name, {}))
 
     @property
     def starts(self) -> list[dict[str, Any]]:
@@ -54,6 +76,17 @@ class Run:
     def restarts(self) -> list[int]:
         """Returns the steps at which the run was resumed."""
         return sorted({start["step"] for start in self.starts[1:]})
+
+    @property
+    def baselines(self) -> dict[str, float]:
+        """Returns the finite losses of trivial predictors."""
+        return {name: value for name, value in self.summary.get("floors", {}).items() if isfinite(value)}
+
+    @property
+    def baseline_images(self) -> str:
+        """Says on how many images the baselines were computed, where summary.json has it."""
+        count = self.summary.get("floor_images")
+        return f" on {count:,} image{'s' if count > 1 else ''}" if count else ""
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -69,7 +102,7 @@ class Run:
     @property
     def step(self) -> int:
         """Returns the last logged step."""
-        return max((max(values) for values in self.metrics.values()), default=0)
+        return max((max(values) for values in self.series.values()), default=0)
 
     @property
     def status(self) -> str:
@@ -96,94 +129,26 @@ def read_runs(paths: list[Path]) -> list[Run]:
 def _read(path: Path, label: str) -> Run:
     if not (path / "config.yaml").is_file():
         raise ConfigError(f"{path} is no run folder: it has no config.yaml. Give a folder runs/NAME of train.py")
-    config_text = _read_text(path / "config.yaml")
-    try:
-        config = yaml.safe_load(config_text)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"{path / 'config.yaml'} is damaged: {reason}. The same train.py command writes it anew"
-        ) from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path / 'config.yaml'} holds no settings. The same train.py command writes it anew")
-    metrics, unreadable = _metrics(path / "metrics.csv")
+    config_text = read_text(path / "config.yaml")
+    series, lines = read_series(path / "metrics.csv")
+    bad_samples, bad_lines = read_bad_samples(path / "bad_samples.jsonl")
+    evaluations, left_out = read_evaluations(path / "eval")
+    pictures, foreign_pictures = read_pictures(path / "reconstructions")
     return Run(
         path=path,
         label=label,
-        config=config,
+        config=read_settings(config_text, path / "config.yaml"),
         config_text=config_text,
-        derived=read_json(path / "derived.json"),
-        environment=read_json(path / "environment.json"),
-        summary=read_json(path / "summary.json"),
-        metrics=metrics,
-        unreadable=unreadable,
-        pictures={int(file.stem[5:]): file for file in sorted((path / "reconstructions").glob("step-*.png"))},
-        bad_samples=_bad_samples(path / "bad_samples.jsonl"),
+        derived=read_own(path / "derived.json", Derived),
+        environment=read_own(path / "environment.json", Environment),
+        summary=read_own(path / "summary.json", Summary),
+        series=series,
+        unreadable={name: count for name, count in (("metrics.csv", lines), ("bad_samples.jsonl", bad_lines)) if count},
+        pictures=pictures,
+        bad_samples=bad_samples,
+        evaluations=evaluations,
+        left_out=left_out + foreign_pictures,
     )
-
-
-def _read_text(path: Path) -> str:
-    """Returns a text without the credentials of URLs: the page is passed on."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    return CREDENTIAL.sub(lambda found: f"{found[1] or ''}hidden", text)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object in a file, or an empty one if there is no file. Raises ConfigError if it is damaged."""
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is damaged: {error}. Delete it, and the report leaves it out") from error
-
-
-def _metrics(path: Path) -> tuple[dict[str, MetricValues], int]:
-    """Returns finite values by name and step, and the number of damaged lines.
-
-    A last line without its line end is still being written and does not count as damaged.
-    """
-    if not path.is_file():
-        return {}, 0
-    rows = read_metrics(path)
-    lines = path.read_bytes()
-    unreadable = max(0, lines.count(b"\n") - 1 - len(rows))
-    found: dict[str, MetricValues] = {}
-    for row in sorted(rows, key=lambda row: int(row["step"])):
-        try:
-            values = {name: float(value) for name, value in row.items() if name != "step"}
-        except ValueError:
-            unreadable += 1
-            continue
-        for name, value in values.items():
-            if isfinite(value):
-                found.setdefault(name, {})[int(row["step"])] = value
-    return found, unreadable
-
-
-def _bad_samples(path: Path) -> list[tuple[tuple[str, str, str], int]]:
-    met: Counter[tuple[str, str, str]] = Counter()
-    for line in _read_text(path).splitlines() if path.is_file() else ():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:  # still being written, or cut off when the run was killed
-            continue
-        met[record["shard"], record["key"], record["reason"]] += 1
-    return met.most_common()
-
-
-def evaluations(run: Run) -> list[tuple[str, float, float | None]]:
-    """Returns the numbers in eval/*.json: name, value of the trained and of the untrained encoder."""
-    found = []
-    for file in run.files("eval"):
-        if file.suffix != ".json":
-            continue
-        contents = read_json(file)
-        untrained = dict(flatten(contents.get("untrained", {})))
-        for name, value in flatten(contents.get("trained", {})):
-            if isinstance(value, int | float):
-                found.append((f"{file.stem} {name}", value, untrained.get(name)))
-    return found
 
 
 def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:

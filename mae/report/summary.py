@@ -1,6 +1,5 @@
 """Results of a finished run, as summary.json and as a few lines: python -m mae.report.summary runs/NAME"""
 
-import json
 import os
 import shlex
 import shutil
@@ -14,27 +13,32 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mae.errors import ConfigError
 from mae.run.checkpoint_files import checkpoint_path
-from mae.run.folder import write_json
-from mae.run.metrics import read_metrics
+from mae.run.folder import read_mapping, write_json
+from mae.run.metrics import by_name, not_finite_since, read_metrics
 from mae.train.schedule import Schedule
 
 RANKME_FALL = 0.9  # of its highest value: what is below has fallen, not wavered
 PROBE_SHARE = 0.1  # of the time: an online probe that takes more is said
+TITLES = {"val/first_iou": "first IoU", "val/last_iou": "last IoU"}  # with the first and last answer to the prompts
 
 
 def summarise(run: Path, schedule: Schedule, step: int, more: dict[str, Any]) -> dict[str, Any]:
     """Writes summary.json and returns it: last values and median speed from metrics.csv, and `more` of the task.
 
     step  that the run has reached; a time limit may end it before the last
+
+    A last value that is not finite is null, and "not_finite" has the step since when.
     """
-    series: dict[str, dict[int, float]] = {}
-    for row in read_metrics(run / "metrics.csv"):
-        for name, value in row.items():
-            if isfinite(float(value)):
-                series.setdefault(name, {})[int(row["step"])] = float(value)
-    latest = {name: _last(values) for name, values in series.items()}
+    series = by_name(read_metrics(run / "metrics.csv"))
+    latest = {name: value if isfinite(value := values[max(values)]) else None for name, values in series.items()}
+    finite = {
+        name: {step: value for step, value in values.items() if isfinite(value)} for name, values in series.items()
+    }
+    finite = {name: values for name, values in finite.items() if values}
     speed = {name: median(series[f"perf/{name}"].values()) for name in ("images_per_s", "data_wait", "mfu")}
+    not_finite = {name: since for name in series if (since := not_finite_since(series[name])) is not None}
     summary: dict[str, Any] = {
         "name": run.name,
         "step": step,
@@ -45,10 +49,11 @@ def summarise(run: Path, schedule: Schedule, step: int, more: dict[str, Any]) ->
         **{name: value for name, value in latest.items() if name.startswith("val/")},
         **speed,
         "memory_gb": latest["perf/memory_gb"],
-        "skipped_steps": int(float(latest["guard/skipped"])),
+        "skipped_steps": int(latest["guard/skipped"] or 0),
+        "not_finite": not_finite,
         "checkpoint": str(checkpoint_path(run, step)),
         **more,
-        "remarks": remarks(series, more.get("floors", {})),
+        "remarks": remarks(finite, more.get("floors", {})),
     }
     write_json(run / "summary.json", summary)
     return summary
@@ -56,13 +61,15 @@ def summarise(run: Path, schedule: Schedule, step: int, more: dict[str, Any]) ->
 
 def main_results(summary: dict[str, Any]) -> dict[str, str]:
     """Returns label -> fact: losses, baselines, other validation metrics (shares of 1), speed, checkpoint."""
-    validation = f", val {summary['val/loss']:.4f}" if summary["val/loss"] is not None else ""
-    results = {"loss": f"train {summary['train/loss']:.4f}{validation}"}
+    validation = f", val {_score(summary, 'val/loss', '.4f')}" if _has(summary, "val/loss") else ""
+    results = {"loss": f"train {_score(summary, 'train/loss', '.4f')}{validation}"}
     if "floors" in summary:
         results["baselines"] = ", ".join(f"{name} {value:.4f}" for name, value in summary["floors"].items())
-    for name, value in summary.items():
+        if count := summary.get("floor_images"):
+            results["baselines"] += f" (on {count:,} image{'s' if count > 1 else ''})"
+    for name in summary:
         if name.startswith("val/") and name != "val/loss":
-            results[name.removeprefix("val/")] = f"{value:.2%}"
+            results[TITLES.get(name, name.removeprefix("val/"))] = _score(summary, name, ".2%")
     results["speed"] = f"{summary['images_per_s']:,.0f} images/s, MFU {summary['mfu']:.0%}"
     return results | {"checkpoint": summary["checkpoint"]}
 
@@ -110,6 +117,17 @@ def interpreter() -> str:
     return shlex.quote(sys.executable if inside.startswith(os.pardir) else inside)
 
 
+def _has(summary: dict[str, Any], name: str) -> bool:
+    return summary.get(name) is not None or name in summary.get("not_finite", {})
+
+
+def _score(summary: dict[str, Any], name: str, form: str) -> str:
+    """Returns the last value of a metric, or since when it is not finite."""
+    if (since := summary.get("not_finite", {}).get(name)) is not None:
+        return f"not finite since step {since:,}"
+    return format(summary[name], form)
+
+
 def say_closing(summary: dict[str, Any], pictures: Sequence[Path], next_steps: dict[str, str]) -> None:
     """Prints the main results, one label and fact a line, what is to be noted, and how to go on."""
     lines = [*main_results(summary).items()]
@@ -120,27 +138,57 @@ def say_closing(summary: dict[str, Any], pictures: Sequence[Path], next_steps: d
         print(f"{label:10}  {fact}")
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """Reads a summary.json. Raises ConfigError if it is damaged."""
+    summary = read_mapping(path)
+    try:
+        if summary is not None:
+            main_results(summary)
+            return summary
+        reason = "it holds no object"
+    except KeyError as error:
+        reason = f"{error} is missing"
+    except (ValueError, TypeError, AttributeError) as error:
+        reason = str(error)
+    raise ConfigError(f"{path} is damaged: {reason}. The same train.py command writes it anew")
+
+
+def _accuracies(path: Path) -> list[float]:
+    """Returns the accuracies of the trained and the untrained encoder. Raises ConfigError if the file is damaged."""
+    result = read_mapping(path) or {}
+    try:
+        return [float(result[model]["top1"]) for model in ("trained", "untrained")]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is damaged. Delete it, or run eval.py again") from error
+
+
 def main() -> int:
     """Prints the results of a finished run as a table, those of its probes beside them."""
     if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "summary.json").is_file():
         print("usage: python -m mae.report.summary RUN, a finished run (with a summary.json)", file=sys.stderr)
         return 2
     run = Path(sys.argv[1])
-    summary = json.loads((run / "summary.json").read_text())
+    try:
+        summary = _read(run / "summary.json")
+        accuracies = [
+            (
+                f"{probe} accuracy",
+                "{:.1%} trained, {:.1%} untrained".format(*_accuracies(run / "eval" / f"{probe}.json")),
+            )
+            for probe in ("knn", "linear", "attentive")
+            if (run / "eval" / f"{probe}.json").is_file()
+        ]
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     table = Table(title=str(run), show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for row in main_results(summary).items():
+    for row in [*main_results(summary).items(), *accuracies]:
         table.add_row(*row)
-    for probe in ("knn", "linear", "attentive"):
-        file = run / "eval" / f"{probe}.json"
-        if file.is_file():
-            result = json.loads(file.read_text())
-            trained, untrained = result["trained"]["top1"], result["untrained"]["top1"]
-            table.add_row(f"{probe} accuracy", f"{trained:.1%} trained, {untrained:.1%} untrained")
     for name in ("reconstruction", "loss_curve"):
         if name in summary:
-            table.add_row(name.replace("_", " "), summary[name])
+            table.add_row(name.replace("_", " "), str(summary[name]))
     for exported in sorted((run / "export").glob("*.safetensors")):
         table.add_row("exported model", str(exported))
     if (run / "report.html").is_file():

@@ -1,6 +1,8 @@
 """metrics.csv: one row per logged step, continued on a resume."""
 
 import csv
+from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,26 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
         for row in rows
         if None not in row and row.get("step", "").isdigit() and all(map(_is_number, row.values()))
     ]
+
+
+def by_name(rows: list[dict[str, str]]) -> dict[str, dict[int, float]]:
+    """Returns name -> step -> value, ascending, those included that are not finite."""
+    series: dict[str, dict[int, float]] = {}
+    for row in sorted(rows, key=lambda row: int(row["step"])):
+        for name, value in row.items():
+            if name != "step":
+                series.setdefault(name, {})[int(row["step"])] = float(value)
+    return series
+
+
+def not_finite_since(values: Mapping[int, float]) -> int | None:
+    """Returns the step from which on no value (by step, ascending) is finite, None if the last one is."""
+    since: int | None = None
+    for step in reversed(list(values)):
+        if isfinite(values[step]):
+            break
+        since = step
+    return since
 
 
 def _is_number(cell: str | None) -> bool:
