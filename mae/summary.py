@@ -2,7 +2,7 @@
 
 import sys
 
-from mae.report.summary import main
+from mae.report.show_summary import main
 
 if __name__ == "__main__":
     sys.exit(main())

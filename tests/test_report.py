@@ -25,7 +25,7 @@ from mae.report.__main__ import main
 from mae.report.axes import BUCKETS, LARGEST, axis, thin
 from mae.report.loss_curve import draw_loss_curve
 from mae.report.run_pictures import picture_url
-from mae.report.summary import main as summary_main
+from mae.report.show_summary import main as summary_main
 from mae.report.summary import summarise
 from mae.run.metrics import MetricsCSV, read_metrics
 from mae.train.schedule import Schedule

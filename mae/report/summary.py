@@ -10,12 +10,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from mae.errors import ConfigError
 from mae.run.checkpoint_files import checkpoint_path
-from mae.run.folder import read_mapping, write_json
+from mae.run.folder import write_json
 from mae.run.metrics import by_name, not_finite_since, read_metrics
 from mae.train.schedule import Schedule
 
@@ -138,64 +134,7 @@ def say_closing(summary: dict[str, Any], pictures: Sequence[Path], next_steps: d
         print(f"{label:10}  {fact}")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Reads a summary.json. Raises ConfigError if it is damaged."""
-    summary = read_mapping(path)
-    try:
-        if summary is not None:
-            main_results(summary)
-            return summary
-        reason = "it holds no object"
-    except KeyError as error:
-        reason = f"{error} is missing"
-    except (ValueError, TypeError, AttributeError) as error:
-        reason = str(error)
-    raise ConfigError(f"{path} is damaged: {reason}. The same train.py command writes it anew")
-
-
-def _accuracies(path: Path) -> list[float]:
-    """Returns the accuracies of the trained and the untrained encoder. Raises ConfigError if the file is damaged."""
-    result = read_mapping(path) or {}
-    try:
-        return [float(result[model]["top1"]) for model in ("trained", "untrained")]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path} is damaged. Delete it, or run eval.py again") from error
-
-
-def main() -> int:
-    """Prints the results of a finished run as a table, those of its probes beside them."""
-    if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "summary.json").is_file():
-        print("usage: python -m mae.report.summary RUN, a finished run (with a summary.json)", file=sys.stderr)
-        return 2
-    run = Path(sys.argv[1])
-    try:
-        summary = _read(run / "summary.json")
-        accuracies = [
-            (
-                f"{probe} accuracy",
-                "{:.1%} trained, {:.1%} untrained".format(*_accuracies(run / "eval" / f"{probe}.json")),
-            )
-            for probe in ("knn", "linear", "attentive")
-            if (run / "eval" / f"{probe}.json").is_file()
-        ]
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    table = Table(title=str(run), show_header=False, title_justify="left")
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for row in [*main_results(summary).items(), *accuracies]:
-        table.add_row(*row)
-    for name in ("reconstruction", "loss_curve"):
-        if name in summary:
-            table.add_row(name.replace("_", " "), str(summary[name]))
-    for exported in sorted((run / "export").glob("*.safetensors")):
-        table.add_row("exported model", str(exported))
-    if (run / "report.html").is_file():
-        table.add_row("report", str(run / "report.html"))
-    Console().print(table)
-    return 0
-
-
 if __name__ == "__main__":
+    from mae.report.show_summary import main
+
     sys.exit(main())
