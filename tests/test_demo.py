@@ -30,7 +30,7 @@ from mae.demo.views import Views, load_examples
 from mae.distributed.launch import Topology
 from mae.models.attention_maps import attention_weights, rollout
 from mae.models.patches import patchify
-from mae.pictures import to_image
+from mae.pictures.draw import to_image
 from tasks.evaluate import evaluate
 from tasks.train import train
 from tests.exports import own_checkpoint

@@ -71,6 +71,7 @@ PRETRAINING = {
     "tasks": {"cli", "config", "errors", "pretrain", "recipe", "task", "train", "words"},
 }
 PARTS = {  # of rooms that others ask for
+    "mae.pictures": {"draw"},
     "mae.plan": {"devices"},  # the peak rate that a utilisation is a share of
     "mae.probes": {"trivial_losses"},  # of the summary
     "mae.report": {"loss_curve", "start", "summary"},

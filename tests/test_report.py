@@ -20,7 +20,8 @@ import mae
 from mae.distributed.launch import Topology
 from mae.models.attention_maps import attention_weights, rollout
 from mae.models.mae import Reconstruction
-from mae.pictures import read_grid, reconstruction_grid
+from mae.pictures.draw import reconstruction_grid
+from mae.pictures.show import read_grid
 from mae.report.__main__ import main
 from mae.report.axes import BUCKETS, LARGEST, axis, thin
 from mae.report.loss_curve import draw_loss_curve

@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from mae.callbacks.step_callback import StepCallback
-from mae.pictures import reconstruction_columns, reconstruction_grid, tiles, to_image
+from mae.pictures.draw import reconstruction_columns, reconstruction_grid, tiles, to_image
 from mae.train.pretraining import VALIDATION, Pretraining
 
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from mae.demo.gallery import Neighbour
 from mae.models.config import MAEConfig
-from mae.pictures import data_url, to_image
+from mae.pictures.draw import to_image
+from mae.pictures.show import data_url
 
 SMALL = 128  # pixels; images below are shown with sharp pixels
 

@@ -10,7 +10,8 @@ from mae.demo.gallery import Gallery
 from mae.demo.html_images import figure, neighbour_row, patch_picker, sentence
 from mae.demo.model import DemoModel
 from mae.errors import ConfigError
-from mae.pictures import TRUE_STATISTICS, overlay_attention, read_grid, to_image
+from mae.pictures.draw import TRUE_STATISTICS, to_image
+from mae.pictures.show import overlay_attention, read_grid
 
 NEIGHBOURS = 8
 RUN_EXAMPLES = 7  # images of the run, beside the portrait

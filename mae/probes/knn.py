@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from mae.pictures import add_caption, tiles
+from mae.pictures.draw import add_caption, tiles
 from mae.probes.features import Features, number_classes
 from mae.probes.models_under_probe import ModelsUnderProbe, Want
 from mae.probes.probe import Fitted, Outcome, Probe, measure_accuracy

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError
 from mae.errors import ConfigError, first_sentence
 from mae.models.mae import MaskedAutoencoder
 from mae.models.masking import draw_masking
-from mae.pictures import reconstruction_grid
+from mae.pictures.draw import reconstruction_grid
 from mae.probes.features import at_ratio, held_out_noise
 from mae.probes.models_under_probe import ModelsUnderProbe, Want
 from mae.probes.probe import Outcome, Probe, Row

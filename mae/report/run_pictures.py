@@ -11,7 +11,7 @@ from mae.errors import CheckpointError
 from mae.formats.load import load
 from mae.models.attention_maps import attention_weights, rollout
 from mae.models.pixels import Pixels
-from mae.pictures import data_url, overlay_attention, read_grid, read_picture
+from mae.pictures.show import data_url, overlay_attention, read_grid, read_picture
 from mae.report.axes import spread_evenly
 from mae.report.runs import Run
 from mae.run.checkpoint_files import newest_valid, step_of

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mae.errors import ConfigError
-from mae.pictures import enlargement
+from mae.pictures.draw import enlargement
 from mae.report.evaluations import Evaluation, read_evaluations
 from mae.report.run_files import (
     Derived,

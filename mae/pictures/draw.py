@@ -1,11 +1,5 @@
-"""Pictures that several rooms draw: grids of reconstructions, written and read back, and attention over an image."""
+"""Draws grids of reconstructions, tiles and captions."""
 
-import base64
-import io
-from pathlib import Path
-
-import matplotlib
-import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
@@ -19,8 +13,6 @@ TRUE_STATISTICS = "brightness and contrast of hidden patches: from the original"
 MIN_WIDTH = 128  # pixels: narrower images are enlarged
 BORDER = 2  # white pixels around each tile
 LINE, MARGIN = 18, 6  # pixels: height of a line of a caption, and space below the last one
-
-Row = list[Image.Image]
 
 
 def reconstruction_columns(images: Tensor, reconstruction: Reconstruction, patch_size: int) -> Tensor:
@@ -46,39 +38,6 @@ def reconstruction_grid(
     return add_caption(
         rows, [title, "original | what the model sees | what it paints"] + ([TRUE_STATISTICS] if norm_pix else [])
     )
-
-
-def read_grid(file: Path, size: tuple[int, int]) -> list[Row] | None:
-    """Cuts a `reconstruction_grid` into [original, masked, reconstruction] per image, as the model saw them.
-
-    size     height and width of the images
-    returns  None if the file is still being written or damaged, or holds no grid of such images
-    """
-    picture = read_picture(file)
-    if picture is None:
-        return None
-    factor = enlargement(size[1])
-    height, width = (side * factor + 2 * BORDER for side in size)
-    rows = (picture.height - 2 * LINE - MARGIN) // height  # a caption has two lines or three
-    if picture.width < 3 * width or rows < 1:
-        return None
-    top = picture.height - rows * height
-
-    def cell(row: int, column: int) -> Image.Image:
-        left, upper = column * width + BORDER, top + row * height + BORDER
-        box = (left, upper, left + size[1] * factor, upper + size[0] * factor)
-        return picture.crop(box).resize((size[1], size[0]), Image.Resampling.NEAREST)
-
-    return [[cell(row, column) for column in range(3)] for row in range(rows)]
-
-
-def read_picture(file: Path) -> Image.Image | None:
-    """Returns a picture as RGB, None if the file is still being written or damaged."""
-    try:
-        with Image.open(file) as opened:
-            return opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what Pillow raises on damaged files
-        return None
 
 
 def enlargement(width: int) -> int:
@@ -112,16 +71,6 @@ def add_caption(pixels: Tensor, lines: list[str]) -> Image.Image:
     return whole
 
 
-def overlay_attention(image: Image.Image, received: np.ndarray) -> Image.Image:
-    """Returns the image in grey, enlarged, under a map [h, w] in colours from its lowest value to its highest."""
-    factor = enlargement(image.width)
-    shown = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    spanned = (received - received.min()) / max(float(np.ptp(received)), 1e-12)
-    smooth = Image.fromarray((spanned * 255).astype(np.uint8)).resize(shown.size, Image.Resampling.BICUBIC)
-    colours = Image.fromarray(matplotlib.colormaps["inferno"](np.asarray(smooth), bytes=True)[..., :3])
-    return Image.blend(shown.convert("L").convert("RGB"), colours, 0.65)
-
-
 def to_image(pixels: Tensor) -> Image.Image:
     """Returns pixels [C, H, W] with one or three channels, uint8, uint16 or in [0, 1], as an RGB image."""
     if pixels.dtype == torch.uint16:
@@ -129,10 +78,3 @@ def to_image(pixels: Tensor) -> Image.Image:
     if pixels.dtype != torch.uint8:
         pixels = (pixels.float().clamp(0, 1) * 255).round().byte()
     return Image.fromarray(rearrange(pixels, "c h w -> h w c").expand(-1, -1, 3).contiguous().numpy())
-
-
-def data_url(image: Image.Image, form: str, **settings: int) -> str:
-    """Returns an image as a data: URL in a format of Pillow, with that format's settings."""
-    file = io.BytesIO()
-    image.save(file, form, **settings)
-    return f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
