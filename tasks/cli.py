@@ -1,5 +1,6 @@
 """Runs a Hydra program: refused settings become one sentence, hints of libraries are silenced. Loads no torch."""
 
+import faulthandler
 import io
 import logging
 import os
@@ -70,6 +71,7 @@ def run_program(program: Callable[[], None], prepare: Callable[[list[str]], list
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them and exiting with 1
     quieten()
     sys.stdout, sys.stderr = unheard(sys.stdout), unheard(sys.stderr)
+    faulthandler.enable()  # a crash inside a library then shows the line of every thread
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_launcher()
     typed = sys.argv[1:]
