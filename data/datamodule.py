@@ -180,23 +180,25 @@ class ShardDataModule(lightning.LightningDataModule):
         ranks: int = 1,
         samples: np.ndarray | None = None,
         view: int | None = None,
+        replace: bool = True,
     ) -> ShardLoader:
         """Loads all samples of an index (or these) once, in order, as centre crops.
 
-        view  random crops and flips in their place, other ones for each number
+        view     random crops and flips in their place, other ones for each number
+        replace  as in ShardDataset
         """
         chosen = np.arange(len(index)) if samples is None else samples
         return ShardLoader(
-            self.dataset(index, None if view is None else self.seed),
+            self.dataset(index, None if view is None else self.seed, replace),
             AllSamples(chosen, batch_size, rank, ranks, view or 0),
             max_rows=batch_size,
             workers=self.config.workers,
             faults=self.faults,
         )
 
-    def dataset(self, index: ShardIndex, seed: int | None = None) -> ShardDataset:
+    def dataset(self, index: ShardIndex, seed: int | None = None, replace: bool = True) -> ShardDataset:
         """Returns the data set that loads batches from an index: random crops drawn from `seed`, else centre crops."""
-        return ShardDataset(index, self.crop, seed)
+        return ShardDataset(index, self.crop, seed, replace)
 
     def crops(self, index: ShardIndex, samples: np.ndarray) -> Tensor:
         """Returns centre crops of a few samples, without downloading the whole shards that they are in."""

@@ -1,9 +1,13 @@
-"""Images of an evaluation: training and test samples by their numbers, the same on every machine."""
+"""Images of an evaluation: training and test samples by their numbers, the same on every machine.
+
+An image that cannot be read is missing, and none takes its place, so that each counts once.
+"""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +16,7 @@ from data.errors import DataError
 from data.index.classes import read_classes
 from data.index.index import ShardIndex
 from data.loader.dataset import Batch
-from data.order.samplers import spread
+from data.order.samplers import MicroBatch, spread
 
 
 class EvaluationImages:
@@ -62,14 +66,30 @@ class EvaluationImages:
         """Returns a sentence for each thing about the labels of both parts that may not be meant."""
         return self.data.remarks_on_labels()
 
-    def crops(self, split: str, samples: Tensor) -> Tensor:
-        """Returns centre crops uint8 or uint16 [B, C, H, W] of a few samples."""
-        return self.data.crops(self.index(split), samples.numpy())
+    def keys(self, split: str, samples: Tensor) -> list[str]:
+        """Returns the keys of some samples."""
+        return [self.index(split).key(sample) for sample in samples.tolist()]
+
+    def crops(self, split: str, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns centre crops uint8 or uint16 [B, C, H, W] of a few samples, and bool [B]: which could be read.
+
+        Those that could not are black.
+        """
+        batch = read_now(self.data, self.index(split), samples.numpy())
+        there = np.isin(samples.numpy(), batch["positions"])
+        found = batch["images"].numpy()
+        images = np.zeros((len(samples), *found.shape[1:]), found.dtype)
+        images[there] = found
+        return torch.from_numpy(images), torch.from_numpy(there)
+
+    def explain_unreadable(self, split: str, sample: int) -> str:
+        """Says why a sample cannot be read."""
+        return explain_unreadable(self.data, self.index(split), sample)
 
     def batches(self, split: str, samples: Tensor, view: int | None = None) -> Iterable[Batch]:
         """Loads this rank's share of the samples: centre crops, or random crops and flips that follow from `view`."""
         return self.data.evaluation_loader(
-            self.index(split), self.batch_size, self.rank, self.ranks, samples.numpy(), view
+            self.index(split), self.batch_size, self.rank, self.ranks, samples.numpy(), view, replace=False
         )
 
     def identity(self, split: str, view: int | None = None) -> dict[str, Any]:
@@ -94,3 +114,26 @@ class EvaluationImages:
         if split not in self._digests:
             self._digests[split] = hashlib.sha256(self.index(split).labels.tobytes()).hexdigest()[:16]
         return self._digests[split]
+
+
+def read_now(data: ShardDataModule, index: ShardIndex, samples: np.ndarray) -> Batch:
+    """Reads a few samples in this process; "bad" holds a record of each that cannot be read."""
+    return data.dataset(index.without_downloads(), replace=False)[MicroBatch(0, samples, samples)]
+
+
+def explain_unreadable(data: ShardDataModule, index: ShardIndex, sample: int) -> str:
+    """Says why a sample cannot be read."""
+    bad = read_now(data, index, np.array([sample]))["bad"]
+    return bad[0]["reason"] if bad else "now it can"
+
+
+def left_out_sentence(part: str, keys: Sequence[str], of: int, reason: str = "") -> str:
+    """Says which images cannot be read, and of how many of this part.
+
+    reason  why the first cannot
+    """
+    named = [f"{keys[0]} ({reason})" if reason else keys[0], *keys[1:5]]
+    return (
+        f"left out, because they cannot be read: {len(keys):,} of {of:,} images of {part}: "
+        f"{', '.join(named)}{' …' if len(keys) > 5 else ''}"
+    )

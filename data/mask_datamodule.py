@@ -44,6 +44,6 @@ class MaskDataModule(ShardDataModule):
                 )
         self.frame = Frame(image_size, masks_per_image, flip=config.flip, min_area=min_area)
 
-    def dataset(self, index: ShardIndex, seed: int | None = None) -> MaskDataset:
+    def dataset(self, index: ShardIndex, seed: int | None = None, replace: bool = True) -> MaskDataset:
         """Returns the data set that loads batches from an index: masks and mirroring drawn from `seed`, if given."""
-        return MaskDataset(index, self.frame, seed)
+        return MaskDataset(index, self.frame, seed, replace)

@@ -1,7 +1,7 @@
 """Every image once: those of shards, or of a plain folder, which is not packed.
 
 1 number  the files of a folder, as an index numbers the samples of shards
-2 load    centre crops in order; an image that cannot be read leaves its row empty, and none takes its place
+2 load    centre crops in order; an image that cannot be read is missing, and none takes its place
 """
 
 import hashlib
@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from torch import Tensor
 
 from data.errors import DataError
 from data.index.index import ShardIndex
 from data.index.passed_over import PassedOver
-from data.loader.dataset import Batch, CropSpec, ShardDataset, Uniforms
+from data.loader.dataset import CropSpec, ShardDataset
 from data.loader.faults import Faults
 from data.loader.loader import ShardLoader
-from data.order.samplers import AllSamples, MicroBatch
+from data.order.samplers import AllSamples
 from data.pack.image_folder import find_images
 
 
@@ -69,28 +68,12 @@ def is_plain_folder(path: Any) -> bool:
     return not any(any(Path(path).glob(pattern)) for pattern in ("*.tar*", "*/*.tar*"))
 
 
-class EachSample(ShardDataset):
-    """Map-style dataset of centre crops. A sample that cannot be read has a row of zeros and a box without height."""
-
-    def _load_or_replace(
-        self, rows: Tensor, micro_batch: MicroBatch, row: int, uniforms: Uniforms, bad: list[dict[str, Any]]
-    ) -> tuple[int, Any]:
-        sample = int(micro_batch.samples[row])
-        self.reading[self.worker, 1] = sample
-        try:
-            return sample, self._load(rows, sample, uniforms)
-        except DataError:
-            rows.zero_()
-            return sample, [(0, 0, 0, 0)]
-
-
 def read_once(index: ShardIndex, crop: CropSpec, samples: np.ndarray, batch: int, workers: int) -> ShardLoader:
-    """Loads these samples once, in order; `readable` tells which rows of a batch hold an image."""
+    """Loads these samples once, in order; those that cannot be read are missing in their batch."""
     return ShardLoader(
-        EachSample(index, crop), AllSamples(samples, batch), max_rows=batch, workers=workers, faults=Faults(None, 1.0)
+        ShardDataset(index, crop, replace=False),
+        AllSamples(samples, batch),
+        max_rows=batch,
+        workers=workers,
+        faults=Faults(None, 1.0),
     )
-
-
-def readable(batch: Batch) -> Tensor:
-    """Returns bool [B]: the rows of a batch of `read_once` that hold an image."""
-    return batch["boxes"][:, 2] > 0

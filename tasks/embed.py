@@ -18,9 +18,10 @@ from rich.progress import track
 
 from data.config import DataConfig
 from data.datamodule import ShardDataModule
+from data.evaluation import left_out_sentence
 from data.index.index import ShardIndex
 from data.loader.dataset import Batch, CropSpec
-from data.single_pass import Photographs, is_plain_folder, read_once, readable
+from data.single_pass import Photographs, is_plain_folder, read_once
 from mae.distributed.launch import Topology
 from mae.distributed.rank_zero import is_rank_zero, say
 from mae.distributed.ranks import broadcast_from_rank_zero, gather_to_rank_zero
@@ -128,7 +129,7 @@ def write_embeddings(
     def vectors(rows: Batch) -> Rows:
         with torch.inference_mode(), torch.autocast(device.type, precision, enabled=precision != torch.float32):
             found = extract(model, pixels.normalise(rows["images"].to(device)), probe)
-        return rows_of(rows, readable(rows), found)
+        return rows_of(rows, found)
 
     parts = parts_of(images)
     for part, index in parts.items():
@@ -222,6 +223,5 @@ def complete(files: Files, card: dict[str, Any], parts: dict[str, ShardIndex]) -
         counts[part] = {"images": len(found), "files": len(written), "left_out": left_out}
         say(f"{files.folder / part}: {len(found):,} images in {len(written)} files")
         if left_out:
-            named = ", ".join(left_out[:5]) + (" …" if len(left_out) > 5 else "")
-            say(f"left out, because they cannot be read: {len(left_out):,} images of {part}: {named}")
+            say(left_out_sentence(part, left_out, len(index)))
     write_json(files.folder / "card.json", card | {"complete": True, "parts": counts})

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from data.datamodule import ShardDataModule
 from data.errors import DataError
-from data.evaluation import EvaluationImages
+from data.evaluation import EvaluationImages, left_out_sentence
 from mae.distributed.launch import Topology
 from mae.distributed.ranks import join_process_group
 from mae.errors import ConfigError
@@ -34,12 +34,12 @@ from mae.probes.embeddings import Embeddings
 from mae.probes.feature_cache import FeatureCache
 from mae.probes.knn import KNN
 from mae.probes.linear import Linear
-from mae.probes.models_under_probe import Model, ModelsUnderProbe
+from mae.probes.models_under_probe import Model, ModelsUnderProbe, Want
 from mae.probes.neighbours import Neighbours
 from mae.probes.probe import Outcome
 from mae.probes.reconstruct import Reconstruct
 from mae.probes.score_figures import draw_suite
-from mae.probes.suite import Suite, select_probes
+from mae.probes.suite import Suite, require_fit, select_probes
 from mae.run.folder import evaluation_folder, write_json
 from mae.run.tracker_identity import reopen_wandb, tracked_run
 from tasks.config import plain_settings, validate
@@ -97,13 +97,16 @@ def evaluate(config: EvalConfig, topology: Topology) -> None:
         return
     probed, results, about = open_models(config, topology)
     probes, left_out = select_probes(config.probe, probed)
-    probed.collect([want for probe in probes for want in probe.wants(probed)])
+    wants = [want for probe in probes for want in probe.wants(probed)]
+    probed.collect(wants)
     if topology.rank != 0:
         return
+    say_unreadable(probed, wants)
     results.mkdir(parents=True, exist_ok=True)
     outcomes = []
     for probe in probes:
         try:
+            require_fit(probe, probed)  # without what cannot be read
             outcome = probe.measure(probed, results)
         except (ConfigError, DataError) as error:
             if len(probes) == 1:
@@ -116,6 +119,7 @@ def evaluate(config: EvalConfig, topology: Topology) -> None:
             **outcome.numbers,
             "remarks": list(outcome.remarks),
             "pictures": [str(path) for path in outcome.pictures],
+            "unreadable": probed.unreadable_keys(probe.wants(probed)),
             "settings": probe.model_dump(mode="json") | {"pool": config.pool, "seed": config.seed},
             "data": about,
         }
@@ -128,6 +132,14 @@ def evaluate(config: EvalConfig, topology: Topology) -> None:
         for remark in probed.images.remarks_on_labels():
             print(f"labels: {remark}")
     track(run)
+
+
+def say_unreadable(probed: ModelsUnderProbe, wants: list[Want]) -> None:
+    """Says which images of these wants are left out."""
+    for split, keys in probed.unreadable_keys(wants).items():
+        if keys:
+            reason = probed.images.explain_unreadable(split, int(probed.unreadable[split][0]))
+            print(left_out_sentence(split, keys, len(probed.asked(split, wants)), reason))
 
 
 def evaluate_sam(config: EvalConfig) -> None:

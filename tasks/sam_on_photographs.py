@@ -9,8 +9,9 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from data.evaluation import explain_unreadable, left_out_sentence
 from data.images.pil import picture
-from data.loader.loader import ShardLoader
+from data.loader.dataset import Batch
 from data.mask_datamodule import MaskDataModule
 from data.order.samplers import spread
 from mae.errors import ConfigError
@@ -44,6 +45,7 @@ class SamOnPhotographs:
 
     given         data settings in place of the run's; None: unchanged
     run_settings  config.yaml of the run of task=segment that the checkpoint belongs to; None for another SAM
+    unreadable    keys of the photographs that could not be read so far
 
     Raises ConfigError if there are no validation photographs.
     """
@@ -61,13 +63,28 @@ class SamOnPhotographs:
         self.data = MaskDataModule(config, image_size=side, masks_per_image=None, seed=0, global_batch=1, micro_batch=1)
         if self.data.val_index is None:
             raise ConfigError(f"probe={probe} needs validation photographs: set data.val_path")
-        self.index = self.data.val_index
+        self.index, self.unreadable = self.data.val_index, set[str]()
         self.normalise = Pixels(config.mean, config.std).to(self.device).normalise
 
-    def batches(self, at_most: int | None) -> ShardLoader:
-        """Loads batches of one photograph with all its masks; `at_most` so many photographs, evenly spread."""
+    def batches(self, at_most: int | None) -> Iterator[Batch]:
+        """Yields batches of one photograph with all its masks; `at_most` so many photographs, evenly spread.
+
+        Says which cannot be read, and leaves them out.
+        """
         chosen = spread(len(self.index), at_most or len(self.index))
-        return self.data.evaluation_loader(self.index, 1, samples=chosen)
+        lost = []
+        loader = self.data.evaluation_loader(self.index, 1, samples=chosen, replace=False)
+        for sample, batch in zip(chosen.tolist(), loader, strict=True):
+            if len(batch["positions"]):
+                yield batch
+            else:
+                lost.append(sample)
+        if lost:
+            keys = [self.index.key(sample) for sample in lost]
+            if not {*keys} <= self.unreadable:
+                reason = explain_unreadable(self.data, self.index, lost[0])
+                print(left_out_sentence("test", keys, len(chosen), reason))
+            self.unreadable |= {*keys}
 
     def examples(self, count: int) -> Iterator[Example]:
         """Yields at most `count` photographs, evenly spread, that have an object."""

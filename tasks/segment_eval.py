@@ -71,8 +71,9 @@ def evaluate_segmentation(
             "data.val_path to photographs with masks, or raise probe.images"
         )
     results.mkdir(parents=True, exist_ok=True)
-    record = {"probe": probe.name, "checkpoint": str(checkpoint), **scores, "settings": probe.model_dump()}
-    write_json(results / "segment.json", record | {"seed": seed, "data": record_data(sam.data)})
+    record = {"probe": probe.name, "checkpoint": str(checkpoint), **scores, "unreadable": {"test": [*sam.unreadable]}}
+    record |= {"settings": probe.model_dump(), "seed": seed, "data": record_data(sam.data)}
+    write_json(results / "segment.json", record)
     report(scores, checkpoint, results)
     draw_scores(results / "segment.png", scores, str(checkpoint))
     if probe.pictures and (rows := draw_examples(models, sam.examples(probe.pictures))):

@@ -143,7 +143,7 @@ def test_plain_folder_of_photographs_is_embedded_and_a_damaged_one_named(
     table = parquet.read_table(folder / "images")
     assert table["key"].to_pylist() == [f"d/e/IMG {number}.x.jpg" for number in (0, 1, 3)]
     assert card(folder)["parts"]["images"]["left_out"] == ["d/e/IMG 2.x.jpg"]
-    assert "left out, because they cannot be read: 1 images of images: d/e/IMG 2.x.jpg" in capsys.readouterr().out
+    assert "left out, because they cannot be read: 1 of 4 images of images: d/e/IMG 2.x.jpg" in capsys.readouterr().out
 
 
 def test_without_pyarrow_files_are_npy_and_parquet_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """eval.py measures a run beside its untrained twin, whatever the number of ranks and whatever is kept on disk."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 
 import mae
 from data.datamodule import DataConfig, ShardDataModule
+from data.index.index import ShardIndex, open_shards
 from data.pack.__main__ import main as pack
 from mae.distributed.launch import Topology
 from mae.errors import CheckpointError, ConfigError
@@ -330,6 +332,58 @@ def test_suite_of_few_images_measures_all_and_says_what_they_cannot_tell(
     assert "knn: k=20 is more than the 5 training images, all of which vote" in said
     assert "largest class 100.00%" in said and "among 5 images" in said
     assert results(tmp_path / "out")["floors"] == {"largest class": 1.0}
+
+
+def test_unreadable_images_are_left_out_of_every_probe_and_named(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = pack_coloured(tmp_path, {"train": [0, 1, 2] * 3, "val": [0, 1, 2, 2]})
+    words, out = (f"data.path={shards}", f"out={tmp_path / 'out'}"), tmp_path / "out"
+    evaluate(settings(trained, "probe=knn", *words, f"out={tmp_path / 'whole'}"), ALONE)
+    whole = {part: open_shards(str(shards), part) for part in ("train", "val")}
+    bad = {"train": whole["train"].key(4), "test": whole["val"].key(0)}
+    intact = [damage_sample(index, sample) for index, sample in ((whole["train"], 4), (whole["val"], 0))]
+
+    capsys.readouterr()
+    quick = ("probe.attentive.lrs=[0.003]", "probe.attentive.weight_decays=[0.01]", "probe.attentive.steps=2")
+    evaluate(settings(trained, *SUITE, *quick, *words), ALONE)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"left out, because they cannot be read: 1 of 9 images of train: {bad['train']} (" in said
+    assert f"left out, because they cannot be read: 1 of 4 images of test: {bad['test']} (" in said
+    for probe, found in numbers(out).items():
+        expected = {split: [key] for split, key in bad.items() if probe != "reconstruct" or split == "test"}
+        assert json.loads((out / f"{probe}.json").read_text())["unreadable"] == expected
+        assert found["test_images"] == 3 and found.get("train_images", 8) == 8
+    kept = {file: file.stat().st_mtime_ns for file in (out / "features").iterdir()}
+
+    evaluate(settings(trained, "probe=knn", "probe.shown=1", *words), ALONE)
+    assert "1 of 4 images of test" in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in (out / "features").iterdir()} == kept
+
+    for index, (sample, data) in zip(whole.values(), intact, strict=True):
+        damage_sample(index, sample, data)
+    evaluate(settings(trained, "probe=knn", *words), ALONE)
+    assert "cannot be read" not in capsys.readouterr().out
+    repaired, before = (json.loads((place / "knn.json").read_text()) for place in (out, tmp_path / "whole"))
+    assert repaired["test_images"] == 4 and repaired["trained"] == before["trained"]
+    assert repaired["unreadable"] == {"train": [], "test": []}
+
+
+def test_images_of_which_none_can_be_read_raise_config_error(trained: Path, tmp_path: Path) -> None:
+    shards = pack_coloured(tmp_path, {"train": [0, 1, 2], "val": [0, 1]})
+    for sample in (0, 1):
+        damage_sample(open_shards(str(shards), "val"), sample)
+    with pytest.raises(ConfigError, match=r"none of the 2 test images can be read; the first is [ab]/[01]: its"):
+        evaluate(settings(trained, *SUITE, f"data.path={shards}", f"out={tmp_path / 'out'}"), ALONE)
+
+
+def damage_sample(index: ShardIndex, sample: int, data: bytes = b"") -> tuple[int, bytes]:
+    """Overwrites the bytes of a sample, with zeros if none are given. Returns its number and what was there."""
+    shard, offset, size = index.locate(sample)
+    with open(index.shards[shard], "r+b") as file:
+        before = os.pread(file.fileno(), size, offset)
+        os.pwrite(file.fileno(), data or bytes(size), offset)
+    return sample, before
 
 
 def test_suite_without_labels_runs_reconstruction_only(trained: Path, unlabelled: Path, tmp_path: Path, capsys) -> None:

@@ -88,6 +88,26 @@ def test_replacements_do_not_depend_on_ranks_workers_and_micro_batches(shards):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_loads_each_readable_sample_once_and_nothing_in_the_place_of_others(shards, workers):
+    data = module(shards, workers=workers)
+    index = data.train_index
+    whole = {int(s): image.clone() for s, image in samples_of(data.evaluation_loader(index, 4, replace=False))}
+    damage(data, *range(8, 16), 20, 22)  # whole batches, and parts of one
+    for view in (None, 0):
+        found = dict(samples_of(data.evaluation_loader(index, 4, view=view, replace=False)))
+        assert [*found] == [sample for sample in range(40) if sample not in {*range(8, 16), 20, 22}]
+        assert view is not None or all(torch.equal(whole[sample], image) for sample, image in found.items())
+
+
+def samples_of(loader):
+    """Yields number and image of each sample; their positions and keys agree."""
+    for batch in loader:
+        assert len(batch["images"]) == len(batch["labels"]) == len(batch["keys"])
+        assert torch.equal(batch["samples"], batch["positions"])
+        yield from zip(batch["samples"].tolist(), batch["images"].clone(), strict=True)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("how", ["removed", "cut short"])
 def test_samples_of_a_shard_lost_while_in_use_are_replaced(shards, tmp_path, workers, how):
     data = module(shards, workers=workers, bad_samples=tmp_path / "bad.jsonl")

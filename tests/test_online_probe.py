@@ -62,7 +62,7 @@ def test_logged_probe_scores_equal_those_of_the_checkpoint_of_that_step(with_pro
     def features(split: str, count: int) -> Features:
         samples = images.samples(split, count)
         with torch.no_grad():
-            latent = model.encode(pixels.normalise(images.crops(split, samples)))
+            latent = model.encode(pixels.normalise(images.crops(split, samples)[0]))
         return Features(samples, images.labels(split, samples), describe(latent, True, "patches"))
 
     train, test = features("train", 200), features("test", 100)

@@ -341,6 +341,22 @@ def test_segment_scores_survive_photographs_without_an_object(uninterrupted_run:
     assert [photograph["sample"] for photograph in found["photographs"]] == [1, 2]
 
 
+def test_unreadable_photographs_are_left_out_of_scores_and_relevance_and_named(
+    uninterrupted_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels, found = shapes(1)
+    photographs = [(jpeg(pixels), record(found)), (b"no picture", record(found)), (jpeg(pixels), b"no record")]
+    file = write_tar(tmp_path / "data" / "a-val-000000.tar", photographs)
+    probe, given = SegmentProbe(name="segment", clicks=[1], pictures=3), {"workers": 0, "val_path": str(file.parent)}
+    scores = evaluate_segmentation(probe, uninterrupted_run, given, 7, tmp_path / "out")
+    assert scores["trained"]["objects"] == 2
+    keys = json.loads((tmp_path / "out" / "segment.json").read_text())["unreadable"]["test"]
+    said = capsys.readouterr().out
+    assert said.count(f"left out, because they cannot be read: 2 of 3 images of test: {keys[0]} (") == 1
+    relevant = examine(uninterrupted_run, tmp_path / "relevance", "probe.images=3", f"data.val_path={file.parent}")
+    assert len(relevant["photographs"]) == 1 and relevant["unreadable"]["test"] == keys and len(keys) == 2
+
+
 # Relevance.
 
 

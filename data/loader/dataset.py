@@ -9,7 +9,8 @@ For each sample, in a worker process:
 5 augment  flip, RandAugment                                              data/images/augment.py
 6 write    into the sample's rows of the batch: a slot of the ring, or new memory
 
-A sample that fails in 2 to 4 is replaced and listed under "bad". The result does not depend on the worker.
+A sample that fails in 2 to 4 is listed under "bad", and replaced, or missing in the batch where each counts once. The
+result does not depend on the worker.
 """
 
 from collections.abc import Callable, Iterator
@@ -61,17 +62,17 @@ class ShardDataset(Dataset[Batch]):
     """Map-style dataset over indexed shards: micro-batch → batch.
 
     seed     of the random crops and flips, which follow from (seed, epoch, position); None for centre crops
+    replace  put another sample in the place of one that cannot be read; else its row is missing in the batch
 
     returns  images Tensor uint8 or uint16 [B, C, H, W], or the slot of the ring that holds them; arrays labels int64
              [B] (-1 unknown), positions, samples int64 [B], boxes int32 [B, 4] (top, left, height, width of the crop
              in the upright image); keys list[str]; bad: a record of each sample that could not be read
 
-    A sample that cannot be read is replaced by one that follows from (seed, epoch, position) alone.
-    Raises DataError if the replacements cannot be read either.
+    Replacements follow from (seed, epoch, position) alone. Raises DataError if they cannot be read either.
     """
 
-    def __init__(self, index: ShardIndex, spec: CropSpec, seed: int | None = None):
-        self.index, self.spec, self.seed = index, spec, seed
+    def __init__(self, index: ShardIndex, spec: CropSpec, seed: int | None = None, replace: bool = True):
+        self.index, self.spec, self.seed, self.replace = index, spec, seed, replace
         # A ShardLoader with workers sets these before it forks them.
         self.ring: Ring | None = None
         self.reading = np.zeros((1, 2), np.int64)  # [workers, 2]: process and present sample of each worker
@@ -83,14 +84,18 @@ class ShardDataset(Dataset[Batch]):
         images = self.empty_images(count) if slot is None or not self.ring else self.ring.slot(slot, count)
         uniforms = None if self.seed is None else hashing.uniforms(self.seed, epoch, positions, DRAWS).tolist()
         views = self.spec.views if uniforms else 1
-        loaded, bad = [], []
+        loaded, bad, kept = [], [], []
         for row in range(0, count, views):
-            rows = slice(row, row + views)
-            drawn = uniforms and uniforms[rows]
-            samples[rows], found = self._load_or_replace(images[rows], micro_batch, row, drawn, bad)
-            loaded.append(found)
+            rows = slice(len(kept), len(kept) + views)
+            drawn = uniforms and uniforms[row : row + views]
+            if (found := self._load_or_replace(images[rows], micro_batch, row, drawn, bad)) is None:
+                continue
+            samples[rows], boxes = found
+            loaded.append(boxes)
+            kept += range(row, row + views)
+        samples, positions = samples[: len(kept)], positions[kept]
         return {
-            "images" if slot is None else "slot": images if slot is None else slot,
+            "images" if slot is None else "slot": images[: len(kept)] if slot is None else slot,
             **self._collate(samples, loaded),
             "positions": positions,
             "samples": samples,
@@ -114,10 +119,10 @@ class ShardDataset(Dataset[Batch]):
 
     def _load_or_replace(
         self, rows: Tensor, micro_batch: MicroBatch, row: int, uniforms: Uniforms, bad: list[dict[str, Any]]
-    ) -> tuple[int, Any]:
+    ) -> tuple[int, Any] | None:
         """Loads one sample; on DataError records it in `bad` and tries its replacements.
 
-        Returns the number of the sample that was read and what `_load` says of it.
+        Returns the number of the sample that was read and what `_load` says of it; None if nothing shall replace it.
         """
         epoch, position, wanted = micro_batch.epoch, int(micro_batch.positions[row]), int(micro_batch.samples[row])
         damaged = 0
@@ -129,6 +134,8 @@ class ShardDataset(Dataset[Batch]):
                 shard, key = self.index.shards[self.index.shard_of(sample)], self.index.key(sample)
                 record = {"shard": shard, "key": key, "reason": str(error), "epoch": epoch, "position": position}
                 bad.append(record | ({"damaged": False} if isinstance(error, NoObject) else {}))
+                if not self.replace:
+                    return None
                 damaged += not isinstance(error, NoObject)
                 if damaged > MAX_TRIES:
                     break

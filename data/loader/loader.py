@@ -50,7 +50,7 @@ class ShardLoader(DataLoader[Batch]):
         persistent: bool = False,
     ):
         fork = workers > 0 and "fork" in multiprocessing.get_all_start_methods()
-        self.faults, self.ring = faults, None
+        self.faults, self.replaces, self.ring = faults, dataset.replace, None
         if fork:
             slots = workers * PREFETCH_FACTOR + EXTRA_SLOTS
             self.ring = Ring(slots, (max_rows, *dataset.spec.shape), dataset.spec.dtype)
@@ -77,8 +77,8 @@ class ShardLoader(DataLoader[Batch]):
             time.sleep(SETTLE_SECONDS)
         with explain_worker_death():
             for batch in super().__iter__():
-                count = len(batch["positions"])
-                self.faults.note(count, batch.pop("bad"))
+                count, bad = len(batch["positions"]), batch.pop("bad")
+                self.faults.note(count if self.replaces else count + len(bad), bad)
                 if self.ring and self.persistent_workers:  # Workers that are not kept are forked again later.
                     self.ring.pin()
                 if self.ring and "slot" in batch:

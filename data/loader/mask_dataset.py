@@ -66,8 +66,8 @@ class MaskDataset(ShardDataset):
     all masks at the resolution of the photograph (`masks_per_image` None) it stays, with none.
     """
 
-    def __init__(self, index: ShardIndex, frame: Frame, seed: int | None = None):
-        super().__init__(index, CropSpec((frame.side, frame.side)), seed)
+    def __init__(self, index: ShardIndex, frame: Frame, seed: int | None = None, replace: bool = True):
+        super().__init__(index, CropSpec((frame.side, frame.side)), seed, replace)
         self.frame = frame
 
     def _load(self, rows: Tensor, sample: int, uniforms: Uniforms) -> Annotated:

@@ -142,9 +142,8 @@ def collect_rows(parts: list[Rows]) -> Rows:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def rows_of(batch: dict[str, Any], keep: Tensor, vectors: dict[str, Tensor]) -> Rows:
-    """Returns the rows `keep` of a batch as columns: sample and label int64, key, vectors."""
-    keys = [key for key, kept in zip(batch["keys"], keep.tolist(), strict=True) if kept]
-    rows: Rows = {"sample": batch["positions"][keep].numpy(), "label": batch["labels"][keep].numpy()}
-    rows["key"] = np.array(keys, dtype=str)
-    return rows | {name: values[keep].numpy() for name, values in vectors.items()}
+def rows_of(batch: dict[str, Any], vectors: dict[str, Tensor]) -> Rows:
+    """Returns a batch as columns: sample and label int64, key, vectors."""
+    rows: Rows = {"sample": batch["positions"].numpy(), "label": batch["labels"].numpy()}
+    rows["key"] = np.array(batch["keys"], dtype=str)
+    return rows | {name: values.numpy() for name, values in vectors.items()}

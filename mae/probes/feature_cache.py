@@ -40,7 +40,8 @@ class FeatureCache:
 
     limit  bytes to keep: the oldest files are removed first; 0 keeps none
 
-    A file is used if its checksums hold, its key is equal and it has all samples asked for.
+    A file is used if its checksums hold, its key is equal and it has all samples asked for but those that could not be
+    read, whose numbers it holds too.
     """
 
     def __init__(self, folder: Path, limit: float) -> None:
@@ -48,7 +49,7 @@ class FeatureCache:
         self.limit = limit
 
     def find(self, key: dict[str, Any], samples: Tensor) -> Features | None:
-        """Returns the features of these samples, memory-mapped, or None if they are not kept."""
+        """Returns the features of those of these samples that could be read, memory-mapped; None if not kept."""
         for path in sorted(self.folder.glob(f"{_name(key)}-*.pt")):
             try:
                 verify(path)
@@ -57,7 +58,8 @@ class FeatureCache:
                 warn(f"extracted anew: {error}")
                 path.unlink(missing_ok=True)
                 continue
-            if kept["key"] == _text(key) and torch.isin(samples, kept["samples"]).all():
+            known = torch.cat([kept["samples"], kept.get("unreadable", samples[:0])])
+            if kept["key"] == _text(key) and torch.isin(samples, known).all():
                 return Features(kept["samples"], kept["labels"], kept["values"]).take(samples)
         return None
 
@@ -73,12 +75,16 @@ class FeatureCache:
             except CheckpointError as error:
                 warn(f"passed over: {error}")
 
-    def keep(self, key: dict[str, Any], features: Features) -> None:
-        """Writes the features atomically, and removes the oldest files beyond the limit."""
+    def keep(self, key: dict[str, Any], features: Features, unreadable: Tensor | None = None) -> None:
+        """Writes the features atomically, and removes the oldest files beyond the limit.
+
+        unreadable  int64 [m], the samples that could not be read
+        """
         if features.values.nbytes > self.limit:
             return
         path = self.folder / f"{_name(key)}-{len(features.samples)}.pt"
-        AtomicCheckpointIO().save_checkpoint({"key": _text(key), **features._asdict()}, path)
+        lacking = {} if unreadable is None or not len(unreadable) else {"unreadable": unreadable}
+        AtomicCheckpointIO().save_checkpoint({"key": _text(key), **features._asdict(), **lacking}, path)
         files = sorted(self.folder.glob("*.pt"), key=lambda file: file.stat().st_mtime_ns)
         while sum(file.stat().st_size for file in files) > self.limit:
             files.pop(0).unlink()

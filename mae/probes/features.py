@@ -31,9 +31,10 @@ class Features(NamedTuple):
     values: Tensor
 
     def take(self, samples: Tensor) -> "Features":
-        """Returns the rows of these samples, all of which have to be there."""
+        """Returns the rows of those of these samples that are there."""
         if torch.equal(samples, self.samples):
             return self
+        samples = samples[torch.isin(samples, self.samples)]
         rows = torch.searchsorted(self.samples, samples)
         return Features(samples, self.labels[rows], self.values[rows])
 
@@ -46,7 +47,9 @@ def number_classes(train: Features, test: Features) -> tuple[Features, Features,
 
 
 def concatenate_by_sample(parts: list[Features]) -> Features:
-    """Concatenates the rows of all ranks in the order of their samples."""
+    """Concatenates the rows of all ranks in the order of their samples; no rows if there are no parts."""
+    if not parts:
+        return Features(*(torch.zeros(0, dtype=torch.int64) for _ in range(3)))
     samples, labels, values = (torch.cat(column) for column in zip(*parts, strict=True))
     order = samples.argsort()
     return Features(samples[order], labels[order], values[order])

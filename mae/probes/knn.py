@@ -75,14 +75,15 @@ class KNN(Probe, frozen=True):
 
     def _draw(self, probed: ModelsUnderProbe, train: Features, test: Features, path: Path) -> Path:
         """Draws some test images, evenly spread, each with its nearest training images by the trained encoder."""
-        some = test.take(probed.images.samples("test", self.shown))
+        crops, samples = probed.crops("test", self.shown, test)
+        some = test.take(samples)
         _, nearest = neighbours(train.values, some.values, min(self.k, NEIGHBOURS_SHOWN))
         images, unit = probed.images, probed.pixels.unit
-        rows = torch.stack([unit(images.crops("train", train.samples[row])) for row in nearest])
+        rows = torch.stack([unit(images.crops("train", train.samples[row])[0]) for row in nearest])
         labels = torch.cat([some.labels[:, None], train.labels[nearest]], dim=1)
         names = dict(enumerate(images.class_names("train", "test")))
         written = [[names.get(label, "") for label in row] for row in labels.tolist()]
-        draw_neighbours(unit(images.crops("test", some.samples)), rows, labels, written).save(path)
+        draw_neighbours(unit(crops), rows, labels, written).save(path)
         return path
 
 

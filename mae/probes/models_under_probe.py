@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mae.distributed.rank_zero import is_rank_zero
 from mae.distributed.ranks import broadcast_from_rank_zero, gather_to_rank_zero
-from mae.errors import CheckpointError
+from mae.errors import CheckpointError, ConfigError
 from mae.models.classifier import Classifier, Pool
 from mae.models.mae import MaskedAutoencoder
 from mae.models.pixels import Pixels
@@ -52,12 +52,23 @@ class Images(Protocol):
         """Says why a sample has no class."""
         ...
 
-    def crops(self, split: Split, samples: Tensor) -> Tensor:
-        """Returns centre crops of a few samples, uint8 or uint16 [B, C, H, W]."""
+    def keys(self, split: Split, samples: Tensor) -> list[str]:
+        """Returns the keys of some samples."""
+        ...
+
+    def crops(self, split: Split, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns centre crops of a few samples, uint8 or uint16 [B, C, H, W], and bool [B]: which could be read."""
+        ...
+
+    def explain_unreadable(self, split: Split, sample: int) -> str:
+        """Says why a sample cannot be read."""
         ...
 
     def batches(self, split: Split, samples: Tensor, view: int | None) -> Iterable[dict[str, Any]]:
-        """Loads this rank's share, in equally many batches on every rank: images, positions (the samples), labels."""
+        """Loads this rank's share, in equally many batches on every rank: images, positions (the samples), labels.
+
+        Samples that cannot be read are missing.
+        """
         ...
 
     def identity(self, split: Split, view: int | None) -> dict[str, Any]:
@@ -84,8 +95,9 @@ class Want(NamedTuple):
 class ModelsUnderProbe:
     """A trained model, its untrained twin, and their features.
 
-    models  under the names "trained" and "untrained"
-    seed    of the untrained model and of all random numbers of a probe
+    models      under the names "trained" and "untrained"
+    seed        of the untrained model and of all random numbers of a probe
+    unreadable  samples of each split that could not be read: no features have them
     """
 
     def __init__(
@@ -105,6 +117,8 @@ class ModelsUnderProbe:
         self.pixels = pixels.to(device)
         self.precision = torch.bfloat16 if resolve_precision("auto") == "bf16-mixed" else torch.float32
         self.found: dict[tuple[str, Want], Features] = {}
+        none = torch.zeros(0, dtype=torch.int64)
+        self.unreadable: dict[Split, Tensor] = {"train": none, "test": none}
         choose_float32_products(device)
         self.fingerprints = {name: weights_fingerprint(model) for name, model in models.items()}
         for model in models.values():
@@ -116,7 +130,7 @@ class ModelsUnderProbe:
         if not self.images.has("test"):
             return "needs test images: set data.val_path"
         for want in dict.fromkeys(want._replace(view=None) for want in wants):
-            samples = self.images.samples(want.split, want.at_most)
+            samples = self._readable(want.split, self.images.samples(want.split, want.at_most))
             labels = self.images.labels(want.split, samples)
             if len(lacking := samples[labels < 0]):
                 reason = self.images.explain_label(want.split, int(lacking[0]))
@@ -135,13 +149,39 @@ class ModelsUnderProbe:
         return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision != torch.float32)
 
     def features(self, name: str, want: Want) -> Features:
-        """Returns features that `collect` has found, on rank 0."""
-        return self.found[name, want]
+        """Returns features that `collect` has found, on rank 0: for each model and view of the same images."""
+        found = self.found[name, want]
+        return found.take(self._readable(want.split, found.samples))
+
+    def crops(self, split: Split, at_most: int, features: Features) -> tuple[Tensor, Tensor]:
+        """Returns centre crops of at most so many images, evenly spread, and their numbers: of those in `features`."""
+        spread = self._readable(split, self.images.samples(split, at_most))
+        samples = spread if len(spread) else features.samples[:at_most]
+        crops, there = self.images.crops(split, samples)
+        return crops[there], samples[there]
+
+    def unreadable_keys(self, wants: Iterable[Want]) -> dict[Split, list[str]]:
+        """Returns the keys of the images in these wants that could not be read, for each split."""
+        wants = list(wants)
+        return {
+            split: self.images.keys(split, lost[torch.isin(lost, self.asked(split, wants))])
+            for split, lost in self.unreadable.items()
+            if any(want.split == split for want in wants)
+        }
+
+    def asked(self, split: Split, wants: Iterable[Want]) -> Tensor:
+        """Returns the samples of a split that these wants ask for."""
+        asked = [self.images.samples(split, want.at_most) for want in wants if want.split == split]
+        return torch.cat(asked).unique()
+
+    def _readable(self, split: Split, samples: Tensor) -> Tensor:
+        lost = self.unreadable[split]
+        return samples[~torch.isin(samples, lost)] if len(lost) else samples
 
     def collect(self, wants: list[Want]) -> None:
         """Finds features in the cache, and extracts all that are missing in one pass over the images of each split.
 
-        Every rank has to call it; rank 0 gets the features.
+        Every rank has to call it; rank 0 gets the features. Raises ConfigError if no image of a want can be read.
         """
         passes: dict[tuple[Split, int | None], None] = dict.fromkeys((want.split, want.view) for want in wants)
         for split, view in passes:
@@ -156,12 +196,23 @@ class ModelsUnderProbe:
             for name in self.models if want.twin else ("trained",):
                 samples = self.images.samples(want.split, want.at_most)
                 features = self.cache.find(self._key(name, want), samples)
-                if features is None:
+                if features is None or not self._note_unreadable(want.split, samples, features, try_again=True):
                     missing.append((name, want))
                 else:
                     refuse_not_finite(name, features)  # kept by a version that did not look
                     self.found[name, want] = features
         return missing
+
+    def _note_unreadable(self, split: Split, asked: Tensor, found: Features, try_again: bool = False) -> bool:
+        """Notes the samples that have no features. Returns False if, tried again, one of them can be read by now."""
+        lost = asked[~torch.isin(asked, found.samples)]
+        if len(lost) == len(asked):
+            first, why = self.images.keys(split, lost[:1])[0], self.images.explain_unreadable(split, int(lost[0]))
+            raise ConfigError(f"none of the {len(asked):,} {split} images can be read; the first is {first}: {why}")
+        if try_again and len(lost) and self.images.crops(split, lost)[1].any():
+            return False
+        self.unreadable[split] = torch.cat([self.unreadable[split], lost]).unique()
+        return True
 
     def _key(self, name: str, want: Want) -> dict[str, Any]:
         images = self.images.identity(want.split, want.view)
@@ -192,7 +243,10 @@ class ModelsUnderProbe:
             return
         whole = {key: concatenate_by_sample(parts) for key, parts in rows.items()}
         for (name, kind, ratio), features in whole.items():
-            self.cache.keep(self._key(name, Want(split, kind, None, view, ratio)), features)
+            asked = wanted[name, kind, ratio]
+            self._note_unreadable(split, asked, features)
+            lost = asked[~torch.isin(asked, features.samples)]
+            self.cache.keep(self._key(name, Want(split, kind, None, view, ratio)), features, lost)
         for name, want in missing:
             samples = self.images.samples(split, want.at_most)
             self.found[name, want] = whole[name, want.kind, want.ratio].take(samples)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError
+from torch import Tensor
 
 from mae.errors import ConfigError, first_sentence
 from mae.models.mae import MaskedAutoencoder
@@ -58,8 +59,9 @@ class Reconstruct(Probe, frozen=True):
             name: {f"{want.ratio:g}": float(probed.features(name, want).values.double().mean()) for want in wants}
             for name in probed.models
         }
-        baselines = {f"{want.ratio:g}": self._baselines(probed, want.ratio or 0) for want in wants}
-        baseline_images = len(probed.images.samples("test", self.floor_images))
+        some = probed.crops("test", self.floor_images, probed.features("trained", wants[0]))
+        baselines = {f"{want.ratio:g}": self._baselines(probed, want.ratio or 0, *some) for want in wants}
+        baseline_images = len(some[1])
         rows = [
             Row(
                 f"loss, {float(ratio):.0%} hidden",
@@ -76,22 +78,19 @@ class Reconstruct(Probe, frozen=True):
         about = {"floors": baselines, "floor_images": baseline_images, "test_images": test_images}
         return Outcome(self.name, {**numbers, **about}, rows, pictures)
 
-    def _baselines(self, probed: ModelsUnderProbe, ratio: float) -> dict[str, float]:
+    def _baselines(self, probed: ModelsUnderProbe, ratio: float, crops: Tensor, samples: Tensor) -> dict[str, float]:
         """Computes the losses of trivial predictors under the masks that the model sees."""
         config = at_ratio(probed.models["trained"].config, ratio)
-        samples = probed.images.samples("test", self.floor_images)
         noise = held_out_noise(samples.to(probed.device), config)
         device, normalise = probed.device, probed.pixels.normalise
-        return trivial_losses(
-            probed.images.crops("test", samples), noise, config, lambda some: normalise(some.to(device))
-        )
+        return trivial_losses(crops, noise, config, lambda some: normalise(some.to(device)))
 
     def _draw(self, probed: ModelsUnderProbe, ratio: float, folder: Path) -> Path:
         model, pixels = probed.models["trained"], probed.pixels
         assert isinstance(model, MaskedAutoencoder)
         config = at_ratio(model.config, ratio)
-        samples = probed.images.samples("test", self.shown)
-        images = probed.images.crops("test", samples).to(probed.device)
+        crops, samples = probed.crops("test", self.shown, probed.features("trained", self.wants(probed)[0]))
+        images = crops.to(probed.device)
         mask = draw_masking(held_out_noise(samples.to(probed.device), config), config).mask
         with probed.autocast():
             painted = model.reconstruct(pixels.normalise(images), mask=mask)

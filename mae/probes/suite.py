@@ -23,14 +23,19 @@ class Suite(BaseModel, frozen=True, extra="forbid"):
     reconstruct: Reconstruct
 
 
+def require_fit(probe: Probe, probed: ModelsUnderProbe) -> None:
+    """Raises ConfigError if a probe cannot measure these models and images."""
+    if reason := probe.refusal(probed):
+        raise ConfigError(f"probe={probe.name} {reason}")
+
+
 def select_probes(probe: Probe | Suite, probed: ModelsUnderProbe) -> tuple[list[Probe], dict[str, str]]:
     """Returns the probes that fit the models and images, and why the others of a suite do not.
 
     Raises ConfigError if none fits.
     """
     if not isinstance(probe, Suite):
-        if reason := probe.refusal(probed):
-            raise ConfigError(f"probe={probe.name} {reason}")
+        require_fit(probe, probed)
         return [probe], {}
     members: list[Probe] = [probe.knn, probe.linear, probe.attentive, probe.reconstruct]
     refusals = {member.name: member.refusal(probed) for member in members}
