@@ -8,6 +8,7 @@
 """
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ from mae.run.tracker_identity import reopen_wandb, tracked_run
 from tasks.config import plain_settings, validate
 from tasks.embed import write_embeddings
 from tasks.errors import readable_errors
-from tasks.evaluation_folder import choose_folder, read_data_settings, record_data
+from tasks.evaluation_folder import choose_folder, read_data_settings, record_data, same_run
 from tasks.relevance_eval import RelevanceProbe, evaluate_relevance
 from tasks.segment_eval import SegmentProbe, evaluate_segmentation
 
@@ -79,13 +80,22 @@ def launch(raw: DictConfig) -> None:
 
 
 def evaluate(config: EvalConfig, topology: Topology) -> None:
-    """Measures the probes on a checkpoint and on the same model untrained. Raises ConfigError if none fits."""
+    """Measures the probes on a checkpoint and on the same model untrained.
+
+    Raises ConfigError if none fits, CheckpointError if the run is overwritten meanwhile: its results would stand in the
+    folder of another.
+    """
+    with same_run(config.checkpoint) as check:
+        _evaluate(config, topology, check)
+
+
+def _evaluate(config: EvalConfig, topology: Topology, check: Callable[[], None]) -> None:
     if config.wandb and config.out is not None:
         raise ConfigError("wandb=true takes the numbers from eval/ of the run: leave out= away")
     run = tracked_run(config.checkpoint) if config.wandb else None
     if isinstance(config.probe, SegmentProbe | RelevanceProbe):
         if topology.rank == 0:
-            evaluate_sam(config)
+            evaluate_sam(config, check)
             track(run)
         return
     if isinstance(config.probe, Embeddings):
@@ -102,6 +112,7 @@ def evaluate(config: EvalConfig, topology: Topology) -> None:
     if topology.rank != 0:
         return
     say_unreadable(probed, wants)
+    check()
     results.mkdir(parents=True, exist_ok=True)
     outcomes = []
     for probe in probes:
@@ -113,6 +124,7 @@ def evaluate(config: EvalConfig, topology: Topology) -> None:
                 raise
             left_out[probe.name] = f"failed: {error}"
             continue
+        check()
         contents = {
             "probe": outcome.name,
             "checkpoint": str(config.checkpoint),
@@ -142,14 +154,16 @@ def say_unreadable(probed: ModelsUnderProbe, wants: list[Want]) -> None:
             print(left_out_sentence(split, keys, len(probed.asked(split, wants)), reason))
 
 
-def evaluate_sam(config: EvalConfig) -> None:
+def evaluate_sam(config: EvalConfig, check: Callable[[], None]) -> None:
     """Runs probe=segment or probe=relevance, which open what they need themselves."""
     if given := [name for name, value in config.model.items() if value is not None]:
         raise ConfigError(f"model.{given[0]} is for masked autoencoders, and probe={config.probe.name} opens a SAM")
     if isinstance(config.probe, SegmentProbe):
-        evaluate_segmentation(config.probe, config.checkpoint, config.data, config.seed, config.out, config.wandb)
+        evaluate_segmentation(
+            config.probe, config.checkpoint, config.data, config.seed, config.out, config.wandb, check
+        )
     elif isinstance(config.probe, RelevanceProbe):
-        evaluate_relevance(config.probe, config.checkpoint, config.data, config.out, config.wandb)
+        evaluate_relevance(config.probe, config.checkpoint, config.data, config.out, config.wandb, check)
 
 
 def track(run: Path | None) -> None:

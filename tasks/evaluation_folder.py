@@ -1,23 +1,26 @@
 """What is evaluated, and where results go: those on a run's own images to its eval/, those on others to folders in it.
 
 1 settings  of the data: those of the run under what is given, mean and deviation those of the weights
-2 folder    on the run's own images, or not
+2 folder    on the run's own images, or not; of the run that was read, and of no other that has taken its place
 3 record    the data as each JSON states them
 """
 
 import hashlib
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any, Protocol
 
 import numpy as np
 
 from data.config import DataConfig
+from data.errors import DataError
 from data.index.index import ShardIndex
 from mae.distributed.rank_zero import say
-from mae.errors import ConfigError
+from mae.errors import CheckpointError, ConfigError
 from mae.formats.opened import Opened, scale_of
-from mae.run.folder import evaluation_folder, run_of
+from mae.run.folder import evaluation_folder, read_mapping, run_of
 from tasks.config import evaluation_data
 
 PIXELS = ("image", "mean", "std", "scale", "flip", "val_crop", "bits")  # settings on which the features depend
@@ -58,6 +61,39 @@ def read_data_settings(checkpoint: Path, opened: Opened, channels: int, given: d
 
 def _list(values: tuple[float, ...]) -> str:
     return f"[{','.join(f'{value:g}' for value in values)}]"
+
+
+@contextmanager
+def same_run(path: Path) -> Iterator[Callable[[], None]]:
+    """Yields a check that the run which `path` is or lies in is still the one that it was.
+
+    Raises CheckpointError if it has been overwritten or removed, by the check, at the end, and for errors that follow
+    from that.
+    """
+    run = run_of(path)
+    begun = _first_start(run)
+
+    def check() -> None:
+        if run is not None and _first_start(run) != begun:
+            raise CheckpointError(
+                f"{run} was overwritten or removed while it was read: nothing more is written to it. Run the same "
+                "command again when it has a checkpoint"
+            )
+
+    try:
+        yield check
+    except (OSError, ConfigError, CheckpointError, DataError) as error:
+        check()
+        if isinstance(error, FileNotFoundError) and not path.exists():
+            raise CheckpointError(f"{path} was removed while it was read") from error
+        raise
+    check()
+
+
+def _first_start(run: Path | None) -> Any:
+    """Returns what tells a run from another one in the same folder: when and by which command it was begun."""
+    starts = ((run and read_mapping(run / "environment.json")) or {}).get("starts")
+    return starts[0] if starts else None
 
 
 def choose_folder(checkpoint: Path, opened: Opened, data: Evaluated, *, out: Path | None, wandb: bool = False) -> Path:

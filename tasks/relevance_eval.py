@@ -7,6 +7,7 @@ For each photograph:
 4 draw     relevance/SAMPLE/block-*.png, a row per prompt in relevance.png, numbers in relevance.json
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,13 +57,19 @@ class RelevanceProbe(BaseModel, frozen=True, extra="forbid"):
 
 @torch.inference_mode()
 def evaluate_relevance(
-    probe: RelevanceProbe, checkpoint: Path, given: dict[str, Any], out: Path | None, wandb: bool = False
+    probe: RelevanceProbe,
+    checkpoint: Path,
+    given: dict[str, Any],
+    out: Path | None,
+    wandb: bool = False,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Draws and measures relevance on validation photographs.
 
     given  data settings in place of the run's; None: unchanged
     out    folder of the results; None: see `choose_folder`
     wandb  whether they shall go to the run's W&B run, which takes those on its own images
+    check  called before anything is written, see `same_run`
 
     Raises ConfigError if there are no validation photographs, or no objects in them.
     """
@@ -73,6 +80,7 @@ def evaluate_relevance(
         encoder.load_state_dict(encoder.state_dict() | sam.model.relevance.state_dict())
     rows, photographs = [], []
     for example in sam.examples(probe.images):
+        check()
         folder = results / "relevance" / f"{example.sample:06d}"
         drawn, prompts = examine(sam.model, encoder, example, probe.points, folder)
         rows += drawn
@@ -82,6 +90,7 @@ def evaluate_relevance(
             f"probe=relevance found no object in {probe.images} validation photographs: raise probe.images, or set "
             "data.val_path to photographs with masks"
         )
+    check()
     draw_table(TITLES, rows).save(results / "relevance.png")
     record = {"probe": probe.name, "checkpoint": str(checkpoint), "identity": encoder.is_identity}
     record |= {"photographs": photographs, "pictures": [str(results / "relevance.png")]}

@@ -7,7 +7,7 @@
 5 draw    segment.png, segment_pictures.png
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,13 +49,20 @@ class SegmentProbe(BaseModel, frozen=True, extra="forbid"):
 
 
 def evaluate_segmentation(
-    probe: SegmentProbe, checkpoint: Path, given: dict[str, Any], seed: int, out: Path | None, wandb: bool = False
+    probe: SegmentProbe,
+    checkpoint: Path,
+    given: dict[str, Any],
+    seed: int,
+    out: Path | None,
+    wandb: bool = False,
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, Any]]:
     """Scores a run of task=segment beside its start, or another SAM beside a random one; writes pictures and JSON.
 
     given  data settings in place of the run's; None: unchanged
     out    folder of the results; None: see `choose_folder`
     wandb  whether they shall go to the run's W&B run, which takes those on its own images
+    check  called before anything is written, see `same_run`
 
     Raises ConfigError if there are no validation photographs, or no objects in them.
     """
@@ -70,6 +77,7 @@ def evaluate_segmentation(
             f"probe=segment found no object in {probe.images or len(sam.index)} validation photographs: set "
             "data.val_path to photographs with masks, or raise probe.images"
         )
+    check()
     results.mkdir(parents=True, exist_ok=True)
     record = {"probe": probe.name, "checkpoint": str(checkpoint), **scores, "unreadable": {"test": [*sam.unreadable]}}
     record |= {"settings": probe.model_dump(), "seed": seed, "data": record_data(sam.data)}

@@ -24,10 +24,11 @@ from mae.formats.opened import Opened, open_weights
 from mae.models.mae import MaskedAutoencoder
 from mae.models.pixels import Pixels
 from mae.probes.features import Features, describe, held_out_noise, thumbnails
-from mae.probes.models_under_probe import refuse_not_finite
+from mae.probes.models_under_probe import ModelsUnderProbe, Want, refuse_not_finite
+from mae.run.folder import clear_run_folder, record_start
 from tasks.config import evaluation_data
 from tasks.evaluate import EvalConfig, evaluate
-from tasks.evaluation_folder import choose_folder, read_data_settings
+from tasks.evaluation_folder import choose_folder, read_data_settings, same_run
 from tasks.train import train
 from tests.conftest import ROOT
 from tests.processes import completed, run
@@ -375,6 +376,50 @@ def test_images_of_which_none_can_be_read_raise_config_error(trained: Path, tmp_
         damage_sample(open_shards(str(shards), "val"), sample)
     with pytest.raises(ConfigError, match=r"none of the 2 test images can be read; the first is [ab]/[01]: its"):
         evaluate(settings(trained, *SUITE, f"data.path={shards}", f"out={tmp_path / 'out'}"), ALONE)
+
+
+def test_run_overwritten_while_it_is_evaluated_is_one_sentence_and_gets_no_results(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    collect = ModelsUnderProbe.collect
+
+    def overwrite_meanwhile(probed: ModelsUnderProbe, wants: list[Want]) -> None:
+        collect(probed, wants)
+        clear_run_folder(run)
+        record_start(run, 0, 1)
+
+    monkeypatch.setattr(ModelsUnderProbe, "collect", overwrite_meanwhile)
+    with pytest.raises(CheckpointError, match="run was overwritten or removed while it was read"):
+        evaluate(settings(run, "probe=knn", "probe.train_images=20"), ALONE)
+    assert not (run / "eval" / "knn.json").exists()
+
+
+def test_removal_of_what_is_evaluated_is_one_sentence_and_other_errors_pass(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    with pytest.raises(FileNotFoundError, match="elsewhere"), same_run(run):
+        (tmp_path / "elsewhere").read_bytes()
+    with pytest.raises(CheckpointError, match="overwritten or removed"), same_run(run):
+        shutil.rmtree(run)
+        next((run / "checkpoints").iterdir())
+    (tmp_path / "encoder.pth").touch()
+    with pytest.raises(CheckpointError, match="pth was removed while it was"), same_run(tmp_path / "encoder.pth"):
+        (tmp_path / "encoder.pth").unlink()
+        (tmp_path / "encoder.pth").read_bytes()
+
+
+def test_checkpoint_deleted_between_search_and_reading_gives_way_to_the_next(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    (newest,) = (run / "checkpoints").iterdir()
+    gone = newest.with_name("step-00000009.ckpt")
+    found = iter([gone, newest])  # as after a search that a save has overtaken
+    monkeypatch.setattr("mae.formats.opened.newest_valid", lambda folder: next(found))
+    assert open_weights(run).path == newest
 
 
 def damage_sample(index: ShardIndex, sample: int, data: bytes = b"") -> tuple[int, bytes]:

@@ -84,10 +84,21 @@ def open_weights(path: str | Path | Opened, *, announce: bool = True) -> Opened:
     if (path / "config.json").is_file():
         opened = _open_folder(path)
     else:
-        opened = _open_file(_newest(path) if path.is_dir() else path)
+        opened = _open_newest(path) if path.is_dir() else _open_file(path)
     if announce and opened.remark:
         say(f"{opened.path}: {opened.remark}")
     return opened
+
+
+def _open_newest(folder: Path) -> Opened:
+    """Opens the newest checkpoint, the next if a run that is under way deletes it meanwhile."""
+    while True:
+        file = _newest(folder)
+        try:
+            return _open_file(file)
+        except CheckpointError:
+            if file.exists():
+                raise
 
 
 def _newest(folder: Path) -> Path:
@@ -112,7 +123,7 @@ def _newest(folder: Path) -> Path:
             f"{folder} is an adapter of peft without the model that it changes: merge the two with "
             "PeftModel.from_pretrained(…).merge_and_unload().save_pretrained(FOLDER)"
         )
-    there = sorted(entry.name for entry in folder.iterdir())
+    there = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
     raise CheckpointError(
         f"{folder} is neither a run with checkpoints nor a Hugging Face or timm folder with a config.json; it holds "
         f"{', '.join(there[:8]) or 'nothing'}"

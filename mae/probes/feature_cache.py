@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class FeatureCache:
 
     def kept(self, **fields: Any) -> Iterator[tuple[dict[str, Any], Features]]:
         """Yields key and features of all files whose key has these values, newest first; skips damaged files."""
-        for path in sorted(self.folder.glob("*.pt"), key=lambda file: file.stat().st_mtime_ns, reverse=True):
+        for _, _, path in reversed(self._files()):
             try:
                 contents = read(path)
                 key = json.loads(contents["key"])
@@ -85,9 +86,18 @@ class FeatureCache:
         path = self.folder / f"{_name(key)}-{len(features.samples)}.pt"
         lacking = {} if unreadable is None or not len(unreadable) else {"unreadable": unreadable}
         AtomicCheckpointIO().save_checkpoint({"key": _text(key), **features._asdict(), **lacking}, path)
-        files = sorted(self.folder.glob("*.pt"), key=lambda file: file.stat().st_mtime_ns)
-        while sum(file.stat().st_size for file in files) > self.limit:
-            files.pop(0).unlink()
+        files = self._files()
+        while sum(size for _, size, _ in files) > self.limit:
+            files.pop(0)[-1].unlink(missing_ok=True)
+
+    def _files(self) -> list[tuple[int, int, Path]]:
+        """Returns time, bytes and path of the files, oldest first. Other evaluations may remove some meanwhile."""
+        found = []
+        for path in self.folder.glob("*.pt"):
+            with suppress(FileNotFoundError):
+                state = path.stat()
+                found.append((state.st_mtime_ns, state.st_size, path))
+        return sorted(found)
 
 
 def _text(key: dict[str, Any]) -> str:

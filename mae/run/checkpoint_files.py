@@ -147,8 +147,11 @@ def _reason(path: Path, error: Exception) -> str:
     said = str(error)
     if isinstance(error, OSError):
         return said
-    with path.open("rb") as file:
-        beginning = file.read(100).lstrip()
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(100).lstrip()
+    except OSError as gone:
+        return str(gone)
     if refused := re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", said):
         return f"it holds an object of {refused[1]}, which needs code, and no code of a file is run here"
     if not beginning:
