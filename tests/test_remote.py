@@ -501,6 +501,48 @@ def test_hidden_credentials_are_put_back_for_their_host_alone(fresh_credentials:
             reveal(shown.replace("@h", "@other"))
 
 
+@pytest.mark.parametrize(
+    ("url", "shown", "opened"),
+    [
+        ("http://user:pa/ss@h/a.tar", "http://hidden@h/a.tar", "http://user:pa%2Fss@h/a.tar"),
+        ("http://user:/p#w@h.org/a@b/x.tar", "http://hidden@h.org/a@b/x.tar", "http://user:%2Fp%23w@h.org/a@b/x.tar"),
+        ("ftp://user:p?w=1@h:21/a?b", "ftp://hidden@h:21/a?b", "ftp://user:p%3Fw=1@h:21/a?b"),
+        ("http://user:p@s/w@h.org:80/a", "http://hidden@h.org:80/a", "http://user:p%40s%2Fw@h.org:80/a"),
+        ("postgresql://user:p@ss/w@db:5432", "postgresql://hidden@db:5432", "postgresql://user:p%40ss%2Fw@db:5432"),
+        ("s3://KEY:a/b+c@bucket/x@2.tar", "s3://hidden@bucket/x@2.tar", "s3://KEY:a%2Fb+c@bucket/x@2.tar"),
+        (
+            "http://u:p/q@h.org/a,http://v:r?s@h/b",
+            "http://hidden@h.org/a,http://hidden@h/b",
+            "http://u:p%2Fq@h.org/a,http://v:r%3Fs@h/b",
+        ),
+        ("zip://x.zip::http://user:pw@h/x", "zip://x.zip::http://hidden@h/x", "zip://x.zip::http://user:pw@h/x"),
+    ],
+)
+def test_password_that_is_not_escaped_is_hidden_and_escaped_where_the_url_is_opened(
+    fresh_credentials: None, url: str, shown: str, opened: str
+) -> None:
+    assert hide(url) == shown and hide(shown) == shown
+    assert reveal(shown) == opened
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://h.org:8080/a@b/x.tar",
+        "http://[::1]:8080/a@b.tar",
+        "http://h/a@b.org/c:d@e/x.tar",
+        "s3://bucket/a:b@c.org/x.tar",
+        "s3://arn:aws:s3:us-east-1:123:accesspoint/name/x@2.tar",
+        "file://C:/photos/a@b/x.tar",
+        "sqlite:////tmp/a@b/mlflow.db",
+        "http://h/a.tar,s3://bucket/b@c.tar",
+        "http://h:port/a.tar, or write to somebody@h.org",
+    ],
+)
+def test_at_in_a_path_is_no_credential(fresh_credentials: None, url: str) -> None:
+    assert hide(url) == url
+
+
 @pytest.fixture
 def fresh_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forgets the credentials, as in a process that was given none; restores what run_program changes."""

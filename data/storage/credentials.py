@@ -19,9 +19,17 @@ PASSED_ON = "MAE_CREDENTIALS"
 LONGEST_VARIABLE = 1 << 17  # bytes; Linux starts no program with a longer one
 
 HIDDEN = re.compile(r"hidden\d*")
-NEXT = r",[a-z][a-z0-9+.-]*://"  # in a list of URLs
+NEXT = r"(?:,|::)[a-z][a-z0-9+.-]*://"  # in a list or a chain of URLs
 END = rf"[\])}}]*(?:$|[\s#'\"<>]|{NEXT})"  # brackets around a URL are not its own
-URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:(?P<user>[^\s/?#'\"<>]*)@)?(?P<host>[^\s/?#'\"<>,]*)"
+# A name with a domain or a port, and no file at the end of a path.
+KNOWN_HOST = (r"@(?:localhost|[\w-]+(?:\.[\w-]+)*(?:\.(?!(?:tar|tgz|gz|zst|zip|json|csv|txt|npy)\b)[a-z]{2,}|(?=:\d)))"
+              r"(?::\d+)?(?=[/?#\s'\"<>,\])}]|$)")  # fmt: skip
+PLAIN = r"[^\s/?#'\"<>]*"
+# A password that is not escaped may hold what ends a host (/?#), which a port in that place does not.
+OPEN = rf"(?<!file://)(?!arn:)[^\s/?#'\"<>@:\[]*:(?!\d+[/?#])(?:(?!{NEXT}|://)[^\s'\"<>])*"
+# The first @ before a host that can be told, else the last one before a path, else the last one.
+USER = rf"{PLAIN}(?={KNOWN_HOST})|{OPEN}?(?={KNOWN_HOST})|{PLAIN}(?=@)|{OPEN}(?=@[^\s/?#'\"<>@]+/)|{OPEN}(?=@)"
+URL = re.compile(rf"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:(?P<user>{USER})@)?(?P<host>(?:(?!{NEXT})[^\s/?#'\"<>,])*)"
                  rf"(?P<path>(?:(?!{NEXT})[^\s?#'\"<>])*)(?:\?(?P<query>(?:(?!{END})[^\s#'\"<>])*))?",
                  re.IGNORECASE)  # fmt: skip
 
@@ -40,7 +48,10 @@ def hide_all(settings: Any) -> Any:
 
 
 def reveal(text: str) -> str:
-    """Returns a text as it was before `hide`. Raises DataError if this process was never given the credential."""
+    """Returns a text as it was before `hide`, passwords escaped.
+
+    Raises DataError if this process was never given the credential.
+    """
     return URL.sub(lambda url: _replace(url, _reveal), text) if "://" in text else text
 
 
@@ -72,7 +83,7 @@ def _change_all(settings: Any, change: Callable[[str], str]) -> Any:
 
 def _replace(url: re.Match[str], change: Any) -> str:
     host, query = url["host"].lower(), url["query"]
-    user = "" if url["user"] is None else f"{change(host, url['user'], url[0])}@"
+    user = "" if url["user"] is None else f"{change(host, _escape(url['user']), url[0])}@"
     pairs = []
     for pair in (query or "").split("&"):
         name, equals, value = pair.partition("=")
@@ -80,6 +91,11 @@ def _replace(url: re.Match[str], change: Any) -> str:
             pair = f"{name}={change(host, value, url[0])}" if equals else change(host, name, url[0])
         pairs.append(pair)
     return f"{url['scheme']}://{user}{url['host']}{url['path']}" + ("" if query is None else f"?{'&'.join(pairs)}")
+
+
+def _escape(user: str) -> str:
+    """Escapes the letters of a password that would end it, without which nothing could open the URL."""
+    return re.sub("[/?#@]", lambda letter: f"%{ord(letter[0]):02X}", user)
 
 
 def _hide(host: str, secret: str, _: str) -> str:
