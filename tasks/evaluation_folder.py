@@ -19,7 +19,7 @@ from data.errors import DataError
 from data.index.index import ShardIndex
 from mae.distributed.rank_zero import say
 from mae.errors import CheckpointError, ConfigError
-from mae.formats.opened import Opened, scale_of
+from mae.formats.opened import Opened, plain_list, scale_of, scale_words
 from mae.run.folder import evaluation_folder, read_mapping, run_of
 from tasks.config import evaluation_data
 
@@ -49,18 +49,14 @@ def read_data_settings(checkpoint: Path, opened: Opened, channels: int, given: d
     if wanted and opened.run is None and (scale.known or run is None):
         given = given | {name: getattr(scale, name) for name in wanted}
         said = f"of {checkpoint}" if scale.known else f"assumed, ImageNet's, since {checkpoint} says none"
-        say(f"data.mean={_list(given['mean'])} data.std={_list(given['std'])}: {' and '.join(sorted(wanted))} {said}")
+        say(f"{scale_words(given['mean'], given['std'])}: {' and '.join(sorted(wanted))} {said}")
     config = evaluation_data(run, given)
     if scale.known and not np.allclose((*config.mean, *config.std), (*scale.mean, *scale.std), atol=1e-4):
         say(
-            f"data.mean={_list(config.mean)} data.std={_list(config.std)} are used, and {checkpoint} was trained with "
-            f"{_list(scale.mean)} and {_list(scale.std)}"
+            f"{scale_words(config.mean, config.std)} are used, and {checkpoint} was trained with "
+            f"{plain_list(scale.mean)} and {plain_list(scale.std)}"
         )
     return config
-
-
-def _list(values: tuple[float, ...]) -> str:
-    return f"[{','.join(f'{value:g}' for value in values)}]"
 
 
 @contextmanager

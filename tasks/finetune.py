@@ -13,7 +13,7 @@ from data.loader.streaming import StreamShards
 from mae.distributed.rank_zero import say
 from mae.errors import ConfigError, first_sentence
 from mae.formats.load import load
-from mae.formats.opened import open_weights
+from mae.formats.opened import Opened, open_weights, other_scale
 from mae.formats.warm_start import resampling, unsaid_heads
 from mae.models.classifier import Classifier, build_classifier
 from mae.models.config import MAEConfig
@@ -36,11 +36,15 @@ class Finetune(Task[FinetuneConfig]):
     loss = "cross-entropy"
 
     @cached_property
+    def _opened(self) -> Opened:
+        return open_weights(self.config.init_from or "")
+
+    @cached_property
     def source(self) -> Encoder | None:
         """Loads the encoder or classifier in `init_from`; None without it."""
         if self.config.init_from is None:
             return None
-        opened = open_weights(self.config.init_from)
+        opened = self._opened
         # The decoder is dropped: any number of heads will do for it.
         found = load(opened, decoder_num_heads=1, **unsaid_heads(opened, self.config.model))
         return at_image_size(found, found.config.image_size) if isinstance(found, MaskedAutoencoder) else found
@@ -70,6 +74,7 @@ class Finetune(Task[FinetuneConfig]):
             said.append(
                 f"left out: its head of {self.source.classes} classes; a new one of {self.classes} starts afresh"
             )
+        said += other_scale(self._opened, (self.config.data.mean, self.config.data.std))
         for sentence in said:
             say(f"init_from: {sentence}")
 

@@ -41,7 +41,7 @@ class Pretrain(Task[PretrainConfig]):
         if config.init_from is not None and checkpoint is None:
             from mae.formats.warm_start import initialise_from
 
-            for sentence in initialise_from(model, Path(config.init_from)):
+            for sentence in initialise_from(model, Path(config.init_from), (config.data.mean, config.data.std)):
                 say(f"init_from: {sentence}")
         prepare_blocks(model.whole_blocks, config.blocks)
         return model

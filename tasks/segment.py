@@ -8,6 +8,7 @@ from data.mask_datamodule import MaskDataModule
 from mae.distributed.rank_zero import say
 from mae.errors import ConfigError
 from mae.formats.load_segmenter import initialise_segmenter
+from mae.formats.opened import MeanAndDeviation
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.sam.config import SegmentConfig, build_segmenter, set_trainable
@@ -49,7 +50,9 @@ class Segment(Task[SegmentConfig]):
     def model(self, checkpoint: Path | None) -> Segmenter:
         config = self.config
         init_from = config.init_from if checkpoint is None else None
-        return initial_segmenter(config.model, self.settings, config.blocks, init_from)
+        return initial_segmenter(
+            config.model, self.settings, config.blocks, init_from, (config.data.mean, config.data.std)
+        )
 
     def module_arguments(self, model: Segmenter, recipe: dict[str, Any]) -> dict[str, Any]:
         cache = None
@@ -79,11 +82,20 @@ class Segment(Task[SegmentConfig]):
         }
 
 
-def initial_segmenter(config: MAEConfig, task: SegmentConfig, blocks: BlocksConfig, init_from: str | None) -> Segmenter:
-    """Builds the model that a run begins with. Its new parts are drawn from torch's generator."""
+def initial_segmenter(
+    config: MAEConfig,
+    task: SegmentConfig,
+    blocks: BlocksConfig,
+    init_from: str | None,
+    pixels: MeanAndDeviation | None = None,
+) -> Segmenter:
+    """Builds the model that a run begins with. Its new parts are drawn from torch's generator.
+
+    pixels  mean and deviation of its images, compared with those of `init_from`; None: not compared
+    """
     model = build_segmenter(config, task, blocks)
     if init_from is not None:
-        for sentence in initialise_segmenter(model, Path(init_from)):
+        for sentence in initialise_segmenter(model, Path(init_from), pixels):
             say(f"init_from: {sentence}")
     set_trainable(model, task)
     return model

@@ -1,6 +1,7 @@
 """The classifier is timm's Vision Transformer, its rates are timm's, and what it is loaded from is what it is."""
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from timm.optim import param_groups_layer_decay
 
 import mae
 from mae.export.write import export
+from mae.formats.available import FORMATS
 from mae.formats.hf_vit import class_settings
 from mae.models.classifier import Classifier, Pool, build_classifier
 from mae.models.execution import BlocksConfig, prepare_blocks
@@ -129,8 +131,11 @@ def test_exported_classifier_loads_with_its_head(tmp_path: Path, pool: Pool, to:
 def test_export_of_a_classifier_of_patches_to_hf_vit_raises_config_error(tmp_path: Path) -> None:
     model = Classifier(CONFIG.model_copy(update={"width": 192}), 7)
     torch.save({"model": model.state_dict()}, tmp_path / "finetuned.pth")
-    with pytest.raises(mae.ConfigError, match="the mean of the patches: choose --to timm-folder, whose folders"):
+    with pytest.raises(mae.ConfigError, match="the mean of the patches, for which") as refused:
         export(tmp_path / "finetuned.pth", "hf-vit", tmp_path / "folder")
+    named = re.search(r"choose --to ([\w-]+), .* or ([\w, ]+) or ([\w]+);", str(refused.value))
+    assert named is not None
+    assert {named[1], *named[2].split(", "), named[3]} == {to for to, fmt in FORMATS.items() if fmt.heads} - {"hf-vit"}
     with pytest.raises(mae.ConfigError, match="holds no decoder"):
         export(tmp_path / "finetuned.pth", "hf-vitmae", tmp_path / "folder")
 

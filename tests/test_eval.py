@@ -33,6 +33,7 @@ from tasks.train import train
 from tests.conftest import ROOT
 from tests.processes import completed, run
 from tests.test_experiments import REDUCED, compose
+from tests.test_sam_conversion import whole_sam
 
 ALONE = Topology(rank=0, ranks=1, devices=1, nodes=1)
 SMALL = ("data.workers=0", "batch_size=64")
@@ -420,6 +421,25 @@ def test_checkpoint_deleted_between_search_and_reading_gives_way_to_the_next(
     found = iter([gone, newest])  # as after a search that a save has overtaken
     monkeypatch.setattr("mae.formats.opened.newest_valid", lambda folder: next(found))
     assert open_weights(run).path == newest
+
+
+def test_sam_and_autoencoder_in_the_place_of_each_other_name_the_way_out(
+    trained: Path, built_in: Path, tmp_path: Path
+) -> None:
+    sam = tmp_path / "sam.pth"
+    torch.save(whole_sam().state_dict(), sam)
+    ways_out = "start task=segment from it, measure it with eval.py probe=segment, or read it with mae.load_sam"
+    for probe in ("knn", "embeddings"):
+        with pytest.raises(CheckpointError, match=ways_out):
+            evaluate(settings(sam, f"probe={probe}"), ALONE)
+    for task in ((), ("task=finetune",)):
+        words = [f"runs={tmp_path}", f"data.root={built_in}", *REDUCED, *task, f"init_from={sam}", "max_steps=1"]
+        with pytest.raises(CheckpointError, match=ways_out):
+            train(compose(*words), ALONE)
+    with pytest.raises(ConfigError, match=r"model\.num_heads=4 is for masked autoencoders.*: leave it out"):
+        evaluate(settings(sam, "probe=segment", "model.num_heads=4"), ALONE)
+    with pytest.raises(CheckpointError, match=r"measure it with eval\.py probe=suite, train a SAM from it"):
+        evaluate(settings(trained, "probe=segment"), ALONE)
 
 
 def damage_sample(index: ShardIndex, sample: int, data: bytes = b"") -> tuple[int, bytes]:

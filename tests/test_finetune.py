@@ -162,6 +162,7 @@ def test_finetuning_starts_from_foreign_weights_at_another_image_size(
         (10, [], "its head is taken over, since its 10 classes have the same names"),
         (10, ["task.image_size=48"], "positions are resized bicubically"),
         (10, ["data.mean=[0.3]", "data.std=[0.3]", "data.rand_augment=null"], "channels 3 -> 1: the weights"),
+        (10, ["data.mean=[0.5,0.5,0.5]"], "this run has [0.5,0.5,0.5] and [0.34,0.34,0.34]"),
     ],
     ids=str,
 )

@@ -153,6 +153,28 @@ def test_sam_starts_from_a_sam_of_another_size_and_channels(tmp_path: Path) -> N
     assert "channels 3 -> 1" in initialise_segmenter(grey, tmp_path / "encoder.pth")[-1]
 
 
+@pytest.mark.parametrize("start", ["autoencoder", "sam"])
+def test_warm_start_on_images_of_another_mean_says_both(tmp_path: Path, start: str) -> None:
+    source, own = own_checkpoint(tmp_path, patch_size=16, image_size=64, depth=4)
+    foreign = tmp_path / "foreign.pth"
+    export(own, "facebook", foreign)
+    model = fresh(patch_size=16, image_size=64, depth=4) if start == "autoencoder" else Segmenter(to_sam(source, **SAM))
+    initialise = initialise_from if start == "autoencoder" else initialise_segmenter
+
+    def said(path: Path, mean: list[float], std: list[float]) -> list[str]:
+        return [line for line in initialise(model, path, (tuple(mean), tuple(std))) if "data.mean" in line]
+
+    mean, std, imagenet = [0.3, 0.4, 0.5], [0.2, 0.25, 0.3], ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert said(own, mean, std) == said(foreign, *imagenet) == []
+    (line,) = said(own, *imagenet)
+    theirs, ours = "data.mean=[0.3,0.4,0.5] data.std=[0.2,0.25,0.3]", "[0.485,0.456,0.406] and [0.229,0.224,0.225]"
+    assert theirs in line and f"this run's have {ours}" in line
+    (line,) = said(own, [0.4], [0.25])
+    assert "this run's have [0.4] and [0.25]" in line
+    (line,) = said(foreign, mean, std)
+    assert "does not say its mean and deviation" in line and "this run has [0.3,0.4,0.5]" in line
+
+
 def test_classifier_built_from_a_classifier_keeps_the_head_if_asked() -> None:
     first = Classifier(fresh().config, 3)
     assert torch.equal(build_classifier(first, 3, keep_head=True).head.weight, first.head.weight)

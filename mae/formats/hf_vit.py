@@ -55,8 +55,9 @@ def class_settings(model: Classifier) -> dict[str, Any]:
     if model.pool != "class_token":
         raise ConfigError(
             "transformers' ViTForImageClassification classifies the class token, and this classifier the mean of the "
-            "patches: choose --to timm-folder, whose folders transformers' AutoModelForImageClassification reads too, "
-            "or train it with task.pool=class_token"
+            "patches, for which its architecture has no place: choose --to timm-folder, whose folders transformers' "
+            "AutoModelForImageClassification reads too, or timm, facebook, onnx or pt2; or train with "
+            "task.pool=class_token"
         )
     names = model.class_names or [f"LABEL_{label}" for label in range(model.classes)]
     times = Counter(names)  # two of ImageNet's classes are called crane

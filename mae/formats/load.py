@@ -46,7 +46,10 @@ def load(path: str | Path | Opened, **given: Any) -> MaskedAutoencoder | Encoder
     opened = open_weights(path)
     if opened.kind in OTHER_LOADERS:
         what, loader = OTHER_LOADERS[opened.kind]
-        raise CheckpointError(f"{opened.path} holds {what}: read it with {loader}, not with mae.load")
+        raise CheckpointError(
+            f"{opened.path} holds {what} and no masked autoencoder: start task=segment from it, measure it with "
+            f"eval.py probe=segment, or read it with {loader}"
+        )
     if unknown := [name for name in given if name not in MAEConfig.model_fields]:
         raise ConfigError(f"{opened.path}: unknown setting {unknown[0]}={given[unknown[0]]!r} of its model")
     resampled = {name: given.pop(name) for name in RESAMPLED if name in given}

@@ -8,7 +8,7 @@ from torch import Tensor
 from mae.errors import CheckpointError, ConfigError
 from mae.formats.load import load, load_strictly, refuse_not_finite
 from mae.formats.load_sam import load_sam
-from mae.formats.opened import Opened, open_weights
+from mae.formats.opened import MeanAndDeviation, Opened, open_weights, other_scale
 from mae.formats.sam_names import PARTS, to_our_names
 from mae.formats.warm_start import channel_sentence, unsaid_heads
 from mae.models.classifier import Classifier
@@ -37,7 +37,10 @@ def load_segmenter(path: str | Path | Opened, *, like: SamConfig | None = None, 
             raise ConfigError(f"{opened.path} is a run's and says its own settings: leave out {', '.join(given)}")
         return _load_own(opened, copy)
     if opened.kind == "mae":
-        raise CheckpointError(f"{opened.path} holds no SAM: read it with mae.load, not with mae.load_segmenter")
+        raise CheckpointError(
+            f"{opened.path} holds no SAM but a masked autoencoder or its encoder: measure it with eval.py probe=suite, "
+            "train a SAM from it with task=segment init_from=, or read it with mae.load"
+        )
     encoder, rest = load_sam(opened, like=like, **given), prompt_and_mask_weights(opened)
     if not rest:
         raise CheckpointError(f"{opened.path} holds a SAM-style encoder without a prompt encoder and a mask decoder")
@@ -71,15 +74,17 @@ def prompt_and_mask_weights(opened: Opened) -> dict[str, Tensor]:
     return parts
 
 
-def initialise_segmenter(model: Segmenter, path: Path) -> list[str]:
+def initialise_segmenter(model: Segmenter, path: Path, pixels: MeanAndDeviation | None = None) -> list[str]:
     """Warm start of a fresh model, before LoRA is added to it.
 
     path     a masked autoencoder or classifier, a SAM-style encoder, or a whole SAM, whose other parts are taken too
+    pixels   mean and deviation of the new run's images, compared with those of the weights; None: not compared
     returns  what was resampled or left out, or starts from random weights, a sentence each
 
     Raises CheckpointError or ConfigError if the encoder in it is of another architecture.
     """
-    encoder, rest, said = _load_parts(path, model)
+    opened = open_weights(path)
+    encoder, rest, said = _load_parts(opened, model)
     config, given = model.encoder.config, encoder.config
     if (given.image_size, given.in_channels) != (config.image_size, config.in_channels):
         encoder = encoder.at(config.image_size, in_channels=config.in_channels)
@@ -94,6 +99,7 @@ def initialise_segmenter(model: Segmenter, path: Path) -> list[str]:
         said.append(f"images of {sizes}: positions, and relative positions of global blocks, are resized")
     if given.in_channels != config.in_channels:
         said.append(channel_sentence(given.in_channels, config.in_channels))
+    said += other_scale(opened, pixels)
     model.encoder.load_state_dict(encoder.state_dict())
     if not rest:
         return said
@@ -106,9 +112,9 @@ def initialise_segmenter(model: Segmenter, path: Path) -> list[str]:
     return said
 
 
-def _load_parts(path: Path, model: Segmenter) -> tuple[SamEncoder, dict[str, Tensor], list[str]]:
-    """Returns the encoder in `path`, converted to SAM style if need be, the weights of the other parts, and remarks."""
-    opened, config = open_weights(path), model.encoder.config
+def _load_parts(opened: Opened, model: Segmenter) -> tuple[SamEncoder, dict[str, Tensor], list[str]]:
+    """Returns the encoder in a file, converted to SAM style if need be, the weights of the other parts, and remarks."""
+    config = model.encoder.config
     if opened.kind == "segmentation":
         whole = load_segmenter(opened)
         said = (

@@ -9,7 +9,7 @@
 import json
 from contextlib import suppress
 from dataclasses import dataclass, field
-from math import prod
+from math import isclose, prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from mae.formats.wrappers import Unwrapped, unwrap
 from mae.models.config import MAEConfig
 from mae.run.checkpoint_files import newest_valid
 
+MeanAndDeviation = tuple[tuple[float, ...], tuple[float, ...]]  # per channel, in units of 1
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # Theirs, ours: settings of facebookresearch/mae that MAEConfig has too; the heads are in exports from here.
 ARGUMENTS = {
@@ -244,3 +245,32 @@ def scale_of(opened: Opened, channels: int) -> Scale:
     # Every published masked autoencoder was trained with these; further channels go through the three in turn.
     mean, std = (tuple(values[channel % 3] for channel in range(channels)) for values in IMAGENET)
     return Scale(mean, std, known=False)
+
+
+def other_scale(opened: Opened, pixels: MeanAndDeviation | None) -> list[str]:
+    """Says that a warm start normalises its images otherwise than the weights were trained on; nothing if it does not.
+
+    pixels  mean and deviation of the new run; None: not compared
+    """
+    if pixels is None:
+        return []
+    mean, std = pixels
+    theirs = scale_of(opened, len(mean))
+    before, now = (*theirs.mean, *theirs.std), (*mean, *std)
+    if len(before) == len(now) and all(isclose(*pair, abs_tol=1e-4) for pair in zip(before, now, strict=True)):
+        return []
+    there = scale_words(theirs.mean, theirs.std)
+    here = f"{plain_list(mean)} and {plain_list(std)}"
+    if not theirs.known:
+        return [f"it does not say its mean and deviation, for published weights usually {there}; this run has {here}"]
+    return [f"its images had {there}, and this run's have {here}: other inputs to the same weights, unless it is meant"]
+
+
+def scale_words(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
+    """Returns mean and deviation as words of a command line."""
+    return f"data.mean={plain_list(mean)} data.std={plain_list(std)}"
+
+
+def plain_list(values: tuple[float, ...]) -> str:
+    """Returns numbers as a command line takes them: [0.485,0.456,0.406]."""
+    return f"[{','.join(f'{value:g}' for value in values)}]"

@@ -12,7 +12,7 @@ from typing import Any
 from mae.errors import CheckpointError, ConfigError
 from mae.formats.facebook import may_be_of
 from mae.formats.load import describe, load
-from mae.formats.opened import Opened, open_weights
+from mae.formats.opened import MeanAndDeviation, Opened, open_weights, other_scale
 from mae.models.classifier import Classifier
 from mae.models.config import MAEConfig
 from mae.models.mae import MaskedAutoencoder
@@ -25,12 +25,13 @@ ENCODER = ("width", "depth", "num_heads", "hidden", "class_token")
 DECODER = ("decoder", "decoder_width", "decoder_depth", "decoder_num_heads")
 
 
-def initialise_from(model: MaskedAutoencoder, path: Path) -> list[str]:
+def initialise_from(model: MaskedAutoencoder, path: Path, pixels: MeanAndDeviation | None = None) -> list[str]:
     """Copies the weights in `path` (any format of `load`) into a fresh model of the same widths, depths and heads.
 
     Image size, patch size and channels may differ: the weights are resampled. Sine-cosine positions stay the model's
     own table, which is exact for any grid. A file without a decoder leaves the model's as it is.
 
+    pixels   mean and deviation of the new run's images, compared with those of the weights; None: not compared
     returns  what was not copied as it is, a sentence each
 
     Raises CheckpointError or ConfigError naming what does not fit.
@@ -50,7 +51,7 @@ def initialise_from(model: MaskedAutoencoder, path: Path) -> list[str]:
     model.load_state_dict(
         {key: value for key, value in state.items() if key in own and key not in tables}, strict=False
     )
-    return differences(source, config)
+    return differences(source, config) + other_scale(opened, pixels)
 
 
 def unsaid(opened: Opened, config: MAEConfig) -> dict[str, Any]:
