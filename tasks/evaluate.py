@@ -158,8 +158,8 @@ def evaluate_sam(config: EvalConfig, check: Callable[[], None]) -> None:
     """Runs probe=segment or probe=relevance, which open what they need themselves."""
     if given := [name for name, value in config.model.items() if value is not None]:
         raise ConfigError(
-            f"model.{given[0]}={config.model[given[0]]} is for masked autoencoders, and probe={config.probe.name} opens "
-            "a SAM, whose file says all settings: leave it out"
+            f"model.{given[0]}={config.model[given[0]]} is for masked autoencoders, and probe={config.probe.name} "
+            "opens a SAM, whose file says all settings: leave it out"
         )
     if isinstance(config.probe, SegmentProbe):
         evaluate_segmentation(
