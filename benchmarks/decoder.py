@@ -11,9 +11,9 @@ import time
 import torch
 
 import mae
-from mae.models.flops import executed_pretraining_flops
 from mae.models.noise import uniform_noise
 from mae.models.vit import choose_attention
+from mae.plan.executed_flops import executed_pretraining_flops
 from mae.train.optim import OptimConfig, adamw
 
 WARM_UP_ROUNDS = 1

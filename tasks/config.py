@@ -26,6 +26,7 @@ from mae.callbacks.time_limit import time_limit
 from mae.errors import ConfigError
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
+from mae.models.mae import Statistics
 from mae.run.folder import stored_settings
 from mae.train.optim import OptimConfig
 from tasks.words import GROUPS, choose_one, names_in, unknown
@@ -142,6 +143,7 @@ class TrainConfig(BaseModel, Generic[TaskSettings], frozen=True, extra="forbid")
     val_every: int | None = Field(None, ge=1)
     log_every: int = Field(50, ge=1)
     pictures_every: int = Field(1000, ge=1)
+    pictures_statistics: Statistics = "original"
     profile: bool = False
     task: TaskSettings
     model: MAEConfig
@@ -164,6 +166,15 @@ class TrainConfig(BaseModel, Generic[TaskSettings], frozen=True, extra="forbid")
                 "and the path of a checkpoint"
             )
         return resume
+
+    @model_validator(mode="after")
+    def _statistics_are_those_of_patches(self) -> Self:
+        if self.pictures_statistics != "original" and not self.model.norm_pix:
+            raise ValueError(
+                f"pictures_statistics={self.pictures_statistics} is for model.norm_pix=true, under which the model "
+                "does not predict them. Leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _artifacts_have_a_place(self) -> Self:

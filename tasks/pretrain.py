@@ -69,7 +69,8 @@ class Pretrain(Task[PretrainConfig]):
 
     def callbacks(self) -> list[pl.Callback]:
         images, _ = self.data.examples(PICTURE_IMAGES)
-        callbacks: list[pl.Callback] = [Reconstructions(self.config.run, images, self.config.pictures_every)]
+        every, statistics = self.config.pictures_every, self.config.pictures_statistics
+        callbacks: list[pl.Callback] = [Reconstructions(self.config.run, images, every, statistics)]
         if self.config.online_probe.every is not None:
             callbacks.append(self._online_probe(self.config.online_probe.every))
         return callbacks

@@ -20,7 +20,8 @@ from mae.models.classifier import Classifier, Pool, build_classifier
 from mae.models.execution import BlocksConfig, prepare_blocks
 from mae.models.vit import LayerNorm
 from mae.train.finetuning import vit_layer
-from mae.train.optim import OptimConfig, layer_decayed_adamw
+from mae.train.layer_decay import layer_decayed_adamw
+from mae.train.optim import OptimConfig
 
 CONFIG = mae.MAEConfig(image_size=(32, 32), patch_size=8, width=48, depth=3, num_heads=3, decoder_width=32)
 POOLS: list[Pool] = ["patches", "class_token"]

@@ -12,11 +12,11 @@ import mae
 from mae.export.write import export
 from mae.formats.warm_start import initialise_from
 from mae.models.execution import BlocksConfig, prepare_blocks
-from mae.models.flops import executed_pretraining_flops
 from mae.models.loss import normalise_patches
 from mae.models.noise import uniform_noise
 from mae.models.patches import patchify, unpatchify
 from mae.models.vit import choose_attention
+from mae.plan.executed_flops import executed_pretraining_flops
 from mae.plan.training_cost import pretraining_cost
 from mae.train.optim import OptimConfig, adamw
 from tests.exports import own_checkpoint

@@ -1,5 +1,6 @@
 """python -m mae.demo: a photograph, a mask, what the model makes of them, on a page of this machine."""
 
+import asyncio
 import base64
 import io
 import re
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from mae.demo.views import Views, load_examples
 from mae.distributed.launch import Topology
 from mae.models.attention_maps import attention_weights, rollout
 from mae.models.patches import patchify
-from mae.pictures.draw import to_image
+from mae.pictures.draw import save_grid, shown_range, stretch, to_image
 from tasks.evaluate import evaluate
 from tasks.train import train
 from tests.exports import own_checkpoint
@@ -109,9 +111,28 @@ def test_grey_photograph_keeps_16_bits_for_a_model_trained_on_them(tmp_path: Pat
     values = np.random.default_rng(0).integers(0, 4096, (96, 192), np.uint16)
     photo = fit_to_model(read_photograph(saved(Image.fromarray(values), tmp_path / "x.png")), config(), bits=16)
     assert photo.dtype == torch.uint16 and photo.shape == (1, 3, 48, 96) and len(np.unique(photo.numpy())) > 1000
-    assert np.asarray(to_image(photo[0])).max() == round(int(photo.numpy().max()) / 257)
+    drawn = np.asarray(to_image(photo[0]))
+    assert drawn.min() == 0 and drawn.max() == 255 and 100 < np.median(drawn) < 156
     model = random_model(tmp_path)
     assert model.bits == 8 and (seen(fit_to_model(CAT, config(), bits=16)) == seen(fit_to_model(CAT, config()))).all()
+
+
+def test_demo_of_16_bits_stretches_pictures_and_says_when_a_photograph_has_8(tmp_path: Path) -> None:
+    model = replace(random_model(tmp_path, in_channels=1), bits=16)
+    size = model.config.image_size
+    images = torch.randint(0, 4096, (4, 1, *size), dtype=torch.int32).to(torch.uint16)
+    columns = stretch(images.float() / 65535, shown_range(images))[:, None].expand(-1, 3, -1, -1, -1)
+    (tmp_path / "reconstructions").mkdir()
+    save_grid(columns, tmp_path / "reconstructions" / "step-00000001.png", [], shown_range(images))
+    examples = load_examples(replace(model, path=tmp_path))
+    views = Views(model, None, examples)
+    assert [photo.dtype for _, photo in examples] == [torch.uint16] * 4 + [torch.uint8]
+    assert (examples[0][1][0].float() - images[0].float()).abs().max() <= 16
+    assert views.remark(examples[0][1]) == "" and "256 values are seen of 65,536" in views.remark(examples[-1][1])
+    assert "16 bits" in views.heading()
+    shown = views.reconstruction(examples[0][1], draw_mask(model.config, 0.5, "random", 0))
+    data = re.findall(r"data:image/png;base64,([^\"]+)", shown[0])[0]
+    assert 100 < np.median(np.array(Image.open(io.BytesIO(base64.b64decode(data))))) < 156  # was 8
 
 
 def test_colours_of_16_bits_are_refused_for_a_model_trained_on_them(tmp_path: Path) -> None:
@@ -256,6 +277,7 @@ def test_demo_command_with_wrong_arguments_prints_one_error_line(
             (["run", "--port", "70000"], "--port 70000 is no port"),
             (["run", "--host", "no.such.host.invalid"], "--host no.such.host.invalid is no address"),
             (["run", "--host", "a..b"], "--host a..b is no address"),
+            (["run", "--root-path", "user"], "--root-path user is no address"),
         ):
             assert main(words) == 2
             error = capsys.readouterr().err
@@ -324,6 +346,100 @@ def test_demo_refuses_foreign_hosts_other_sites_and_large_uploads(
     scope = {"method": method, "headers": [(name.encode(), value.encode()) for name, value in headers.items()]}
     refused = refuse(scope, names_of_host(host))
     assert (refused and refused[0]) == status
+
+
+@pytest.mark.parametrize(
+    ("root_path", "expected"),
+    [
+        ("", ("", "")),
+        ("/user/x/proxy/7860/", ("", "/user/x/proxy/7860")),
+        ("https://Hub.example/user/x", ("https://hub.example", "/user/x")),
+        ("http://hub.example:8000", ("http://hub.example:8000", "")),
+        *((wrong, None) for wrong in ("user/x", "ftp://hub/x", "//hub/x?y", "https://", "/x?y=1", "http://[::1")),
+    ],
+)
+def test_root_path_is_an_address_or_a_path(root_path: str, expected: tuple[str, str] | None) -> None:
+    pytest.importorskip("gradio", reason="needs pip install -e '.[demo]'")
+    from mae.demo.serve import Proxy
+
+    if expected is None:
+        with pytest.raises(mae.ConfigError, match=r"--root-path .* is no address: give the one that the browser shows"):
+            Proxy.behind(root_path)
+    else:
+        assert Proxy.behind(root_path) == expected
+
+
+@pytest.fixture(scope="module")
+def proxied(real_run: Path) -> Iterator[str]:
+    """Yields the address of the page behind a proxy that strips the prefix and names another host."""
+    pytest.importorskip("gradio", reason="needs pip install -e '.[demo]'")
+    import uvicorn
+
+    from mae.demo.page import Page
+    from mae.demo.serve import Proxy, application, listen
+
+    model = open_model(real_run)
+    with listen("127.0.0.1", 0) as at, private_uploads():
+        address = f"http://127.0.0.1:{at.getsockname()[1]}/user/x/proxy/7860"
+        page = Page(Views(model, None, load_examples(model))).blocks
+        inner = application(page, proxy=Proxy.behind(address))
+
+        async def proxy(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "http":
+                # Requests outside of the prefix belong to somebody else.
+                inside = scope["path"].startswith("/user/x/proxy/7860/")
+                path = scope["path"].removeprefix("/user/x/proxy/7860") if inside else "/of-somebody-else"
+                headers = [(name, value) for name, value in scope["headers"] if name != b"host"]
+                scope = scope | {"path": path, "headers": [*headers, (b"host", b"127.0.0.1:7860")]}
+            await inner(scope, receive, send)
+
+        server = uvicorn.Server(uvicorn.Config(proxy, ws="none", log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [at]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.05)
+        yield f"{address}/"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # gradio's own use of pandas
+@pytest.mark.slow
+def test_demo_page_works_behind_a_proxy_with_a_prefix(browser: Any, proxied: str, tmp_path: Path) -> None:
+    with browser.new_context() as context:
+        page, complaints = opened(context, proxied)
+        assert hidden(page).float().mean() == 0.75
+        upload(page, saved(CAT, tmp_path / "cat.png"))
+        page.get_by_role("slider").fill("25")
+        page.get_by_text("16 of 64 patches hidden").wait_for()
+        assert check_reconstruction(page) == 0.25
+    assert complaints == []
+
+
+def test_demo_answers_under_its_prefix_whether_the_proxy_strips_it_or_not(tmp_path: Path) -> None:
+    pytest.importorskip("gradio", reason="needs pip install -e '.[demo]'")
+    import gradio
+    import httpx
+
+    from mae.demo.serve import Proxy, application
+
+    async def ask() -> None:
+        with gradio.Blocks(analytics_enabled=False) as page:  # opens a loop of its own where none runs
+            gradio.HTML("a page")
+        app = application(page, proxy=Proxy.behind("https://hub.example/user/x"))
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://hub.example") as client:
+            for path in ("/config", "/user/x/config"):
+                answer = await client.get(path)
+                assert answer.json()["root"] == "https://hub.example/user/x"
+                assert "frame-ancestors 'self'" in answer.headers["content-security-policy"]
+            assert (await client.get("/config", headers={"host": "evil.example"})).status_code == 403
+            for site, refused in (("https://hub.example", False), ("https://evil.example", True)):
+                answer = await client.post("/user/x/none", headers={"origin": site}, content=b"x")
+                assert (answer.status_code == 403) == refused
+
+    with private_uploads():
+        asyncio.run(ask())
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from data.index.index import open_shards
 from data.inspect.__main__ import main
-from data.inspect.contact_sheet import draw_sheet
+from data.inspect.contact_sheet import SIDE, describe, draw_sheet
 from tests.processes import completed
 from tests.test_index import write_tar
 
@@ -151,7 +151,7 @@ def test_contact_sheet_shows_arrays(tmp_path):
     np.save(buffer, values)
     draw_sheet(open_shards(write_tar(tmp_path / "x.tar", {"a.npy": buffer.getvalue()})), tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.getpixel((88, 88)) == (233, 0, 0)
+        assert sheet.getpixel((88, 88)) == (255, 0, 0)
 
 
 def test_inspect_of_a_data_set_covers_all_its_splits(real_images, tmp_path, monkeypatch):
@@ -193,3 +193,19 @@ def test_inspect_reports_the_range_of_values_and_constant_images(tmp_path, capsy
     said = " ".join(capsys.readouterr().out.split())
     assert "16 bits, 7 … 4,095 of 0 … 65,535: set data.bits=16 (8 would leave 17 levels)" in said
     assert "1 images of one colour x.tar:black" in said
+
+
+def test_contact_sheet_cuts_long_keys_and_names_apart_and_stretches_16_bits(tmp_path):
+    font = ImageFont.load_default(11)
+    long = "a_folder_of_some_camera_with_a_long_name/IMG_00017"
+    key, name = describe(long, "a_class_with_a_name_as_long_as_the_key", font).split("\n")
+    assert key.startswith("…") and key.endswith("/IMG_00017") and name.startswith("[a_class_with") and name[-2:] == "…]"
+    assert max(font.getlength(line) for line in (key, name)) <= SIDE
+    assert describe(long[-30:], "", font).replace("\n", "") == long[-30:]
+    assert describe("short", "3", font) == "short\n[3]"
+    buffer = io.BytesIO()
+    Image.fromarray(np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)).save(buffer, "PNG")
+    draw_sheet(open_shards(write_tar(tmp_path / "x.tar", {"a.png": buffer.getvalue()})), tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        inside = np.asarray(sheet.crop((60, 60, 120, 120)).convert("L"))
+    assert inside.min() < 20 and inside.max() > 235  # was 15

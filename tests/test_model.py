@@ -189,6 +189,19 @@ def test_trivial_losses_are_those_of_all_images_whatever_their_size() -> None:
     assert trivial_losses(last, noise, config)["scaled interpolation"] < 0.7 < together["scaled interpolation"]
 
 
+def test_pictures_with_visible_statistics_hold_nothing_of_hidden_pixels() -> None:
+    model = mae.MaskedAutoencoder(mae.MAEConfig(image_size=(32, 48), patch_size=8, **SMALL)).eval()
+    images, mask = torch.rand(2, 3, 32, 48), torch.zeros(2, 24)
+    mask[:, 1::2] = 1
+    pixels = mask.view(2, 1, 4, 6).repeat_interleave(8, -1).repeat_interleave(8, -2)
+    others = torch.where(pixels.bool(), torch.rand(()), images)
+    first, second = (model.reconstruct(some, mask=mask, statistics="visible").images for some in (images, others))
+    torch.testing.assert_close(first, second)
+    truly = model.reconstruct(images, mask=mask).images
+    assert torch.equal(truly[pixels.expand(-1, 3, -1, -1) == 0], first[pixels.expand(-1, 3, -1, -1) == 0])
+    assert not torch.allclose(truly, first)
+
+
 @pytest.fixture(scope="module")
 def trained() -> tuple[mae.MaskedAutoencoder, torch.Tensor]:
     """A small model after 250 steps on real digits, and digits that it has not seen."""

@@ -14,10 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mae
 from mae.errors import ConfigError
-from mae.models.flops import executed_pretraining_flops, pretraining_flops
+from mae.models.flops import pretraining_flops
 from mae.models.vit import choose_attention
 from mae.plan.devices import Hardware, known_device, recognise
 from mae.plan.dry_step import Tally, Workload, autocast, dry_step
+from mae.plan.executed_flops import executed_pretraining_flops
 from mae.plan.forecast import MEMORY_RESERVE, layout
 from mae.plan.tables import duration
 from mae.plan.training_cost import pretraining, pretraining_cost, sam_cost, sam_training

@@ -9,8 +9,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from einops import rearrange
 from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.datasets import load_sample_images
@@ -20,7 +22,7 @@ import mae
 from mae.distributed.launch import Topology
 from mae.models.attention_maps import attention_weights, rollout
 from mae.models.mae import Reconstruction
-from mae.pictures.draw import reconstruction_grid
+from mae.pictures.draw import add_caption, reconstruction_columns, save_grid, shown_range, stretch, tiles
 from mae.pictures.show import read_grid
 from mae.report.__main__ import main
 from mae.report.axes import BUCKETS, LARGEST, axis, thin
@@ -116,8 +118,8 @@ def synthetic(run: Path, steps: int, *changes: str, pictures: int = 0) -> Path:
     crops = torch.stack([images[i % 2, :, 60 : 60 + 224, 50 * i : 50 * i + 224] for i in range(8)])
     for number in range(pictures):
         shifted = Reconstruction(crops, crops.roll(number, dims=-1), torch.ones(8, 196))
-        picture = reconstruction_grid(crops, shifted, 16, norm_pix=True, title="")
-        picture.save(run / "reconstructions" / f"step-{(number + 1) * steps // pictures:08d}.png", compress_level=1)
+        file = run / "reconstructions" / f"step-{(number + 1) * steps // pictures:08d}.png"
+        save_grid(reconstruction_columns(crops, shifted, 16), file, ["a title"])
     return run
 
 
@@ -132,12 +134,15 @@ def test_report_shows_settings_charts_and_reconstructions_of_a_run(real_run: Pat
     pictures = [decoded(tag["src"]) for tag in page.all("img")]
     assert len(pictures) == 8 * 3 + 4 * 3
     original = read_grid(real_run / "reconstructions" / "step-00000006.png", (32, 32))
-    assert original and pictures[0].tobytes() == original[0][0].tobytes()
+    assert original and pictures[0].tobytes() == original.rows[0][0].tobytes()
     assert "16 bits" not in page.text
     settings = real_run / "config.yaml"
     written = settings.read_text()
     settings.write_text(written.replace("bits: 8", "bits: 16"))
-    assert "trained on 16 bits, and sees the 8 of the pictures" in report(real_run, maps=True).text
+    assert (
+        "sees 256 of them here: those of the pictures, from 0 (black) to 65,535 (white)"
+        in report(real_run, maps=True).text
+    )
     settings.write_text(written)
 
 
@@ -437,19 +442,43 @@ def test_attention_weights_equal_those_of_timm() -> None:
     torch.testing.assert_close(rollout(uniform), (torch.eye(4) + 0.25) / 2)
 
 
-@pytest.mark.parametrize(("size", "norm_pix"), [((32, 32), True), ((48, 160), False), ((224, 224), True)])
-def test_read_grid_gives_back_the_images_of_a_reconstruction_grid(
-    size: tuple[int, int], norm_pix: bool, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("size", [(32, 32), (48, 160), (224, 224)])
+def test_read_grid_gives_back_the_images_of_a_saved_grid(size: tuple[int, int], tmp_path: Path) -> None:
     images = torch.randint(256, (5, 3, *size)) / 255
     painted = Reconstruction(images, images.flip(0), torch.ones(5, size[0] * size[1] // 256))
     file = tmp_path / "grid.png"
-    reconstruction_grid(images, painted, 16, norm_pix, "a title").save(file)
-    rows = read_grid(file, size)
-    assert rows is not None and len(rows) == 5
-    for row, image, rebuilt in zip(rows, images, images.flip(0), strict=True):
+    save_grid(reconstruction_columns(images, painted, 16), file, ["a title", "a second line"])
+    with Image.open(file) as picture:
+        assert picture.width > picture.height
+    grid = read_grid(file, size)
+    assert grid is not None and len(grid.rows) == 5
+    for row, image, rebuilt in zip(grid.rows, images, images.flip(0), strict=True):
         for cell, expected in ((row[0], image), (row[2], rebuilt)):
             assert cell.tobytes() == (expected * 255).round().byte().permute(1, 2, 0).numpy().tobytes()
+    assert (grid.originals(3, 8) == (images * 255).round()).all()
+
+
+def test_read_grid_reads_pictures_of_earlier_versions_with_an_image_per_row(tmp_path: Path) -> None:
+    columns = torch.rand(2, 3, 3, 128, 128)
+    rows = rearrange(tiles(columns.flatten(0, 1)), "(b k) c h w -> c (b h) (k w)", k=3)
+    for lines in (2, 3):  # of the caption
+        add_caption(rows, ["a line"] * lines).save(tmp_path / "old.png")
+        grid = read_grid(tmp_path / "old.png", (128, 128))
+        assert grid is not None and len(grid.rows) == 2
+        assert (grid.originals(3, 8) == (columns[:, 0] * 255).round()).all()
+
+
+def test_pictures_of_16_bits_are_stretched_and_read_back_on_their_own_scale(tmp_path: Path) -> None:
+    images = torch.randint(100, 4096, (4, 1, 128, 128), dtype=torch.int32).to(torch.uint16)
+    shown = shown_range(images)
+    assert shown == pytest.approx((100 / 65535, 4095 / 65535), rel=0.05)
+    unit = images.float() / 65535
+    painted = Reconstruction(unit, stretch(unit, shown), torch.ones(4, 64))
+    save_grid(reconstruction_columns(stretch(unit, shown), painted, 16), tmp_path / "grid.png", ["dark"], shown)
+    grid = read_grid(tmp_path / "grid.png", (128, 128))
+    assert grid is not None and 100 < np.median(np.asarray(grid.rows[0][0])) < 156  # was 8
+    found = grid.originals(1, 16)
+    assert found.dtype == torch.uint16 and (found.float() - images.float()).abs().max() <= 16
 
 
 def test_report_scales_large_pictures_down_to_224_pixels() -> None:

@@ -29,7 +29,8 @@ from mae.sam.encoder import SamEncoder
 from mae.sam.pictures import LABEL_COLOURS
 from mae.sam.segmentation import sam_layer
 from mae.sam.segmenter import Segmenter
-from mae.train.optim import OptimConfig, layer_decayed_adamw
+from mae.train.layer_decay import layer_decayed_adamw
+from mae.train.optim import OptimConfig
 from mae.train.schedule import learning_rate
 from tasks.evaluate import launch
 from tasks.relevance_eval import RelevanceProbe, evaluate_relevance

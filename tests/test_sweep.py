@@ -12,11 +12,13 @@ from typing import Any, cast
 import optuna
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from optuna.trial import TrialState
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState, create_trial
 from pydantic import ValidationError
 
 from mae.errors import ConfigError
 from tasks.search.config import SweepConfig
+from tasks.search.figures import draw_importances, draw_trials
 from tasks.search.sweep import _words, open_study, refuse_other_study
 from tasks.search.trials import TrialFailed, _wait
 from tests.conftest import ROOT
@@ -291,3 +293,21 @@ def test_multirun_goes_on_after_a_failed_run_in_folders_named_after_what_differs
     for folder in (tmp_path / "sweeps" / "grid" / name for name in folders):
         assert (folder / "summary.json").is_file()
         assert len(list(folder.rglob("events.out.tfevents.*"))) == 1
+
+
+def test_sweep_figures_draw_trials_of_any_settings(tmp_path: Path) -> None:
+    floats, rates = FloatDistribution(0, 1), FloatDistribution(1e-4, 1e-1, log=True)
+    kinds = CategoricalDistribution((None, "a", True))
+    trials = [
+        create_trial(
+            value=0.1,
+            params={"a": 0.5, "b": 1e-3, "c": None},
+            distributions={"a": floats, "b": rates, "c": kinds},
+        ),
+        create_trial(value=0.3, params={"a": 0.5, "b": 1e-1}, distributions={"a": floats, "b": rates}),
+        create_trial(value=float("inf"), params={"a": 0.5}, distributions={"a": floats}),
+    ]
+    for some in (trials, trials[:1] * 2):
+        draw_trials(some, "val/loss", True, tmp_path / "lines.png")
+    draw_importances({"a": 0.25, "b": 0.75}, "val/loss", tmp_path / "bars.png")
+    assert all((tmp_path / name).stat().st_size > 1000 for name in ("lines.png", "bars.png"))

@@ -8,7 +8,16 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from mae.callbacks.step_callback import StepCallback
-from mae.pictures.draw import reconstruction_columns, reconstruction_grid, tiles, to_image
+from mae.pictures.draw import (
+    STATISTICS,
+    Statistics,
+    reconstruction_columns,
+    save_grid,
+    shown_range,
+    stretch,
+    tiles,
+    to_image,
+)
 from mae.train.pretraining import VALIDATION, Pretraining
 
 
@@ -17,13 +26,16 @@ class Reconstructions(StepCallback):
 
     Every rank computes them, since each may hold a part of the weights; rank 0 writes.
 
-    images  uint8 or uint16 [B, C, H, W]  always the same, under the same masks
+    images      uint8 or uint16 [B, C, H, W]  always the same, under the same masks
+    statistics  as of `MaskedAutoencoder.reconstruct`
     """
 
-    def __init__(self, run: Path, images: Tensor, every: int) -> None:
+    def __init__(self, run: Path, images: Tensor, every: int, statistics: Statistics = "original") -> None:
         self.folder = run / "reconstructions"
         self.images = images
+        self.shown = shown_range(images)
         self.every = every
+        self.statistics: Statistics = statistics
         self.painted_step = -1
 
     def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -42,19 +54,26 @@ class Reconstructions(StepCallback):
         images = module.pixels.normalise(self.images.to(module.device))
         noise = module.noise(VALIDATION, torch.arange(len(images), device=module.device))
         with trainer.precision_plugin.forward_context():
-            reconstruction = module.model.reconstruct(images, noise)
+            reconstruction = module.model.reconstruct(images, noise, statistics=self.statistics)
         if not trainer.is_global_zero:
             return
-        unit = reconstruction._replace(images=module.pixels.denormalise(reconstruction.images))
-        config = module.model.config
-        originals = module.pixels.unit(self.images.to(module.device))
-        title = f"step {step}, {config.mask_ratio:.0%} masked"
-        picture = reconstruction_grid(originals, unit, config.patch_size, config.norm_pix, title)
+        config, unit = module.model.config, module.pixels.denormalise(reconstruction.images)
+        columns = reconstruction_columns(
+            stretch(module.pixels.unit(self.images.to(module.device)), self.shown),
+            reconstruction._replace(images=stretch(unit, self.shown)),
+            config.patch_size,
+        )
+        lines = [f"Step {step:,}: {config.mask_ratio:.0%} of each image is hidden, and painted by the model"]
         self.folder.mkdir(exist_ok=True)
-        picture.save(self.folder / f"step-{step:08d}.png")
+        save_grid(
+            columns,
+            self.folder / f"step-{step:08d}.png",
+            lines + [STATISTICS[self.statistics]] * config.norm_pix,
+            self.shown,
+        )
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                _log_table(logger, reconstruction_columns(originals, unit, config.patch_size), step)
+                _log_table(logger, columns, step)
 
 
 def _log_table(logger: WandbLogger, columns: Tensor, step: int) -> None:

@@ -1,4 +1,4 @@
-"""python -m mae.demo runs/NAME [--host ADDRESS] [--port NUMBER] [model.NAME=VALUE …]"""
+"""python -m mae.demo runs/NAME [--host ADDRESS] [--port NUMBER] [--root-path PREFIX] [model.NAME=VALUE …]"""
 
 import argparse
 import os
@@ -25,16 +25,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("settings", nargs="*", metavar="model.NAME=VALUE", help="what a file cannot say: num_heads, …")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
     parser.add_argument("--port", type=int, default=7860, help="default: %(default)s; 0: any that is free")
+    parser.add_argument(
+        "--root-path",
+        default="",
+        metavar="PREFIX",
+        help="of the page's address behind a proxy: /user/NAME/proxy/7860, or a whole address with https://",
+    )
     arguments = parser.parse_intermixed_args(argv)
     try:
-        show(arguments.model, arguments.host, arguments.port, model_settings(arguments.settings))
+        given = model_settings(arguments.settings)
+        show(arguments.model, arguments.host, arguments.port, arguments.root_path, given)
     except (ConfigError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def show(path: Path, host: str, port: int, given: dict[str, Any]) -> None:
+def show(path: Path, host: str, port: int, root_path: str, given: dict[str, Any]) -> None:
     """Opens the model and serves the page until it is interrupted. Raises ConfigError if gradio is not installed."""
     if find_spec("gradio") is None:
         raise ConfigError("the page needs the package gradio: pip install -e '.[demo]'")
@@ -42,17 +49,20 @@ def show(path: Path, host: str, port: int, given: dict[str, Any]) -> None:
         from mae.demo.gallery import open_gallery
         from mae.demo.model import open_model
         from mae.demo.page import Page
-        from mae.demo.serve import listen, serve
+        from mae.demo.serve import Proxy, listen, serve
         from mae.demo.views import Views, load_examples
 
+        proxy = Proxy.behind(root_path)
         with listen(host, port) as at:
             model = open_model(path, **given)
             page = Page(Views(model, open_gallery(model), load_examples(model)))
             address, port = at.getsockname()[:2]
+            if proxy.origin:
+                print(f"{proxy.origin}{proxy.prefix}/ by the proxy, which has to reach", flush=True)
             print(f"http://{f'[{address}]' if ':' in address else address}:{port} (Ctrl-C ends it)", flush=True)
             if not ip_address(address).is_loopback:
                 print("everybody who reaches this machine can use the page", flush=True)
-            serve(page.blocks, at, host)
+            serve(page.blocks, at, host, proxy)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from typing import Any
 import gradio as gr
 import torch
 from markupsafe import Markup
-from PIL import Image
 from torch import Tensor
 
 from mae.demo.html_images import example_row, sentence
@@ -40,7 +39,7 @@ class Page:
         self.views = views
         self.config = views.model.config
         rows, columns = self.config.grid
-        first = self.fit(views.examples[0][1])
+        first = views.examples[0][1]
         mask = draw_mask(self.config, self.config.mask_ratio, self.config.masking, 0)
         patch = rows // 2 * columns + columns // 2
         with gr.Blocks(title=f"{views.model.path} demo", analytics_enabled=False) as self.blocks:
@@ -57,7 +56,7 @@ class Page:
         with gr.Row(elem_classes="halves"):
             self.file = gr.File(label="Photograph", height=172)
             self.examples = html(example_row(self.views.examples), PICK)
-        self.message = html("", elem_id="message")
+        self.message = html(self.views.remark(self.views.examples[0][1]), elem_id="message")
 
     def _lay_out_reconstruction(self, shown: tuple[str, ...]) -> None:
         config = self.config
@@ -112,7 +111,8 @@ class Page:
     def upload(self, file: str, mask: Tensor, patch: int, block: int) -> tuple:
         """Shows an uploaded photograph, or says why the file cannot be read."""
         try:
-            photo = self.fit(read_photograph(Path(file), self.views.model.bits))
+            bits = self.views.model.bits
+            photo = fit_to_model(read_photograph(Path(file), bits), self.config, bits)
         except ConfigError as error:
             return None, sentence(f"{error}.", "alert"), *(gr.skip() for _ in range(9))
         finally:
@@ -121,16 +121,12 @@ class Page:
 
     def pick_example(self, mask: Tensor, patch: int, block: int, event: gr.EventData) -> tuple:
         """Shows one of the examples."""
-        return self.show_photo(self.fit(self.views.examples[event.number][1]), mask, patch, block)
-
-    def fit(self, image: Image.Image) -> Tensor:
-        """Returns a photograph as the model takes it."""
-        return fit_to_model(image, self.config, self.views.model.bits)
+        return self.show_photo(self.views.examples[event.number][1], mask, patch, block)
 
     def show_photo(self, photo: Tensor, mask: Tensor, patch: int, block: int) -> tuple:
         """Shows all views of a new photograph."""
         reconstruction, attention = self.views.reconstruction(photo, mask), self.attention(photo, patch, block)
-        return "", photo, *reconstruction, *attention, self.views.neighbours(photo)
+        return self.views.remark(photo), photo, *reconstruction, *attention, self.views.neighbours(photo)
 
     def draw_mask(self, percent: float, kind: str, seed: float | None, photo: Tensor) -> tuple:
         """Reconstructs under a drawn mask."""

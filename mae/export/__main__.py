@@ -11,7 +11,7 @@ from mae.errors import CheckpointError, ConfigError
 from mae.export.write import export
 from mae.formats.available import FORMATS
 from mae.formats.given import model_settings
-from mae.run.artifacts import log_export
+from mae.run.export_artifact import log_export
 from mae.run.tracker_identity import reopen_wandb, tracked_run
 
 

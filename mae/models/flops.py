@@ -10,35 +10,21 @@ def pretraining_flops(config: MAEConfig) -> int:
     has two products for each one of the forward pass. The count depends on the model alone, whatever an implementation
     leaves out or recomputes.
     """
-    return 3 * _pretraining_forward(config, last_queries=config.patches + config.class_token)
-
-
-def executed_pretraining_flops(config: MAEConfig) -> int:
-    """Returns what `MaskedAutoencoder` computes of `pretraining_flops`: the last self-attention block of the decoder
-    has only hidden patches as queries, and pixels get no gradient.
-    """
-    hidden = config.patches - config.visible
-    forward = _pretraining_forward(config, last_queries=hidden)
-    return 3 * forward - linear(config.visible, config.patch_values, config.width)
+    return 3 * pretraining_forward(config, last_queries=config.patches + config.class_token)
 
 
 def classification_flops(config: MAEConfig, classes: int) -> int:
     """Returns the FLOPs of a classifier per image, forward and backward, the encoder on all patches."""
-    return 3 * _classification_forward(config, classes)
+    return 3 * classification_forward(config, classes)
 
 
-def executed_classification_flops(config: MAEConfig, classes: int) -> int:
-    """Returns what is computed of `classification_flops`: pixels get no gradient."""
-    return 3 * _classification_forward(config, classes) - linear(config.patches, config.patch_values, config.width)
-
-
-def _classification_forward(config: MAEConfig, classes: int) -> int:
+def classification_forward(config: MAEConfig, classes: int) -> int:
     tokens = config.patches + config.class_token
     flops = linear(config.patches, config.patch_values, config.width) + linear(1, config.width, classes)
     return flops + config.depth * _block(tokens, tokens, config.width, config.mlp_ratio)
 
 
-def _pretraining_forward(config: MAEConfig, last_queries: int) -> int:
+def pretraining_forward(config: MAEConfig, last_queries: int) -> int:
     """Counts the forward pass of one image; the last self-attention block of the decoder has `last_queries` queries."""
     visible, every = config.visible + config.class_token, config.patches + config.class_token
     width, decoder = config.width, config.decoder_width

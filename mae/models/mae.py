@@ -1,6 +1,6 @@
 """Masked autoencoder: patchify, mask, encode, decode, loss as one pure function of images and noise."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,10 @@ from mae.models.config import MAEConfig
 from mae.models.decoder import Decoder
 from mae.models.loss import normalise_patches, patch_statistics, reconstruction_loss
 from mae.models.masking import Masking, choose_predicted, draw_masking, given_masking
-from mae.models.patches import unpatchify
+from mae.models.patches import interpolate_hidden, unpatchify
 from mae.models.vit import Encoder
+
+Statistics = Literal["original", "visible"]
 
 
 class Output(NamedTuple):
@@ -35,8 +37,8 @@ class Reconstruction(NamedTuple):
     """Decoder output for all N patches: predictions, and images with the visible patches pasted in.
 
     pred    [B, N, p*p*C]  every patch, in the scale of the target
-    images  [B, C, H, W]   in the input's scale; under norm_pix hidden patches get the mean and deviation of the true
-                           patches, which the model does not predict
+    images  [B, C, H, W]   in the input's scale; under norm_pix hidden patches get a mean and deviation that the model
+                           does not predict: those of the true patches, or interpolated from the visible ones
     mask    [B, N]         1 hidden, 0 visible
     """
 
@@ -84,24 +86,37 @@ class MaskedAutoencoder(Encoder, Decoder):
         return Output(reconstruction_loss(pred, target), pred, target, mask, ids)
 
     @torch.no_grad()
-    def reconstruct(self, images: Tensor, noise: Tensor | None = None, mask: Tensor | None = None) -> Reconstruction:
-        """Reconstructs whole images: all hidden patches are predicted. Arguments as in `forward`."""
+    def reconstruct(
+        self,
+        images: Tensor,
+        noise: Tensor | None = None,
+        mask: Tensor | None = None,
+        statistics: Statistics = "original",
+    ) -> Reconstruction:
+        """Reconstructs whole images: all hidden patches are predicted. Arguments as in `forward`.
+
+        statistics  patches whose mean and deviation hidden ones get under norm_pix: "original" or "visible"
+        """
         config = self.config
         patches = self.patchify(images)
         ids_keep, ids_hidden, mask = self._masking(patches, noise, mask)
         latent = self.encode_tokens(self.embed(_take(patches, ids_keep), ids_keep))
         pred = self.decode_all(latent, ids_keep, ids_hidden)
-        pasted = torch.where(mask[..., None].bool(), self.in_pixels(pred, patches), patches)
+        painted = self.in_pixels(pred, patches, mask if statistics == "visible" else None)
+        pasted = torch.where(mask[..., None].bool(), painted, patches)
         return Reconstruction(pred, unpatchify(pasted, config.patch_size, config.grid), mask)
 
-    def in_pixels(self, pred: Tensor, patches: Tensor) -> Tensor:
+    def in_pixels(self, pred: Tensor, patches: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns predictions in the scale of the input, under norm_pix with mean and deviation of the true patches.
 
         pred, patches  [B, N, p*p*C]
+        mask           [B, N]  if given, mean and deviation of hidden patches are interpolated from the visible ones
         """
         if not self.config.norm_pix:
             return pred.to(patches.dtype)
         mean, deviation = patch_statistics(patches)
+        if mask is not None:
+            mean, deviation = (interpolate_hidden(one, mask, self.config.grid) for one in (mean, deviation))
         return (pred.float() * deviation + mean).to(patches.dtype)
 
     def _masking(self, patches: Tensor, noise: Tensor | None, mask: Tensor | None) -> Masking:

@@ -68,3 +68,13 @@ def require_size(images: Tensor, image_size: tuple[int, int], patch_size: int) -
         f"images are {height} x {width} pixels, and the model is for {image_size[0]} x {image_size[1]} (height x "
         f"width): {way_out}"
     )
+
+
+def interpolate_hidden(values: Tensor, mask: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Interpolates values of hidden patches from all visible ones, by the inverse fourth power of the distance.
+
+    values  [B, N, D];  mask  [B, N], 1 hidden
+    """
+    places = torch.cartesian_prod(*(torch.arange(n, dtype=values.dtype, device=values.device) for n in grid))
+    weights = torch.cdist(places, places).pow(-4).fill_diagonal_(0) * (1 - mask[:, None])
+    return torch.where(mask[..., None].bool(), weights @ values / weights.sum(-1, keepdim=True), values)

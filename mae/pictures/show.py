@@ -2,19 +2,44 @@
 
 import base64
 import io
+import json
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
+import torch
+from einops import rearrange
 from PIL import Image
+from torch import Tensor
 
-from mae.pictures.draw import BORDER, LINE, MARGIN, enlargement
+from mae.pictures.draw import BORDER, GAP, LINE, MARGIN, enlargement
 
 Row = list[Image.Image]
 
 
-def read_grid(file: Path, size: tuple[int, int]) -> list[Row] | None:
-    """Cuts a `reconstruction_grid` into [original, masked, reconstruction] per image, as the model saw them.
+class Grid(NamedTuple):
+    """Pictures read back from a file of `save_grid`.
+
+    rows   [images] original, masked, reconstruction, as large as the model saw them
+    shown  values in [0, 1] that are drawn black and white
+    """
+
+    rows: list[Row]
+    shown: tuple[float, float]
+
+    def originals(self, channels: int, bits: int) -> Tensor:
+        """Returns the originals as the model takes them, uint8 or uint16 [B, C, H, W]; of 16 bits 256 values remain."""
+        pixels = torch.from_numpy(np.stack([np.asarray(row[0])[..., :channels] for row in self.rows]))
+        pixels = rearrange(pixels, "b h w c -> b c h w")
+        if bits == 8:
+            return pixels
+        low, high = self.shown
+        return ((low + (high - low) * pixels.double() / 255) * 65535).round().to(torch.uint16)
+
+
+def read_grid(file: Path, size: tuple[int, int]) -> Grid | None:
+    """Cuts a file of `save_grid` into its pictures; those of earlier versions have one image per row.
 
     size     height and width of the images
     returns  None if the file is still being written or damaged, or holds no grid of such images
@@ -25,16 +50,23 @@ def read_grid(file: Path, size: tuple[int, int]) -> list[Row] | None:
     factor = enlargement(size[1])
     height, width = (side * factor + 2 * BORDER for side in size)
     rows = (picture.height - 2 * LINE - MARGIN) // height  # a caption has two lines or three
-    if picture.width < 3 * width or rows < 1:
+    try:
+        about = json.loads(picture.info.get("grid") or json.dumps({"images": rows, "across": 1, "shown": (0, 1)}))
+        count, across, shown = about["images"], about["across"], about["shown"]
+        rows = -(-count // across)
+    except (ValueError, LookupError, TypeError, ZeroDivisionError):
         return None
     top = picture.height - rows * height
+    if picture.width < 3 * width * across or count < 1 or top < 0:
+        return None
 
-    def cell(row: int, column: int) -> Image.Image:
-        left, upper = column * width + BORDER, top + row * height + BORDER
+    def cell(image: int, column: int) -> Image.Image:
+        left = (image % across * 3 + column) * width + image % across * GAP + BORDER
+        upper = top + image // across * height + BORDER
         box = (left, upper, left + size[1] * factor, upper + size[0] * factor)
         return picture.crop(box).resize((size[1], size[0]), Image.Resampling.NEAREST)
 
-    return [[cell(row, column) for column in range(3)] for row in range(rows)]
+    return Grid([[cell(image, column) for column in range(3)] for image in range(count)], (shown[0], shown[1]))
 
 
 def read_picture(file: Path) -> Image.Image | None:

@@ -9,15 +9,11 @@ from torch.nn import functional as F
 from mae.models.classifier import Classifier
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig, prepare_blocks
-from mae.models.flops import (
-    classification_flops,
-    executed_classification_flops,
-    executed_pretraining_flops,
-    pretraining_flops,
-)
+from mae.models.flops import classification_flops, pretraining_flops
 from mae.models.mae import MaskedAutoencoder
 from mae.models.vit import choose_attention
 from mae.plan.dry_step import DryStep, Workload, dry_step
+from mae.plan.executed_flops import executed_classification_flops, executed_pretraining_flops
 from mae.sam.encoder import SamConfig, SamEncoder
 from mae.sam.flops import executed_sam_flops, sam_flops
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from mae.pictures.draw import add_caption, tiles
+from mae.pictures.draw import LETTER, add_caption, shown_range, stretch, tiles
 from mae.probes.features import Features, number_classes
 from mae.probes.models_under_probe import ModelsUnderProbe, Want
 from mae.probes.probe import Fitted, Outcome, Probe, measure_accuracy
@@ -78,7 +78,11 @@ class KNN(Probe, frozen=True):
         crops, samples = probed.crops("test", self.shown, test)
         some = test.take(samples)
         _, nearest = neighbours(train.values, some.values, min(self.k, NEIGHBOURS_SHOWN))
-        images, unit = probed.images, probed.pixels.unit
+        images, shown = probed.images, shown_range(crops)
+
+        def unit(some: Tensor) -> Tensor:
+            return stretch(probed.pixels.unit(some), shown)
+
         rows = torch.stack([unit(images.crops("train", train.samples[row])[0]) for row in nearest])
         labels = torch.cat([some.labels[:, None], train.labels[nearest]], dim=1)
         names = dict(enumerate(images.class_names("train", "test")))
@@ -104,9 +108,14 @@ def draw_neighbours(
     framed = frames[:, :, None, None].expand(-1, -1, shown.shape[-2] + 8, shown.shape[-1] + 8).clone()
     framed[:, :, 4:-4, 4:-4] = shown
     rows = rearrange(F.pad(framed, (2, 2, 2, 2), value=1.0), "(b k) c h w -> c (b h) (k w)", b=len(images))
-    picture = add_caption(rows, ["test image | its nearest training images", "blue: the same class, red: another"])
+    caption = [
+        "Left: test images. Beside each: the training images whose features are nearest, nearest first.",
+        "Blue frame: the same class as the test image. Red frame: another class.",
+    ]
+    size = max(LETTER, rows.shape[-1] // 70)  # readable where the whole picture is shown at the width of a page
+    picture = add_caption(rows, caption, size)
     top, height, width = picture.height - rows.shape[1], framed.shape[-2] + 4, framed.shape[-1] + 4
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=13)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=max(LETTER, width // 14))
     for row, written in enumerate(names):
         for column, name in enumerate(written):
             place = column * width + 8, top + row * height + 7

@@ -14,6 +14,7 @@ from mae.models.classifier import Classifier, Pool
 from mae.models.mae import MaskedAutoencoder
 from mae.models.pixels import Pixels
 from mae.models.vit import Encoder, choose_attention
+from mae.pictures.draw import shown_range, stretch
 from mae.probes.feature_cache import FeatureCache, thumbnails_key, weights_fingerprint
 from mae.probes.features import Features, Kind, concatenate_by_sample, describe, held_out_noise, losses, thumbnails
 from mae.train.precision import choose_float32_products, resolve_precision
@@ -267,7 +268,9 @@ class ModelsUnderProbe:
             on_device = rows.to(self.device)
             with self.autocast():
                 if kind == "thumbnails":
-                    values = thumbnails(self.pixels.unit(batch["images"][rows]))
+                    unit = self.pixels.unit
+                    drawn = [stretch(unit(one), shown_range(one)) for one in batch["images"][rows]]
+                    values = thumbnails(torch.stack(drawn))
                 elif ratio is not None:
                     assert isinstance(model, MaskedAutoencoder)
                     noise = held_out_noise(samples[rows].to(self.device), model.config)

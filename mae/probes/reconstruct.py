@@ -7,9 +7,9 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from mae.errors import ConfigError, first_sentence
-from mae.models.mae import MaskedAutoencoder
+from mae.models.mae import MaskedAutoencoder, Statistics
 from mae.models.masking import draw_masking
-from mae.pictures.draw import reconstruction_grid
+from mae.pictures.draw import STATISTICS, reconstruction_columns, save_grid, shown_range, stretch
 from mae.probes.features import at_ratio, held_out_noise
 from mae.probes.models_under_probe import ModelsUnderProbe, Want
 from mae.probes.probe import Outcome, Probe, Row
@@ -23,6 +23,7 @@ class Reconstruct(Probe, frozen=True):
     ratios        mask ratios; the model's own is added
     floor_images  number of images for the losses of trivial predictors
     shown         number of images in each picture
+    statistics    in pictures under norm_pix, as of `MaskedAutoencoder.reconstruct`
     """
 
     name: Literal["reconstruct"]
@@ -30,12 +31,15 @@ class Reconstruct(Probe, frozen=True):
     ratios: list[float] = Field(min_length=1)
     floor_images: int = Field(256, ge=1)
     shown: int = Field(8, ge=1)
+    statistics: Statistics = "original"
 
     def refusal(self, probed: ModelsUnderProbe) -> str | None:
         if not isinstance(probed.models["trained"], MaskedAutoencoder):
             return "needs a decoder, and the checkpoint holds an encoder only"
         if not probed.images.has("test"):
             return "needs test images: set data.val_path"
+        if self.statistics != "original" and not probed.models["trained"].config.norm_pix:
+            return f"probe.statistics={self.statistics} is for model.norm_pix=true. Leave it out"
         try:
             self._ratios(probed)
         except ConfigError as error:
@@ -93,10 +97,12 @@ class Reconstruct(Probe, frozen=True):
         images = crops.to(probed.device)
         mask = draw_masking(held_out_noise(samples.to(probed.device), config), config).mask
         with probed.autocast():
-            painted = model.reconstruct(pixels.normalise(images), mask=mask)
-        unit = painted._replace(images=pixels.denormalise(painted.images))
+            painted = model.reconstruct(pixels.normalise(images), mask=mask, statistics=self.statistics)
+        shown = shown_range(images)
+        unit = painted._replace(images=stretch(pixels.denormalise(painted.images), shown))
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"ratio-{ratio:g}.png"
-        title = f"{ratio:.0%} masked"
-        reconstruction_grid(pixels.unit(images), unit, config.patch_size, config.norm_pix, title).save(path)
+        lines = [f"{ratio:.0%} of each image is hidden, and painted by the model"]
+        columns = reconstruction_columns(stretch(pixels.unit(images), shown), unit, config.patch_size)
+        save_grid(columns, path, lines + [STATISTICS[self.statistics]] * config.norm_pix, shown)
         return path

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image
@@ -39,13 +38,14 @@ class Reconstructions(NamedTuple):
 class AttentionMaps(NamedTuple):
     """Attention on some images, as data: URLs.
 
-    rows  [images] original, attention in the last block, rollout through all blocks
-    bits  of the values that the encoder was trained on; the pictures that it sees here have 8
+    rows   [images] original, attention in the last block, rollout through all blocks
+    shown  for an encoder that was trained on 16 bits: the values that are drawn black and white, between which it sees
+           256 here; None for 8 bits
     """
 
     step: int
     rows: list[list[str]]
-    bits: int
+    shown: tuple[int, int] | None
 
 
 def reconstructions(run: Run, runs: int) -> Reconstructions | None:
@@ -62,8 +62,8 @@ def reconstructions(run: Run, runs: int) -> Reconstructions | None:
     newest = next(reversed(grids.values()))
     return Reconstructions(
         steps=list(grids),
-        rows=[[picture_url(cell) for cell in row] for row in newest],
-        rebuilt=[[picture_url(row[2]) for row in grid] for grid in grids.values()],
+        rows=[[picture_url(cell) for cell in row] for row in newest.rows],
+        rebuilt=[[picture_url(row[2]) for row in grid.rows] for grid in grids.values()],
     )
 
 
@@ -105,15 +105,16 @@ def attention_maps(run: Run) -> AttentionMaps | str | None:
         encoder = load(checkpoint)
     except CheckpointError as error:
         return str(error)
-    originals = [row[0] for row in grid[:ATTENTION_IMAGES]]
-    pixels = np.stack([np.asarray(image)[..., :channels] for image in originals])
     data = run.config["data"]
-    images = Pixels(data["mean"], data["std"]).normalise(rearrange(torch.from_numpy(pixels), "b h w c -> b c h w"))
+    bits = data.get("bits", 8)
+    grid = grid._replace(rows=grid.rows[:ATTENTION_IMAGES])
+    images = Pixels(data["mean"], data["std"]).normalise(grid.originals(channels, bits))
     weights = attention_weights(encoder, images)
     received = torch.stack([weights[:, -1], rollout(weights)], 1).mean(-2)[..., int(encoder.config.class_token) :]
     maps = rearrange(received, "b k (h w) -> b k h w", h=encoder.config.grid[0]).numpy()
     rows = [
         [picture_url(image), *(picture_url(overlay_attention(image, one)) for one in maps_of_image)]
-        for image, maps_of_image in zip(originals, maps, strict=True)
+        for (image, *_), maps_of_image in zip(grid.rows, maps, strict=True)
     ]
-    return AttentionMaps(step_of(checkpoint), rows, data.get("bits", 8))
+    low, high = (round(65535 * value) for value in grid.shown)
+    return AttentionMaps(step_of(checkpoint), rows, (low, high) if bits == 16 else None)

@@ -29,10 +29,7 @@ def summarise(run: Path, schedule: Schedule, step: int, more: dict[str, Any]) ->
     """
     series = by_name(read_metrics(run / "metrics.csv"))
     latest = {name: value if isfinite(value := values[max(values)]) else None for name, values in series.items()}
-    finite = {
-        name: {step: value for step, value in values.items() if isfinite(value)} for name, values in series.items()
-    }
-    finite = {name: values for name, values in finite.items() if values}
+    finite = {name: {at: value for at, value in values.items() if isfinite(value)} for name, values in series.items()}
     speed = {name: median(series[f"perf/{name}"].values()) for name in ("images_per_s", "data_wait", "mfu")}
     not_finite = {name: since for name in series if (since := not_finite_since(series[name])) is not None}
     summary: dict[str, Any] = {
@@ -49,7 +46,7 @@ def summarise(run: Path, schedule: Schedule, step: int, more: dict[str, Any]) ->
         "not_finite": not_finite,
         "checkpoint": str(checkpoint_path(run, step)),
         **more,
-        "remarks": remarks(finite, more.get("floors", {})),
+        "remarks": remarks({name: values for name, values in finite.items() if values}, more.get("floors", {})),
     }
     write_json(run / "summary.json", summary)
     return summary

@@ -12,7 +12,8 @@ from mae.sam.flops import sam_flops
 from mae.sam.segmenter import Segmenter
 from mae.sam.session import Session, simulate_session
 from mae.sam.square_frame import blank_padding
-from mae.train.optim import NamedAdamW, layer_decayed_adamw
+from mae.train.layer_decay import layer_decayed_adamw
+from mae.train.optim import NamedAdamW
 from mae.train.strategies import shard
 from mae.train.training import Training
 

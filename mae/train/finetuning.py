@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from mae.models.classifier import Classifier, Pool, topk_correct
 from mae.models.config import ImageSize
 from mae.models.flops import classification_flops
-from mae.train.optim import NamedAdamW, layer_decayed_adamw
+from mae.train.layer_decay import layer_decayed_adamw
+from mae.train.optim import NamedAdamW
 from mae.train.strategies import shard
 from mae.train.training import Training
 

@@ -1,6 +1,6 @@
-"""AdamW: its settings, which parameters decay, layer-wise learning-rate decay, a state dict keyed by names."""
+"""AdamW: its settings, which parameters decay, a state dict keyed by names."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
@@ -72,33 +72,5 @@ def adamw(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, l
     groups = [
         {"params": [(n, p) for n, p in trainable if decays(n, p)], "weight_decay": config.weight_decay},
         {"params": [(n, p) for n, p in trainable if not decays(n, p)], "weight_decay": 0.0},
-    ]
-    return NamedAdamW(groups, lr=lr, betas=config.betas, fused=True)
-
-
-def layer_decayed_adamw(
-    parameters: Iterable[tuple[str, nn.Parameter]],
-    config: OptimConfig,
-    lr: float,
-    layer: Callable[[str, int], int],
-    depth: int,
-) -> NamedAdamW:
-    """Returns fused AdamW with layer-wise learning-rate decay (Clark et al. 2020), over the trainable parameters.
-
-    layer  (name of a parameter, depth) -> number of its layer; layer `depth` + 1 learns at `lr`, each one before it at
-           `config.layer_decay` times the rate of the next
-    depth  number of the encoder's blocks
-    """
-    members: dict[tuple[int, bool], list[tuple[str, nn.Parameter]]] = {}
-    for name, parameter in parameters:
-        if parameter.requires_grad:
-            members.setdefault((layer(name, depth), decays(name, parameter)), []).append((name, parameter))
-    groups = [
-        {
-            "params": members[number, decayed],
-            "lr": lr * config.layer_decay ** (depth + 1 - number),
-            "weight_decay": config.weight_decay if decayed else 0.0,
-        }
-        for number, decayed in sorted(members)
     ]
     return NamedAdamW(groups, lr=lr, betas=config.betas, fused=True)

@@ -20,7 +20,14 @@ BETTER: dict[str, Direction] = dict.fromkeys(("loss", "skipped", "memory_gb", "d
 BETTER |= dict.fromkeys(("top1", "top5", "miou", "first_iou", "last_iou", "rankme", "images_per_s", "mfu"), "maximize")
 # Settings that decide nothing about the values of a trial.
 MACHINE = ("trainer", "launcher", "micro_batch", "blocks", "logger", "data.workers", "data.cache", "data.root")
-MACHINE += ("log_every", "pictures_every", "profile", "checkpoint.every_steps", "checkpoint.keep")
+MACHINE += (
+    "log_every",
+    "pictures_every",
+    "pictures_statistics",
+    "profile",
+    "checkpoint.every_steps",
+    "checkpoint.keep",
+)
 
 
 class Range(BaseModel, frozen=True, extra="forbid"):

@@ -2,18 +2,14 @@
 
 import csv
 import shlex
-import warnings
 
-import matplotlib
-
-matplotlib.use("Agg")
 import optuna
-from matplotlib import pyplot
+from optuna.importance import get_param_importances
 from optuna.trial import FrozenTrial, TrialState
-from optuna.visualization import matplotlib as figures
 
 from mae.atomic import write_atomically
 from tasks.search.config import SweepConfig
+from tasks.search.figures import draw_importances, draw_trials
 from tasks.words import setting
 
 
@@ -52,16 +48,8 @@ def _write_table(config: SweepConfig, trials: list[FrozenTrial]) -> None:
 
 def _draw(config: SweepConfig, study: optuna.Study) -> None:
     """Writes parallel_coordinates.png, and importance.png if the trials differ in value."""
-    values = {trial.value for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))}
-    with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
-        for lines in figures.plot_parallel_coordinate(study, target_name=config.objective).collections:
-            lines.set_cmap("viridis")  # Optuna's own ends in white
-        _save(config, "parallel_coordinates")
-        if len(values) > 1:
-            figures.plot_param_importances(study, target_name=config.objective)
-            _save(config, "importance")
-
-
-def _save(config: SweepConfig, name: str) -> None:
-    pyplot.gcf().savefig(config.folder / f"{name}.png", dpi=120, bbox_inches="tight")
-    pyplot.close("all")
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    lower_is_better = study.direction == optuna.study.StudyDirection.MINIMIZE
+    draw_trials(complete, config.objective, lower_is_better, config.folder / "parallel_coordinates.png")
+    if len({trial.value for trial in complete}) > 1:
+        draw_importances(get_param_importances(study), config.objective, config.folder / "importance.png")

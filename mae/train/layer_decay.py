@@ -1,0 +1,35 @@
+"""AdamW with layer-wise learning-rate decay, for fine-tuning."""
+
+from collections.abc import Callable, Iterable
+
+from torch import nn
+
+from mae.train.optim import NamedAdamW, OptimConfig, decays
+
+
+def layer_decayed_adamw(
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    config: OptimConfig,
+    lr: float,
+    layer: Callable[[str, int], int],
+    depth: int,
+) -> NamedAdamW:
+    """Returns fused AdamW with layer-wise learning-rate decay (Clark et al. 2020), over the trainable parameters.
+
+    layer  (name of a parameter, depth) -> number of its layer; layer `depth` + 1 learns at `lr`, each one before it at
+           `config.layer_decay` times the rate of the next
+    depth  number of the encoder's blocks
+    """
+    members: dict[tuple[int, bool], list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in parameters:
+        if parameter.requires_grad:
+            members.setdefault((layer(name, depth), decays(name, parameter)), []).append((name, parameter))
+    groups = [
+        {
+            "params": members[number, decayed],
+            "lr": lr * config.layer_decay ** (depth + 1 - number),
+            "weight_decay": config.weight_decay if decayed else 0.0,
+        }
+        for number, decayed in sorted(members)
+    ]
+    return NamedAdamW(groups, lr=lr, betas=config.betas, fused=True)
