@@ -41,7 +41,8 @@ from mae.probes.probe import Outcome
 from mae.probes.reconstruct import Reconstruct
 from mae.probes.score_figures import draw_suite
 from mae.probes.suite import Suite, require_fit, select_probes
-from mae.run.folder import evaluation_folder, write_json
+from mae.run.folder import write_json
+from mae.run.of_weights import evaluation_folder
 from mae.run.tracker_identity import reopen_wandb, tracked_run
 from tasks.config import plain_settings, validate
 from tasks.embed import write_embeddings

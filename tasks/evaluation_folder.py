@@ -20,7 +20,8 @@ from data.index.index import ShardIndex
 from mae.distributed.rank_zero import say
 from mae.errors import CheckpointError, ConfigError
 from mae.formats.opened import Opened, plain_list, scale_of, scale_words
-from mae.run.folder import evaluation_folder, read_mapping, run_of
+from mae.run.folder import read_mapping
+from mae.run.of_weights import evaluation_folder, run_of
 from tasks.config import evaluation_data
 
 PIXELS = ("image", "mean", "std", "scale", "flip", "val_crop", "bits")  # settings on which the features depend

@@ -18,7 +18,8 @@ from mae.errors import ConfigError
 from mae.formats.load_segmenter import load_segmenter
 from mae.formats.opened import open_weights
 from mae.models.pixels import Pixels
-from mae.run.folder import run_of, stored_settings
+from mae.run.folder import stored_settings
+from mae.run.of_weights import run_of
 from mae.sam.pictures import MASK_COLOURS, draw_answer
 from mae.sam.scores import Found, Photograph, photograph_of
 from mae.sam.segmenter import Prompts

@@ -8,16 +8,7 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from mae.callbacks.step_callback import StepCallback
-from mae.pictures.draw import (
-    STATISTICS,
-    Statistics,
-    reconstruction_columns,
-    save_grid,
-    shown_range,
-    stretch,
-    tiles,
-    to_image,
-)
+from mae.pictures.draw import STATISTICS, Statistics, reconstruction_columns, save_grid, shown_range, tiles, to_image
 from mae.train.pretraining import VALIDATION, Pretraining
 
 
@@ -57,20 +48,14 @@ class Reconstructions(StepCallback):
             reconstruction = module.model.reconstruct(images, noise, statistics=self.statistics)
         if not trainer.is_global_zero:
             return
-        config, unit = module.model.config, module.pixels.denormalise(reconstruction.images)
-        columns = reconstruction_columns(
-            stretch(module.pixels.unit(self.images.to(module.device)), self.shown),
-            reconstruction._replace(images=stretch(unit, self.shown)),
-            config.patch_size,
-        )
+        config = module.model.config
+        unit = reconstruction._replace(images=module.pixels.denormalise(reconstruction.images))
+        originals = module.pixels.unit(self.images.to(module.device))
+        columns = reconstruction_columns(originals, unit, config.patch_size, self.shown)
         lines = [f"Step {step:,}: {config.mask_ratio:.0%} of each image is hidden, and painted by the model"]
         self.folder.mkdir(exist_ok=True)
-        save_grid(
-            columns,
-            self.folder / f"step-{step:08d}.png",
-            lines + [STATISTICS[self.statistics]] * config.norm_pix,
-            self.shown,
-        )
+        lines += [STATISTICS[self.statistics]] * config.norm_pix
+        save_grid(columns, self.folder / f"step-{step:08d}.png", lines, self.shown)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 _log_table(logger, columns, step)

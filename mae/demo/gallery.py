@@ -12,7 +12,7 @@ from mae.demo.model import DemoModel
 from mae.probes.feature_cache import FeatureCache, thumbnails_key, weights_fingerprint
 from mae.probes.features import Features, Kind
 from mae.probes.knn import neighbours
-from mae.run.folder import evaluation_folder
+from mae.run.of_weights import evaluation_folder
 
 
 class Neighbour(NamedTuple):

@@ -40,15 +40,19 @@ def stretch(images: Tensor, shown: tuple[float, float]) -> Tensor:
     return (images - shown[0]) / (shown[1] - shown[0])
 
 
-def reconstruction_columns(images: Tensor, reconstruction: Reconstruction, patch_size: int) -> Tensor:
+def reconstruction_columns(
+    images: Tensor, reconstruction: Reconstruction, patch_size: int, shown: tuple[float, float] = (0.0, 1.0)
+) -> Tensor:
     """Returns original, masked image (hidden patches in mid grey) and reconstruction of each image.
 
     images, reconstruction.images  [B, C, H, W] in [0, 1]
+    shown                          of `stretch`
     returns                        [B, 3, C, H, W]
     """
+    images, painted = stretch(images, shown), stretch(reconstruction.images.to(images), shown)
     grid = images.shape[-2] // patch_size, images.shape[-1] // patch_size
     patches = torch.where(reconstruction.mask[..., None].bool(), 0.5, patchify(images, patch_size))
-    return torch.stack([images, unpatchify(patches, patch_size, grid), reconstruction.images.to(images)], dim=1)
+    return torch.stack([images, unpatchify(patches, patch_size, grid), painted], dim=1)
 
 
 def save_grid(columns: Tensor, file: Path, lines: list[str], shown: tuple[float, float] = (0.0, 1.0)) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from mae.errors import ConfigError, first_sentence
 from mae.models.mae import MaskedAutoencoder, Statistics
 from mae.models.masking import draw_masking
-from mae.pictures.draw import STATISTICS, reconstruction_columns, save_grid, shown_range, stretch
+from mae.pictures.draw import STATISTICS, reconstruction_columns, save_grid, shown_range
 from mae.probes.features import at_ratio, held_out_noise
 from mae.probes.models_under_probe import ModelsUnderProbe, Want
 from mae.probes.probe import Outcome, Probe, Row
@@ -99,10 +99,10 @@ class Reconstruct(Probe, frozen=True):
         with probed.autocast():
             painted = model.reconstruct(pixels.normalise(images), mask=mask, statistics=self.statistics)
         shown = shown_range(images)
-        unit = painted._replace(images=stretch(pixels.denormalise(painted.images), shown))
+        unit = painted._replace(images=pixels.denormalise(painted.images))
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"ratio-{ratio:g}.png"
         lines = [f"{ratio:.0%} of each image is hidden, and painted by the model"]
-        columns = reconstruction_columns(stretch(pixels.unit(images), shown), unit, config.patch_size)
+        columns = reconstruction_columns(pixels.unit(images), unit, config.patch_size, shown)
         save_grid(columns, path, lines + [STATISTICS[self.statistics]] * config.norm_pix, shown)
         return path

@@ -19,7 +19,6 @@ from mae.atomic import write_atomically
 from mae.distributed.rank_zero import say
 from mae.distributed.restarts import continues, is_counted_restart, launch_names
 from mae.errors import CheckpointError, ConfigError
-from mae.run.checkpoint_files import NAME as NAME_OF_CHECKPOINT
 from mae.run.checkpoint_files import checkpoints, newest_valid, set_aside, step_of, verify
 from mae.run.lease import NAME as LEASE
 
@@ -182,29 +181,6 @@ def _remove(path: Path) -> None:
 
 def _list(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} others" if len(names) > 5 else "")
-
-
-def run_of(path: Path) -> Path | None:
-    """Returns the run folder that `path` is or lies in; None if there is none. Raises ConfigError if its settings are
-    damaged.
-    """
-    run = next(filter(is_run, (path, *path.parents)), None)
-    if run is not None and stored_settings(run) is None:
-        raise ConfigError(f"{run / 'config.yaml'} is damaged or gone. The same train.py command writes it anew")
-    return run
-
-
-def evaluation_folder(checkpoint: Path) -> Path:
-    """Returns the folder of the results of eval.py: eval/ of a run or a folder of weights, eval/FILE beside a file.
-
-    Those of a single checkpoint of a run lie in eval/ of the run.
-    """
-    if checkpoint.is_dir():
-        return checkpoint / "eval"
-    beside = checkpoint.parent
-    if NAME_OF_CHECKPOINT.fullmatch(checkpoint.name) and beside.name == "checkpoints":
-        beside = beside.parent
-    return beside / "eval" / checkpoint.name
 
 
 def write_settings(run: Path, settings: str) -> None:

@@ -16,8 +16,9 @@ from mae.atomic import write_atomically
 from mae.distributed.rank_zero import warn
 from mae.errors import ConfigError
 from mae.run.checkpoint_files import set_aside
-from mae.run.folder import read_json, run_of
+from mae.run.folder import read_json
 from mae.run.metrics import read_metrics
+from mae.run.of_weights import run_of
 
 MLFLOW_LETTERS = 250  # of a parameter's value
 ROWS_PER_START = 10**8  # more than one start of a run ever logs
