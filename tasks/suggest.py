@@ -85,6 +85,7 @@ def suggest(raw: DictConfig, hydra: Any) -> None:
         # A product that is measured on a busy machine may be slower than a step.
         peak=ranks * hardware.flops * (2 if hardware.measured else 1),
         hours=settings["suggest"]["hours"],
+        val_images=0 if data.val_index is None else len(data.val_index),
         sizes=(hydra.runtime.choices["model"],) if "model" in given else tuple(SIZES),
         image_size=stated.get("model.image_size"),
         global_batch=base.global_batch if "global_batch" in given else None,

@@ -53,6 +53,27 @@ def test_model_and_image_size_grow_with_images_and_budget(
 
 
 @pytest.mark.parametrize(
+    ("hours", "val_images", "times"), [(0.1, 50, 5), (8, 500, 20), (1, 50_000, 7), (0.1, 9_000, 4), (0.1, 90_000, 1)]
+)
+def test_short_budgets_validate_seldom_and_hours_hold_validation_and_start(
+    hours: float, val_images: int, times: int
+) -> None:
+    rate = 0.4 * CORES / pretraining_flops(suggestion(9_000, hours, CORES, val_images=val_images).config)
+    found = suggestion(9_000, hours, CORES, val_images=val_images)
+    steps = found.settings["epochs"] * (9_000 // found.settings["global_batch"])
+    assert abs(round(steps / found.settings["val_every"]) - times) <= 1
+    assert found.settings["pictures_every"] == found.settings["val_every"]
+    validated = 0.5 * val_images * steps / found.settings["val_every"]
+    seconds = (found.settings["epochs"] * 9_000 + validated) / rate + 20
+    assert seconds / 3600 < found.hours < 1.001 * hours and (seconds / 3600 > 0.9 * hours or times == 1)
+
+
+def test_hours_that_end_before_a_run_has_started_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"suggest\.hours=0\.005 are over before a run has started"):
+        suggestion(9_000, 0.005, CORES)
+
+
+@pytest.mark.parametrize(
     ("shorter_side", "shape"),
     [(28, (28, 4)), (32, (32, 4)), (64, (64, 8)), (100, (96, 16)), (348, (224, 16)), (3000, (224, 16)), (8, (16, 4))],
 )

@@ -1,7 +1,6 @@
 """Speed of real training steps on the device at hand, for a suggestion."""
 
 import time
-from statistics import median
 
 import torch
 
@@ -12,14 +11,15 @@ from mae.plan.dry_step import AUTOCAST
 from mae.train.optim import OptimConfig, adamw
 
 BATCH = {"cpu": 16, "cuda": 128}  # images of a step
-MAX_STEPS = 20
+MAX_STEPS = 50
 
 
-def step_rate(config: MAEConfig, device: torch.device, precision: str, seconds: float = 1.5) -> float:
+def step_rate(config: MAEConfig, device: torch.device, precision: str, seconds: float = 4.0) -> float:
     """Measures images per second of one device: forward and backward pass and update, on random pixels.
 
     precision  Lightning's name
-    seconds    to measure for after a first step, or MAX_STEPS steps
+    seconds    to measure for after a first step, or MAX_STEPS steps; the mean counts, since where other programs run
+               some steps take ten times as long as others
     """
     images = BATCH[device.type]
     with device:
@@ -39,4 +39,4 @@ def step_rate(config: MAEConfig, device: torch.device, precision: str, seconds: 
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         taken.append(time.perf_counter() - begun)
-    return images / median(taken[1:])
+    return images * len(taken[1:]) / sum(taken[1:])

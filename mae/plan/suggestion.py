@@ -22,8 +22,12 @@ MIN_IMAGES = 100_000  # seen, repetitions counted: fewer teach even a small mode
 MIN_TO_TRAIN = 32  # images
 STEPS = 20_000
 MAX_BATCH = 4096
-SPARE = 0.97  # share of the hours for training itself: the rest starts, validates and saves
-VALIDATIONS = 20
+SPARE = 0.97  # share of the hours for training and validating: the rest draws and saves
+START_SECONDS = 20  # of a run, and of its end
+VALIDATIONS = 20  # at most; pictures and checkpoints come with them
+SECONDS_BETWEEN = 60  # validations, at least
+VALIDATION_SHARE = 0.1  # of the time, at most
+FORWARD = 0.5  # time of an image that is validated, in images that are trained on: loading is the same, no gradients
 
 
 class Size(NamedTuple):
@@ -64,6 +68,7 @@ class Facts(NamedTuple):
     ranks         devices
     peak          FLOP/s of all of them, as far as it is known
     hours         that the run may take
+    val_images    for validation
     sizes         names in SIZES to choose from
     image_size    of the recipe, if it is given; likewise global_batch and base_lr
     """
@@ -73,6 +78,7 @@ class Facts(NamedTuple):
     ranks: int
     peak: float
     hours: float
+    val_images: int = 0
     sizes: tuple[str, ...] = tuple(SIZES)
     image_size: int | None = None
     global_batch: int | None = None
@@ -111,14 +117,16 @@ def derive(facts: Facts, build: Build, rate: Rate) -> Suggestion:
             "(docs/recipes.md), or add images"
         )
     size, config, images_per_s = choose(facts, build, rate)
-    passes = min(MAX_PASSES, images_per_s * facts.hours * 3600 * SPARE / facts.images)
+    seconds = working_seconds(facts)
+    validations, validated = plan_validations(facts, seconds, images_per_s)
+    passes = min(MAX_PASSES, max(0.0, images_per_s * seconds - validated) / facts.images)
     if passes < 0.01:
         raise ConfigError(f"suggest.hours={facts.hours:g} show {passes:.2%} of the images once: allow more hours")
-    epochs = round(passes) if passes >= 20 else float(f"{passes:.2g}")
+    epochs = math.floor(passes) if passes >= 20 else math.floor(passes * 10) / 10 if passes >= 1 else round(passes, 2)
     batch = facts.global_batch or choose_batch(facts, epochs, size)
     steps = max(1, round(epochs * (facts.images // batch)))
     peak = min(2.4e-3, 1e-3 * math.sqrt(batch / 32)) if size.name in SMALL else 1.5e-4 * batch / 256
-    every = max(1, steps // VALIDATIONS)
+    every = max(1, round(steps / validations))
     per_minute = max(1, round(images_per_s / batch * 60))
     settings = {
         "epochs": epochs,
@@ -139,7 +147,7 @@ def derive(facts: Facts, build: Build, rate: Rate) -> Suggestion:
         "data": {"scale": [0.2, 1.0] if config.image_size[0] > 64 else [0.4, 1.0]},
         "checkpoint": {"every_steps": min(every, 10 * per_minute)},
     }
-    hours = epochs * facts.images / images_per_s / SPARE / 3600
+    hours = ((epochs * facts.images + validated) / images_per_s / SPARE + START_SECONDS) / 3600
     return Suggestion(
         size.name,
         config,
@@ -151,6 +159,22 @@ def derive(facts: Facts, build: Build, rate: Rate) -> Suggestion:
     )
 
 
+def working_seconds(facts: Facts) -> float:
+    """Returns the time for training and validating. Raises ConfigError if none is left."""
+    seconds = (facts.hours * 3600 - START_SECONDS) * SPARE
+    if seconds <= 0:
+        raise ConfigError(f"suggest.hours={facts.hours:g} are over before a run has started: allow more hours")
+    return seconds
+
+
+def plan_validations(facts: Facts, seconds: float, images_per_s: float) -> tuple[float, float]:
+    """Returns how often to validate, and what that costs in all, in images that are trained on."""
+    each = facts.val_images * FORWARD
+    affordable = VALIDATION_SHARE * seconds * images_per_s / each if each else math.inf
+    times = max(1.0, min(VALIDATIONS, seconds / SECONDS_BETWEEN, affordable))
+    return times, times * each
+
+
 def choose(facts: Facts, build: Build, rate: Rate) -> tuple[Size, MAEConfig, float]:
     """Returns the most expensive model that is fast enough, else the cheapest one, and its images per second."""
     side, patch = image_shape(facts.image_size or facts.shorter_side)
@@ -159,7 +183,7 @@ def choose(facts: Facts, build: Build, rate: Rate) -> tuple[Size, MAEConfig, flo
     allowed = [SIZES[name] for name in facts.sizes if facts.images >= SIZES[name].images or len(facts.sizes) == 1]
     found = [(size, build(size, pixels, patch)) for size in allowed for pixels in sides]
     found.sort(key=lambda entry: pretraining_flops(entry[1]), reverse=True)
-    wanted = max(MIN_PASSES * facts.images, MIN_IMAGES) / (facts.hours * 3600 * SPARE)
+    wanted = max(MIN_PASSES * facts.images, MIN_IMAGES) / working_seconds(facts)
     for size, config in found[:-1]:
         # What would be too slow at the peak need not be measured.
         if facts.peak / pretraining_flops(config) >= wanted and (images_per_s := rate(config)) >= wanted:
