@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from docs.site.docstrings import markdown
+from docs.site.docstrings import LETTERS, markdown
 from docs.site.messages import TOPIC_OF, called, messages, sources
 from tests.conftest import ROOT
 from tests.documentation import PAGES, anchors, links, rows
@@ -68,6 +68,10 @@ def test_docstring_converts_to_escaped_markdown_and_fenced_tables() -> None:
     assert prose == r"Patches \[B, n\] of \*all\*, in `step-*.ckpt`."
     assert fenced.splitlines() == ["```text", *table, "```"]
     assert end == "End."
+    long = ["sizes   [S]  samples", f"lanes   [L]  {' '.join(['sequences'] * 12)}", "             and more"]
+    wrapped = markdown("\n".join(long)).splitlines()[1:-1]
+    assert wrapped[1].startswith("lanes   [L]  sequences") and wrapped[2].startswith("             sequences")
+    assert max(map(len, wrapped)) <= LETTERS and " ".join(wrapped).split() == " ".join(long).split()
 
 
 @pytest.mark.parametrize("page", MARKDOWN, ids=[page.name for page in MARKDOWN])
