@@ -8,6 +8,7 @@
 """
 
 import contextlib
+import math
 import os
 from collections import deque
 from collections.abc import Callable
@@ -66,6 +67,7 @@ class ShardDataModule(lightning.LightningDataModule):
         seed: int,
         global_batch: int,
         micro_batch: int,
+        unit: int = 1,
         bad_samples: Path | None = None,
     ):
         super().__init__()
@@ -77,13 +79,8 @@ class ShardDataModule(lightning.LightningDataModule):
         if not config.named:
             raise DataError("neither data.path nor data.source is set. Set data.path to shards, or data.source=digits")
         views = config.views_per_image
-        if micro_batch % views:
-            raise DataError(
-                f"micro_batch={micro_batch} is not a multiple of data.views_per_image={views}: the views of an image "
-                "share a micro-batch. Change either."
-            )
         self.config, self.seed = config, seed
-        self.global_batch, self.micro_batch = global_batch, micro_batch
+        self.global_batch, self.micro_batch, self.unit = global_batch, micro_batch, math.lcm(unit, views)
         self.crop = CropSpec(
             image_size,
             channels,
@@ -156,7 +153,8 @@ class ShardDataModule(lightning.LightningDataModule):
         """Loads the augmented micro-batches of one rank, from the step that `step()` says when an iteration starts."""
         workers, dataset = self.config.workers, self.dataset(self.train_index, self.seed)
         views = self.config.views_per_image
-        micro_batches = MicroBatches(self.order, step, self.global_batch, self.micro_batch, rank, ranks, views)
+        sizes = (self.global_batch, self.micro_batch)
+        micro_batches = MicroBatches(self.order, step, *sizes, rank, ranks, views, self.unit)
         if self.config.mode == "stream":
             from data.loader.streaming import StreamLoader
 

@@ -138,15 +138,13 @@ class Finetune(Task[FinetuneConfig]):
         prepare_blocks(list(model.blocks), config.blocks)
         return model
 
+    @property
+    def unit(self) -> int:
+        return 2 if self.settings.mixes else 1  # images are mixed in pairs
+
     def refuse_settings(self, checkpoint: Path | None) -> None:
         super().refuse_settings(checkpoint)
         config, task = self.config, self.settings
-        micro_batch, _ = self.batch_split
-        if task.mixes and micro_batch % 2:
-            raise ConfigError(
-                f"micro_batch={micro_batch} is odd, and task.mixup and task.cutmix mix images in pairs: set an even "
-                "one, or task.mixup=0 task.cutmix=0"
-            )
         if task.ema is not None and config.trainer.strategy == "fsdp":
             raise ConfigError(
                 f"task.ema={task.ema} keeps a second whole model on every rank, which trainer.strategy=fsdp is there "

@@ -40,6 +40,7 @@ def plan_only(config: TrainConfig) -> None:
         cost,
         hardware,
         ranks=ranks,
+        global_batch=config.global_batch,
         micro_batch=micro_batch,
         accumulate=accumulate,
         precision=precision,

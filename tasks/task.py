@@ -3,6 +3,7 @@
 A new task is a file here with a subclass of Task and a line in TASKS, and conf/task/NAME.yaml with its values.
 """
 
+import math
 import shlex
 import sys
 from abc import ABC, abstractmethod
@@ -60,10 +61,17 @@ class Task(ABC, Generic[TaskSettings]):
         """Returns height and width of the images that the model is trained on."""
         return self.architecture.image_size
 
+    @property
+    def unit(self) -> int:
+        """Returns the number of images that share a micro-batch, beside the views of an image."""
+        return 1
+
     @cached_property
     def batch_split(self) -> tuple[int, int]:
         """Returns (micro_batch, accumulate). Raises ConfigError if the global batch cannot be split over the ranks."""
-        return split_batch(self.config.global_batch, self.config.micro_batch, self.topology.ranks)
+        config = self.config
+        unit = math.lcm(self.unit, config.data.views_per_image)
+        return split_batch(config.global_batch, config.micro_batch, self.topology.ranks, unit)
 
     @property
     def data_arguments(self) -> dict[str, Any]:
@@ -74,6 +82,7 @@ class Task(ABC, Generic[TaskSettings]):
             "seed": config.seed,
             "global_batch": config.global_batch,
             "micro_batch": self.batch_split[0],
+            "unit": self.unit,
             "bad_samples": config.run / "bad_samples.jsonl",
         }
 
@@ -101,6 +110,7 @@ class Task(ABC, Generic[TaskSettings]):
             epochs=config.epochs,
             max_steps=config.max_steps,
             views=config.data.views_per_image,
+            unit=self.unit,
         )
 
     def recipe(self, precision: str) -> dict[str, Any]:

@@ -66,7 +66,7 @@ CASES = {
     "mask ratio below": (["model.mask_ratio=-0.1"], "mask_ratio=-0.1"),
     "nothing visible": (["model.mask_ratio=0.999"], "leaves 0 of 64 patches visible"),
     "image size": (["model.image_size=30"], "not a multiple of patch_size=4"),
-    "batch does not divide": (["global_batch=64", "micro_batch=24"], "cannot be split"),
+    "batch does not hold whole units": (["global_batch=63", "data.views_per_image=2"], "have to be multiples of 2"),
     "batch above data": (["global_batch=5000"], "1438 training samples"),
     "no such experiment": (["experiment=nonsense"], "digits_tiny"),
     "missing folder": ([*OWN, "data.path={wrong}/absent"], "absent does not exist"),

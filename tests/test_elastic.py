@@ -24,7 +24,7 @@ def words(log: Path, runs: Path, root: Path, name: str, micro_batch: int, *overr
         f"runs={runs}",
         f"data.root={root}",
         f"name={name}",
-        "global_batch=48",
+        "global_batch=50",
         f"micro_batch={micro_batch}",
         f"max_steps={STEPS}",
         "val_every=null",
@@ -50,9 +50,9 @@ def kill_all(process: Process) -> None:
 
 @pytest.mark.slow
 def test_resume_on_two_one_three_ranks_sees_the_same_samples_and_masks(tmp_path: Path, built_in: Path) -> None:
-    finish(start(words(tmp_path / "whole.jsonl", tmp_path, built_in, "whole", 48, ranks=1)))
+    finish(start(words(tmp_path / "whole.jsonl", tmp_path, built_in, "whole", 50, ranks=1)))
     whole = seen(tmp_path / "whole.jsonl")
-    assert len(whole) == STEPS * 48 and len({(step, key) for step, key, _, _ in whole}) == len(whole)
+    assert len(whole) == STEPS * 50 and len({(step, key) for step, key, _, _ in whole}) == len(whole)
 
     log = tmp_path / "pieces.jsonl"
     kept: list[tuple] = []

@@ -261,7 +261,7 @@ def test_conflicting_finetune_settings_raise_an_error_and_leave_no_run(
     cases = {
         "70 of 70 training images have none": [f"data.path={unlabelled}"],
         "labels of the training images go up to 9": ["task.classes=5"],
-        "micro_batch=21 is odd": ["micro_batch=21", "global_batch=63"],
+        "have to be multiples of 2": ["micro_batch=21", "global_batch=63"],
         "trainer.strategy=fsdp": ["trainer.strategy=fsdp"],
         "not a multiple of patch_size=8": [f"init_from={pretrained}", "task.image_size=30"],
         "task.image_size height 30": ["task.image_size=30"],

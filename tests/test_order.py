@@ -1,12 +1,15 @@
 """The order of the samples: a permutation per epoch, independent of ranks, micro-batches and where reading starts."""
 
+import math
+
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from data.order.hashing import uniforms
 from data.order.order import ORDER_VERSION, Order, steps_per_epoch
 from data.order.samplers import AllSamples, MicroBatches
+from mae.train.schedule import split_batch
 
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=30).map(np.array)
 seeds = st.integers(0, 2**32)
@@ -116,6 +119,24 @@ def test_global_batches_do_not_depend_on_ranks_and_micro_batches(sizes, seed, to
         assert {part[0] for part in parts} == {epoch} == {step // steps_per_epoch}
         np.testing.assert_array_equal(np.concatenate([part[1] for part in parts]), positions)
         np.testing.assert_array_equal(np.concatenate([part[2] for part in parts]), samples)
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 9), st.integers(1, 30), st.sampled_from([1, 2]), st.sampled_from([1, 2]), st.integers(30, 64))
+def test_uneven_shares_cover_a_global_batch_once_and_differ_by_one_unit(ranks, micro, views, pairs, batch):
+    unit = math.lcm(views, pairs)
+    batch, micro = batch // unit * unit, -(-micro // unit) * unit
+    assume(batch // unit // ranks >= math.ceil(math.ceil(batch // unit / ranks) / (micro // unit)))  # none is empty
+    micro, accumulate = split_batch(batch, micro, ranks, unit)
+    order = Order(np.array([200]), seed=1)
+    shares = [MicroBatches(order, lambda: 1, batch, micro, rank, ranks, views, unit) for rank in range(ranks)]
+    assert {draws.accumulate for draws in shares} == {accumulate}
+    first = [part for draws in shares for part in list(draws)[:accumulate]]
+    np.testing.assert_array_equal(np.concatenate([part.positions for part in first]), np.arange(batch, 2 * batch))
+    sizes = {len(part.positions) for part in first}
+    assert max(sizes) == micro and min(sizes) > 0 and all(size % unit == 0 for size in sizes)
+    totals = [draws.rows[-1] - draws.rows[0] for draws in shares]
+    assert max(totals) - min(totals) in (0, unit)
 
 
 def test_sampler_asks_for_the_step_when_an_iteration_starts():

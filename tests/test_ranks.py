@@ -98,6 +98,26 @@ def test_run_on_any_topology_has_the_losses_of_one_process(
     agree(whole_validation, tmp_path / "many")
 
 
+@pytest.fixture(scope="module")
+def whole_batch_of_50(tmp_path_factory: pytest.TempPathFactory, built_in: Path) -> Path:
+    runs = tmp_path_factory.mktemp("fifty")
+    run(command(runs, built_in, *STEPS, "global_batch=50", "name=one"))
+    return runs / "one"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "micro_batch"), [(3, 17), (4, 7)])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_run_whose_ranks_get_unequal_shares_has_the_losses_of_one_process(
+    tmp_path: Path, built_in: Path, whole_batch_of_50: Path, ranks: int, strategy: str, micro_batch: int
+) -> None:
+    """50 images on three ranks are 16, 17 and 17; on four 12 or 13, in micro-batches of 6 or 7."""
+    words = ("global_batch=50", "name=many", f"micro_batch={micro_batch}", f"trainer.strategy={strategy}")
+    output = run(command(tmp_path, built_in, *STEPS, *words, ranks=ranks))
+    assert f"50 over {ranks} ranks, in {2 if ranks == 4 else 1} x at most {micro_batch} on each" in output
+    agree(whole_batch_of_50, tmp_path / "many")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("ranks", [2, 3])

@@ -10,7 +10,7 @@ from torch import nn
 import mae
 from mae.errors import CheckpointError, ConfigError
 from mae.train.optim import OptimConfig, adamw
-from mae.train.schedule import derive_schedule, learning_rate, rate_change
+from mae.train.schedule import derive_schedule, learning_rate, rate_change, split_batch
 
 PAPER = {"samples": 1_281_167, "global_batch": 4096, "micro_batch": 64, "ranks": 64, "epochs": 800, "max_steps": None}
 
@@ -41,14 +41,32 @@ def test_accumulation_is_derived_from_batch_and_ranks(ranks, micro_batch, accumu
     schedule = derive_schedule(OptimConfig(), **PAPER | {"ranks": ranks, "micro_batch": micro_batch})
     assert schedule.accumulate == accumulate
     assert schedule.micro_batch * schedule.ranks * schedule.accumulate == 4096
+    assert schedule.weight(schedule.micro_batch) == 1
+
+
+@pytest.mark.parametrize(
+    ("ranks", "micro_batch", "unit", "split"),
+    [
+        (24, None, 1, (171, 1)),
+        (24, 64, 1, (57, 3)),
+        (1, 60, 1, (60, 69)),
+        (24, None, 2, (172, 1)),
+        (3, 1000, 4, (684, 2)),
+        (4096, 1, 1, (1, 1)),
+        (4095, 2, 1, (2, 1)),
+    ],
+)
+def test_any_batch_is_split_over_any_ranks_in_whole_units(ranks, micro_batch, unit, split) -> None:
+    assert split_batch(4096, micro_batch, ranks, unit) == split
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"micro_batch": 60}, "not a multiple of 3840. Set micro_batch to a divisor of 64"),
-        ({"ranks": 3}, "Use a multiple of 3"),
-        ({"ranks": 3, "micro_batch": None}, "cannot be split over 3 ranks"),
+        ({"ranks": 4097, "micro_batch": None}, "too few for 4097 ranks: a rank would have nothing to do"),
+        ({"ranks": 4095, "micro_batch": 1}, "too few for 4095 ranks of micro_batch=1"),
+        ({"micro_batch": 63, "unit": 2}, "micro_batch=63 have to be multiples of 2"),
+        ({"global_batch": 4095, "micro_batch": None, "views": 2}, "global_batch=4095 and .* multiples of 2"),
         ({"samples": 4095}, "more than the 4095 training samples"),
         ({"epochs": 0.001}, "no whole step"),
     ],

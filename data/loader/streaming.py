@@ -89,7 +89,7 @@ class StreamBatches(IterableDataset[Batch]):
     def __init__(self, dataset: ShardDataset, micro_batches: MicroBatches):
         self.dataset, self.rank, self.ranks = dataset, micro_batches.rank, micro_batches.ranks
         self.steps_per_epoch, self.accumulate = micro_batches.steps_per_epoch, micro_batches.accumulate
-        self.micro_batch, self.step = micro_batches.micro_batch, 0
+        self.global_batch, self.rows, self.step = micro_batches.global_batch, micro_batches.rows, 0
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
@@ -101,8 +101,9 @@ class StreamBatches(IterableDataset[Batch]):
         samples = _samples(shards if few else shards[self.rank :: self.ranks], index.image, resampled=few)
         # The loader takes a batch from each worker in turn.
         for number in range(step * self.accumulate + worker, self.steps_per_epoch * self.accumulate, workers):
-            start = (number * self.ranks + self.rank) * self.micro_batch
-            yield _batch(self.dataset, list(islice(samples, self.micro_batch)), epoch, start)
+            step, part = divmod(number, self.accumulate)
+            first, last = self.rows[part : part + 2]
+            yield _batch(self.dataset, list(islice(samples, last - first)), epoch, step * self.global_batch + first)
 
 
 def first_samples(dataset: ShardDataset, count: int) -> Batch:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -23,11 +24,14 @@ class MicroBatch(NamedTuple):
 class MicroBatches(Sampler[MicroBatch]):
     """Yields the micro-batches of one rank, from the current step to the end of its epoch.
 
-    Step s of an epoch has the positions [s·G, (s+1)·G). Rank r of R takes the rows [r·G/R, (r+1)·G/R) of these in
-    micro-batches of M, so that the union over the ranks is the same for every R and M.
+    Step s of an epoch has the positions [s·G, (s+1)·G). Rank r of R takes the rows [⌊r·G/R⌋, ⌊(r+1)·G/R⌋) of these, so
+    that the union over the ranks is the same for every R. All ranks have as many micro-batches as the largest share
+    needs at M images each. Where G does not divide, shares, and the micro-batches of a share, differ by one unit.
 
     step    called when an iteration starts, so that resuming needs no state of the sampler
     views   repeated augmentation: neighbouring positions of the same sample; an epoch has samples · views positions
+    unit    a multiple of `views` that divides all micro-batches, M and G among them
+    rows    [accumulate + 1] where this rank's micro-batches begin and end among the G rows of a step
     """
 
     def __init__(
@@ -39,14 +43,19 @@ class MicroBatches(Sampler[MicroBatch]):
         rank: int = 0,
         ranks: int = 1,
         views: int = 1,
+        unit: int | None = None,
     ):
-        assert global_batch % (micro_batch * ranks) == 0, f"{global_batch} over {ranks} ranks of {micro_batch}"
-        assert micro_batch % views == 0, f"{views} views in micro-batches of {micro_batch}"
+        unit = unit or views
+        assert global_batch % unit == micro_batch % unit == unit % views == 0, f"{global_batch}, {micro_batch}, {unit}"
         self.order, self.step, self.views = order, step, views
         self.global_batch, self.micro_batch = global_batch, micro_batch
         self.rank, self.ranks = rank, ranks
         self.steps_per_epoch = steps_per_epoch(len(order), global_batch, views)
-        self.accumulate = global_batch // (micro_batch * ranks)
+        units = global_batch // unit
+        self.accumulate = math.ceil(math.ceil(units / ranks) / (micro_batch // unit))
+        first, last = units * rank // ranks, units * (rank + 1) // ranks
+        parts = [first + (last - first) * part // self.accumulate for part in range(self.accumulate + 1)]
+        self.rows = [part * unit for part in parts]
 
     def __len__(self) -> int:
         return self.steps_per_epoch * self.accumulate
@@ -54,11 +63,8 @@ class MicroBatches(Sampler[MicroBatch]):
     def __iter__(self) -> Iterator[MicroBatch]:
         # At the end of an epoch the trainer's current_epoch is still the old one, but its global_step is right.
         epoch, step = divmod(self.step(), self.steps_per_epoch)
-        share = self.global_batch // self.ranks
         for first in range(step * self.global_batch, self.steps_per_epoch * self.global_batch, self.global_batch):
-            row = first + self.rank * share
-            for start in range(row, row + share, self.micro_batch):
-                stop = start + self.micro_batch
+            for start, stop in pairwise(first + row for row in self.rows):
                 samples = self.order.samples(epoch, start // self.views, stop // self.views)
                 yield MicroBatch(epoch, np.arange(start, stop), np.repeat(samples, self.views))
 

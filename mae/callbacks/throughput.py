@@ -82,16 +82,16 @@ class Throughput(StepCallback):
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.loss += outputs["value"]
-        self.images += len(batch["images"])
         super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
 
     def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, Training)
         step = trainer.global_step
+        self.images += module.schedule.global_batch
         if step % self.log_every == 0 or at_the_end(trainer):
             loss = trainer.strategy.reduce(self.loss / trainer.accumulate_grad_batches, reduce_op="mean")
             seconds = time.perf_counter() - self.since
-            images_per_s = self.images * trainer.world_size / seconds
+            images_per_s = self.images / seconds
             measured = {
                 "train/loss": float(loss),
                 "train/lr": module.lr(step - 1),

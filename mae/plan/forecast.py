@@ -53,6 +53,7 @@ class Forecast:
     cost: TrainingCost
     hardware: Hardware
     ranks: int
+    global_batch: int
     micro_batch: int
     accumulate: int
     precision: str

@@ -8,6 +8,7 @@ from rich.table import Table
 from mae.plan.forecast import MEMORY_RESERVE, Forecast
 from mae.sam.encoder import SIZES
 from mae.sam.flops import sam_flops
+from mae.train.schedule import describe_split
 
 GIB = 2**30
 
@@ -34,10 +35,8 @@ def _numbers(forecast: Forecast, title: str) -> Table:
         f"here {_giga(cost.executed)} by formula, {_giga(cost.kept.flops)} by torch's counter, "
         f"{_giga(cost.recomputed.flops)} with recompute, which takes longer in proportion",
     )
-    batch = forecast.micro_batch * forecast.ranks * forecast.accumulate
-    table.add_row(
-        "batch", f"{batch:,} = {forecast.micro_batch} x {forecast.ranks} devices x {forecast.accumulate} accumulated"
-    )
+    sizes = (forecast.global_batch, forecast.micro_batch, forecast.ranks, forecast.accumulate)
+    table.add_row("batch", describe_split(*sizes, "devices"))
     source = "measured by a matrix product" if hardware.measured else "data sheet"
     table.add_row(
         "device",

@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mae.train.schedule import describe_split
+
 
 def show_start(
     run: Path,
@@ -55,11 +57,11 @@ def show_start(
 def recipe_rows(derived: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns the rows that the start table and the report share."""
     batch, peak, views = derived["global_batch"], derived["peak_lr"], derived.get("views", 1)
-    parts = f"{derived['micro_batch']} x {derived['ranks']} ranks x {derived['accumulate']} accumulated"
+    parts = describe_split(batch, derived["micro_batch"], derived["ranks"], derived["accumulate"])
     length = f"{derived['epochs']:.4g} epochs" + (f", each of {views} crops of an image counted" if views > 1 else "")
     return [
         *derived["model"].items(),
-        ("batch", f"{batch} = {parts}"),
+        ("batch", parts),
         ("steps", f"{derived['total_steps']:,} = {length}; {derived['warmup_steps']:,} of warm-up"),
         ("learning rate", f"{peak:.3g} = {peak * 256 / batch:.3g} x {batch} / 256"),
         ("precision", derived["precision"]),

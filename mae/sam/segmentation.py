@@ -91,12 +91,11 @@ class Segmentation(Training):
             generator=generator,
         )
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+    def loss(self, batch: dict[str, Any]) -> Tensor:
         # Training has seeded torch's generator for this micro-batch.
         seed = int(torch.randint(2**62, ()))
         generator = torch.Generator(self.device).manual_seed(seed)
-        loss = self.session(self.embed(batch, self.cache), batch, generator).loss
-        return {"loss": loss, "value": loss.detach()}
+        return self.session(self.embed(batch, self.cache), batch, generator).loss
 
     def validate(self, batch: dict[str, Any]) -> tuple[dict[str, float], int]:
         """Validates by sessions that follow from the seed and the batch's first sample: the same every time."""

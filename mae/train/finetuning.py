@@ -88,15 +88,14 @@ class Finetuning(Training):
         named, depth = self.model.named_parameters(), self.model.config.depth
         return layer_decayed_adamw(named, self.optim, self.schedule.peak_lr, vit_layer, depth)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+    def loss(self, batch: dict[str, Any]) -> Tensor:
         images, targets = self.pixels.normalise(batch["images"]), batch["labels"]
         if self.task.erasing:
             images = RandomErasing(self.task.erasing, mode="pixel", device=cast(Any, self.device))(images)
         if self.task.mixes:
             images, targets = self.mixup(images, targets)
         # Label smoothing is linear in the targets, so smoothing after mixup equals timm's smoothing before it.
-        loss = F.cross_entropy(self.model(images).float(), targets, label_smoothing=self.task.label_smoothing)
-        return {"loss": loss, "value": loss.detach()}
+        return F.cross_entropy(self.model(images).float(), targets, label_smoothing=self.task.label_smoothing)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -41,11 +41,10 @@ class Pretraining(Training):
         """Returns mask noise [B, N] for rows of the global batch of `step`."""
         return uniform_noise(self.seed, step, rows, self.model.config.patches)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+    def loss(self, batch: dict[str, Any]) -> Tensor:
         """Returns the loss of a micro-batch; the mask of an image follows from its row of the global batch."""
         rows = batch["positions"] % self.schedule.global_batch
-        out = self.model(self.pixels.normalise(batch["images"]), self.noise(self.global_step, rows))
-        return {"loss": out.loss, "value": out.loss.detach()}
+        return self.model(self.pixels.normalise(batch["images"]), self.noise(self.global_step, rows)).loss
 
     def blank_batch(self) -> dict[str, Any]:
         config = self.model.config

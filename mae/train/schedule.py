@@ -10,7 +10,10 @@ from mae.train.optim import OptimConfig
 
 @dataclass(frozen=True)
 class Schedule:
-    """Derived numbers of one run: steps are optimiser steps, batch sizes count images."""
+    """Derived numbers of one run: steps are optimiser steps, batch sizes count images.
+
+    micro_batch  the largest: where the global batch does not divide, ranks take shares that differ by one unit
+    """
 
     samples: int
     global_batch: int
@@ -29,6 +32,13 @@ class Schedule:
         """Returns how often each image is shown."""
         return self.total_steps * self.views / self.steps_per_pass
 
+    def weight(self, images: int) -> float:
+        """Returns the factor for the mean loss of a micro-batch of so many images, 1 where all have the same number.
+
+        The mean over micro-batches and ranks of what is weighted so is the mean over the global batch.
+        """
+        return images * self.accumulate * self.ranks / self.global_batch
+
 
 def derive_schedule(
     optim: OptimConfig,
@@ -40,17 +50,19 @@ def derive_schedule(
     epochs: float,
     max_steps: int | None,
     views: int = 1,
+    unit: int = 1,
 ) -> Schedule:
     """Derives the schedule of a run over `samples` images on `ranks` devices.
 
     micro_batch  images per device and forward pass; None: the whole share of a device at once
     epochs       how often each image is shown
     views        crops that a pass shows of each image; each crop is an image of the batch
+    unit         images that share a micro-batch, see split_batch
     max_steps    replaces epochs; the schedule keeps its shape over the shorter or longer run
 
     Raises ConfigError if the global batch cannot be split or exceeds the samples, or min_lr the peak rate.
     """
-    micro_batch, accumulate = split_batch(global_batch, micro_batch, ranks)
+    micro_batch, accumulate = split_batch(global_batch, micro_batch, ranks, math.lcm(unit, views))
     steps_per_pass = samples * views // global_batch
     if steps_per_pass == 0:
         raise ConfigError(
@@ -86,24 +98,39 @@ def derive_schedule(
     )
 
 
-def split_batch(global_batch: int, micro_batch: int | None, ranks: int) -> tuple[int, int]:
-    """Returns (micro_batch, accumulate) of a global batch. Raises ConfigError if it cannot be split."""
-    if micro_batch is None:
-        if global_batch % ranks:
-            raise ConfigError(
-                f"global_batch={global_batch} cannot be split over {ranks} ranks: it is not a multiple of {ranks}"
-            )
-        micro_batch = global_batch // ranks
-    if global_batch % (micro_batch * ranks):
-        share = global_batch // ranks
-        way_out = (
-            f"Set micro_batch to a divisor of {share}" if global_batch % ranks == 0 else f"Use a multiple of {ranks}"
-        )
+def split_batch(global_batch: int, micro_batch: int | None, ranks: int, unit: int = 1) -> tuple[int, int]:
+    """Returns the images of the largest micro-batch and the number of micro-batches of a rank in a step.
+
+    Ranks, and the micro-batches of a rank, get equal numbers of units, or numbers that differ by one.
+
+    micro_batch  at most so many images; None: the whole share of a rank at once
+    unit         images that share a micro-batch, such as the views of one
+
+    Raises ConfigError if a micro-batch would be empty or could not hold whole units.
+    """
+    if global_batch % unit or (micro_batch or 0) % unit:
         raise ConfigError(
-            f"global_batch={global_batch} cannot be split over {ranks} ranks of micro_batch={micro_batch}: "
-            f"{global_batch} is not a multiple of {ranks * micro_batch}. {way_out}"
+            f"global_batch={global_batch} and micro_batch={micro_batch or 'null'} have to be multiples of {unit}: the "
+            "views of an image (data.views_per_image) and images that are mixed in pairs (task.mixup, task.cutmix) "
+            "share a micro-batch"
         )
-    return micro_batch, global_batch // (micro_batch * ranks)
+    units = global_batch // unit
+    largest = math.ceil(units / ranks)
+    accumulate = math.ceil(largest / (micro_batch // unit)) if micro_batch else 1
+    if units // ranks < accumulate:
+        few = f"too few for {ranks} ranks" + (f" of micro_batch={micro_batch}" if accumulate > 1 else "")
+        raise ConfigError(
+            f"global_batch={global_batch} is {few}: a rank would have nothing to do. Use fewer ranks or a larger "
+            "micro_batch"
+        )
+    return math.ceil(largest / accumulate) * unit, accumulate
+
+
+def describe_split(global_batch: int, micro_batch: int, ranks: int, accumulate: int, devices: str = "ranks") -> str:
+    """Returns the row "batch" of tables: how a global batch is divided."""
+    if micro_batch * ranks * accumulate == global_batch:
+        return f"{global_batch:,} = {micro_batch} x {ranks} {devices} x {accumulate} accumulated"
+    return f"{global_batch:,} over {ranks} {devices}, in {accumulate} x at most {micro_batch} on each"
 
 
 def rate_change(now: Schedule, before: dict[str, Any], milestones: tuple[float, ...], step: int) -> str | None:

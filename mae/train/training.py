@@ -55,8 +55,15 @@ class Training(ValidationMeans, ABC):
         """FLOPs of a step per image, for the MFU (mae/models/flops.py)."""
 
     @abstractmethod
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        """Returns the mean loss of a micro-batch."""
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Returns `loss`, which Lightning divides by the accumulation, and `value`, the same undivided, for the log."""
+        loss, weight = self.loss(batch), self.schedule.weight(len(batch["images"]))
+        if weight != 1:
+            loss = loss * weight
+        return {"loss": loss, "value": loss.detach()}
 
     @abstractmethod
     def shard(self, mesh: Any) -> None:
