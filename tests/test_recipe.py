@@ -63,7 +63,7 @@ def test_any_batch_is_split_over_any_ranks_in_whole_units(ranks, micro_batch, un
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"ranks": 4097, "micro_batch": None}, "too few for 4097 ranks: a rank would have nothing to do"),
+        ({"ranks": 4097, "micro_batch": None}, "too few for 4097 ranks of micro_batch=null: one would"),
         ({"ranks": 4095, "micro_batch": 1}, "too few for 4095 ranks of micro_batch=1"),
         ({"micro_batch": 63, "unit": 2}, "micro_batch=63 have to be multiples of 2"),
         ({"global_batch": 4095, "micro_batch": None, "views": 2}, "global_batch=4095 and .* multiples of 2"),

@@ -118,10 +118,9 @@ def split_batch(global_batch: int, micro_batch: int | None, ranks: int, unit: in
     largest = math.ceil(units / ranks)
     accumulate = math.ceil(largest / (micro_batch // unit)) if micro_batch else 1
     if units // ranks < accumulate:
-        few = f"too few for {ranks} ranks" + (f" of micro_batch={micro_batch}" if accumulate > 1 else "")
         raise ConfigError(
-            f"global_batch={global_batch} is {few}: a rank would have nothing to do. Use fewer ranks or a larger "
-            "micro_batch"
+            f"global_batch={global_batch} is too few for {ranks} ranks of micro_batch={micro_batch or 'null'}: one "
+            "would have nothing to do. Use fewer ranks, or a larger micro_batch"
         )
     return math.ceil(largest / accumulate) * unit, accumulate
 
