@@ -1,7 +1,7 @@
 # The two commands of a newcomer are `make train` and `make test`; both create .venv when it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
-RUN ?= runs/digits_tiny
+RUN ?= runs/placed_digits_tiny
 
 .PHONY: install train test test-slow torture test-gpu lint docs clean
 
@@ -13,7 +13,7 @@ install: .venv/installed
 	touch $@
 
 train: install
-	$(BIN)/python train.py
+	$(BIN)/python train.py experiment=placed_digits_tiny
 	$(BIN)/python eval.py checkpoint=$(RUN) probe=suite probe.attentive.steps=300
 	$(BIN)/python -m mae.export $(RUN) --to timm --out $(RUN)/export/encoder.safetensors --overwrite
 	$(BIN)/python -m mae.report $(RUN)

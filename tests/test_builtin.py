@@ -50,6 +50,21 @@ def test_built_in_digits_equal_those_of_scikit_learn(root):
     assert np.all(np.abs(share - 0.2) < 0.01)
 
 
+def test_copies_of_a_placed_digit_lie_in_one_part_at_other_places(root):
+    folder = builtin.ensure("placed_digits", root)
+    parts = {part: open_shards(folder, part) for part in ("train", "test")}
+    keys = {part: [index.key(sample) for sample in range(len(index))] for part, index in parts.items()}
+    assert {part: len(found) for part, found in keys.items()} == {"train": 2876, "test": 718}
+    assert not {key[:-2] for key in keys["train"]} & {key[:-2] for key in keys["test"]}
+    images, _ = pictures(parts["test"], (32, 32))
+    boxes = set()
+    for ink in images.reshape(-1, 32, 32) > 0:
+        (rows, columns), (height, width) = np.nonzero(ink)[:2], np.ptp(np.nonzero(ink), axis=1) + 1
+        assert height <= 24 and width <= 24
+        boxes.add((int(rows.min()), int(columns.min())))
+    assert len(boxes) > 100
+
+
 def test_nearest_neighbour_classifies_built_in_digits_above_97_percent(root):
     folder = builtin.ensure("digits", root)
     train, test = (pictures(open_shards(folder, part), (32, 32)) for part in ("train", "test"))

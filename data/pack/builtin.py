@@ -1,8 +1,10 @@
 """Built-in data sets: real images from installed packages, packed on first use.
 
-digits  scikit-learn's 1,797 handwritten digits, 8×8 drawn at 32×32, grey, ten classes
-photos  photographs of scikit-image and scikit-learn, as overlapping crops of 160×160; each photograph is a class; test
-        crops come from its right edge, which no training crop touches
+digits         scikit-learn's 1,797 handwritten digits, 8×8 drawn at 32×32, grey, ten classes
+placed_digits  each of them twice, in another size and at another place of the 32×32: an encoder without training tells
+               them apart far worse than one with it, which it does not where every digit fills its image
+photos         photographs of scikit-image and scikit-learn, as overlapping crops of 160×160; each photograph is a
+               class; test crops come from its right edge, which no training crop touches
 """
 
 import importlib.util
@@ -19,7 +21,7 @@ from PIL import Image
 
 from data.atomic import publish
 from data.errors import DataError
-from data.order.hashing import PACK, key, permutation
+from data.order.hashing import PACK, hashes, key, permutation
 from data.pack.pack import pack
 from data.pack.sample import Sample
 
@@ -31,7 +33,8 @@ PHOTOS = {
     "sklearn": "china.jpg flower.jpg",
 }
 FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
-CROP = 160  # pixels
+SIDE = 32  # pixels of an image of digits
+CROP = 160  # pixels of a crop of a photograph
 MIN_STEP = 16  # pixels between crops
 TEST_SHARE = 0.2  # of the samples of a digit, of the width of a photograph
 
@@ -51,7 +54,8 @@ def ensure(source: str, root: str | Path) -> str:
         partial_folder.mkdir(parents=True)
     except OSError as error:
         raise DataError(f"{folder} cannot be created ({error.strerror}). Set data.root to a folder of yours.") from None
-    classes, parts = {"digits": _make_digits, "photos": _cut_photos}[source]()
+    makers = {"digits": _make_digits, "placed_digits": partial(_make_digits, copies=2), "photos": _cut_photos}
+    classes, parts = makers[source]()
     for part, samples in parts.items():
         pack(samples, partial_folder / part, name=f"{source}-{part}", classes=classes, shard_size=500, max_bad=0)
     try:
@@ -63,7 +67,8 @@ def ensure(source: str, root: str | Path) -> str:
     return str(folder)
 
 
-def _make_digits() -> tuple[list[str], dict[str, list[Sample]]]:
+def _make_digits(copies: int = 0) -> tuple[list[str], dict[str, list[Sample]]]:
+    """Returns the classes and parts; all copies of a digit, or its one full-sized drawing, are in the same part."""
     from sklearn.datasets import load_digits  # This import takes half a second, and only packing needs it.
 
     values, labels = map(np.asarray, load_digits(return_X_y=True))
@@ -73,14 +78,26 @@ def _make_digits() -> tuple[list[str], dict[str, list[Sample]]]:
         for rank, number in enumerate(numbers):
             part = "test" if rank < round(len(numbers) * TEST_SHARE) else "train"
             name = f"{label}/{number:04d}"
-            parts[part].append(Sample(name, "png", label, name, partial(_draw_digit, values[number])))
+            drawings = {name: (SIDE, 0, 0)} if not copies else {f"{name}_{k}": _place(int(number), k) for k in range(copies)}
+            for name, place in drawings.items():
+                draw = partial(_draw_digit, values[number], *place)
+                parts[part].append(Sample(name, "png", label, name, draw))
     return [str(label) for label in range(10)], parts
 
 
-def _draw_digit(values: np.ndarray) -> bytes:
-    """Returns a PNG of 32×32, enlarged (bicubic) from 8×8 values 0 … 16."""
+def _place(number: int, copy: int) -> tuple[int, int, int]:
+    """Draws side, left and top of a copy of a digit: half to three quarters of the image, anywhere in it."""
+    side, left, top = hashes(key(PACK, number, copy), np.arange(3)).tolist()
+    side = SIDE // 2 + side % (SIDE // 4 + 1)
+    return side, left % (SIDE - side + 1), top % (SIDE - side + 1)
+
+
+def _draw_digit(values: np.ndarray, side: int, left: int, top: int) -> bytes:
+    """Returns a PNG of 32×32, black but for a square that is enlarged (bicubic) from 8×8 values 0 … 16."""
     small = Image.fromarray(np.round(values.reshape(8, 8) * (255 / 16)).astype(np.uint8))
-    return _encode(small.resize((32, 32), Image.Resampling.BICUBIC), "PNG", optimize=True)
+    whole = Image.new("L", (SIDE, SIDE))
+    whole.paste(small.resize((side, side), Image.Resampling.BICUBIC), (left, top))
+    return _encode(whole, "PNG", optimize=True)
 
 
 def _cut_photos() -> tuple[list[str], dict[str, list[Sample]]]:
