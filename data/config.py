@@ -18,7 +18,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     `path` takes precedence over `source`; without `val_path` the val or test part of `path` is used, if it has one.
     """
 
-    source: Literal["digits", "placed_digits", "photos"] | None = None  # built-in images, packed into `root` on first use
+    source: Literal["digits", "placed_digits", "photos"] | None = None  # built in, packed into `root` on first use
     root: str = "datasets"
     path: str | list[str] | None = None  # a folder, a glob, a list, URLs; of a folder with parts the train part
     val_path: str | list[str] | None = None
