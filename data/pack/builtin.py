@@ -77,9 +77,9 @@ def _make_digits(copies: int = 0) -> tuple[list[str], dict[str, list[Sample]]]:
         numbers = permutation(key(PACK, label), np.flatnonzero(labels == label))
         for rank, number in enumerate(numbers):
             part = "test" if rank < round(len(numbers) * TEST_SHARE) else "train"
-            name = f"{label}/{number:04d}"
-            copied = {f"{name}_{copy}": _place(int(number), copy) for copy in range(copies)}
-            for name, place in (copied or {name: (SIDE, 0, 0)}).items():
+            whole = f"{label}/{number:04d}"
+            copied = {f"{whole}_{copy}": _place(int(number), copy) for copy in range(copies)}
+            for name, place in (copied or {whole: (SIDE, 0, 0)}).items():
                 draw = partial(_draw_digit, values[number], *place)
                 parts[part].append(Sample(name, "png", label, name, draw))
     return [str(label) for label in range(10)], parts
