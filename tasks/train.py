@@ -5,7 +5,8 @@
 3 resume     wait for another start in this folder; choose the checkpoint; refuse it if its recipe differs
 4 model      build it; load init_from on a fresh start
 5 trainer    Lightning's trainer, which refuses settings too
-6 record     rank 0: run folder, lease, config.yaml, derived.json, start table. The run folder is untouched until here
+6 record     rank 0: run folder, lease, config.yaml, derived.json, start table. The run folder is untouched until here,
+             but by the last word of a start that is refused
 7 attach     Lightning module, callbacks in their order, loggers
 8 fit        train, validate the last step; after a signal requeue the SLURM job
 9 finish     rank 0: pictures, summary.json, closing lines
@@ -71,7 +72,7 @@ from mae.train.strategies import choose_strategy
 from mae.train.training import Training
 from tasks.cli import FULL_ERROR, quieten
 from tasks.config import TrainConfig, keep_image
-from tasks.errors import readable_errors
+from tasks.errors import last_word, readable_errors
 from tasks.recipe import chosen_recipe
 from tasks.task import Task, read_settings, task_class
 
@@ -126,43 +127,45 @@ def detect_topology(devices: int | str) -> Topology:
 
 def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.Callback] = ()) -> None:
     """Runs steps 2 to 9. Raises ConfigError, CheckpointError or DataError before step 6 if the input cannot work."""
-    refuse_missing_gpu(config.trainer.accelerator)
-    # 2 derive
-    task = task_class(config.task.name)(config, topology)
-    total_steps = task.schedule.total_steps
+    with last_word(config.run, topology.rank, has_lease=False):
+        refuse_missing_gpu(config.trainer.accelerator)
+        # 2 derive
+        task = task_class(config.task.name)(config, topology)
+        total_steps = task.schedule.total_steps
 
-    # 3 resume
-    left_behind = await_turn(config.run, topology.rank)
-    checkpoint = starting_point(config.run, config.resume, config.overwrite)
-    clear = config.overwrite and own_launch(config.run) is None
-    if topology.rank == 0:  # others may find what rank 0 has begun to write
-        refuse_foreign_folder(config.run, clear)
-    task.refuse_settings(checkpoint)
-    recipe, start_step = match_recipe(task, checkpoint)
-    if start_step > total_steps:
-        raise ConfigError(
-            f"{checkpoint} is behind the end of this run: step {start_step}, and max_steps or epochs make "
-            f"{total_steps} steps. Set them higher, or train the shorter run under another name="
-        )
-    if start_step == total_steps and (config.run / "summary.json").is_file():
-        say(f"{config.run} is finished: step {start_step} of {total_steps}, {checkpoint}. Nothing to do.")
-        return
-    if config.logger:
-        from tasks.loggers import check_trackers
+        # 3 resume
+        left_behind = await_turn(config.run, topology.rank)
+        checkpoint = starting_point(config.run, config.resume, config.overwrite)
+        clear = config.overwrite and own_launch(config.run) is None
+        if topology.rank == 0:  # others may find what rank 0 has begun to write
+            refuse_foreign_folder(config.run, clear)
+        task.refuse_settings(checkpoint)
+        recipe, start_step = match_recipe(task, checkpoint)
+        if start_step > total_steps:
+            raise ConfigError(
+                f"{checkpoint} is behind the end of this run: step {start_step}, and max_steps or epochs make "
+                f"{total_steps} steps. Set them higher, or train the shorter run under another name="
+            )
+        if start_step == total_steps and (config.run / "summary.json").is_file():
+            say(f"{config.run} is finished: step {start_step} of {total_steps}, {checkpoint}. Nothing to do.")
+            return
+        if config.logger:
+            from tasks.loggers import check_trackers
 
-        check_trackers(config)
-    strategy = choose_strategy(config.trainer.strategy, topology.ranks, recipe["precision"])
+            check_trackers(config)
+        strategy = choose_strategy(config.trainer.strategy, topology.ranks, recipe["precision"])
 
-    # 4 model
-    torch.manual_seed(config.seed)
-    model = task.model(checkpoint)
+        # 4 model
+        torch.manual_seed(config.seed)
+        model = task.model(checkpoint)
 
-    # 5 trainer
-    timer = FetchTimer()
-    trainer = build_trainer(task, recipe["precision"], strategy, timer)
+        # 5 trainer
+        timer = FetchTimer()
+        trainer = build_trainer(task, recipe["precision"], strategy, timer)
 
     # 6 record
-    with hold_lease(config.run, topology.rank, topology.ranks, left_behind) as lease:
+    holder = hold_lease(config.run, topology.rank, topology.ranks, left_behind)
+    with holder as lease, last_word(config.run, topology.rank):
         if topology.rank == 0:
             if clear:
                 clear_run_folder(config.run)

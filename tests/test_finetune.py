@@ -99,6 +99,7 @@ def test_stopped_and_resumed_finetuning_equals_the_uninterrupted_run(
         finetune(tmp_path, built_in, "stopped", *words, "task.drop_path=0.1")
     with pytest.raises(ConfigError, match="belongs to a different run"):
         train(compose(f"runs={tmp_path}", f"data.root={built_in}", "name=stopped", *SMALL, *TINY), ONE)
+    assert not (stopped / "ended.json").exists()  # it is finished
 
 
 def test_checkpoint_without_newer_settings_matches_with_their_defaults(tmp_path: Path, built_in: Path) -> None:

@@ -88,6 +88,8 @@ def test_ten_non_finite_steps_in_a_row_end_the_run(tmp_path: Path, built_in: Pat
     with pytest.raises(RunEnded, match=message) as end:
         train_small(tmp_path, built_in, "lost", [*late, Poison(range(3, 100))], "max_steps=40")
     assert end.value.exit_code == 2
+    word = json.loads((tmp_path / "lost" / "ended.json").read_text())
+    assert (word["state"], word["sentence"]) == ("failed", str(end.value))
     for path in checkpoints(tmp_path / "lost"):
         assert all(tensor.isfinite().all() for tensor in state(tmp_path / "lost")["model"].values()), path
     # Starting it again is no way around.
@@ -143,6 +145,7 @@ def test_full_disk_ends_the_run_and_keeps_the_previous_checkpoint(built_in: Path
     (said,) = [line for line in output.splitlines() if line.startswith("error: ")]
     assert "step-00000008.ckpt cannot be written (" in said and "step-00000004.ckpt is whole" in said
     assert "exitcode  : 2" in output
+    assert json.loads((runs / "large" / "ended.json").read_text())["sentence"] in said
     assert list(before.parent.iterdir()) == [before] and before.read_bytes() == contents
     run([*fill(False), *words, "max_steps=8"])
     assert newest_valid(runs / "large") == before.with_name("step-00000008.ckpt")

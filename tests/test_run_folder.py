@@ -26,13 +26,13 @@ from mae.run.folder import (
     read_json,
     record_start,
     refuse_foreign_folder,
-    run_of,
     starting_point,
     write_json,
     write_settings,
 )
 from mae.run.lease import Lease, await_turn, hold_lease
 from mae.run.metrics import MetricsCSV, read_metrics
+from mae.run.of_weights import run_of
 from mae.run.tracker_identity import wandb_id
 from tasks.config import keep_image
 from tasks.evaluate import AnyProbe

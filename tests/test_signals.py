@@ -1,6 +1,7 @@
 """Signals stop a run at a step boundary, saved, with an exit code that says that work remains."""
 
 import io
+import json
 import os
 import signal
 import sys
@@ -52,11 +53,14 @@ def test_signalled_run_saves_stops_and_resumes(tmp_path: Path, built_in: Path, s
     step = newest_step(tmp_path / name)
     assert f"stopped by {signal.Signals(signum).name} after step {step}" in output
     assert not processes_of(process)
+    word = json.loads((tmp_path / name / "ended.json").read_text())
+    assert word["state"] == "stopped" and word["sentence"].startswith(f"stopped by {signal.Signals(signum).name} after")
     # The length may change on a resume, which saves this test 100,000 steps.
     output = run([*words, f"max_steps={step + 3}"]).replace("\n", "")
     assert f"step-{step:08d}.ckpt" in output
     assert f"the schedule was made for 100,000 steps and is now for {step + 3:,}" in output
     assert newest_step(tmp_path / name) == step + 3
+    assert not (tmp_path / name / "ended.json").exists()
 
 
 def test_signal_in_the_middle_of_a_print_is_noted(tmp_path: Path, monkeypatch, capfd) -> None:

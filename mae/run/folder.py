@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -90,6 +91,7 @@ WRITTEN = {
     "": (
         *("config.yaml", "derived.json", "environment.json", "summary.json", "metrics.csv", "bad_samples.jsonl"),
         *("loss.png", "trace.json", "report.html", "wandb_id.txt", "mlflow_id.txt", "mlflow.db", "mlflow.db-*", LEASE),
+        "ended.json",
     ),
     "checkpoints": ("step-????????.ckpt",),
     "reconstructions": ("step-????????.png",),
@@ -243,6 +245,24 @@ def record_start(run: Path, step: int, ranks: int) -> None:
             "begun_by": launch_names() if step == 0 else recorded.get("begun_by", {}),
         },
     )
+
+
+def leave_word(run: Path, state: str, sentence: str) -> None:
+    """Writes ended.json, how and why a run ended, for `python -m mae.runs`. Of several ranks' words the first stays.
+
+    Raises nothing where it cannot write: the error under way says more.
+    """
+    where = {"host": socket.gethostname(), "pid": os.getpid(), "job": launch_names().get("SLURM job")}
+    word = {"state": state, "sentence": sentence, "time": datetime.now(UTC).isoformat(timespec="seconds"), **where}
+    if (run / "environment.json").is_file():  # otherwise no start came as far as making it a run
+        with suppress(OSError), open(run / "ended.json", "x") as file:  # "x" asks the server of a network file system
+            file.write(json.dumps(word, indent=2) + "\n")
+
+
+def remove_word(run: Path) -> None:
+    """Removes what `leave_word` has written in an earlier start."""
+    with suppress(OSError):
+        (run / "ended.json").unlink()
 
 
 def _git(*words: str) -> str:

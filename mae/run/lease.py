@@ -23,7 +23,7 @@ from typing import Any
 
 from mae.distributed.processes import Process, identify, is_dead
 from mae.distributed.rank_zero import say
-from mae.distributed.restarts import start_name
+from mae.distributed.restarts import launch_names, start_name
 from mae.errors import ConfigError
 
 NAME = "lease.json"
@@ -37,14 +37,14 @@ def await_turn(run: Path, rank: int) -> bytes | None:
 
     Writes nothing. Raises ConfigError if the other start still renews its lease after WAIT_SECONDS.
     """
-    lease = _read(run)
+    lease = read_lease(run)
     if not _blocks(lease, rank):
         return lease
     say(f"{run} is in use: {_holder(lease)}. Waiting until it ends, at most about a minute")
     began = changed = time.monotonic()
     while _blocks(lease, rank) and time.monotonic() - changed <= WAIT_SECONDS:
         time.sleep(POLL_SECONDS)
-        if (latest := _read(run)) != lease:
+        if (latest := read_lease(run)) != lease:
             lease, changed = latest, time.monotonic()
             if _blocks(lease, rank) and changed - began > WAIT_SECONDS:
                 raise _in_use(run, lease)
@@ -55,14 +55,20 @@ def _blocks(lease: bytes | None, rank: int) -> bool:
     """Returns False if there is no lease, its processes are known to be dead, or rank 0 of this start has taken it."""
     if lease is None:
         return False
-    contents = _parse(lease)
+    contents = parse_lease(lease)
     if rank != 0 and contents.get("start") == start_name():
         return False
     processes = contents.get("processes")
     return not processes or not all(map(is_dead, processes))
 
 
-def _read(run: Path) -> bytes | None:
+def is_in_use(run: Path, rank: int) -> bool:
+    """Returns whether another start may be writing in this folder now, without waiting to see."""
+    return _blocks(read_lease(run), rank)
+
+
+def read_lease(run: Path) -> bytes | None:
+    """Returns the lease in a run folder; None if there is none, or it cannot be read."""
     # Opening by name asks a network file system for the newest contents.
     try:
         return (run / NAME).read_bytes()
@@ -70,7 +76,7 @@ def _read(run: Path) -> bytes | None:
         return None
 
 
-def _parse(lease: bytes | None) -> dict[str, Any]:
+def parse_lease(lease: bytes | None) -> dict[str, Any]:
     """Returns the contents of a lease; nothing if a power failure has damaged it: only its changes count then."""
     try:
         contents = json.loads(lease or b"")
@@ -81,7 +87,7 @@ def _parse(lease: bytes | None) -> dict[str, Any]:
 
 
 def _holder(lease: bytes | None) -> str:
-    contents = _parse(lease)
+    contents = parse_lease(lease)
     if not contents:
         return f"somebody renews its {NAME}, which cannot be read,"
     return f"process {contents['pid']} on {contents['host']} has been writing there since {contents['time']}"
@@ -119,6 +125,7 @@ class Lease:
             "token": secrets.token_hex(8),
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "job": launch_names().get("SLURM job"),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "start": start_name() if ranks > 1 else "",
             "processes": [identify(os.getpid())] if ranks == 1 else [],  # of all ranks, as soon as they are known
@@ -136,7 +143,7 @@ class Lease:
             try:
                 (self.run / NAME).touch(exist_ok=False)
             except FileExistsError:
-                raise _in_use(self.run, _read(self.run)) from None
+                raise _in_use(self.run, read_lease(self.run)) from None
             self._write()
         except OSError as error:
             reason = "a link that leads nowhere" if self.run.is_symlink() and not self.run.exists() else error.strerror
@@ -152,7 +159,7 @@ class Lease:
             lease.rename(aside)
             if aside.read_bytes() != left_behind:
                 aside.rename(lease)
-                raise _in_use(self.run, _read(self.run))
+                raise _in_use(self.run, read_lease(self.run))
             aside.unlink()
 
     def share(self, token: str, processes: Sequence[Sequence[int]]) -> None:
@@ -181,8 +188,8 @@ class Lease:
 
     def check(self) -> bytes | None:
         """Returns the lease. Ends this process at once if it is another's: this one has stood still for a minute."""
-        lease = _read(self.run)
-        if _parse(lease).get("token", self.contents["token"]) != self.contents["token"]:
+        lease = read_lease(self.run)
+        if parse_lease(lease).get("token", self.contents["token"]) != self.contents["token"]:
             sentence = f"{self.run} was taken over while this start stood still: {_holder(lease)}. This one ends here"
             with suppress(OSError):
                 os.write(2, f"error: {sentence}\n".encode())
@@ -203,6 +210,6 @@ class Lease:
         self.ended.set()
         if self.thread.is_alive():
             self.thread.join(RENEW_SECONDS)
-        if self.rank == 0 and _parse(_read(self.run)).get("token") == self.contents["token"]:
+        if self.rank == 0 and parse_lease(read_lease(self.run)).get("token") == self.contents["token"]:
             with suppress(OSError):
                 (self.run / NAME).unlink()
