@@ -33,6 +33,7 @@ MAE = {
     "models": "",
     "distributed": "",
     "run": "distributed",
+    "runs": "distributed run",
     "pictures": "models",
     "train": "models run",
     "sam": "models train",
