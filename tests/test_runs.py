@@ -24,6 +24,7 @@ from mae.runs import __main__ as program
 from mae.runs import signs_of_life
 from mae.runs.__main__ import main
 from mae.runs.metrics_tail import read_tail
+from mae.runs.read import KILLED
 from mae.runs.signs_of_life import SignsOfLife
 from mae.runs.table import duration
 from tasks.errors import last_word
@@ -176,7 +177,10 @@ def test_table_in_a_file_has_a_line_for_each_run(tmp_path: Path, capsys) -> None
     assert main([str(tmp_path)]) == 0
     heading, run, sentence, counts = capsys.readouterr().out.splitlines()
     assert run.startswith("long" * 20) and "ended on gpu-node-17" in run and "20/2,000,000" in run and "age" in heading
-    assert "ended: without a word" in sentence and counts == "1 run: 1 ended"
+    assert sentence == f"{'long' * 20}  ended: {KILLED}" and counts == "1 run: 1 ended"
+    fail(begun(tmp_path / "told"), Stopped(15, 20))
+    assert main([str(tmp_path)]) == 0
+    assert "\ntold  stopped by SIGTERM after step 20" in capsys.readouterr().out
 
 
 def test_watch_goes_on_until_ctrl_c(tmp_path: Path, capsys, monkeypatch) -> None:

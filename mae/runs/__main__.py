@@ -24,7 +24,7 @@ from mae.runs.table import show
 
 SECONDS = 10.0  # from one look to the next
 READERS = 8  # threads: on a network file system each file is a question to a server
-FILE_WIDTH = 250  # characters of a line that goes to a file or a pipe, where a run is one line
+FILE_WIDTH = 10_000  # characters of a line that goes to a file or a pipe, where nothing is folded
 
 
 def main(words: list[str] | None = None) -> int:
@@ -54,8 +54,9 @@ def main(words: list[str] | None = None) -> int:
             watch(lambda: survey(folder, signs), (found, runs), arguments.watch, arguments.json)
     except KeyboardInterrupt:
         return 0 if arguments.watch is not None else 130
-    if not runs and not found.unreadable:
-        print(f"error: there is no run in {folder} or below it", file=sys.stderr)
+    if not runs:
+        unreadable = f"; cannot be read: {', '.join(found.unreadable)}" if found.unreadable else ""
+        print(f"error: there is no run in {folder} or below it{unreadable}", file=sys.stderr)
         return 2
     _print(found, runs, arguments.json)
     return 0

@@ -156,10 +156,9 @@ def _read(path: Path, shape: type[Shape], damaged: list[str]) -> Shape | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValidationError as error:
-        reason = first_sentence(error)
-    except (OSError, ValueError) as error:
-        reason = str(error)
-    damaged.append(f"{path.name} is damaged: {reason}")
+        damaged.append(f"{path.name} is damaged: {first_sentence(error)}")
+    except OSError as error:
+        damaged.append(f"{path.name} cannot be read ({error.strerror})")
     return None
 
 

@@ -46,7 +46,8 @@ def show(runs: list[Run], passed_over: int, unreadable: list[str], width: int, l
 
 
 def _sentences(run: Run) -> list[str]:
-    return [*([f"{run.state}: {run.sentence}"] if run.sentence else []), *run.damaged]
+    said = run.sentence or ""
+    return [*([said if said.startswith(run.state) else f"{run.state}: {said}"] if said else []), *run.damaged]
 
 
 def _fitting(runs: list[Run], lines: int) -> list[Run]:
