@@ -16,7 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data.storage.credentials import hide, pass_on
 from mae.distributed.processes import end_with_launcher
-from mae.distributed.rank_zero import say
+from mae.distributed.rank_zero import say, say_error
+from mae.distributed.restarts import journal_of_end
 from tasks.words import readable, refusal
 
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -61,6 +62,7 @@ def unheard(stream: TextIO) -> TextIO:
     return io.TextIOWrapper(file, write_through=stream.write_through, **same)
 
 
+@journal_of_end()
 def run_program(program: Callable[[], None], prepare: Callable[[list[str]], list[str]] = list) -> None:
     """Runs a Hydra program. Settings that cannot be composed end it with one sentence and exit code 2.
 
@@ -86,7 +88,7 @@ def run_program(program: Callable[[], None], prepare: Callable[[list[str]], list
         if FULL_ERROR:
             raise
         reason = refusal(str(error).split("Config search path")[0], Path(sys.argv[0]).stem, typed)
-        say(f"error: {hide(' '.join(reason.split()))}", sys.stderr)
+        say_error(hide(" ".join(reason.split())))
         sys.exit(2)
     finally:
         for run, sentence in failed_runs.items():

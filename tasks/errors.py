@@ -16,7 +16,7 @@ from data.errors import DataError
 from data.storage.credentials import hide
 from mae.callbacks.stop_on_signal import Stopped
 from mae.distributed.launch import leave_together
-from mae.distributed.rank_zero import is_rank_zero, say
+from mae.distributed.rank_zero import say, say_error
 from mae.errors import CheckpointError, ConfigError, RunEnded, first_sentence
 from mae.run.folder import leave_word, remove_word
 from mae.run.lease import is_in_use
@@ -49,7 +49,9 @@ def readable_errors() -> Iterator[None]:
     except (*WRONG_INPUT, torch.OutOfMemoryError, OSError) as error:
         if FULL_ERROR or (isinstance(error, OSError) and error.errno not in NO_ROOM):
             raise
-        if is_rank_zero() or not isinstance(error, WRONG_INPUT):  # no other rank knows
+        if isinstance(error, WRONG_INPUT):
+            say_error(sentence_of(error))
+        else:  # no other rank knows
             print(f"error: {sentence_of(error)}", file=sys.stderr, flush=True)
         if isinstance(error, OSError) or not note_failed_run(sentence_of(error)):
             sys.exit(2)

@@ -29,9 +29,7 @@ from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from data.errors import DataError
 from data.loader.loader import explain_worker_death
-from data.storage.credentials import hide
 from mae.callbacks.profiler import StepProfiler
 from mae.callbacks.progress import ShowProgress
 from mae.callbacks.save_checkpoints import SaveCheckpoints
@@ -48,7 +46,7 @@ from mae.distributed.launch import (
     resolve_devices,
 )
 from mae.distributed.rank_zero import say
-from mae.distributed.slurm import requeue
+from mae.distributed.restarts import note_in_journal
 from mae.errors import ConfigError
 from mae.report.start import show_start
 from mae.run.checkpoint_files import read_own, refuse_other_run, set_damaged_aside
@@ -221,6 +219,7 @@ def record_run(task: Task, model: nn.Module, recipe: dict[str, Any], checkpoint:
     settings = config.model_dump(mode="json", exclude={"plan", "suggest"})
     write_settings(run, OmegaConf.to_yaml(OmegaConf.create(settings)))
     record_start(run, start_step, task.topology.ranks)
+    note_in_journal(f"step {start_step}")
     about = {"precision": recipe["precision"], "data": recipe["order"], "model": task.describe(model)}
     derived = {**asdict(schedule), "epochs": schedule.epochs, **about}
     write_json(run / "derived.json", derived)
@@ -235,6 +234,7 @@ def record_run(task: Task, model: nn.Module, recipe: dict[str, Any], checkpoint:
         checkpoint=checkpoint,
         start_step=start_step,
         init_from=config.init_from,
+        ranks=str(task.topology),
         rate_change=rate_change(schedule, before or {}, config.optim.milestones, start_step),
     )
 
@@ -305,6 +305,8 @@ def fit(trainer: pl.Trainer, module: Training, task: Task, checkpoint: Path | No
             trainer.validate(module, datamodule=data, verbose=False)
         code = 0
     except Stopped as stop:
+        from mae.distributed.requeue import requeue
+
         requeue(stop.signum, task.topology.rank)  # before W&B is closed, which may take long
         raise
     except FileNotFoundError as error:
@@ -314,10 +316,6 @@ def fit(trainer: pl.Trainer, module: Training, task: Task, checkpoint: Path | No
             f"{config.run} was removed or renamed while its run was under way. Put it back and run the same command to "
             "resume, or start anew"
         ) from error
-    except (ConfigError, DataError) as error:
-        if task.topology.rank != 0:  # where only rank 0 speaks, nobody would say what this rank alone has met
-            print(f"error on rank {task.topology.rank}: {hide(str(error))}", file=sys.stderr, flush=True)
-        raise
     finally:
         if error := sys.exception():
             error.add_note(f"Run the same command to resume from the newest checkpoint in {config.run / 'checkpoints'}")

@@ -53,7 +53,9 @@ class Program:
         stdout: IO[Any] | int | None = None,
         stderr: IO[Any] | int | None = None,
         start_new_session: bool = True,
+        attended: bool = False,
     ) -> None:
+        """attended  the program is killed when this process ends"""
         assert args[0] == sys.executable and start_new_session, args
         self.args, self.returncode, self.stdout = list(args), None, None
         reading = writing = None
@@ -63,6 +65,7 @@ class Program:
         outputs = [_descriptor(stdout, 1), _descriptor(stdout if stderr == subprocess.STDOUT else stderr, 2)]
         address = parent()
         request = {"words": self.args[1:], "environment": {**env, ADDRESS: address}, "folder": str(cwd or os.getcwd())}
+        request["attended"] = attended
         self._answers = _ask(address, request, outputs)
         if writing is not None:
             os.close(writing)
@@ -180,9 +183,10 @@ def serve(listener: socket.socket) -> list[str]:
     Children that still run then are killed.
     """
     running: dict[int, tuple[int, socket.socket]] = {}  # by the descriptor that says when it has ended
+    attended: dict[socket.socket, int] = {}
     started: dict[int, list[int]] = defaultdict(list)
     while True:
-        ready, _, _ = select.select([0, listener, *running], [], [])
+        ready, _, _ = select.select([0, listener, *running, *attended], [], [])
         if 0 in ready:
             for pid, _ in running.values():
                 with contextlib.suppress(ProcessLookupError):
@@ -190,9 +194,13 @@ def serve(listener: socket.socket) -> list[str]:
             sys.exit()
         for ended in running.keys() & set(ready):
             pid, connection = running.pop(ended)
+            attended.pop(connection, None)
             _answer(connection, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
             connection.close()
             os.close(ended)
+        for left in attended.keys() & set(ready):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(attended.pop(left), signal.SIGKILL)
         if listener not in ready:
             continue
         connection, _ = listener.accept()
@@ -213,6 +221,8 @@ def serve(listener: socket.socket) -> list[str]:
         for descriptor in outputs:
             os.close(descriptor)
         running[os.pidfd_open(pid)] = (pid, connection)
+        if request["attended"]:
+            attended[connection] = pid
         started[request["from"]].append(pid)
         _answer(connection, pid)
 

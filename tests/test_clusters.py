@@ -1,12 +1,11 @@
-"""Runs on clusters: dead ranks, time limits, requeues. SLURM's commands are stand-ins, processes and signals real."""
+"""Launchers and what they say of the ranks; dead ranks under torchrun; who requeues a job of SLURM."""
 
 import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import yaml
@@ -16,13 +15,11 @@ from torch.distributed.run import get_args_parser
 
 from data.errors import DataError
 from mae.distributed.launch import Topology, cluster_environment, refuse_other_devices
-from mae.distributed.slurm import requeue
+from mae.distributed.requeue import preempt_mode, requeue, why_ended
 from mae.errors import ConfigError
-from tasks.train import fit
-from tests import slurm
+from tasks.errors import readable_errors
 from tests.conftest import ROOT
 from tests.processes import (
-    SMALL,
     assert_same_run,
     command,
     finish,
@@ -63,53 +60,12 @@ def test_torchrun_restart_after_a_dead_rank_equals_the_uninterrupted_run(
     assert_resumed_run(tmp_path / "bereft", uninterrupted_run, starts=2)
 
 
-def test_slurm_job_signalled_before_its_limit_is_requeued_once_and_resumes(
-    tmp_path: Path, built_in: Path, uninterrupted_run: Path
-) -> None:
-    """Runs the documented batch script, SIGUSR1 to every process: one folder and W&B run, written by rank 0 alone."""
-    cluster = tmp_path / "slurm"
-    settings = (*SMALL, *LENGTH, f"runs={tmp_path}", f"data.root={built_in}", "name=job", "logger=wandb")
-    options = ("--ntasks-per-node=2", f"--output={tmp_path}/out.txt", "--cpus-per-task=1")
-    environment = slurm.install(cluster) | {"HOME": str(tmp_path), "WANDB_API_KEY": "", "WANDB_SILENT": "true"}
-    submitted = start(["sbatch", *options, "docs/examples/train.sbatch", *settings], **environment)
-    assert "Submitted batch job" in finish(submitted)
-    wait_for_checkpoint(None, tmp_path / "job", step=10)
-    slurm.signal_step(cluster, signal.SIGUSR1)
-    output = tmp_path / "out.txt"
-    assert slurm.exit_code(cluster) == 0, output.read_text()
-    assert slurm.requeues(cluster) == [slurm.JOB]
-    assert output.read_text().count(f"job {slurm.JOB} requeued") == 1
-    assert_resumed_run(tmp_path / "job", uninterrupted_run, starts=2)
-    tracked = [path.name.rpartition("-")[2] for path in (tmp_path / "job" / "wandb").glob("offline-run-*")]
-    assert tracked == [(tmp_path / "job" / "wandb_id.txt").read_text()] * 2
-    assert len(list((tmp_path / "job" / "reconstructions").iterdir())) == 1
-
-
 def test_submitit_starts_one_task_per_gpu() -> None:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         words = ["launcher=slurm", "trainer.devices=8", "hydra.launcher.nodes=4"]
         launcher = hydra_compose("train", overrides=words, return_hydra_config=True).hydra.launcher
     assert launcher._target_.endswith(".SlurmLauncher")
     assert (launcher.nodes, launcher.tasks_per_node, launcher.gpus_per_node) == (4, 8, 8)
-
-
-@pytest.mark.slow
-def test_submitit_job_is_requeued_once_and_resumes(tmp_path: Path, built_in: Path, uninterrupted_run: Path) -> None:
-    """launcher=slurm: SIGUSR2 is submitit's; our checkpoint comes first."""
-    cluster = tmp_path / "slurm"
-    words = command(tmp_path, built_in, *LENGTH, "name=submitted", "launcher=slurm", "trainer.devices=2")
-    words += [
-        "hydra.launcher.gpus_per_node=null",
-        "hydra.launcher.cpus_per_task=1",
-        f"hydra.sweep.dir={tmp_path}/sweep",
-    ]
-    words.insert(words.index("train.py") + 1, "-m")
-    process = start(words, **slurm.install(cluster))
-    wait_for_checkpoint(process, tmp_path / "submitted", step=10)
-    slurm.signal_step(cluster, signal.SIGUSR2)
-    finish(process)
-    assert slurm.requeues(cluster) == [slurm.JOB]
-    assert_resumed_run(tmp_path / "submitted", uninterrupted_run, starts=2)
 
 
 @pytest.mark.slow
@@ -135,9 +91,56 @@ def test_kubernetes_example_is_accepted_by_torchrun_and_train() -> None:
     assert compose(*arguments.training_script_args).name == "imagenet_large"
 
 
+SHOWN = {"JobState": "RUNNING", "Reason": "None", "Restarts": "1", "PreemptTime": "None"}
+PREEMPTED = SHOWN | {"PreemptTime": "2026-11-26T18:22:45"}
+ENDING = SHOWN | {"JobState": "COMPLETING"}
+
+
+@pytest.mark.parametrize(
+    ("signum", "job", "mode", "comes_back", "said"),
+    [
+        (signal.SIGUSR1, SHOWN, "", True, "warned of its end by SIGUSR1"),
+        (signal.SIGTERM, PREEMPTED, "REQUEUE", True, "job 7 requeued: pre-empted"),
+        (signal.SIGTERM, PREEMPTED, "", True, "job 7 requeued: pre-empted"),
+        (signal.SIGUSR1, PREEMPTED, "CANCEL", False, "PreemptMode=CANCEL"),
+        (signal.SIGTERM, PREEMPTED, "CANCEL,GANG", False, "submit it again"),
+        (signal.SIGTERM, ENDING | {"Restarts": "2"}, "", False, "job 7 requeued by SLURM"),
+        (signal.SIGUSR1, ENDING | {"Restarts": "2"}, "", False, "job 7 requeued by SLURM"),
+        (signal.SIGTERM, ENDING | {"Restarts": "2", "Reason": "job_requeued_in_held_state"}, "", False, "release 7"),
+        (signal.SIGTERM, ENDING | {"Reason": "TimeLimit"}, "", True, "time limit was reached"),
+        (signal.SIGTERM, ENDING, "", False, "cancelled"),
+        (signal.SIGUSR1, ENDING, "", False, "cancelled"),
+        (signal.SIGTERM, SHOWN, "", False, "not requeued: SIGTERM was sent by scancel --signal"),
+        (signal.SIGHUP, SHOWN, "", False, "not requeued: SIGHUP was sent by"),
+    ],
+)
+def test_slurm_job_is_requeued_by_the_run_where_nobody_else_does(
+    monkeypatch, signum: int, job: dict[str, str], mode: str, comes_back: bool, said: str
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    asked, sentence = why_ended(signum, job, mode)
+    assert asked == comes_back and said in sentence
+
+
 ALONE = {"SLURM_JOB_ID": "7"}
 ARRAY = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
 SUBMITIT = ALONE | {"SUBMITIT_EXECUTOR": "slurm"}
+
+
+@pytest.fixture
+def scontrol(tmp_path: Path, monkeypatch) -> Iterator[Path]:
+    """A command that notes the requeues it is asked for, and says of each job that it runs."""
+    program, asked = tmp_path / "scontrol", tmp_path / "asked"
+    program.write_text(
+        f'#!/bin/sh\n[ "$1" != requeue ] || echo "$2" >> {asked}\necho JobState=RUNNING Restarts=0 PreemptTime=None\n'
+    )
+    program.chmod(0o755)
+    asked.touch()
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    before = signal.getsignal(signal.SIGTERM)
+    yield asked
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize(
@@ -146,45 +149,50 @@ SUBMITIT = ALONE | {"SUBMITIT_EXECUTOR": "slurm"}
         (ALONE, signal.SIGUSR1, 0, ["7"]),
         (ARRAY, signal.SIGUSR1, 0, ["7_2"]),
         (ALONE, signal.SIGUSR1, 1, []),
-        (ALONE, signal.SIGTERM, 0, []),
         (ALONE, signal.SIGINT, 0, []),
         (SUBMITIT, signal.SIGUSR1, 0, []),
         ({}, signal.SIGUSR1, 0, []),
     ],
 )
-def test_only_rank_0_requeues_and_only_on_the_warning_signal(
-    tmp_path: Path, monkeypatch, environment, signum, rank, asked
-) -> None:
-    folder = tmp_path / "slurm"
-    for name, value in (slurm.install(folder) | environment).items():
+def test_only_rank_0_asks_for_a_requeue(scontrol: Path, monkeypatch, environment, signum, rank, asked) -> None:
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    (folder / "tasks").write_text("")
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        requeue(signum, rank)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert slurm.requeues(folder) == asked
+    requeue(signum, rank)
+    assert scontrol.read_text().split() == asked
 
 
-def test_refused_requeue_prints_the_reason(tmp_path: Path, monkeypatch, capfd) -> None:
-    (tmp_path / "scontrol").write_text("#!/bin/sh\necho 'Requested operation is presently disabled' >&2\nexit 1\n")
-    (tmp_path / "scontrol").chmod(0o755)
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("partition_prio", "CANCEL"), ("qos", "REQUEUE")], ids=["by partition", "by QOS"]
+)
+def test_preempt_mode_is_that_of_the_partition_or_of_the_qos(tmp_path: Path, monkeypatch, kind: str, mode: str) -> None:
+    config = f"echo 'PreemptMode             = REQUEUE'; echo 'PreemptType             = preempt/{kind}'"
+    for name, script in (
+        ("scontrol", f'case "$2" in config) {config};; partition) echo "   PreemptMode=CANCEL";; esac'),
+        ("sacctmgr", "echo cluster"),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert preempt_mode(PREEMPTED | {"Partition": "a", "QOS": "normal"}) == mode
+
+
+def test_refused_requeue_prints_the_reason(scontrol: Path, monkeypatch, capfd) -> None:
+    program = scontrol.parent / "scontrol"
+    refusal = "[ $1 != requeue ] || { echo 'Requested operation is presently disabled' >&2; exit 1; }\n"
+    program.write_text(program.read_text().replace("\n", f"\n{refusal}", 1))
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        requeue(signal.SIGUSR1, 0)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert "job 7 could not be requeued (Requested operation is presently disabled" in capfd.readouterr().out
+    requeue(signal.SIGUSR1, 0)
+    assert "job 7 could not be requeued (Requested operation is presently disabled)" in capfd.readouterr().out
+
+
+SHELL_OF_SALLOC = {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_JOB_NAME": "mae"}
 
 
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
         ({"SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "8"}, "write srun before the command"),
-        ({"SLURM_NTASKS": "8", "SLURM_STEP_ID": "0"}, "set --ntasks-per-node"),
+        ({"SLURM_NTASKS": "4", **SHELL_OF_SALLOC}, "write srun before the command"),
     ],
 )
 def test_incomplete_slurm_launch_raises_config_error(monkeypatch, environment: dict[str, str], said: str) -> None:
@@ -195,7 +203,7 @@ def test_incomplete_slurm_launch_raises_config_error(monkeypatch, environment: d
 
 
 ELASTIC = {"TORCHELASTIC_RUN_ID": "a", "RANK": "0", "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2"}
-UNEVEN = {"SLURM_NTASKS": "3", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_STEP_ID": "0"}
+UNEVEN = {"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_STEP_TASKS_PER_NODE": "3,1", "SLURM_STEP_ID": "0"}
 
 
 @pytest.mark.parametrize(
@@ -204,7 +212,7 @@ UNEVEN = {"SLURM_NTASKS": "3", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "2"
         ({"RANK": "1", "WORLD_SIZE": "2"}, "WORLD_SIZE=2: another launcher"),  # Kubeflow
         ({"OMPI_COMM_WORLD_SIZE": "4"}, "OMPI_COMM_WORLD_SIZE=4: another launcher"),
         ({"PMI_SIZE": "2", "RANK": "0", "WORLD_SIZE": "1"}, "PMI_SIZE=2: another launcher"),
-        ({"SLURM_PROCID": "0", **UNEVEN}, "3 ranks on 2 machines"),
+        ({"SLURM_PROCID": "0", **UNEVEN}, "3, 1 ranks on 2 machines"),
         (ELASTIC, "3 ranks on 2 machines"),
         ({"WORLD_SIZE": "8"}, None),  # that a script sets for torchrun
         ({"RANK": "0", "WORLD_SIZE": "1", "PMI_SIZE": "1"}, None),
@@ -220,21 +228,31 @@ def test_ranks_of_other_launchers_and_uneven_ones_are_refused(monkeypatch, envir
             Topology.from_environment()
 
 
-def test_error_that_one_rank_alone_meets_is_printed_by_it(tmp_path: Path, capfd) -> None:
-    class Failing:
-        def fit(self, *_: object, **__: object) -> None:
-            raise DataError("node3 has no room")
-
-    config = SimpleNamespace(run=tmp_path, logger={})
-    for rank in (0, 1):
-        task: Any = SimpleNamespace(config=config, data=None, topology=Topology(rank=rank, ranks=2))
-        with pytest.raises(DataError):
-            fit(Failing(), None, task, None)  # type: ignore[arg-type]
-        assert ("error on rank 1: node3 has no room" in capfd.readouterr().err) == (rank == 1)
+@pytest.mark.parametrize(
+    ("rank", "waited", "said"), [(0, [], "error: no room\n"), (1, [10], "error on rank 1: no room\n")]
+)
+def test_error_is_said_by_rank_0_or_later_by_the_rank_that_met_it(monkeypatch, capsys, rank, waited, said) -> None:
+    """Later than rank 0 would have ended the others."""
+    slept: list[float] = []
+    monkeypatch.setattr("mae.distributed.rank_zero.time.sleep", slept.append)
+    monkeypatch.setenv("SLURM_PROCID", str(rank))
+    with pytest.raises(SystemExit, match="2"), readable_errors():
+        raise DataError("no room")
+    assert (slept, capsys.readouterr().err) == (waited, said)
 
 
 ONE_TASK = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "1", "SLURM_NNODES": "1", "SLURM_NODELIST": "localhost"}
-RANKS = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_STEP_ID": "0"}
+RANKS = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_STEP_ID": "1"}
+# srun --nodes=2 --ntasks=4 in a job of another number of tasks per node, whose first node has another step
+STEP = {
+    "SLURM_NTASKS": "4",
+    "SLURM_NNODES": "2",
+    "SLURM_NTASKS_PER_NODE": "8",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    "SLURM_NODELIST": "n[1-3]",
+    "SLURM_STEP_NODELIST": "n[2-3]",
+    "SLURM_JOB_NAME": "interactive",
+}
 
 
 @pytest.mark.parametrize(
@@ -244,12 +262,7 @@ RANKS = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_
         (ONE_TASK | {"SLURM_JOB_NAME": "mae", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, None),  # sbatch without srun
         (ONE_TASK | {"SLURM_PROCID": "0", "SLURM_STEP_ID": "0"}, None),  # srun
         (ONE_TASK | {"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "interactive"}, None),
-        (
-            ONE_TASK
-            | RANKS
-            | {"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NAME": "interactive"},
-            Topology(rank=3, ranks=4, devices=2, nodes=2),
-        ),
+        (ONE_TASK | RANKS | STEP, Topology(3, 4, devices=2, nodes=2, launcher="srun")),
     ],
     ids=["salloc", "sbatch", "srun of one task", "interactive", "srun in an interactive job"],
 )
@@ -257,15 +270,21 @@ def test_slurm_decides_the_ranks_only_where_srun_has_started_several(monkeypatch
     """Elsewhere trainer.devices counts, and Lightning looks for no variables of srun."""
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         monkeypatch.delenv(name)
+    for name in ("MASTER_ADDR", "MASTER_PORT", "SLURM_NTASKS_PER_NODE", "SLURM_NODELIST"):
+        monkeypatch.setenv(name, "")  # to be removed afterwards
+        monkeypatch.delenv(name)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert Topology.from_environment() == topology
     (plugin,) = cluster_environment()
     assert (plugin.global_rank(), plugin.world_size()) == ((3, 4) if topology else (0, 1))
     if topology is not None:
+        assert str(topology) == "2 nodes x 2 ranks, srun"
+        plugin.validate_settings(num_devices=2, num_nodes=2)
+        assert (plugin.main_address, plugin.main_port) == ("n2", 15000 + 77 + 97)
         refuse_other_devices(2, topology)
         refuse_other_devices(1, topology)
         for devices in (3, 8):
             said = rf"trainer\.devices={devices}, .* srun .*, which has started 2 on this machine"
             with pytest.raises(ConfigError, match=said):
-                refuse_other_devices(devices, Topology(rank=3, ranks=4, devices=2, nodes=2))
+                refuse_other_devices(devices, Topology(3, 4, devices=2, nodes=2, launcher="srun"))

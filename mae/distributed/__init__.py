@@ -3,7 +3,8 @@
 launch     who this process is among them (torchrun, SLURM), or a relaunch under torchrun
 ranks      a process group for small objects, outside of a training loop
 rank_zero  printing and warning once
-slurm      requeueing
+slurm      the tasks that srun has started
+requeue    who has ended a SLURM job, and whether it has to be requeued
 processes  is the process that wrote a file alive, is the launcher
 restarts   is this process a restart by torchrun, SLURM or Kubernetes
 """

@@ -10,7 +10,7 @@ import torch
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
 from mae.distributed.rank_zero import warn
-from mae.distributed.slurm import started_tasks
+from mae.distributed.slurm import describe_step, started_tasks
 from mae.errors import ConfigError
 
 
@@ -22,6 +22,13 @@ class Topology:
     ranks: int = 1
     devices: int = 1  # ranks on this node
     nodes: int = 1
+    launcher: str = "train.py alone"
+
+    def __str__(self) -> str:
+        if self.ranks == 1:
+            return f"1 process, {self.launcher}"
+        nodes = "1 node" if self.nodes == 1 else f"{self.nodes} nodes"
+        return f"{nodes} x {self.devices} ranks, {self.launcher}"
 
     @classmethod
     def from_environment(cls) -> "Topology | None":
@@ -32,18 +39,24 @@ class Topology:
         """
         if TorchElasticEnvironment.detect():
             warn_of_shared_store()
+            launcher = "torchrun"
             rank, ranks, devices, nodes = (
                 int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
             )
-        elif (ranks := started_tasks()) > 1:
-            rank, nodes = int(os.environ["SLURM_PROCID"]), int(os.environ.get("SLURM_NNODES", "1"))
-            devices = ranks // nodes
+        elif (ranks := sum(tasks := started_tasks())) > 1:
+            launcher = "srun, started by submitit" if "SUBMITIT_EXECUTOR" in os.environ else "srun"
+            rank, nodes, devices = int(os.environ["SLURM_PROCID"]), len(tasks), tasks[0]
+            if len(set(tasks)) > 1:
+                raise ConfigError(
+                    f"srun has started {', '.join(map(str, tasks))} ranks on {nodes} machines: have it start as many "
+                    f"on one as on another, by --ntasks-per-node"
+                )
         else:
             refuse_other_launchers()
             return None
         if devices * nodes != ranks:
             raise ConfigError(f"{ranks} ranks on {nodes} machines: start as many ranks on one machine as on another")
-        return cls(rank, ranks, devices, nodes)
+        return cls(rank, ranks, devices, nodes, launcher)
 
 
 def refuse_other_launchers() -> None:
@@ -71,15 +84,21 @@ def warn_of_shared_store() -> None:
 
 
 def cluster_environment() -> list[SLURMEnvironment | LightningEnvironment]:
-    """Returns Lightning's SLURM plugin, which shall not requeue: `slurm.requeue` or submitit does.
+    """Returns Lightning's SLURM plugin, which shall not requeue: `requeue` or submitit does.
 
     For one process in a SLURM job it is that of a single process: Lightning would look for variables of srun.
     """
     if TorchElasticEnvironment.detect():
         return []
-    if started_tasks() > 1:
-        return [SLURMEnvironment(auto_requeue=False)]
+    if sum(started_tasks()) > 1:
+        return [slurm_environment()]
     return [LightningEnvironment()] if "SLURM_JOB_ID" in os.environ else []
+
+
+def slurm_environment() -> SLURMEnvironment:
+    """Returns Lightning's plugin for the ranks of this step of SLURM."""
+    describe_step()
+    return SLURMEnvironment(auto_requeue=False)
 
 
 def leave_together(exit_code: int) -> NoReturn:

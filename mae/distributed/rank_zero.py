@@ -1,9 +1,13 @@
 """Output of rank 0 only: one process speaks for all ranks of a run."""
 
 import os
+import sys
+import time
 import warnings
 from contextlib import suppress
 from typing import TextIO
+
+RANK_ZERO_SECONDS = 10
 
 
 def is_rank_zero() -> bool:
@@ -15,6 +19,20 @@ def say(sentence: str, file: TextIO | None = None) -> None:
     """Prints the sentence on rank 0, to stdout unless `file` is given."""
     if is_rank_zero():
         print(sentence, file=file, flush=True)
+
+
+def say_error(sentence: str) -> None:
+    """Prints why this process will exit: rank 0 at once, another rank if nobody has ended it after RANK_ZERO_SECONDS.
+
+    srun and torchrun end all ranks as soon as one has exited. That shall be rank 0, which says for all what all have
+    met, or a rank that has said itself what it alone has met.
+    """
+    if is_rank_zero():
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
+        return
+    time.sleep(RANK_ZERO_SECONDS)
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID"))
+    print(f"error on rank {rank}: {sentence}", file=sys.stderr, flush=True)
 
 
 def say_at_once(sentence: str) -> None:

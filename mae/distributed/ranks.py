@@ -6,9 +6,9 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
 
-from mae.distributed.launch import Topology
+from mae.distributed.launch import Topology, slurm_environment
 
 TIMEOUT = timedelta(hours=2)  # a rank may have to read far more than another
 
@@ -19,7 +19,7 @@ def join_process_group(topology: Topology) -> Iterator[None]:
     if topology.ranks == 1:
         yield
         return
-    environment = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else SLURMEnvironment()
+    environment = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else slurm_environment()
     address = f"tcp://{environment.main_address}:{environment.main_port}"
     if TorchElasticEnvironment.detect():
         address = "env://"  # torchrun may hold the store itself

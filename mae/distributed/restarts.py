@@ -6,6 +6,8 @@ for all its restarts.
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from mae.distributed.processes import LAUNCHER, Process, identify
 from mae.distributed.slurm import job_id
@@ -66,3 +68,25 @@ def start_name() -> str:
     shared = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT") if "TORCHELASTIC_RUN_ID" in os.environ else ()
     shared += ("SLURM_JOB_ID", "SLURM_STEP_ID", *COUNTERS)
     return " ".join(f"{name}={os.environ[name]}" for name in shared if name in os.environ)
+
+
+def note_in_journal(line: str) -> None:
+    """Appends a line to the file that the batch script reads when this start has ended (MAE_JOURNAL), if there is one.
+
+    `step 500`  rank 0 starts at this step
+    `end 2`     a rank ends on purpose with this exit code. srun may give another one: that of a rank which it has ended
+    """
+    if journal := os.environ.get("MAE_JOURNAL"):
+        with suppress(OSError), open(journal, "a") as file:  # on a full disk the batch script cannot go on either
+            file.write(f"{line}\n")
+
+
+@contextmanager
+def journal_of_end() -> Iterator[None]:
+    """Notes an end on purpose with another code than 0: told to stop, or unable to go on."""
+    try:
+        yield
+    except SystemExit as end:
+        if end.code:
+            note_in_journal(f"end {end.code}")
+        raise

@@ -1,9 +1,7 @@
-"""SLURM: checks of its variables, the id of the job, requeueing."""
+"""SLURM: the tasks that srun has started, the id of the job."""
 
 import os
 import signal
-import subprocess
-from contextlib import suppress
 
 from mae.errors import ConfigError
 
@@ -24,51 +22,36 @@ def submitit_signal() -> signal.Signals | None:
     return signal.Signals["SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")]
 
 
-def started_tasks() -> int:
-    """Returns how many tasks srun has started, of which this process is one; 1 without srun.
+def started_tasks() -> list[int]:
+    """Returns how many tasks srun has started on each node, this process being one of them; [1] without srun.
 
-    Raises ConfigError if a job with room for several was given to one process, or lacks what Lightning asks for.
+    The variables of the step say so: those of the job may speak of another step, or of nothing that was started.
+    Raises ConfigError if a job with room for several tasks was given to one process.
     """
     environment = os.environ
+    if "SLURM_STEP_TASKS_PER_NODE" in environment and "SLURM_PROCID" in environment:
+        counts = []
+        for part in environment["SLURM_STEP_TASKS_PER_NODE"].split(","):  # 4(x2),3
+            tasks, _, times = part.rstrip(")").partition("(x")
+            counts += [int(tasks)] * int(times or 1)
+        if sum(counts) > 1:
+            return counts  # one alone may be the shell of salloc, whose job has room for more
     tasks = environment.get("SLURM_NTASKS", "1")
-    if tasks == "1":
-        return 1
-    if "SLURM_STEP_ID" not in environment or "SLURM_PROCID" not in environment:
-        if environment.get("SLURM_JOB_NAME") in INTERACTIVE:
-            return 1
+    if tasks != "1" and environment.get("SLURM_JOB_NAME") not in INTERACTIVE:
         raise ConfigError(
             f"this job has SLURM_NTASKS={tasks}, but only one process was started: write srun before the command"
         )
-    if "SLURM_NTASKS_PER_NODE" not in environment:
-        raise ConfigError(f"SLURM_NTASKS={tasks} without a number per node: set --ntasks-per-node, one task per GPU")
-    return int(tasks)
+    return [1]
 
 
-def requeue(signum: int, rank: int) -> None:
-    """Requeues this SLURM job if its warning signal stopped the run. Called on every rank after the save; only rank 0
-    asks SLURM.
+def describe_step() -> None:
+    """Sets the variables by which Lightning finds the ranks to those of this step, where srun leaves the job's.
 
-    SIGUSR1   the warning: `--signal=USR1@120` sends it ahead of the time limit, after which SLURM does not requeue, and
-              PreemptParameters=send_user_signal ahead of a pre-emption
-    SIGTERM   no requeue here: scancel sends it when nobody wants the job any more, and SLURM ahead of other
-              pre-emptions, after which it requeues by itself (PreemptMode=REQUEUE)
-    SIGINT    the user's: no requeue
-    submitit  sends its own signal; its handler, in place again by now, requeues
+    The number of tasks per node is that of sbatch, or absent (--ntasks); the list of nodes is that of the job, of which
+    the step may not have the first. The port tells the steps of a job apart, which may run side by side.
     """
-    owner = submitit_signal()
-    if signum != (owner or signal.SIGUSR1) or "SLURM_JOB_ID" not in os.environ:
-        return
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # The requeue sends it and leaves half a minute for the exit.
-    if rank != 0:
-        return
-    if owner is not None:
-        with suppress(SystemExit):  # submitit's handler exits; all ranks have to exit together.
-            signal.raise_signal(owner)
-        return
-    try:
-        subprocess.run(["scontrol", "requeue", job_id()], check=True, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.SubprocessError) as error:
-        reason = getattr(error, "stderr", None) or error
-        print(f"job {job_id()} could not be requeued ({reason}): submit it again", flush=True)
-    else:
-        print(f"job {job_id()} requeued", flush=True)
+    environment = os.environ
+    environment["SLURM_NTASKS_PER_NODE"] = str(started_tasks()[0])
+    environment["SLURM_NODELIST"] = environment["SLURM_STEP_NODELIST"]
+    port = int(environment["SLURM_JOB_ID"][-4:]) + 97 * int(environment.get("SLURM_STEP_ID", "0"))
+    environment.setdefault("MASTER_PORT", str(15000 + port % 10000))

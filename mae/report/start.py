@@ -21,6 +21,7 @@ def show_start(
     checkpoint: Path | None,
     start_step: int,
     init_from: str | None,
+    ranks: str,
     rate_change: str | None = None,
 ) -> None:
     """Prints the table.
@@ -32,6 +33,7 @@ def show_start(
     shards                  of the training images
     validation              number of images
     checkpoint, start_step  to resume from; None and 0 for a fresh start
+    ranks                   nodes, ranks on each, and who started them
     rate_change             of a run that resumes with another length
     """
     weights = f"warm start from {init_from} (init_from)" if init_from is not None else "random initialisation"
@@ -50,6 +52,7 @@ def show_start(
     if rate_change is not None:
         table.add_row("rate on resuming", rate_change)
     table.add_row("weights", weights)
+    table.add_row("ranks", ranks)
     table.add_row("run folder", str(run))
     Console().print(table)
 

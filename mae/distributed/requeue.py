@@ -1,0 +1,105 @@
+"""Requeueing a SLURM job: who has ended it, and who brings it back. Loaded when a run is stopped."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from contextlib import suppress
+
+from mae.distributed.slurm import job_id, submitit_signal
+
+
+def requeue(signum: int, rank: int) -> None:
+    """Requeues this SLURM job if nobody else does and it shall come back. Called on every rank after the save; rank 0
+    asks SLURM and prints what becomes of the job.
+
+    SIGINT is the user's: no requeue. Under submitit its own signal is answered by its handler, in place again by now.
+    """
+    if "SLURM_JOB_ID" not in os.environ or signum == signal.SIGINT:
+        return
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # A requeue sends it and leaves half a minute for the exit.
+    owner = submitit_signal()
+    if rank != 0 or (owner is not None and signum == signal.SIGUSR1):
+        return
+    if owner is not None and signum == owner:
+        with suppress(SystemExit):  # submitit's handler exits; all ranks have to exit together.
+            signal.raise_signal(owner)
+        return
+    try:
+        job = show_job()
+        comes_back, sentence = why_ended(signum, job, preempt_mode(job))
+        if comes_back:
+            _ask("scontrol", "requeue", job_id())
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = (getattr(error, "stderr", None) or str(error)).strip()
+        print(f"job {job_id()} could not be requeued ({reason}): submit it again", flush=True)
+    else:
+        print(sentence, flush=True)
+
+
+def why_ended(signum: int, job: dict[str, str], mode: str) -> tuple[bool, str]:
+    """Returns whether the run has to requeue its job, and the sentence that says what becomes of it.
+
+    signum  SIGUSR1: `--signal=USR1@120` ahead of the time limit, or PreemptParameters=send_user_signal. SIGTERM: a
+            pre-emption, the time limit, scancel, `scontrol requeue`, or somebody who wants the run to stop
+    job     what `scontrol show job` says after the save
+    mode    PreemptMode of the job's partition or QOS
+
+    SLURM requeues by itself what it has ended (a pre-emption without a grace time, or after it, `scontrol requeue`) and
+    has then counted a restart. It books a run that leaves within the grace time as failed, and never requeues that.
+    """
+    name = f"job {job_id()}"
+    if int(job.get("Restarts", "0")) > int(os.environ.get("SLURM_RESTART_COUNT", "0")):
+        if "held" in job.get("Reason", ""):
+            return False, f"{name} requeued by SLURM and held: `scontrol release {job_id()}` lets it start"
+        return False, f"{name} requeued by SLURM"
+    if job.get("PreemptTime", "None") not in ("None", "Unknown"):
+        if "CANCEL" in mode:
+            return False, f"{name} pre-empted with PreemptMode={mode}, after which nothing requeues it: submit it again"
+        return True, f"{name} requeued: pre-empted"
+    if job.get("Reason") == "TimeLimit":
+        return True, f"{name} requeued: its time limit was reached"
+    if job.get("JobState") != "RUNNING":
+        return False, f"{name} cancelled: submit it again to resume"
+    if signum == signal.SIGUSR1:
+        return True, f"{name} requeued: warned of its end by SIGUSR1"
+    return False, f"{name} not requeued: {signal.Signals(signum).name} was sent by scancel --signal, or not by SLURM"
+
+
+def show_job() -> dict[str, str]:
+    """Returns what `scontrol show job` says of this job."""
+    words = _ask("scontrol", "--oneliner", "show", "job", job_id()).split()
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def preempt_mode(job: dict[str, str]) -> str:
+    """Returns what SLURM does with this job when another one pre-empts it: REQUEUE, CANCEL, …; "" if not known."""
+    if job.get("PreemptTime", "None") in ("None", "Unknown"):
+        return ""
+    settings = _ask("scontrol", "show", "config")
+    cluster = _value("PreemptMode", settings)
+    if _value("PreemptType", settings) == "preempt/qos":
+        try:
+            mode = _ask("sacctmgr", "-nP", "show", "qos", job["QOS"], "format=preemptmode").strip()
+        except (OSError, subprocess.SubprocessError):  # no accounting from here
+            return ""
+        return cluster if mode == "cluster" else mode.upper()
+    return _value("PreemptMode", _ask("scontrol", "show", "partition", job["Partition"])) or cluster
+
+
+def _value(name: str, said: str) -> str:
+    found = re.search(rf"\b{name}\s*=\s*(\S+)", said)
+    return found[1] if found else ""
+
+
+def _ask(*words: str) -> str:
+    """Returns what a command of SLURM prints. A controller that does not answer is asked again twice."""
+    for pause in (2, 5, None):
+        try:
+            return subprocess.run(words, check=True, capture_output=True, text=True, timeout=60).stdout
+        except subprocess.CalledProcessError as error:
+            if pause is None or "controller" not in error.stderr:
+                raise
+            time.sleep(pause)
+    raise AssertionError
