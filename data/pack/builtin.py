@@ -68,7 +68,7 @@ def ensure(source: str, root: str | Path) -> str:
 
 
 def _make_digits(copies: int = 0) -> tuple[list[str], dict[str, list[Sample]]]:
-    """Returns the classes and parts; all copies of a digit, or its one full-sized drawing, are in the same part."""
+    """Returns the classes and parts. All copies of a digit are in one part; without copies each fills its image."""
     from sklearn.datasets import load_digits  # This import takes half a second, and only packing needs it.
 
     values, labels = map(np.asarray, load_digits(return_X_y=True))
