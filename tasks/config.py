@@ -21,6 +21,7 @@ from pydantic import (
 from data.config import DataConfig
 from data.index.samples import FIRST
 from data.storage.credentials import hide_all
+from mae.callbacks.hang_watch import HangConfig
 from mae.callbacks.save_checkpoints import CheckpointConfig
 from mae.callbacks.time_limit import time_limit
 from mae.errors import ConfigError
@@ -151,6 +152,7 @@ class TrainConfig(BaseModel, Generic[TaskSettings], frozen=True, extra="forbid")
     data: DataConfig
     optim: OptimConfig
     checkpoint: CheckpointConfig
+    hang: HangConfig = HangConfig(step=600, other=3600)
     online_probe: OnlineProbeConfig
     trainer: TrainerConfig
     logger: dict[str, dict[str, Any]] = {}

@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from data.loader.loader import explain_worker_death
-from mae.callbacks.profiler import StepProfiler
+from mae.callbacks.hang_watch import HangWatch
 from mae.callbacks.progress import ShowProgress
 from mae.callbacks.save_checkpoints import SaveCheckpoints
 from mae.callbacks.share_lease import ShareLease
 from mae.callbacks.skip_non_finite import SkipNonFinite
 from mae.callbacks.stop_on_signal import StopOnSignal, Stopped
-from mae.callbacks.throughput import FetchTimer, Throughput
+from mae.callbacks.throughput import LoopTimer, Throughput
 from mae.callbacks.time_limit import TimeLimit
 from mae.distributed.launch import (
     Topology,
@@ -151,14 +152,15 @@ def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.
             from tasks.loggers import check_trackers
 
             check_trackers(config)
-        strategy = choose_strategy(config.trainer.strategy, topology.ranks, recipe["precision"])
+        timeout = timedelta(seconds=2 * config.hang.other)  # the hang watch is first, and knows who is waited for
+        strategy = choose_strategy(config.trainer.strategy, topology.ranks, recipe["precision"], timeout)
 
         # 4 model
         torch.manual_seed(config.seed)
         model = task.model(checkpoint)
 
         # 5 trainer
-        timer = FetchTimer()
+        timer = LoopTimer()
         trainer = build_trainer(task, recipe["precision"], strategy, timer)
 
     # 6 record
@@ -239,7 +241,7 @@ def record_run(task: Task, model: nn.Module, recipe: dict[str, Any], checkpoint:
     )
 
 
-def build_trainer(task: Task, precision: str, strategy: str | Strategy, timer: FetchTimer) -> pl.Trainer:
+def build_trainer(task: Task, precision: str, strategy: str | Strategy, timer: LoopTimer) -> pl.Trainer:
     """Builds Lightning's trainer for this topology, counting in optimiser steps. Raises ConfigError if it refuses."""
     config, topology, schedule = task.config, task.topology, task.schedule
     validates = task.data.val_index is not None
@@ -275,7 +277,7 @@ def build_trainer(task: Task, precision: str, strategy: str | Strategy, timer: F
         raise ConfigError(f"Lightning refuses {given}: {error.__cause__ or error}") from error
 
 
-def build_callbacks(task: Task, precision: str, timer: FetchTimer) -> list[pl.Callback]:
+def build_callbacks(task: Task, precision: str, timer: LoopTimer) -> list[pl.Callback]:
     """Builds the callbacks in the order in which they run: a step is measured, shown and saved before the run may stop.
 
     The first of them, if there is one, ends the run at this step (trainer.max_time).
@@ -285,9 +287,13 @@ def build_callbacks(task: Task, precision: str, timer: FetchTimer) -> list[pl.Ca
     signals = StopOnSignal(checkpoints)
     guard = SkipNonFinite(config.run, signals)
     throughput = Throughput(config.log_every, timer, guard, precision)
-    limit = config.trainer.max_time
+    limit, hang = config.trainer.max_time, config.hang
     callbacks: list[pl.Callback] = [TimeLimit(limit)] if limit is not None else []
+    if hang.step is not None:
+        callbacks.append(HangWatch(config.run, hang.step, hang.other, timer))
     if config.profile:
+        from mae.callbacks.profiler import StepProfiler
+
         callbacks.append(StepProfiler(config.run))
     return [*callbacks, throughput, ShowProgress(throughput), *task.callbacks(), checkpoints, guard, signals]
 

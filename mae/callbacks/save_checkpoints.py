@@ -1,6 +1,7 @@
 """Checkpoint saving: every `every_steps` steps and at the end, keeping the newest `keep`."""
 
 from pathlib import Path
+from typing import Literal
 
 import lightning.pytorch as pl
 import torch
@@ -9,7 +10,6 @@ from pydantic import BaseModel, Field
 from mae.atomic import flush
 from mae.callbacks.step_callback import StepCallback
 from mae.errors import CheckpointError, RunEnded
-from mae.run.artifacts import Artifacts, log_checkpoint
 from mae.run.checkpoint_files import checkpoint_path, checkpoints, step_of
 
 
@@ -23,7 +23,7 @@ class CheckpointConfig(BaseModel, frozen=True, extra="forbid"):
 
     every_steps: int = Field(1000, ge=1)
     keep: int = Field(2, ge=1)
-    artifacts: Artifacts = "none"
+    artifacts: Literal["none", "reference", "upload"] = "none"
 
 
 class SaveCheckpoints(StepCallback):
@@ -52,7 +52,10 @@ class SaveCheckpoints(StepCallback):
         self._write(trainer, path)
         self.saved_step = step
         if trainer.is_global_zero:
-            log_checkpoint(trainer.loggers, path, step, self.config.artifacts)
+            if self.config.artifacts != "none":
+                from mae.run.artifacts import log_checkpoint
+
+                log_checkpoint(trainer.loggers, path, step, self.config.artifacts)
             before = [old for old in checkpoints(self.run) if step_of(old) < step]
             for old in before[self.config.keep - 1 :]:
                 old.unlink(missing_ok=True)

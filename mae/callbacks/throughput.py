@@ -1,6 +1,7 @@
 """Measuring and logging: loss of the global batch, learning rate, images per second, data wait, MFU, memory."""
 
 import time
+from collections import deque
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,21 +15,27 @@ from mae.plan.devices import measure_flops, peak_flops, peak_memory
 from mae.train.training import Training
 
 
-class FetchTimer(Profiler):
-    """Sums the seconds spent waiting for the training loader; Lightning announces each fetch to its profiler."""
+class LoopTimer(Profiler):
+    """Follows the training loop: Lightning announces each of its actions, one within the other, to its profiler."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seconds = 0.0
-        self._since = 0.0
+        self.actions: dict[str, float] = {}  # under way → when it began
+        self.count = 0  # of actions begun and ended
+        self.seconds = 0.0  # spent waiting for the training loader
+        self.batches: deque[float] = deque(maxlen=99)  # seconds of the latest micro-batches
 
     def start(self, action_name: str) -> None:
-        if action_name.endswith("train_dataloader_next"):
-            self._since = time.perf_counter()
+        self.count += 1
+        self.actions[action_name] = time.perf_counter()
 
     def stop(self, action_name: str) -> None:
+        self.count += 1
+        seconds = time.perf_counter() - self.actions.pop(action_name)
         if action_name.endswith("train_dataloader_next"):
-            self.seconds += time.perf_counter() - self._since
+            self.seconds += seconds
+        elif action_name == "run_training_batch":
+            self.batches.append(seconds)
 
 
 class Throughput(StepCallback):
@@ -44,7 +51,7 @@ class Throughput(StepCallback):
     guard/skipped      steps without an update since the beginning of the run
     """
 
-    def __init__(self, log_every: int, timer: FetchTimer, guard: SkipNonFinite, precision: str) -> None:
+    def __init__(self, log_every: int, timer: LoopTimer, guard: SkipNonFinite, precision: str) -> None:
         self.log_every = log_every
         self.timer = timer
         self.guard = guard

@@ -2,24 +2,22 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
-Artifacts = Literal["none", "reference", "upload"]
 
-
-def log_checkpoint(loggers: Iterable[Logger], path: Path, step: int, how: Artifacts) -> None:
+def log_checkpoint(loggers: Iterable[Logger], path: Path, step: int, how: str) -> None:
     """Logs a checkpoint as the next version of model-ID, with the aliases `latest` and step-N, if W&B is a logger.
 
     how  "upload" copies the file, which may be deleted before it is sent; "reference" stores its path only
     """
     for logger in loggers:
-        if isinstance(logger, WandbLogger) and how != "none":
+        if isinstance(logger, WandbLogger):
             send_checkpoint(logger.experiment, path, step, how)
 
 
-def send_checkpoint(wandb_run: Any, path: Path, step: int, how: Artifacts) -> None:
+def send_checkpoint(wandb_run: Any, path: Path, step: int, how: str) -> None:
     """Logs a checkpoint in a W&B run, see `log_checkpoint`."""
     import wandb
 

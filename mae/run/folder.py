@@ -95,6 +95,7 @@ WRITTEN = {
     ),
     "checkpoints": ("step-????????.ckpt",),
     "reconstructions": ("step-????????.png",),
+    "hangs": ("step-????????-rank-?????.txt",),
     "tensorboard": ("events.out.tfevents.*", "hparams.yaml"),
     "wandb": ("run-*", "offline-run-*", "latest-run", "debug*.log", "artifacts", "wandb-resume.json"),
     "eval": (

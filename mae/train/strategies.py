@@ -1,6 +1,7 @@
 """Strategies: data-parallel copies of the model (DDP) or shards of it (FSDP), with the same checkpoint files."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,20 +16,22 @@ from mae.errors import ConfigError
 from mae.run.checkpoint_files import read
 
 
-def choose_strategy(name: str, ranks: int, precision: str) -> str | Strategy:
+def choose_strategy(name: str, ranks: int, precision: str, timeout: timedelta) -> str | Strategy:
     """Returns the strategy of `trainer.strategy`: "auto" (one device, or DDP), "ddp", "fsdp", or a name of Lightning's.
+
+    timeout  of a collective
 
     Raises ConfigError if the precision is not available with FSDP.
     """
     if name == "ddp" or (name == "auto" and ranks > 1):
-        return DDP(find_unused_parameters=False, gradient_as_bucket_view=True)
+        return DDP(find_unused_parameters=False, gradient_as_bucket_view=True, timeout=timeout)
     if name == "fsdp":
         if precision == "16-mixed":
             raise ConfigError(
                 "precision=16-mixed is not available with trainer.strategy=fsdp: set precision=bf16-mixed or "
                 "trainer.strategy=ddp"
             )
-        return FSDP(data_parallel_size=ranks, tensor_parallel_size=1, save_distributed_checkpoint=False)
+        return FSDP(ranks, tensor_parallel_size=1, save_distributed_checkpoint=False, timeout=timeout)
     return name
 
 
