@@ -23,8 +23,9 @@ train: install
 test: install
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
+# Real schedulers, signals and kills: a test that fails is run once more, and its first failure is printed.
 test-slow: install
-	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile --reruns 1 -rR
 
 # Killed twenty times on one and on two ranks, in every phase.
 torture: install

@@ -39,6 +39,12 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     return _not_skipped((yield))
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Prints why a test is run once more (`make test-slow`): otherwise only its name would be seen."""
+    if report.outcome == "rerun":
+        print(f"\n{report.nodeid} is run once more, after\n{report.longreprtext}")
+
+
 def _not_skipped(report: Report) -> Report:
     """With REQUIRE_PROGRAMS=1 a test that is skipped for want of a program or a package has failed."""
     if REQUIRE_PROGRAMS and report.skipped and not any(reason in str(report.longrepr) for reason in MAY_BE_ABSENT):
