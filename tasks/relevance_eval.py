@@ -94,7 +94,7 @@ def evaluate_relevance(
     draw_table(TITLES, rows).save(results / "relevance.png")
     record = {"probe": probe.name, "checkpoint": str(checkpoint), "identity": encoder.is_identity}
     record |= {"photographs": photographs, "pictures": [str(results / "relevance.png")]}
-    record["unreadable"] = {"test": [*sam.unreadable]}
+    record["unreadable"] = {"test": sorted(sam.unreadable)}
     write_json(results / "relevance.json", record | {"settings": probe.model_dump(), "data": record_data(sam.data)})
     if encoder.is_identity:
         print(

@@ -79,7 +79,7 @@ def evaluate_segmentation(
         )
     check()
     results.mkdir(parents=True, exist_ok=True)
-    record = {"probe": probe.name, "checkpoint": str(checkpoint), **scores, "unreadable": {"test": [*sam.unreadable]}}
+    record = {"probe": probe.name, "checkpoint": str(checkpoint), **scores, "unreadable": {"test": sorted(sam.unreadable)}}
     record |= {"settings": probe.model_dump(), "seed": seed, "data": record_data(sam.data)}
     write_json(results / "segment.json", record)
     report(scores, checkpoint, results)
