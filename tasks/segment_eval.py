@@ -79,8 +79,9 @@ def evaluate_segmentation(
         )
     check()
     results.mkdir(parents=True, exist_ok=True)
-    record = {"probe": probe.name, "checkpoint": str(checkpoint), **scores, "unreadable": {"test": sorted(sam.unreadable)}}
+    record = {"probe": probe.name, "checkpoint": str(checkpoint), **scores}
     record |= {"settings": probe.model_dump(), "seed": seed, "data": record_data(sam.data)}
+    record["unreadable"] = {"test": sorted(sam.unreadable)}
     write_json(results / "segment.json", record)
     report(scores, checkpoint, results)
     draw_scores(results / "segment.png", scores, str(checkpoint))
