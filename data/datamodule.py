@@ -8,7 +8,6 @@
 """
 
 import contextlib
-import math
 import os
 from collections import deque
 from collections.abc import Callable
@@ -67,7 +66,7 @@ class ShardDataModule(lightning.LightningDataModule):
         seed: int,
         global_batch: int,
         micro_batch: int,
-        unit: int = 1,
+        unit: int | None = None,
         bad_samples: Path | None = None,
     ):
         super().__init__()
@@ -80,7 +79,7 @@ class ShardDataModule(lightning.LightningDataModule):
             raise DataError("neither data.path nor data.source is set. Set data.path to shards, or data.source=digits")
         views = config.views_per_image
         self.config, self.seed = config, seed
-        self.global_batch, self.micro_batch, self.unit = global_batch, micro_batch, math.lcm(unit, views)
+        self.global_batch, self.micro_batch, self.unit = global_batch, micro_batch, unit
         self.crop = CropSpec(
             image_size,
             channels,
@@ -229,7 +228,7 @@ class ShardDataModule(lightning.LightningDataModule):
 
 def _built_in_images(source: str, root: str) -> str:
     """Returns the folder of built-in images, which are packed if it is not there yet."""
-    folder = os.path.join(root, source)
+    folder = os.path.join(root, "built_in", source)
     if not os.path.exists(folder):
         from data.pack import builtin
 

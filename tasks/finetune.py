@@ -1,5 +1,6 @@
 """Fine-tuning for classification (task=finetune)."""
 
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ class Finetune(Task[FinetuneConfig]):
 
     @property
     def unit(self) -> int:
-        return 2 if self.settings.mixes else 1  # images are mixed in pairs
+        return math.lcm(super().unit, 2) if self.settings.mixes else super().unit  # images are mixed in pairs
 
     def refuse_settings(self, checkpoint: Path | None) -> None:
         super().refuse_settings(checkpoint)

@@ -3,7 +3,6 @@
 A new task is a file here with a subclass of Task and a line in TASKS, and conf/task/NAME.yaml with its values.
 """
 
-import math
 import shlex
 import sys
 from abc import ABC, abstractmethod
@@ -63,15 +62,13 @@ class Task(ABC, Generic[TaskSettings]):
 
     @property
     def unit(self) -> int:
-        """Returns the number of images that share a micro-batch, beside the views of an image."""
-        return 1
+        """Returns the number of images that share a micro-batch: the views of an image."""
+        return self.config.data.views_per_image
 
     @cached_property
     def batch_split(self) -> tuple[int, int]:
         """Returns (micro_batch, accumulate). Raises ConfigError if the global batch cannot be split over the ranks."""
-        config = self.config
-        unit = math.lcm(self.unit, config.data.views_per_image)
-        return split_batch(config.global_batch, config.micro_batch, self.topology.ranks, unit)
+        return split_batch(self.config.global_batch, self.config.micro_batch, self.topology.ranks, self.unit)
 
     @property
     def data_arguments(self) -> dict[str, Any]:

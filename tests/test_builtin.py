@@ -97,8 +97,8 @@ def test_built_in_data_set_is_packed_once(root):
 def test_concurrent_processes_get_the_same_built_in_data_set(tmp_path):
     with multiprocessing.get_context("fork").Pool(2) as pool:
         folders = pool.starmap(builtin.ensure, [("digits", tmp_path)] * 2)
-    assert set(folders) == {str(tmp_path / "digits")}
-    assert [path.name for path in tmp_path.iterdir()] == ["digits"]
+    assert set(folders) == {str(tmp_path / "built_in" / "digits")}
+    assert [path.name for path in (tmp_path / "built_in").iterdir()] == ["digits"]
     assert len(open_shards(folders[0], "train")) == 1438
 
 

@@ -264,7 +264,7 @@ def test_results_on_other_images_leave_those_of_the_run(
     assert "data.mean=[0.5,0.5,0.5] data.std=[0.34,0.34,0.34] are used" in capsys.readouterr().out
     other = results(next((run / "eval").glob("on-shards-*")), "neighbours")
     assert other["data"]["train"]["fingerprint"] != own["data"]["train"]["fingerprint"]
-    moved = shutil.copytree(built_in / "digits", tmp_path / "moved")
+    moved = shutil.copytree(built_in / "built_in" / "digits", tmp_path / "moved")
     evaluate(settings(run, *few, f"data.path={moved}"), ALONE)  # the same images
     assert results(run / "eval", "neighbours")["data"]["path"] == str(moved)
     with pytest.raises(ConfigError, match="takes the results on the run's own images"):
@@ -490,7 +490,7 @@ def test_probe_that_does_not_fit_raises_config_error_before_extraction(
         ((trained, "probe=attentive", f"data.path={unlabelled}"), "probe=attentive needs labels"),
         ((trained, "probe=knn", f"data.path={unlabelled}/train"), "probe=knn needs test images: set data.val_path"),
         ((trained, "probe=suite", f"data.path={unlabelled}/train"), "no probe that fits: knn needs test images"),
-        ((tmp_path / "encoder.pth", "probe=reconstruct", f"data.path={built_in}/digits"), "needs a decoder"),
+        ((tmp_path / "encoder.pth", "probe=reconstruct", f"data.path={built_in}/built_in/digits"), "needs a decoder"),
         ((trained, "probe=reconstruct", "probe.ratios=[0.999]"), "leaves 0 of 64 patches visible"),
     ]
     for (checkpoint, *overrides), said in cases:

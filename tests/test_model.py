@@ -113,7 +113,7 @@ def test_hidden_pixels_do_not_change_the_predictions() -> None:
 
 
 def test_predictions_of_visible_patches_do_not_change_the_loss() -> None:
-    """The loss is the paper's masked mean over all patches, in which visible ones count nothing."""
+    """Changes what is predicted for visible patches, which have no share in the paper's mean."""
     model = model_of()
     images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
     out, pred = model(images, noise), model.reconstruct(images, noise).pred

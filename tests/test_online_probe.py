@@ -83,7 +83,7 @@ def test_online_probe_on_two_ranks_logs_the_scores_of_one(with_probe: Path, buil
 
 
 def test_online_probe_without_test_images_logs_rankme_only(built_in: Path, tmp_path: Path) -> None:
-    only_train = ("data.source=null", f"data.path={built_in}/digits/train", "data.workers=0", "val_every=null")
+    only_train = ("data.source=null", f"data.path={built_in}/built_in/digits/train", "data.workers=0", "val_every=null")
     folder = trained(tmp_path, built_in, "rank", *only_train, *PROBE)
     assert list(probed(folder)) == [2, 4, 6]
     assert all("knn/top1" not in row for row in probed(folder).values())

@@ -534,7 +534,7 @@ def test_password_that_is_not_escaped_is_hidden_and_escaped_where_the_url_is_ope
         "s3://bucket/a:b@c.org/x.tar",
         "s3://arn:aws:s3:us-east-1:123:accesspoint/name/x@2.tar",
         "file://C:/photos/a@b/x.tar",
-        "sqlite:////tmp/a@b/mlflow.db",
+        "sqlite:////data/a@b/mlflow.db",
         "http://h/a.tar,s3://bucket/b@c.tar",
         "http://h:port/a.tar, or write to somebody@h.org",
     ],

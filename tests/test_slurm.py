@@ -136,7 +136,7 @@ def preempt_all(cluster: Cluster) -> None:
 
 
 def assert_came_back(job: Job, uninterrupted_run: Path, sentence: str, *states: str) -> None:
-    """The job was ended once, said so once, and ended as if nothing had been."""
+    """Waits for the end of a job that was ended once, said so once, and finished as if nothing had been."""
     job.wait_for("COMPLETED")
     assert job.said.count(sentence) == 1, job.said
     job.assert_states(*states, "COMPLETED")

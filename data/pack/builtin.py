@@ -44,7 +44,7 @@ def ensure(source: str, root: str | Path) -> str:
 
     Several processes may do so at once: each packs into a folder of its own, and the first to finish renames it.
     """
-    folder = Path(root) / source
+    folder = Path(root) / "built_in" / source
     if folder.exists():
         return str(folder)
     print(f"packing the built-in images {source} into {folder}", file=sys.stderr)

@@ -50,19 +50,19 @@ def derive_schedule(
     epochs: float,
     max_steps: int | None,
     views: int = 1,
-    unit: int = 1,
+    unit: int | None = None,
 ) -> Schedule:
     """Derives the schedule of a run over `samples` images on `ranks` devices.
 
     micro_batch  images per device and forward pass; None: the whole share of a device at once
     epochs       how often each image is shown
     views        crops that a pass shows of each image; each crop is an image of the batch
-    unit         images that share a micro-batch, see split_batch
+    unit         images that share a micro-batch, see split_batch; None: the views of one
     max_steps    replaces epochs; the schedule keeps its shape over the shorter or longer run
 
     Raises ConfigError if the global batch cannot be split or exceeds the samples, or min_lr the peak rate.
     """
-    micro_batch, accumulate = split_batch(global_batch, micro_batch, ranks, math.lcm(unit, views))
+    micro_batch, accumulate = split_batch(global_batch, micro_batch, ranks, unit or views)
     steps_per_pass = samples * views // global_batch
     if steps_per_pass == 0:
         raise ConfigError(
