@@ -2,12 +2,15 @@
 
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 
+from data.storage import credentials
 from tests.forked import parent
 
 # Before torch is imported, and for the processes that tests start: `make test` runs two tests side by side.
@@ -77,3 +80,14 @@ def browser() -> Any:
         opened = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield opened
         opened.close()
+
+
+@pytest.fixture
+def fresh_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forgets the credentials, as in a process that was given none; restores what run_program changes."""
+    for name in ("_secrets", "_names"):
+        monkeypatch.setattr(credentials, name, defaultdict(dict))
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    for name in ("HYDRA_FULL_ERROR", credentials.PASSED_ON):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)

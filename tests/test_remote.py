@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra.core.hydra_config import HydraConfig
 from moto.server import ThreadedMotoServer
 from PIL import Image
 from pydantic import ValidationError
@@ -29,7 +28,7 @@ from data.pack.image_folder import find_images
 from data.pack.pack import pack
 from data.storage import credentials
 from data.storage.cache import ShardCache
-from data.storage.credentials import PASSED_ON, hide, pass_on, reveal
+from data.storage.credentials import hide, pass_on, reveal
 from data.storage.in_use import Pins
 from data.storage.protocols import Retry
 from data.storage.read import read
@@ -541,17 +540,6 @@ def test_password_that_is_not_escaped_is_hidden_and_escaped_where_the_url_is_ope
 )
 def test_at_in_a_path_is_no_credential(fresh_credentials: None, url: str) -> None:
     assert hide(url) == url
-
-
-@pytest.fixture
-def fresh_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forgets the credentials, as in a process that was given none; restores what run_program changes."""
-    for name in ("_secrets", "_names"):
-        monkeypatch.setattr(credentials, name, defaultdict(dict))
-    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
-    for name in ("HYDRA_FULL_ERROR", PASSED_ON):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
 
 
 def test_programs_that_are_started_have_the_credentials(

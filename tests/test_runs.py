@@ -71,7 +71,9 @@ def told(folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str
     return {run["name"]: run for run in json.loads(capsys.readouterr().out)["runs"]}
 
 
-def test_state_of_each_run_follows_from_what_its_end_has_left(tmp_path: Path, capsys, fast: None) -> None:
+def test_state_of_each_run_follows_from_what_its_end_has_left(
+    tmp_path: Path, capsys, fast: None, fresh_credentials: None
+) -> None:
     with hold_lease(begun(tmp_path / "here"), 0, 1, None):
         write_json(begun(tmp_path / "finished") / "summary.json", {"step": 50, "total_steps": 50})
         write_json(begun(tmp_path / "limit") / "summary.json", {"step": 20, "total_steps": 50})
