@@ -1,15 +1,18 @@
 """plan=true: what the run of these settings would take, printed instead of started."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from data.rate import loading_rate
 from mae.distributed.launch import Topology, resolve_devices
+from mae.errors import CheckpointError
 from mae.plan.devices import find_hardware, planned_precision
 from mae.plan.forecast import Forecast
 from mae.plan.tables import show_forecast
 from mae.plan.training_cost import TrainingCost, classification_cost, pretraining_cost, sam_cost
+from mae.run.checkpoint_writer import seconds_to_write
 from mae.run.folder import write_json
 from mae.sam.convert import sam_config
 from tasks.config import TrainConfig
@@ -52,10 +55,17 @@ def plan_only(config: TrainConfig) -> None:
         loading=loading,
         price=wanted.price,
         checkpoints=config.checkpoint.keep + 1,
+        saving=saving_seconds(cost, config.run),
     )
     show_forecast(expected, config.name)
     if wanted.file is not None:
         write_json(Path(wanted.file), expected.plain())
+
+
+def saving_seconds(cost: TrainingCost, run: Path) -> float | None:
+    """Measures how long a checkpoint takes to write where the run folder will be; None if nothing can be written."""
+    with suppress(CheckpointError):
+        return seconds_to_write(cost.checkpoint_bytes, run)
 
 
 def training_cost(task: Task, precision: str, device: torch.device) -> TrainingCost:

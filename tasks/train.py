@@ -51,7 +51,7 @@ from mae.distributed.restarts import note_in_journal
 from mae.errors import ConfigError
 from mae.report.start import show_start
 from mae.run.checkpoint_files import read_own, refuse_other_run, set_damaged_aside
-from mae.run.checkpoint_writer import AtomicCheckpointIO
+from mae.run.checkpoint_writer import BackgroundCheckpointIO, checkpoint_bytes, describe_saving
 from mae.run.folder import (
     clear_run_folder,
     own_launch,
@@ -225,6 +225,7 @@ def record_run(task: Task, model: nn.Module, recipe: dict[str, Any], checkpoint:
     about = {"precision": recipe["precision"], "data": recipe["order"], "model": task.describe(model)}
     derived = {**asdict(schedule), "epochs": schedule.epochs, **about}
     write_json(run / "derived.json", derived)
+    size = checkpoint_bytes(model) if checkpoint is None else checkpoint.stat().st_size
     show_start(
         run,
         derived,
@@ -237,6 +238,7 @@ def record_run(task: Task, model: nn.Module, recipe: dict[str, Any], checkpoint:
         start_step=start_step,
         init_from=config.init_from,
         ranks=str(task.topology),
+        saving=describe_saving(size, config.checkpoint.every_steps, run / "checkpoints"),
         rate_change=rate_change(schedule, before or {}, config.optim.milestones, start_step),
     )
 
@@ -269,7 +271,7 @@ def build_trainer(task: Task, precision: str, strategy: str | Strategy, timer: L
             enable_model_summary=False,
             logger=False,  # the loggers come when there is a run folder
             profiler=timer,
-            plugins=[AtomicCheckpointIO(), *cluster_environment()],
+            plugins=[BackgroundCheckpointIO(), *cluster_environment()],
             default_root_dir=config.run,
         )
     except InstantiationException as error:

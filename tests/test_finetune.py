@@ -23,7 +23,7 @@ from mae.export.write import export
 from mae.models.classifier import Classifier, build_classifier
 from mae.report.summary import read_metrics
 from mae.run.checkpoint_files import newest_valid, read_own
-from mae.run.checkpoint_writer import AtomicCheckpointIO
+from mae.run.checkpoint_writer import write_checkpoint
 from tasks.config import TrainConfig
 from tasks.evaluate import EvalConfig, evaluate
 from tasks.finetune import Finetune
@@ -106,7 +106,7 @@ def test_checkpoint_without_newer_settings_matches_with_their_defaults(tmp_path:
     task = Pretrain(compose(f"runs={tmp_path}", f"data.root={built_in}", "name=old", *SMALL, *TINY), ONE)
     recipe = task.recipe("32-true")
     del recipe["optim"]["layer_decay"], recipe["data"]["rand_augment"]
-    AtomicCheckpointIO().save_checkpoint({"mae": {"step": 7, "recipe": recipe}}, tmp_path / "old.ckpt")
+    write_checkpoint({"mae": {"step": 7, "recipe": recipe}}, tmp_path / "old.ckpt")
     assert match_recipe(task, tmp_path / "old.ckpt") == (task.recipe("32-true"), 7)
 
 

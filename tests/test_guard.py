@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from mae.callbacks.skip_non_finite import SkipNonFinite
 from mae.distributed.launch import Topology
 from mae.errors import RunEnded
 from mae.run.checkpoint_files import checkpoints, newest_valid, read_own
-from mae.run.checkpoint_writer import AtomicCheckpointIO
+from mae.run.checkpoint_writer import write_checkpoint
 from mae.run.metrics import read_metrics
 from tasks.train import train
 from tests.poisoned_run import Poison
@@ -124,16 +125,17 @@ def small(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True).returncode:
         pytest.skip("may not mount a small disk here")
 
-    def fill(full: bool) -> list[str]:
+    def fill(full: bool, leave: int = 60_000) -> list[str]:
+        (folder / "ballast").write_bytes(b"")
         disk = os.statvfs(folder)
-        (folder / "ballast").write_bytes(bytes(disk.f_bavail * disk.f_frsize - 60_000 if full else 0))
+        (folder / "ballast").write_bytes(bytes(disk.f_bavail * disk.f_frsize - leave if full else 0))
         return []
 
     yield folder, fill
     subprocess.run(["umount", folder], check=True)
 
 
-def test_full_disk_ends_the_run_and_keeps_the_previous_checkpoint(built_in: Path, small) -> None:
+def test_full_disk_refuses_the_start_and_keeps_the_previous_checkpoint(built_in: Path, small) -> None:
     """Two ranks, of which one writes; both end."""
     runs, fill = small
     words = command(runs, built_in, *STEPS, "name=large", "checkpoint.every_steps=16", ranks=2)
@@ -143,7 +145,7 @@ def test_full_disk_ends_the_run_and_keeps_the_previous_checkpoint(built_in: Path
     assert len(contents) > 100_000
     output = run([*fill(True), *words, "max_steps=8"], code=1)
     (said,) = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert "step-00000008.ckpt cannot be written (" in said and "step-00000004.ckpt is whole" in said
+    assert re.search(r"cannot be written \(.*\)\. Make room for checkpoints", said)
     assert "exitcode  : 2" in output
     assert json.loads((runs / "large" / "ended.json").read_text())["sentence"] in said
     assert list(before.parent.iterdir()) == [before] and before.read_bytes() == contents
@@ -151,8 +153,26 @@ def test_full_disk_ends_the_run_and_keeps_the_previous_checkpoint(built_in: Path
     assert newest_valid(runs / "large") == before.with_name("step-00000008.ckpt")
 
 
+@pytest.mark.parametrize("small", ["disk"], indirect=True)
+@pytest.mark.parametrize("until", [12, 20], ids=["last checkpoint", "between"])
+def test_disk_that_fills_up_ends_the_run_and_keeps_the_previous_checkpoint(built_in: Path, small, until: int) -> None:
+    """There is room for the checkpoint of step 8 and none for that of step 12. Two ranks, of which one writes."""
+    runs, fill = small
+    words = command(runs, built_in, *STEPS, "name=large", "checkpoint.every_steps=4", ranks=2)
+    run([*words, "max_steps=4"])
+    (before,) = checkpoints(runs / "large")
+    output = run([*fill(True, leave=int(1.7 * before.stat().st_size)), *words, f"max_steps={until}"], code=1)
+    (said,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert "step-00000012.ckpt cannot be written (" in said and "step-00000008.ckpt is whole" in said
+    assert "exitcode  : 2" in output
+    assert json.loads((runs / "large" / "ended.json").read_text())["sentence"] in said
+    assert {path.name for path in before.parent.iterdir()} == {before.name, "step-00000008.ckpt"}
+    run([*fill(False), *words, "max_steps=12"])
+    assert newest_valid(runs / "large") == before.with_name("step-00000012.ckpt")
+
+
 def test_files_not_named_like_checkpoints_are_ignored(tmp_path: Path) -> None:
     """A stale `last.ckpt`, a renamed copy or a half-written file never wins over the newest step."""
     for name in ("step-00000001.ckpt", "last.ckpt", "last-v1.ckpt", "step-00000002-v1.ckpt", "step-00000009.ckpt.tmp"):
-        AtomicCheckpointIO().save_checkpoint({"mae": {"step": 1}}, tmp_path / "checkpoints" / name)
+        write_checkpoint({"mae": {"step": 1}}, tmp_path / "checkpoints" / name)
     assert newest_valid(tmp_path) == tmp_path / "checkpoints" / "step-00000001.ckpt"

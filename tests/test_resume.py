@@ -15,7 +15,7 @@ from mae.callbacks.stop_on_signal import Stopped
 from mae.distributed.launch import Topology
 from mae.errors import CheckpointError, ConfigError
 from mae.run.checkpoint_files import checkpoint_path, newest_valid, verify
-from mae.run.checkpoint_writer import AtomicCheckpointIO
+from mae.run.checkpoint_writer import write_checkpoint
 from mae.run.folder import starting_point
 from tasks.train import train
 from tests.processes import (
@@ -181,7 +181,7 @@ def test_starting_point_is_the_newest_checkpoint_that_resume_allows(tmp_path: Pa
     """Own checkpoints win over given ones that are older; a warm start is no matter of resuming."""
     own, other = tmp_path / "own", tmp_path / "other"
     for path in (checkpoint_path(own, 20), checkpoint_path(other, 10), checkpoint_path(other, 30)):
-        AtomicCheckpointIO().save_checkpoint({"mae": {"step": 0}}, path)
+        write_checkpoint({"mae": {"step": 0}}, path)
     assert starting_point(own, "auto", False) == checkpoint_path(own, 20)
     assert starting_point(tmp_path / "new", "auto", False) is None
     assert starting_point(own, "never", True) is None
@@ -214,7 +214,7 @@ def test_warm_start_takes_the_weights_and_yields_to_an_own_checkpoint(tmp_path: 
 def test_damaged_checkpoint_fails_verification_and_is_skipped(tmp_path: Path, damage: str) -> None:
     for step in (1, 2):
         contents = {"mae": {"step": step}, "state_dict": {"weight": torch.randn(5000)}}
-        AtomicCheckpointIO().save_checkpoint(contents, checkpoint_path(tmp_path, step))
+        write_checkpoint(contents, checkpoint_path(tmp_path, step))
     path = checkpoint_path(tmp_path, 2)
     verify(path)
     data = bytearray(path.read_bytes())
@@ -234,9 +234,9 @@ def test_damaged_checkpoint_fails_verification_and_is_skipped(tmp_path: Path, da
 
 def test_failed_checkpoint_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     path = checkpoint_path(tmp_path, 1)
-    AtomicCheckpointIO().save_checkpoint({"mae": {"step": 1}}, path)
+    write_checkpoint({"mae": {"step": 1}}, path)
     before = path.read_bytes()
     with pytest.raises((AttributeError, TypeError), match=r"pickle|local"):
-        AtomicCheckpointIO().save_checkpoint({"mae": lambda: None}, path)
+        write_checkpoint({"mae": lambda: None}, path)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]

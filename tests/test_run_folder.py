@@ -18,7 +18,7 @@ from mae.distributed.processes import Process, identify
 from mae.errors import CheckpointError, ConfigError
 from mae.run import lease as leases
 from mae.run.checkpoint_files import checkpoint_path, checkpoints, newest_valid, set_damaged_aside, verify
-from mae.run.checkpoint_writer import AtomicCheckpointIO
+from mae.run.checkpoint_writer import BackgroundCheckpointIO, write_checkpoint
 from mae.run.folder import (
     PROBES,
     clear_run_folder,
@@ -57,7 +57,7 @@ def begun(run: Path, *steps: int) -> Path:
     write_settings(run, SETTINGS)
     record_start(run, 0, 1)
     for step in steps:
-        AtomicCheckpointIO().save_checkpoint({"mae": {"step": step}}, checkpoint_path(run, step))
+        write_checkpoint({"mae": {"step": step}}, checkpoint_path(run, step))
     return run
 
 
@@ -185,7 +185,7 @@ def test_restart_goes_on_with_what_its_own_launch_has_begun(tmp_path: Path, monk
     for name, value in first.items():
         monkeypatch.setenv(name, value)
     assert start(run) is None and not checkpoints(run)
-    AtomicCheckpointIO().save_checkpoint({"mae": {"step": 1}}, checkpoint_path(run, 1))
+    write_checkpoint({"mae": {"step": 1}}, checkpoint_path(run, 1))
     for name, value in again.items():
         monkeypatch.setenv(name, value)
     for _ in range(2):
@@ -218,7 +218,7 @@ def test_second_run_in_one_slurm_job_overwrites(tmp_path: Path, monkeypatch) -> 
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     run = tmp_path / "run"
     start(run)
-    AtomicCheckpointIO().save_checkpoint({"mae": {"step": 1}}, checkpoint_path(run, 1))
+    write_checkpoint({"mae": {"step": 1}}, checkpoint_path(run, 1))
     assert start(run) is None and not checkpoints(run)
 
 
@@ -226,7 +226,7 @@ def test_new_container_of_a_pod_is_a_restart_and_a_second_program_in_it_is_none(
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     run = tmp_path / "run"
     start(run)
-    AtomicCheckpointIO().save_checkpoint({"mae": {"step": 1}}, checkpoint_path(run, 1))
+    write_checkpoint({"mae": {"step": 1}}, checkpoint_path(run, 1))
     # The kernel gives the number of a PID namespace again as soon as it is free: process 1 is another one.
     monkeypatch.setattr("mae.distributed.restarts.identify", lambda pid: Process(processes.machine(), pid, 5))
     assert start(run) == checkpoint_path(run, 1)
@@ -240,7 +240,7 @@ def test_counted_restart_without_an_id_resumes_where_rank_0_is_on_another_machin
         monkeypatch.setenv(name, value)
     run = tmp_path / "run"
     start(run)
-    AtomicCheckpointIO().save_checkpoint({"mae": {"step": 1}}, checkpoint_path(run, 1))
+    write_checkpoint({"mae": {"step": 1}}, checkpoint_path(run, 1))
     monkeypatch.setattr("mae.distributed.restarts.identify", lambda pid: Process(1, pid, 3))
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert start(run) == checkpoint_path(run, 1)
@@ -399,12 +399,20 @@ class Saved:
     def __init__(self, step: int) -> None:
         self.global_step = step
         self.strategy = self
+        self.checkpoint_io = BackgroundCheckpointIO()
 
     def save_checkpoint(self, path: Path) -> None:
-        AtomicCheckpointIO().save_checkpoint({"mae": {"step": self.global_step}}, path)
+        self.checkpoint_io.save_checkpoint({"mae": {"step": self.global_step}}, path)
 
     def reduce_boolean_decision(self, decision: bool) -> bool:
         return decision
+
+
+def save_whole(run: Path, step: int, config: CheckpointConfig) -> None:
+    trainer, saving = Saved(step), SaveCheckpoints(run, config, None)
+    saving.setup(trainer, None, "fit")  # type: ignore[arg-type]
+    saving.save(trainer)  # type: ignore[arg-type]
+    saving.finish(trainer)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("keep", [1, 2])
@@ -412,8 +420,7 @@ def test_checkpoint_just_saved_outlives_a_damaged_newer_one(tmp_path: Path, keep
     run = begun(tmp_path / "run", 400, 500)
     newest = checkpoint_path(run, 500)
     newest.write_bytes(newest.read_bytes()[:100])
-    saving = SaveCheckpoints(run, CheckpointConfig(keep=keep), None)
-    saving.save(Saved(450))  # type: ignore[arg-type]
+    save_whole(run, 450, CheckpointConfig(keep=keep))
     assert checkpoint_path(run, 450) in checkpoints(run), "deleted what was just saved"
     with pytest.warns(UserWarning, match=r"step-00000500\.ckpt is damaged; it is kept as step-00000500\.ckpt\.damaged"):
         set_damaged_aside(run, 450)
@@ -441,7 +448,7 @@ def test_newest_checkpoint_of_a_run_that_saves_meanwhile_is_found(tmp_path: Path
 
     def verify_later(path: Path) -> None:
         monkeypatch.undo()
-        AtomicCheckpointIO().save_checkpoint({}, checkpoint_path(run, 2))
+        write_checkpoint({}, checkpoint_path(run, 2))
         path.unlink()
         verify(path)
 

@@ -22,7 +22,7 @@ from mae.formats.load_segmenter import load_segmenter
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.run.checkpoint_files import newest_valid, read_own
-from mae.run.checkpoint_writer import AtomicCheckpointIO
+from mae.run.checkpoint_writer import write_checkpoint
 from mae.sam.config import SegmentConfig, build_segmenter, set_trainable
 from mae.sam.embedding_cache import TokenCache
 from mae.sam.encoder import SamEncoder
@@ -381,7 +381,7 @@ def gated(tmp_path_factory: pytest.TempPathFactory, shapes_folder: Path) -> Path
     for name, value in contents["state_dict"].items():
         if name.startswith("model.relevance."):
             value.add_(torch.randn_like(value) * 0.1)
-    AtomicCheckpointIO().save_checkpoint(contents, file)
+    write_checkpoint(contents, file)
     return folder
 
 

@@ -1,16 +1,20 @@
 """Checkpoint saving: every `every_steps` steps and at the end, keeping the newest `keep`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loggers import Logger
 from pydantic import BaseModel, Field
 
 from mae.atomic import flush
 from mae.callbacks.step_callback import StepCallback
+from mae.distributed.rank_zero import warn
 from mae.errors import CheckpointError, RunEnded
 from mae.run.checkpoint_files import checkpoint_path, checkpoints, step_of
+from mae.run.checkpoint_writer import USUAL, BackgroundCheckpointIO
 
 
 class CheckpointConfig(BaseModel, frozen=True, extra="forbid"):
@@ -30,6 +34,7 @@ class SaveCheckpoints(StepCallback):
     """Saves runs/NAME/checkpoints/step-00000500.ckpt every `every_steps` steps and at the end.
 
     A step that is also validated is saved after its validation, so that a run that dies in between repeats both.
+    Training goes on while the file is written (`BackgroundCheckpointIO`); the last one is waited for.
     """
 
     def __init__(self, run: Path, config: CheckpointConfig, val_every: int | None) -> None:
@@ -37,39 +42,59 @@ class SaveCheckpoints(StepCallback):
         self.config = config
         self.val_every = val_every
         self.saved_step = -1
+        self.told = False  # that writing takes long
+
+    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        assert isinstance(trainer.strategy.checkpoint_io, BackgroundCheckpointIO)
+        self.writer = trainer.strategy.checkpoint_io
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Saves this step unless it is saved already. Every rank has to call it.
+        """Begins to save this step unless it is saved already, once the checkpoint before is on disk.
 
-        Raises RunEnded on every rank if rank 0 cannot write; the checkpoints before stay as they are.
+        Every rank has to call it. Raises RunEnded on every rank if the one before cannot be written.
         """
         step = trainer.global_step
         if step == self.saved_step:
             return
-        path = checkpoint_path(self.run, step)
+        self.finish(trainer)
         if trainer.is_global_zero and (metrics := self.run / "metrics.csv").is_file():
             flush(metrics)  # a resume from this checkpoint logs none of its rows again
-        self._write(trainer, path)
+        path = checkpoint_path(self.run, step)
+        trainer.save_checkpoint(path)
         self.saved_step = step
         if trainer.is_global_zero:
-            if self.config.artifacts != "none":
-                from mae.run.artifacts import log_checkpoint
+            self.writer.then(partial(self._follow_up, path, step, trainer.loggers))
 
-                log_checkpoint(trainer.loggers, path, step, self.config.artifacts)
-            before = [old for old in checkpoints(self.run) if step_of(old) < step]
-            for old in before[self.config.keep - 1 :]:
-                old.unlink(missing_ok=True)
+    def _follow_up(self, path: Path, step: int, loggers: list[Logger]) -> None:
+        """Logs the artifact and deletes older checkpoints. Called once the new one is on disk."""
+        if not self.told and 2 * self.writer.seconds > USUAL:
+            self.told = True
+            warn(
+                f"a checkpoint takes {self.writer.seconds:.0f} s to write: what stops this run has to warn it two such "
+                "times and a step before the kill, see docs/clusters.md. Up to a checkpoint is lost otherwise"
+            )
+        if self.config.artifacts != "none":
+            from mae.run.artifacts import log_checkpoint
 
-    def _write(self, trainer: pl.Trainer, path: Path) -> None:
+            log_checkpoint(loggers, path, step, self.config.artifacts)
+        before = [old for old in checkpoints(self.run) if step_of(old) < step]
+        for old in before[self.config.keep - 1 :]:
+            old.unlink(missing_ok=True)
+
+    def finish(self, trainer: pl.Trainer) -> None:
+        """Waits until what was saved is on disk. Every rank has to call it.
+
+        Raises RunEnded on every rank if rank 0 could not write; the checkpoints before stay as they are.
+        """
         failure = None
         try:
-            trainer.save_checkpoint(path)
+            self.writer.wait()
         except CheckpointError as error:
             failure = error
-            trainer.strategy.barrier()  # The other ranks wait in the one that ends a save.
         if not trainer.strategy.reduce_boolean_decision(failure is None):
             saved = checkpoints(self.run)
             newest = f"{saved[0].name} is whole" if saved else "nothing was saved before"
+            path = checkpoint_path(self.run, self.saved_step)
             raise RunEnded(f"{failure or path}; {newest}. Make room and start the same command again")
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -108,3 +133,4 @@ class SaveCheckpoints(StepCallback):
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.save(trainer)
+        self.finish(trainer)

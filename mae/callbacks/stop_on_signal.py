@@ -13,6 +13,7 @@ from mae.distributed.rank_zero import say_at_once
 from mae.distributed.slurm import submitit_signal
 from mae.errors import RunEnded
 
+NOT_WRITTEN = 65  # in the place of a signal, above them all: a checkpoint cannot be written
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
@@ -32,12 +33,12 @@ class StopOnSignal(StepCallback):
 
     The handler only sets `received`; SkipNonFinite sets `agreed` after the next step, on all ranks alike. Replaces
     Lightning's handlers, which save in the middle of a step or not at all and end with exit code 0. A second Ctrl-C
-    ends the process at once.
+    ends the process at once. A checkpoint that cannot be written ends the run in the same way, by SaveCheckpoints.
     """
 
     def __init__(self, checkpoints: SaveCheckpoints) -> None:
         self.checkpoints = checkpoints
-        self.received = 0  # the signal that reached this rank
+        self.received = 0  # the signal that reached this rank, or NOT_WRITTEN
         self.agreed = 0  # the highest that reached any rank
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -57,6 +58,8 @@ class StopOnSignal(StepCallback):
         say_at_once(f"\n{signal.Signals(signum).name}: saving at the next step, then stopping")
 
     def on_step_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self.checkpoints.writer.failed:
+            self.received = NOT_WRITTEN
         if not self.checkpoints.validated_next(trainer):
             self._stop_if_agreed(trainer)
 
@@ -67,4 +70,5 @@ class StopOnSignal(StepCallback):
     def _stop_if_agreed(self, trainer: pl.Trainer) -> None:
         if self.agreed and trainer.global_step < trainer.max_steps:
             self.checkpoints.save(trainer)
+            self.checkpoints.finish(trainer)
             raise Stopped(self.agreed, trainer.global_step)

@@ -48,6 +48,7 @@ class Forecast:
     loading      images per second that one core of this machine loads; None if it was not measured
     price        of an hour of one device, in any currency
     checkpoints  on disk at a time, one of them being written
+    saving       seconds that writing one takes on this machine; None if that is unknown
     """
 
     cost: TrainingCost
@@ -65,6 +66,7 @@ class Forecast:
     loading: float | None
     price: float | None
     checkpoints: int
+    saving: float | None
 
     @property
     def layouts(self) -> list[Layout]:
@@ -75,10 +77,6 @@ class Forecast:
             for strategy in (["one device"] if self.ranks == 1 else ["DDP", "FSDP"])
             for recompute in (False, True)
         ]
-
-    @property
-    def checkpoint_bytes(self) -> int:
-        return self.cost.kept.weights + self.cost.kept.optimiser
 
     @property
     def node(self) -> int:
@@ -111,13 +109,13 @@ class Forecast:
         steps = {name: getattr(self.cost, name)._asdict() for name in ("kept", "recomputed")}
         fields = asdict(self)
         del fields["cost"]
-        stored = {name: fields.pop(name) for name in ("samples", "shards", "shard_bytes", "checkpoints")}
+        stored = {name: fields.pop(name) for name in ("samples", "shards", "shard_bytes", "checkpoints", "saving")}
         return fields | {
             "work": self.cost._asdict() | steps,
             "hardware": self.hardware._asdict(),
             "layouts": [x._asdict() | {"total": x.total} | self.budget(x) for x in self.layouts],
             "devices_of_a_node": self.node,
-            "stored": stored | {"checkpoint_bytes": self.checkpoint_bytes},
+            "stored": stored | {"checkpoint_bytes": self.cost.checkpoint_bytes},
         }
 
 

@@ -79,8 +79,11 @@ def _disk(forecast: Forecast) -> str:
     shards = "" if forecast.shards is None else f"{forecast.shards:,} shards"
     shards += "" if forecast.shard_bytes is None else f" of {forecast.shard_bytes / GIB:,.3g} GiB in all"
     shards += "; " if shards else ""
-    each = forecast.checkpoint_bytes / GIB
-    return f"{shards}{forecast.checkpoints} checkpoints of {each:.3g} GiB (one of them being written)"
+    each = forecast.cost.checkpoint_bytes / GIB
+    kept = f"{shards}{forecast.checkpoints} checkpoints of {each:.3g} GiB (one of them being written)"
+    if forecast.saving is None:
+        return kept
+    return f"{kept}; {forecast.saving:.2g} s to write one on this machine, from a copy in the memory of rank 0's host"
 
 
 def _layouts(forecast: Forecast) -> Table:

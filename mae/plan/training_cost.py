@@ -40,6 +40,10 @@ class TrainingCost(NamedTuple):
     block: int
     unblocked: int
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        return self.kept.weights + self.kept.optimiser
+
 
 def pretraining(config: MAEConfig, device: torch.device) -> Workload:
     """Returns the workload of masked pre-training, with the attention that suits `device`."""

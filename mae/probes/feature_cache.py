@@ -14,7 +14,7 @@ from mae.distributed.rank_zero import warn
 from mae.errors import CheckpointError
 from mae.probes.features import Features
 from mae.run.checkpoint_files import read, verify
-from mae.run.checkpoint_writer import AtomicCheckpointIO
+from mae.run.checkpoint_writer import write_checkpoint
 
 VERSION = 1  # of the extraction; a part of every key, so that raising it makes all kept features stale
 
@@ -85,7 +85,7 @@ class FeatureCache:
             return
         path = self.folder / f"{_name(key)}-{len(features.samples)}.pt"
         lacking = {} if unreadable is None or not len(unreadable) else {"unreadable": unreadable}
-        AtomicCheckpointIO().save_checkpoint({"key": _text(key), **features._asdict(), **lacking}, path)
+        write_checkpoint({"key": _text(key), **features._asdict(), **lacking}, path)
         files = self._files()
         while sum(size for _, size, _ in files) > self.limit:
             files.pop(0)[-1].unlink(missing_ok=True)

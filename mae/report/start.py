@@ -22,6 +22,7 @@ def show_start(
     start_step: int,
     init_from: str | None,
     ranks: str,
+    saving: str,
     rate_change: str | None = None,
 ) -> None:
     """Prints the table.
@@ -34,6 +35,7 @@ def show_start(
     validation              number of images
     checkpoint, start_step  to resume from; None and 0 for a fresh start
     ranks                   nodes, ranks on each, and who started them
+    saving                  size of a checkpoint, how often, how long one takes
     rate_change             of a run that resumes with another length
     """
     weights = f"warm start from {init_from} (init_from)" if init_from is not None else "random initialisation"
@@ -52,6 +54,7 @@ def show_start(
     if rate_change is not None:
         table.add_row("rate on resuming", rate_change)
     table.add_row("weights", weights)
+    table.add_row("checkpoints", saving)
     table.add_row("ranks", ranks)
     table.add_row("run folder", str(run))
     Console().print(table)
