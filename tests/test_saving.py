@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from mae.callbacks.save_checkpoints import CheckpointConfig, SaveCheckpoints
 from mae.errors import CheckpointError
 from mae.run import checkpoint_writer
 from mae.run.checkpoint_files import read, verify
@@ -106,3 +107,12 @@ def test_notice_is_asked_for_where_saving_takes_longer_than_schedulers_wait(tmp_
 def test_start_is_refused_where_the_next_checkpoint_has_no_room(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"room for .* GB, and the next checkpoint takes 1e\+06 GB\. Make"):
         seconds_to_write(10**15, tmp_path)
+
+
+def test_start_that_crashes_waits_for_its_checkpoint_before_another_may_have_the_folder(tmp_path, monkeypatch) -> None:
+    gate, saving = Gate(monkeypatch), SaveCheckpoints(tmp_path, CheckpointConfig(), None)
+    saving.writer = BackgroundCheckpointIO()
+    saving.writer.save_checkpoint(contents(1.0), tmp_path / "one")
+    threading.Timer(0.1, gate.opened.set).start()
+    saving.on_exception(None, None, KeyError())  # type: ignore[arg-type]
+    verify(tmp_path / "one")

@@ -1,5 +1,6 @@
 """Checkpoint saving: every `every_steps` steps and at the end, keeping the newest `keep`."""
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -134,3 +135,8 @@ class SaveCheckpoints(StepCallback):
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.save(trainer)
         self.finish(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        """Waits for what is being written: the folder is another start's as soon as this one has given up its lease."""
+        with suppress(CheckpointError):
+            self.writer.wait()
