@@ -10,6 +10,7 @@ devices that hold nothing.
 """
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -96,12 +98,14 @@ StorageLoc=slurm_acct_db
 
 
 def free_ports(count: int) -> list[int]:
-    """Returns ports of loopback that nobody listens at."""
-    opened = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in opened]
-    for each in opened:
-        each.close()
-    return ports
+    """Returns ports of loopback that nobody listens at, below those that the kernel gives to clients meanwhile."""
+    ports: list[int] = []
+    for port in random.SystemRandom().sample(range(16000, 32000), 1000):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise AssertionError("no free ports")
 
 
 class Cluster:

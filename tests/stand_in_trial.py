@@ -1,6 +1,7 @@
 """Stands in for the programs of a trial, which it is given the command of: writes what train.py would, quickly.
 
-A run goes on from the step that it has written down; the learning rate alone decides the loss.
+A run goes on from the step that it has written down; the learning rate alone decides the loss. STEP_SECONDS slows it,
+and in the middle it waits for the file WAIT_FOR.
 """
 
 import json
@@ -25,8 +26,12 @@ def main() -> None:
     metrics = folder / "metrics.csv"
     if not metrics.is_file():
         metrics.write_text("step,knn/top1\n")
+    gate = Path(os.environ.get("WAIT_FOR", __file__))
     for step in range(len(metrics.read_text().splitlines()), STEPS + 1):
-        time.sleep(0.02 if rate < 0.5 else 0.1)  # a bad trial can be seen to be one
+        # A bad trial can be seen to be one.
+        time.sleep(float(os.environ.get("STEP_SECONDS", 0.02 if rate < 0.5 else 0.1)))
+        while step > STEPS // 2 and not gate.exists():
+            time.sleep(0.02)
         with open(metrics, "a") as file:
             file.write(f"{step},{0.5 if rate < 0.5 else 0.1}\n")
     (folder / "started_in.txt").write_text(os.getcwd())

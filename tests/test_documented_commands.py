@@ -78,8 +78,8 @@ def check(words: list[str], needs: str, monkeypatch: pytest.MonkeyPatch) -> None
         check(shlex.split(wrapped), needs, monkeypatch)
     elif program == "sbatch":
         script, *overrides = [word for word in rest if not word.startswith("--")]
-        assert "train.py" in (ROOT / script).read_text()
-        check_program("train.py", overrides)
+        (started,) = {program for program in PROGRAMS if f" {program} " in (ROOT / script).read_text()}
+        check_program(started, overrides)
     elif program in PYTHON and rest[0] == "-m":
         check_module(rest[1], rest[2:], monkeypatch)
     elif program in PYTHON:

@@ -19,7 +19,8 @@ from pydantic import ValidationError
 from mae.errors import ConfigError
 from tasks.search.config import SweepConfig
 from tasks.search.figures import draw_importances, draw_trials
-from tasks.search.sweep import _words, open_study, refuse_other_study
+from tasks.search.study import open_study, refuse_other_study
+from tasks.search.sweep import _words
 from tasks.search.trials import TrialFailed, _wait
 from tests.conftest import ROOT
 from tests.processes import completed, kill, start

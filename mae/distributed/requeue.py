@@ -30,7 +30,7 @@ def requeue(signum: int, rank: int) -> None:
         job = show_job()
         comes_back, sentence = why_ended(signum, job, preempt_mode(job))
         if comes_back:
-            _ask("scontrol", "requeue", job_id())
+            ask_slurm("scontrol", "requeue", job_id())
     except (OSError, subprocess.SubprocessError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip()
         print(f"job {job_id()} could not be requeued ({reason}): submit it again", flush=True)
@@ -67,9 +67,9 @@ def why_ended(signum: int, job: dict[str, str], mode: str) -> tuple[bool, str]:
     return False, f"{name} not requeued: {signal.Signals(signum).name} was sent by scancel --signal, or not by SLURM"
 
 
-def show_job() -> dict[str, str]:
-    """Returns what `scontrol show job` says of this job."""
-    words = _ask("scontrol", "--oneliner", "show", "job", job_id()).split()
+def show_job(job: str | None = None) -> dict[str, str]:
+    """Returns what `scontrol show job` says of a job, this one unless another is named."""
+    words = ask_slurm("scontrol", "--oneliner", "show", "job", job or job_id()).split()
     return dict(word.split("=", 1) for word in words if "=" in word)
 
 
@@ -77,15 +77,15 @@ def preempt_mode(job: dict[str, str]) -> str:
     """Returns what SLURM does with this job when another one pre-empts it: REQUEUE, CANCEL, …; "" if not known."""
     if job.get("PreemptTime", "None") in ("None", "Unknown"):
         return ""
-    settings = _ask("scontrol", "show", "config")
+    settings = ask_slurm("scontrol", "show", "config")
     cluster = _value("PreemptMode", settings)
     if _value("PreemptType", settings) == "preempt/qos":
         try:
-            mode = _ask("sacctmgr", "-nP", "show", "qos", job["QOS"], "format=preemptmode").strip()
+            mode = ask_slurm("sacctmgr", "-nP", "show", "qos", job["QOS"], "format=preemptmode").strip()
         except (OSError, subprocess.SubprocessError):  # no accounting from here
             return ""
         return cluster if mode == "cluster" else mode.upper()
-    return _value("PreemptMode", _ask("scontrol", "show", "partition", job["Partition"])) or cluster
+    return _value("PreemptMode", ask_slurm("scontrol", "show", "partition", job["Partition"])) or cluster
 
 
 def _value(name: str, said: str) -> str:
@@ -93,11 +93,12 @@ def _value(name: str, said: str) -> str:
     return found[1] if found else ""
 
 
-def _ask(*words: str) -> str:
+def ask_slurm(*words: str, environment: dict[str, str] | None = None) -> str:
     """Returns what a command of SLURM prints. A controller that does not answer is asked again twice."""
     for pause in (2, 5, None):
         try:
-            return subprocess.run(words, check=True, capture_output=True, text=True, timeout=60).stdout
+            done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=60, env=environment)
+            return done.stdout
         except subprocess.CalledProcessError as error:
             if pause is None or "controller" not in error.stderr:
                 raise

@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,9 @@ MACHINE += (
     "checkpoint.every_steps",
     "checkpoint.keep",
 )
+
+# Options of sbatch that the sweep sets for the job of each trial, or that would change what the job is.
+OPTIONS_OF_THE_SWEEP = ("--output", "--error", "--job-name", "--array", "--open-mode", "--parsable", "--wrap", "--wait")
 
 
 class Range(BaseModel, frozen=True, extra="forbid"):
@@ -124,6 +128,8 @@ class SweepConfig(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"sampler=grid takes values in space.{ranges[0]}, not a range: list them, or use tpe")
         if self.sampler != "grid" and self.n_trials is None:
             raise ValueError(f"sampler={self.sampler} has no end of its own: set n_trials")
+        if self.as_jobs:
+            self._refuse_options()
         space = {name.lstrip("+") for name in self.space}
         if fixed := space & _named(self.settings):
             raise ValueError(f"{min(fixed)} is in both space and settings: remove it from one of them")
@@ -135,9 +141,43 @@ class SweepConfig(BaseModel, frozen=True, extra="forbid"):
                 raise ValueError(f"{min(taken)} in {field} is the sweep's to set: every trial has a folder of its own")
         return self
 
+    def _refuse_options(self) -> None:
+        """Raises ValueError if the options of sbatch are not options alone, or set what the sweep sets."""
+        for word in self.launch[1:]:
+            if not word.startswith("-"):
+                raise ValueError(
+                    f"launch={self.launch}: {word} is no option of sbatch. The script is the sweep's; write an option "
+                    "and its value as one word, as in --partition=gpu"
+                )
+            if (name := word.partition("=")[0]) in OPTIONS_OF_THE_SWEEP or word[:2] in ("-o", "-e", "-J", "-a", "-W"):
+                raise ValueError(f"launch={self.launch}: {name} is the sweep's to set for the job of each trial")
+
     def better(self, metric: str) -> Direction:
         """Returns the direction in which a metric gets better; that of the sweep for one that is not known."""
         return BETTER.get(metric.rpartition("/")[2], self.direction)
+
+    @property
+    def as_jobs(self) -> bool:
+        """Returns whether each trial is a SLURM job of its own."""
+        return self.launch[:1] == ["sbatch"]
+
+    @property
+    def points(self) -> list[dict[str, Any]]:
+        """Returns all combinations of the values of a grid, in the order of its trials; none of another sampler."""
+        if self.sampler != "grid":
+            return []
+        points: list[dict[str, Any]] = []
+        for values in product(*(values for values in self.space.values() if isinstance(values, list))):
+            if (point := dict(zip(self.space, values, strict=True))) not in points:
+                points.append(point)
+        return points
+
+    @property
+    def wanted(self) -> int:
+        """Returns the number of trials in all."""
+        if self.sampler != "grid":
+            return self.n_trials or 0
+        return min(self.n_trials or len(self.points), len(self.points))
 
     @property
     def fixed(self) -> list[str]:

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial
 
+from mae.atomic import write_atomically
+
 LETTERS = 24  # of a value
 
 
@@ -56,7 +58,7 @@ def draw_trials(trials: list[FrozenTrial], objective: str, lower_is_better: bool
     axes.set_xticks(range(len(columns)), [*names, objective])
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def draw_importances(importances: dict[str, float], objective: str, path: Path) -> None:
@@ -69,7 +71,12 @@ def draw_importances(importances: dict[str, float], objective: str, path: Path) 
     axes.set(xlabel=f"share of the variance of {objective}", xlim=(0, 1.1))
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
-    figure.savefig(path)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with write_atomically(path) as temporary:  # another sweep.py may end at the same moment
+        figure.savefig(temporary, format="png")
 
 
 def _places(trials: list[FrozenTrial], name: str) -> tuple[list[float], list[tuple[float, str]]]:

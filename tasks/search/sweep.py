@@ -1,38 +1,41 @@
 """One sweep: from the settings of sweep.py to the table of its trials.
 
-1 open      validate SweepConfig; open the study; refuse other values than it holds, and a second sweep.py in the folder
+1 open      validate SweepConfig; open the study; refuse other values than it holds    tasks/search/study.py
 2 search    trials that a killed sweep left behind, then new ones, `jobs` at a time; equal settings run once
-3 trial     an ordinary run of train.py, then the probe that the objective names    tasks/search/trials.py
-4 results   results.csv, figures, the best trial                                    tasks/search/results.py
+3 claim     of several sweep.py with one study, each trial has one owner               tasks/search/claims.py
+4 trial     an ordinary run of train.py, then the probe that the objective names       tasks/search/trials.py
+5 results   results.csv, figures, the best trial                                       tasks/search/results.py
 """
 
-import fcntl
 import shutil
 import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
 from types import FrameType
-from typing import Any
 
 import optuna
 from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from data.storage.credentials import pass_on, reveal
+from data.storage.credentials import pass_on
 from mae.distributed.rank_zero import say_at_once
+from mae.distributed.requeue import requeue
 from mae.errors import ConfigError, RunEnded
 from mae.run.metrics import read_metrics
 from tasks.config import plain_settings, validate
 from tasks.errors import readable_errors
+from tasks.search.claims import Claims, hold_claims
 from tasks.search.config import SweepConfig, SweepSettings
 from tasks.search.results import show_results
-from tasks.search.trials import POLL_SECONDS, TrialFailed, run_trial, stop_running, stopping
+from tasks.search.study import hold_database, open_engine, open_study
+from tasks.search.trials import POLL_SECONDS, TrialFailed, leave, received, run_trial, stop_running, stopping
 from tasks.words import setting
 
+IDLE_SECONDS = 5.0  # between two looks at the trials of others
 MIN_ENDED_TRIALS = 4  # before these have ended, failures are no rate
+turn = threading.Lock()  # of this sweep's workers to claim
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -48,23 +51,27 @@ def launch(raw: DictConfig) -> None:
             "an entry of the list, as in [srun, --nodes=1]"
         )
     study = open_study(config)
-    with open(config.folder / "sweep.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{config.folder} is being worked on by another sweep.py: wait for it or stop it"
-            ) from None
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, _stop)
-        try:
-            search(config, study)
-        finally:
-            show_results(config, study)
+    try:
+        with hold_database(config), hold_claims(open_engine(config), study._study_id) as claims:
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(signum, _stop)
+            try:
+                search(config, study, claims)
+            finally:
+                show_results(config, study)
+    except SystemExit:  # after the claims are released
+        if received:
+            requeue(received[0], rank=0)  # if the sweep is a SLURM job itself
+        raise
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise RunEnded(
+            f"the database of the study does not answer ({' '.join(str(error.__cause__ or error).split())[:200]}). "
+            "Runs that are under way go on by themselves; the same command resumes"
+        ) from error
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
-    say_at_once(f"\n{signal.Signals(signum).name}: the trials save and stop; run the same command to resume")
+    say_at_once(f"\n{signal.Signals(signum).name}: runs save and stop, jobs go on; run the same command to resume")
     stop_running(signum)
 
 
@@ -73,118 +80,98 @@ def _say(sentence: str) -> None:
     print(f"{sentence}\n", end="", flush=True)
 
 
-def open_study(config: SweepConfig) -> optuna.Study:
-    """Opens the study of a sweep in its storage.
-
-    Raises ConfigError if it cannot be opened, or its trials are others than those asked for.
-    """
-    if config.storage is None and "?" in str(config.folder.resolve()):
-        raise ConfigError(
-            f"the folder {config.folder} has a question mark, at which the address of the study in it ends: choose "
-            "another sweep.sweeps= or sweep.name=, or set sweep.storage"
-        )
-    # With sampler=grid it draws nothing: `search` enqueues every trial.
-    sampler = optuna.samplers.RandomSampler(config.seed)
-    if config.sampler == "tpe":
-        sampler = optuna.samplers.TPESampler(seed=config.seed, constant_liar=True)
-    storage = reveal(config.storage) if config.storage else f"sqlite:///{config.folder.resolve() / 'study.db'}"
-    try:
-        config.folder.mkdir(parents=True, exist_ok=True)
-        study = optuna.create_study(
-            storage=storage,
-            study_name=config.name,
-            load_if_exists=True,
-            direction=config.direction,
-            sampler=sampler,
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=config.prune_after),
-        )
-    except (OSError, SQLAlchemyError, ImportError, optuna.exceptions.StorageInternalError) as error:
-        raise ConfigError(
-            f"the study cannot be opened in {config.storage or config.folder / 'study.db'} "
-            f"({' '.join(str(error).split())[:200]}): choose another sweep.sweeps or sweep.storage, or restore the file"
-        ) from error
-    refuse_other_study(config, study)
-    return study
-
-
-def refuse_other_study(config: SweepConfig, study: optuna.Study) -> None:
-    """Notes what the trials of a study have in common. Raises ConfigError if it is something else already.
-
-    A study that is older than these notes takes those of now.
-    """
-    direction = study.direction.name.lower()
-    notes: dict[str, Any] = {
-        "direction": config.direction,
-        "space": {name: str(distribution) for name, distribution in config.distributions.items()},
-        "objective": config.objective,
-        "prune_by": config.prune_by,
-        "settings": config.fixed,
-        "evaluation": config.evaluation,
-    }
-    for name, given in notes.items():
-        stored = direction if name == "direction" else study.user_attrs.get(name)
-        if stored is None and name == "prune_by" and given is not None and _was_pruned(study):
-            stored = f"{given}, in the direction of the objective" if config.better(given) != direction else given
-        if stored not in (None, given) and (name, given) != ("prune_by", None):
-            raise ConfigError(
-                f"{config.folder} was begun with another {name} ({stored}): choose another sweep.name, or restore it"
-            )
-    for name, given in notes.items():
-        if given is not None:
-            study.set_user_attr(name, given)
-
-
-def _was_pruned(study: optuna.Study) -> bool:
-    return any(trial.intermediate_values for trial in study.get_trials(deepcopy=False))
-
-
-def search(config: SweepConfig, study: optuna.Study) -> None:
-    """Runs what is left of the trials, `config.jobs` at a time.
+def search(config: SweepConfig, study: optuna.Study, claims: Claims) -> None:
+    """Runs what is left of the trials, `config.jobs` at a time; beside it others may do the same with the same study.
 
     Trials that a killed sweep left behind come first, under their own numbers and in their own folders.
 
-    Raises RunEnded if more than `max_failure_rate` of the trials have failed, or all that have ended.
+    Raises RunEnded if more than `max_failure_rate` of the trials have failed, or all that have ended; SystemExit if the
+    sweep was told to stop.
     """
-    if config.sampler == "grid":
-        for values in product(*config.space.values()):  # pyright: ignore[reportArgumentType]
-            study.enqueue_trial(dict(zip(config.space, values, strict=True)), skip_if_exists=True)
-    wanted = config.n_trials or len(study.get_trials(deepcopy=False))
-    left_behind = _left_behind(config, study)
-    turn = threading.Lock()
 
-    def next_trial() -> Trial | None:
-        with turn:
-            if left_behind:
-                return left_behind.pop(0)
-            begun = study.get_trials(deepcopy=False, states=(*ENDED, TrialState.RUNNING))
-            refuse_too_many_failures(config, study)
-            return study.ask(config.distributions) if len(begun) < wanted else None
+    ended = threading.Event()  # a worker has found no trial, or an error: others begin none
 
     def work() -> None:
-        while (trial := next_trial()) is not None:
-            _run(config, study, trial)
+        try:
+            while (trial := next_trial(config, study, claims, ended)) is not None:
+                try:
+                    _run(config, study, claims, trial)
+                finally:
+                    claims.release(trial.number)
+        finally:
+            ended.set()
 
     with ThreadPoolExecutor(config.jobs) as pool:
         for worker in [pool.submit(work) for _ in range(config.jobs)]:
             worker.result()
+    if stopping.is_set():
+        leave()
     refuse_too_many_failures(config, study, at_least=1)
 
 
-def _left_behind(config: SweepConfig, study: optuna.Study) -> list[Trial]:
-    """Returns the trials that were running when the sweep was killed, with the settings that they had not drawn yet."""
-    trials = [Trial(study, trial._trial_id) for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
-    for trial in trials:
-        for name, distribution in config.distributions.items():
-            trial._suggest(name, distribution)  # a setting that the trial has keeps its value
-    return trials
+def next_trial(config: SweepConfig, study: optuna.Study, claims: Claims, ended: threading.Event) -> Trial | None:
+    """Returns a trial that is this sweep's to run: one that was left behind, else a new one; None if none is left.
+
+    While the last trials are others', it waits: one of these may die. All trials have ended when the sweep ends well.
+    """
+    said = False
+    while not (stopping.is_set() or ended.is_set()):
+        refuse_too_many_failures(config, study)
+        with turn:
+            begun, others = _claim(config, study, claims)
+        if begun is not None or not others:
+            return begun
+        if not said:
+            hosts = ", ".join(sorted(set(others)))
+            _say(f"other sweep.py, on {hosts}, run the last trials ({len(others)}): waiting for them")
+        said = True
+        ended.wait(IDLE_SECONDS)
+    return None
 
 
-def _run(config: SweepConfig, study: optuna.Study, trial: Trial) -> None:
+def _claim(config: SweepConfig, study: optuna.Study, claims: Claims) -> tuple[Trial | None, list[str]]:
+    """Returns a trial that was claimed and begun, or on which machines others work on the last ones.
+
+    A new trial is claimed by its number before it is written: two sweeps cannot write the same combination of a grid.
+    """
+    while True:
+        trials, holders = study.get_trials(deepcopy=False), claims.holders()
+        left = [trial.number for trial in trials if trial.state == TrialState.RUNNING]
+        left += [trial.number for trial in trials if trial.state == TrialState.WAITING and trial.number < config.wanted]
+        left += [len(trials)] if len(trials) < config.wanted else []
+        free = next((number for number in left if number not in holders and claims.take(number)), None)
+        if free is None:
+            return None, [holders.get(number, "?") for number in left if number not in claims.mine]
+        if (begun := _begin(config, study, free)) is not None:
+            return begun, []
+        claims.release(free)
+
+
+def _begin(config: SweepConfig, study: optuna.Study, number: int) -> Trial | None:
+    """Begins or resumes a trial that was claimed, and draws the settings that it has not yet; None if it has ended."""
+    trials, storage = study.get_trials(deepcopy=False), study._storage
+    if number == len(trials):
+        study.enqueue_trial({})
+        trials = study.get_trials(deepcopy=False)
+    trial = trials[number]
+    if trial.state.is_finished():
+        return None
+    if number < len(config.points) and not (trial.params or trial.system_attrs.get("fixed_params")):
+        storage.set_trial_system_attr(trial._trial_id, "fixed_params", config.points[number])
+    if trial.state == TrialState.WAITING:
+        storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+    begun = Trial(study, trial._trial_id)
+    for name, distribution in config.distributions.items():
+        begun._suggest(name, distribution)  # a setting that the trial has keeps its value
+    return begun
+
+
+def _run(config: SweepConfig, study: optuna.Study, claims: Claims, trial: Trial) -> None:
     """Runs a trial and tells the study its value, or that it was pruned or failed, and why."""
     folder = config.trial_folder(trial.number)
     settings = _words(trial)
     _say(f"{folder.name}: {' '.join(settings)}")
-    if (same := _of_same_settings(study, trial)) is not None:
+    if (same := _of_same_settings(study, claims, trial)) is not None:
         name = config.trial_folder(same.number).name
         trial.set_user_attr("same_as", same.number)
         trial.set_user_attr("reason", f"same settings as {name}")
@@ -201,16 +188,26 @@ def _run(config: SweepConfig, study: optuna.Study, trial: Trial) -> None:
             reported.add(step)
         return trial.should_prune()
 
+    def tell(state: TrialState, value: float | None, sentence: str, reason: str | None = None) -> None:
+        if not claims.holds(trial.number):
+            _say(f"{folder.name} is another sweep.py's by now: this one has stood still, and tells nothing of it")
+            return
+        if reason is not None:
+            trial.set_user_attr("reason", reason)
+        study.tell(trial, value, state)
+        _say(f"{folder.name}{sentence}")
+
+    job = trial.user_attrs.get("job", {})
     try:
-        value = run_trial(config, folder, settings, should_prune)
-    except (optuna.TrialPruned, TrialFailed) as end:
-        pruned = isinstance(end, optuna.TrialPruned)
-        trial.set_user_attr("reason", str(end))
-        study.tell(trial, state=TrialState.PRUNED if pruned else TrialState.FAIL)
-        _say(f"{folder.name}{'' if pruned else ' failed'}: {end}")
+        value = run_trial(
+            config, folder, settings, should_prune, job, lambda record: trial.set_user_attr("job", record)
+        )
+    except optuna.TrialPruned as end:
+        tell(TrialState.PRUNED, None, f": {end}", str(end))
+    except TrialFailed as end:
+        tell(TrialState.FAIL, None, f" failed: {end}", str(end))
     else:
-        study.tell(trial, value)
-        _say(f"{folder.name}: {config.objective} {value:.4f}")
+        tell(TrialState.COMPLETE, value, f": {config.objective} {value:.4f}")
         if config.prune_by is not None and not reported:
             names = {name for row in read_metrics(folder / "metrics.csv") for name in row} - {"step"}
             _say(
@@ -223,7 +220,7 @@ def _words(trial: Trial | FrozenTrial) -> list[str]:
     return [setting(name, value) for name, value in trial.params.items()]
 
 
-def _of_same_settings(study: optuna.Study, trial: Trial) -> FrozenTrial | None:
+def _of_same_settings(study: optuna.Study, claims: Claims, trial: Trial) -> FrozenTrial | None:
     """Returns a complete or pruned trial with the same settings; waits for an earlier one that runs. None if none is.
 
     A run follows from its settings bit for bit, so that another one would give the same value.
@@ -233,10 +230,11 @@ def _of_same_settings(study: optuna.Study, trial: Trial) -> FrozenTrial | None:
         same = [other for other in others if sorted(_words(other)) == sorted(_words(trial))]
         if done := [other for other in same if other.state in (TrialState.COMPLETE, TrialState.PRUNED)]:
             return min(done, key=lambda other: ("same_as" in other.user_attrs, other.number))
-        if not any(other.state == TrialState.RUNNING and other.number < trial.number for other in same):
+        earlier = [other for other in same if other.state == TrialState.RUNNING and other.number < trial.number]
+        if not earlier or not claims.holders().keys() & {other.number for other in earlier}:
             return None
         time.sleep(POLL_SECONDS)
-    return None
+    leave()
 
 
 def refuse_too_many_failures(config: SweepConfig, study: optuna.Study, at_least: int = MIN_ENDED_TRIALS) -> None:
