@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
+from tasks.search.jobs import FORGOTTEN, look
 from tests.conftest import ROOT
 from tests.postgres import Postgres, postgres
+from tests.processes import command as run_command
 from tests.processes import completed, finish, kill, run, start
 from tests.slurm_cluster import Cluster, cluster
 from tests.test_experiments import REDUCED
-from tests.test_slurm import wait_until
+from tests.test_slurm import preempt_all, wait_until
 from tests.test_sweep import RATES, STAND_IN, command, study, table
 from tests.test_sweeps_together import assert_each_once, trials_of, wait_until_both_work
 
@@ -104,7 +106,26 @@ def test_sweep_told_to_stop_leaves_its_jobs_and_refused_options_end_it(
     assert [trial.state for trial in study(tmp_path / "other").trials] == [TrialState.RUNNING]  # for the next start
 
 
-def test_array_of_sweeps_shares_the_trials_and_a_warned_task_is_requeued(
+def test_jobs_that_nothing_requeues_are_submitted_again_while_they_get_further(
+    cluster: Cluster, tmp_path: Path, environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, space = jobs(cluster), {"optim.base_lr": RATES[:2]}
+    launch = [*JOBS, "--partition=cancelled", "--no-requeue"]
+    process = start(command(tmp_path, launch=launch, space=space), **environment)
+    wait_until(lambda: len(list(tmp_path.glob("rates/trial-*/checkpoints/step-00000005.ckpt"))) == 2)
+    preempt_all(cluster)
+    said = finish(process)
+    assert [row["state"] for row in table(tmp_path)] == ["complete"] * 2, said
+    assert said.count("is not requeued: it starts again") == 2
+    submitted = jobs(cluster)
+    assert [len(submitted[name]) - len(before.get(name, [])) for name in ("trial-0000", "trial-0001")] == [2, 2]
+
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    assert look("99999999")["state"] == FORGOTTEN
+
+
+def test_array_of_sweeps_shares_the_trials_and_its_tasks_are_requeued(
     cluster: Cluster, tmp_path: Path, postgres: Postgres
 ) -> None:
     storage = postgres.database()
@@ -114,10 +135,24 @@ def test_array_of_sweeps_shares_the_trials_and_a_warned_task_is_requeued(
     array = cluster.command("sbatch", *options, script, *words, STEP_SECONDS="0.2", OMP_NUM_THREADS="1").strip()
     wait_until(lambda: len(list(tmp_path.glob("rates/trial-*/metrics.csv"))) >= 3, lambda: said(tmp_path))
     cluster.command("scancel", "--batch", "--signal=USR1", f"{array}_2")
+    wait_until(lambda: cluster.show(f"{array}_2")["Restarts"] == "1", lambda: said(tmp_path))
+    cluster.command("scontrol", "requeue", f"{array}_1")
     for task in (1, 2):
         wait_until(lambda task=task: cluster.show(f"{array}_{task}")["JobState"] == "COMPLETED", lambda: said(tmp_path))
     assert_each_once(tmp_path, storage)
-    assert said(tmp_path).count("requeued: warned of its end by SIGUSR1") == 1
+    assert said(tmp_path).count(f"job {array}_2 requeued: warned of its end by SIGUSR1") == 1
+    assert said(tmp_path).count(f"job {array}_1 requeued by SLURM") == 1
+
+
+def test_multirun_is_submitted_as_one_array(cluster: Cluster, tmp_path: Path, built_in: Path) -> None:
+    words = run_command(tmp_path, built_in, "max_steps=2", "launcher=slurm", "trainer.devices=1")
+    words += ["name=rate-${optim.base_lr}", "optim.base_lr=0.001,0.002", f"hydra.sweep.dir={tmp_path}/sweep"]
+    words += ["hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1"]
+    words.insert(words.index("train.py") + 1, "-m")
+    run(words, **cluster.environment)
+    assert len(list(tmp_path.rglob("summary.json"))) == 2
+    jobs = {path.name.partition("_")[0] for path in tmp_path.glob("sweep/.submitit/*_*")}
+    assert len(jobs) == 1, jobs
 
 
 def said(folder: Path) -> str:

@@ -182,6 +182,8 @@ def test_study_that_cannot_be_opened_raises_config_error(tmp_path: Path, storage
     fields = FIELDS | {"sweeps": str(tmp_path), "storage": storage}
     with pytest.raises(ConfigError, match=r"^the study cannot be opened in .* choose another sweep\.sweeps"):
         open_study(SweepConfig.model_validate(fields))
+    with pytest.raises(ConfigError, match="keeps nothing"):
+        open_study(SweepConfig.model_validate(fields | {"storage": "sqlite://"}))
 
 
 def test_older_study_goes_on_unless_it_was_pruned_the_wrong_way() -> None:
@@ -273,6 +275,9 @@ def ranged(**values: Any) -> dict[str, Any]:
         "twice with a plus": ({"settings": ["+optim.base_lr=1"]}, "in both space and settings"),
         "a folder for all": ({"settings": ["name=mine"]}, "name in space or settings is the sweep's to set"),
         "another probe": ({"evaluation": ["probe=knn"]}, "probe in evaluation is the sweep's to set"),
+        "a script of one's own": ({"launch": ["sbatch", "mine.sh"]}, "mine.sh is no option of sbatch"),
+        "an option in two words": ({"launch": ["sbatch", "-p", "gpu"]}, "write an option and its value as one word"),
+        "the sweep's option": ({"launch": ["sbatch", "--array=1-2"]}, "--array is the sweep's to set for the job"),
         "no metric": ({"objective": "loss"}, "objective=loss is no metric: write PROBE/METRIC"),
     }.values(),
 )

@@ -80,26 +80,27 @@ def opened(tmp_path: Path, **changes: Any) -> tuple[SweepConfig, optuna.Study, C
 
 
 def test_trials_without_a_living_owner_alone_are_adopted(tmp_path: Path) -> None:
-    """A trial that is claimed and not yet written is others' too; one whose sweep died in between is taken."""
-    config, study, here = opened(tmp_path, space={"optim.base_lr": [0.1, 0.2, 0.3]})
+    """A trial that is claimed and not yet written keeps nobody waiting for long."""
+    config, study, here = opened(tmp_path, space={"optim.base_lr": [0.1, 0.2, 0.3, 0.4]})
     there = on_another_machine(here.engine)
     claimed = [sweep._claim(config, study, claims)[0] for claims in (there, here)]
     assert [trial and trial.params["optim.base_lr"] for trial in claimed] == [0.1, 0.2]
     assert there.take(2)
     assert sweep._claim(config, study, here) == (None, [there.holders()[0]] * 2)
+    fourth, _ = sweep._claim(config, study, here, again=True)
+    assert fourth is not None and (fourth.number, fourth.params["optim.base_lr"]) == (3, 0.4)
 
-    there.release(2)
-    third, _ = sweep._claim(config, study, here)
-    assert third is not None and (third.number, third.params["optim.base_lr"]) == (2, 0.3)
-
-    there.release(0)
-    adopted, _ = sweep._claim(config, study, here)
-    assert adopted is not None and (adopted.number, adopted.params["optim.base_lr"]) == (0, 0.1)
-    for trial in (adopted, third):
+    adopted = []
+    for number in (2, 0):
+        there.release(number)
+        adopted.append(sweep._claim(config, study, here)[0])
+    assert [trial and (trial.number, trial.params["optim.base_lr"]) for trial in adopted] == [(2, 0.3), (0, 0.1)]
+    for trial in (adopted[0], fourth):
+        assert trial is not None
         study.tell(trial, 1.0)
         here.release(trial.number)
-    assert sweep._claim(config, study, here) == (None, [])  # the second is this sweep's own
-    assert len(study.trials) == 3
+    assert sweep._claim(config, study, here, again=True) == (None, [])  # the others are this sweep's own
+    assert len(study.trials) == 4
 
 
 def test_trial_that_ended_between_two_looks_is_not_begun_again(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ The job outlives sweep.py, on which nothing in it depends.
 
 import getpass
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -128,7 +129,8 @@ def _reason(error: Exception) -> str:
 
 def job_name(config: SweepConfig, folder: Path) -> str:
     """Returns a name that no other trial's job has: it finds a job that was submitted a moment before a SIGKILL."""
-    return f"{config.name}-{folder.name}-{sha256(os.fsencode(folder.resolve())).hexdigest()[:8]}"
+    name = re.sub(r"[^\w.-]", "_", config.name)  # squeue takes a list
+    return f"{name}-{folder.name}-{sha256(os.fsencode(folder.resolve())).hexdigest()[:8]}"
 
 
 def find(config: SweepConfig, folder: Path, record: dict[str, Any]) -> Job | None:

@@ -31,6 +31,8 @@ def open_study(config: SweepConfig) -> optuna.Study:
             f"the folder {config.folder} has a question mark, at which the address of the study in it ends: choose "
             "another sweep.sweeps= or sweep.name=, or set sweep.storage"
         )
+    if config.storage in ("sqlite://", "sqlite:///:memory:"):
+        raise ConfigError(f"sweep.storage={config.storage} keeps nothing: leave it out, or name a file or a server")
     # With sampler=grid it draws nothing: `search` enqueues every trial.
     sampler = optuna.samplers.RandomSampler(config.seed)
     if config.sampler == "tpe":
@@ -100,11 +102,11 @@ def connect_patiently(dialect: Any, record: Any, words: Any, settings: Any) -> A
 
 
 def address(config: SweepConfig) -> str:
-    """Returns the URL of the database, with its password, for SQLAlchemy."""
+    """Returns the URL of the database for SQLAlchemy, with its password."""
     if config.storage is None:
         return f"sqlite:///{config.folder.resolve() / 'study.db'}"
     scheme, separator, rest = reveal(config.storage).partition("://")
-    return f"{'postgresql+psycopg' if scheme == 'postgresql' else scheme}{separator}{rest}"
+    return f"{'postgresql+psycopg' if scheme in ('postgres', 'postgresql') else scheme}{separator}{rest}"
 
 
 @contextmanager

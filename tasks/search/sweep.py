@@ -114,25 +114,29 @@ def next_trial(config: SweepConfig, study: optuna.Study, claims: Claims, ended: 
 
     While the last trials are others', it waits: one of these may die. All trials have ended when the sweep ends well.
     """
-    said = False
+    looks = 0
     while not (stopping.is_set() or ended.is_set()):
         refuse_too_many_failures(config, study)
         with turn:
-            begun, others = _claim(config, study, claims)
+            begun, others = _claim(config, study, claims, again=looks > 0)
         if begun is not None or not others:
             return begun
-        if not said:
+        if looks == 1:
             hosts = ", ".join(sorted(set(others)))
             _say(f"other sweep.py, on {hosts}, run the last trials ({len(others)}): waiting for them")
-        said = True
+        looks += 1
         ended.wait(IDLE_SECONDS)
     return None
 
 
-def _claim(config: SweepConfig, study: optuna.Study, claims: Claims) -> tuple[Trial | None, list[str]]:
+def _claim(
+    config: SweepConfig, study: optuna.Study, claims: Claims, *, again: bool = False
+) -> tuple[Trial | None, list[str]]:
     """Returns a trial that was claimed and begun, or on which machines others work on the last ones.
 
-    A new trial is claimed by its number before it is written: two sweeps cannot write the same combination of a grid.
+    A new trial is claimed by its number before it is written, so that nobody writes one too many.
+
+    again  it was looked before: who has claimed a trial that is still not written may be dead, and keeps nobody waiting
     """
     while True:
         trials, holders = study.get_trials(deepcopy=False), claims.holders()
@@ -140,6 +144,9 @@ def _claim(config: SweepConfig, study: optuna.Study, claims: Claims) -> tuple[Tr
         left += [trial.number for trial in trials if trial.state == TrialState.WAITING and trial.number < config.wanted]
         left += [len(trials)] if len(trials) < config.wanted else []
         free = next((number for number in left if number not in holders and claims.take(number)), None)
+        if free is None and again and len(trials) < config.wanted:
+            study.enqueue_trial({})  # left waiting for its owner, or for the one after
+            continue
         if free is None:
             return None, [holders.get(number, "?") for number in left if number not in claims.mine]
         if (begun := _begin(config, study, free)) is not None:

@@ -31,6 +31,7 @@ from tasks.words import setting
 ROOT = Path(__file__).resolve().parents[2]
 PROBES = ("knn", "linear", "attentive")
 POLL_SECONDS = 1.0  # between two readings of metrics.csv
+SHOWN_SECONDS = 60.0  # until NFS shows a file that was looked for before it was there (acdirmax)
 STOPPED = (143, -signal.SIGTERM, -signal.SIGUSR1)  # exit codes of programs that were told to stop
 ERROR = re.compile(r"^(?:error: .*|(?:\w+\.)*\w+(?:Error|Exception)\b.*)$", re.MULTILINE)
 
@@ -75,7 +76,7 @@ def run_trial(
         if not as_job:
             wait_for_earlier_programs(folder, lock)
             _run_here(config, folder, programs, log, lock, should_prune)
-    return read_objective(config, folder)
+    return read_objective(config, folder, SHOWN_SECONDS if as_job else 0)
 
 
 def commands(config: SweepConfig, folder: Path, settings: list[str]) -> list[list[str]]:
@@ -89,15 +90,22 @@ def commands(config: SweepConfig, folder: Path, settings: list[str]) -> list[lis
     return [train, [str(ROOT / "eval.py"), *evaluation]]
 
 
-def read_objective(config: SweepConfig, folder: Path) -> float:
-    """Returns the objective's value as the programs of a trial have written it. Raises TrialFailed if they have not."""
+def read_objective(config: SweepConfig, folder: Path, patience: float = 0) -> float:
+    """Returns the objective's value as the programs of a trial have written it. Raises TrialFailed if they have not.
+
+    patience  seconds in which a network file system may still show the folder as it was before a job's end
+    """
     probe, metric = config.objective.split("/")
-    if probe not in PROBES:
-        return _read(folder / "summary.json", config.objective)
-    results = folder / "eval"  # with data.path= among the settings in a folder of it
-    written = [results / f"{probe}.json", *results.glob(f"on-*/{probe}.json")]
-    newest = max(filter(Path.exists, written), key=lambda file: file.stat().st_mtime_ns, default=written[0])
-    return _read(newest, "trained", metric)
+    results, began = folder / "eval", time.monotonic()
+    while True:
+        if probe in PROBES:  # with data.path= among the settings in a folder of it
+            written = [results / f"{probe}.json", *results.glob(f"on-*/{probe}.json")]
+            file = max(filter(Path.exists, written), key=lambda file: file.stat().st_mtime_ns, default=written[0])
+        else:
+            file = folder / "summary.json"
+        if file.exists() or time.monotonic() - began >= patience:
+            return _read(file, *(("trained", metric) if probe in PROBES else (config.objective,)))
+        time.sleep(POLL_SECONDS)
 
 
 def wait_for_earlier_programs(folder: Path, lock: IO[str]) -> None:
