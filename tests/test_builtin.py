@@ -1,7 +1,6 @@
 """The images that come with installed packages."""
 
 import io
-import multiprocessing
 
 import numpy as np
 import pytest
@@ -92,14 +91,6 @@ def test_built_in_data_set_is_packed_once(root):
     folder = builtin.ensure("digits", root)
     before = open_shards(folder, "train").fingerprint
     assert builtin.ensure("digits", root) == folder and open_shards(folder, "train").fingerprint == before
-
-
-def test_concurrent_processes_get_the_same_built_in_data_set(tmp_path):
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        folders = pool.starmap(builtin.ensure, [("digits", tmp_path)] * 2)
-    assert set(folders) == {str(tmp_path / "built_in" / "digits")}
-    assert [path.name for path in (tmp_path / "built_in").iterdir()] == ["digits"]
-    assert len(open_shards(folders[0], "train")) == 1438
 
 
 def test_unwritable_data_root_raises_data_error(tmp_path):

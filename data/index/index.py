@@ -10,13 +10,14 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from shlex import quote
 from typing import TypeVar
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from data.errors import DataError
+from data.errors import DataError, say
 from data.index import index_file
 from data.index.index_file import RECORD, IndexFile
 from data.index.passed_over import PassedOver
@@ -24,6 +25,7 @@ from data.index.samples import FIRST, split_name
 from data.index.splits import Paths, find_shards
 from data.index.tar import Member
 from data.storage.cache import DEFAULT, ShardCache
+from data.storage.claim import claim
 from data.storage.lru import LRU
 from data.storage.protocols import is_remote, split_path
 from data.storage.read import read, read_line
@@ -178,23 +180,50 @@ def index_tars(tars: list[str], cache: ShardCache = DEFAULT, image: str | None =
 
 
 def build_indexes(shards: list[str], cache: ShardCache = DEFAULT, anew: bool = True) -> dict[str, IndexFile]:
-    """Indexes shards; returns the index of each. All ranks may do so at once, since files are replaced atomically.
+    """Indexes shards; returns the index of each.
 
-    anew  False: an index of an earlier version is converted where there is one
+    Ranks share the work: each begins at another shard, and waits for one that another process is indexing.
+
+    anew  False: an index that has appeared meanwhile is taken, and one of an earlier version converted
     """
     from data.index import build, version_1  # which a run needs once, if ever
 
     def build_one(shard: str) -> IndexFile:
         try:
-            return (None if anew else version_1.load(shard, cache)) or build.build(shard, cache)
+            with claim(index_file.writable_path(shard)):
+                found = None if anew else index_file.load(shard, cache, notes=True) or version_1.load(shard, cache)
+                return found or build.build(shard, cache)
         except OSError as error:
             raise DataError(
                 f"{shard} cannot be indexed ({error}). Check the permissions and the free space; "
                 "MAE_CACHE names the folder for indexes of shards that lie where nothing may be written."
             ) from None
 
-    built = with_progress(_each(build_one, shards), "indexing", len(shards))
-    return dict(zip(shards, built, strict=True))
+    first = _first_shard(len(shards))
+    shards_from_here = shards[first:] + shards[:first]
+    built = with_progress(_each(build_one, shards_from_here), "indexing", len(shards))
+    files = dict(zip(shards_from_here, built, strict=True))
+    _say_elsewhere(list(files.values()))
+    return {shard: files[shard] for shard in shards}
+
+
+def _first_shard(number: int) -> int:
+    """Returns the shard, of so many, with which this rank begins: 0 on rank 0, whose errors are printed."""
+    for rank, ranks in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+        with contextlib.suppress(LookupError, ValueError, ZeroDivisionError):
+            return number * int(os.environ[rank]) // int(os.environ[ranks]) % number
+    return 0
+
+
+def _say_elsewhere(files: list[IndexFile]) -> None:
+    """Says of which folders the indexes lie in the cache, since nothing may be written there."""
+    folders = {os.path.dirname(file.tar): os.path.dirname(file.text) for file in files if not is_remote(file.tar)}
+    for folder, cached in folders.items():
+        if os.path.abspath(folder) != cached:
+            say(
+                f"the indexes of {folder or '.'} are in {cached}, for the shards lie where nothing may be written. "
+                f"Whoever may run `python -m data.index {quote(folder or '.')}` puts them there once, for all machines."
+            )
 
 
 def _each(function: Callable[[str], Result], shards: list[str]) -> Iterator[Result]:

@@ -182,15 +182,32 @@ def index_paths(tar: str) -> list[str]:
     return [cached] if is_remote(tar) else [os.path.join(folder, name), cached]
 
 
-def write(tar: str, text: bytes, binary: bytes) -> str:
-    """Writes both files and returns the path of X.idx."""
+def writable_path(tar: str) -> str:
+    """Returns the path at which X.idx is written; makes its folder."""
     path, *elsewhere = index_paths(tar)
     folder = Path(path).parent
     # The superuser may write anywhere, but a folder without any write permission should stay as it is.
     if elsewhere and not (os.access(folder, os.W_OK) and folder.stat().st_mode & 0o222):
         path = elsewhere[0]
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    for target, contents in ((path, text), (f"{path}.bin", binary)):
-        with replace_file(target) as file:
-            file.write(contents)
     return path
+
+
+def write(tar: str, text: bytes, binary: bytes) -> str:
+    """Writes both files and returns the path of X.idx.
+
+    A file that holds the same already is not replaced: others have mapped it, and of a replaced file a network file
+    system keeps nothing for other machines, which would end them by SIGBUS.
+    """
+    path = writable_path(tar)
+    for target, contents in ((path, text), (f"{path}.bin", binary)):
+        if not _holds(target, contents):
+            with replace_file(target) as file:
+                file.write(contents)
+    return path
+
+
+def _holds(path: str, contents: bytes) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.getsize(path) == len(contents) and Path(path).read_bytes() == contents
+    return False

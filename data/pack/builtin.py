@@ -9,9 +9,9 @@ photos         photographs of scikit-image and scikit-learn, as overlapping crop
 
 import importlib.util
 import io
-import os
 import shutil
 import sys
+import uuid
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from data.errors import DataError
 from data.order.hashing import PACK, hashes, key, permutation
 from data.pack.pack import pack
 from data.pack.sample import Sample
+from data.storage.claim import claim
 
 PHOTOS = {
     "skimage": (
@@ -42,29 +43,35 @@ TEST_SHARE = 0.2  # of the samples of a digit, of the width of a photograph
 def ensure(source: str, root: str | Path) -> str:
     """Returns the folder of a built-in data set with its parts train/ and test/, and packs it if it is not there yet.
 
-    Several processes may do so at once: each packs into a folder of its own, and the first to finish renames it.
+    Of several processes, on any machines, one packs it and the others wait.
     """
     folder = Path(root) / "built_in" / source
     if folder.exists():
         return str(folder)
-    print(f"packing the built-in images {source} into {folder}", file=sys.stderr)
-    partial_folder = folder.with_name(f"{source}.partial-{os.uname().nodename}-{os.getpid()}")
-    shutil.rmtree(partial_folder, ignore_errors=True)
     try:
-        partial_folder.mkdir(parents=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with claim(str(folder)):
+            if not folder.exists():
+                _pack(source, folder)
     except OSError as error:
         raise DataError(f"{folder} cannot be created ({error.strerror}). Set data.root to a folder of yours.") from None
+    return str(folder)
+
+
+def _pack(source: str, folder: Path) -> None:
+    print(f"packing the built-in images {source} into {folder}", file=sys.stderr)
+    unfinished = folder.with_name(f"{source}.partial-{uuid.uuid4().hex}")
     makers = {"digits": _make_digits, "placed_digits": partial(_make_digits, copies=2), "photos": _cut_photos}
     classes, parts = makers[source]()
-    for part, samples in parts.items():
-        pack(samples, partial_folder / part, name=f"{source}-{part}", classes=classes, shard_size=500, max_bad=0)
     try:
-        publish(partial_folder, folder)
+        for part, samples in parts.items():
+            pack(samples, unfinished / part, name=f"{source}-{part}", classes=classes, shard_size=500, max_bad=0)
+        publish(unfinished, folder)
     except OSError:
-        if not folder.exists():
+        if not folder.exists():  # by another process, which has taken this one for dead
             raise
-        shutil.rmtree(partial_folder)
-    return str(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _make_digits(copies: int = 0) -> tuple[list[str], dict[str, list[Sample]]]:
