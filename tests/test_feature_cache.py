@@ -45,6 +45,19 @@ def test_damaged_cache_file_is_removed_with_a_warning(tmp_path: Path, damage: st
     assert features_equal(cache.find(KEY, features.samples), features)
 
 
+def test_features_that_another_evaluation_has_kept_and_mapped_are_not_replaced(tmp_path: Path) -> None:
+    cache, first = FeatureCache(tmp_path, 1e6), some([1, 2])
+    cache.keep(KEY, first)
+    (file,) = tmp_path.iterdir()
+    before = file.stat().st_ino
+    cache.keep(KEY, some([1, 2]))
+    assert file.stat().st_ino == before and features_equal(cache.find(KEY, first.samples), first)
+    for features, unreadable in ((some([1, 3]), None), (some([1, 2]), torch.tensor([7]))):  # so many, but others
+        cache.keep(KEY, features, unreadable)
+        asked = features.samples if unreadable is None else torch.tensor([1, 2, 7])
+        assert features_equal(cache.find(KEY, asked), features)
+
+
 def test_cached_features_are_found_by_part_of_their_key(tmp_path: Path) -> None:
     cache, features = FeatureCache(tmp_path, 1e6), [some([1, 2]), some([3]), some([4, 5])]
     for number, key in enumerate((KEY, KEY | {"kind": "patches"}, KEY | {"weights": "c"})):

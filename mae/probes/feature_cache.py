@@ -79,11 +79,17 @@ class FeatureCache:
     def keep(self, key: dict[str, Any], features: Features, unreadable: Tensor | None = None) -> None:
         """Writes the features atomically, and removes the oldest files beyond the limit.
 
+        Another evaluation may have kept the same meanwhile, and mapped the file: it stays. On a network file system a
+        mapping of a file that another machine replaces is lost.
+
         unreadable  int64 [m], the samples that could not be read
         """
         if features.values.nbytes > self.limit:
             return
-        path = self.folder / f"{_name(key)}-{len(features.samples)}.pt"
+        numbers = torch.cat([features.samples, *([] if unreadable is None else [unreadable])]).numpy().tobytes()
+        path = self.folder / f"{_name(key)}-{len(features.samples)}-{hashlib.sha256(numbers).hexdigest()[:8]}.pt"
+        if path.exists():
+            return
         lacking = {} if unreadable is None or not len(unreadable) else {"unreadable": unreadable}
         write_checkpoint({"key": _text(key), **features._asdict(), **lacking}, path)
         files = self._files()
