@@ -1,15 +1,9 @@
-"""What is made once for everybody is made by one process, on whatever machine; the others wait, and replace nothing.
+"""What is made once for everybody is made by one process, on whatever machine; the others wait, and replace nothing."""
 
-Mount namespaces stand for machines: each has the shared folder at a path of its own. A server of NFS is not there.
-"""
-
-import ctypes
-import multiprocessing
 import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +15,8 @@ from data.index.index import open_shards
 from data.pack import builtin
 from data.storage import claim as claims
 from data.storage.claim import claim
+from tests.machines import on_machines
 from tests.test_index import shard
-
-NEW_MOUNTS, BIND, RECURSIVE, PRIVATE = 0x20000, 0x1000, 0x4000, 0x40000
 
 
 @pytest.fixture
@@ -88,34 +81,6 @@ def test_work_begins_at_once_where_no_claim_can_be_written(tmp_path: Path) -> No
 
 
 # The first read of shared data
-
-
-def on_machines(count: int, shared: Path, work: Callable[[int, Path], Any]) -> list[Any]:
-    """Returns what `work(number, folder)` returns on each machine, to all of which `folder` is the shared one."""
-    libc = ctypes.CDLL(None)
-
-    def machine(number: int, answers: Any) -> None:
-        folder = shared.with_name(f"mounted-{number}")
-        folder.mkdir()
-        private = b"none", b"/", None, RECURSIVE | PRIVATE, None
-        here = os.fsencode(shared), os.fsencode(folder), None, BIND, None
-        if libc.unshare(NEW_MOUNTS) or libc.mount(*private) or libc.mount(*here):
-            answers.put("may not mount")
-        else:
-            os.environ |= {"RANK": str(number), "WORLD_SIZE": str(count)}
-            answers.put(work(number, folder))
-
-    context = multiprocessing.get_context("fork")
-    answers = context.Queue()
-    processes = [context.Process(target=machine, args=(number, answers)) for number in range(count)]
-    for process in processes:
-        process.start()
-    found = [answers.get(timeout=60) for _ in processes]
-    for process in processes:
-        process.join()
-    if "may not mount" in found:
-        pytest.skip("may not mount a shared folder")
-    return found
 
 
 def test_each_shard_is_indexed_by_one_of_all_ranks_of_several_machines(tmp_path: Path, monkeypatch) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -37,6 +38,7 @@ from mae.run.tracker_identity import wandb_id
 from tasks.config import keep_image
 from tasks.evaluate import AnyProbe
 from tests.conftest import ROOT
+from tests.machines import on_machines
 from tests.test_experiments import compose
 
 SETTINGS = "model: {}\noptim: {}\nglobal_batch: 64\n"
@@ -337,6 +339,40 @@ def test_process_counts_as_dead_only_where_it_can_be_seen(monkeypatch) -> None:
     assert not processes.is_dead(gone)
     monkeypatch.setattr(os, "getpid", lambda: 1)  # unshare --pid without a /proc of its own
     assert processes.machine.__wrapped__() == 0
+
+
+def test_run_folder_that_another_machine_writes_is_refused_until_that_machine_is_gone(
+    tmp_path: Path, fast: None
+) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+
+    def first(run: Path) -> str:
+        with hold_lease(run, 0, 1, await_turn(run, 0)):
+            (run / "goes on").touch()
+            while (run / "goes on").exists():
+                time.sleep(0.01)
+            shutil.copy(run / leases.NAME, run / "left")
+        shutil.move(run / "left", run / leases.NAME)  # as if this machine had lost its power
+        (run / "gone").touch()
+        return ""
+
+    def second(run: Path) -> str:
+        while not (run / "goes on").exists():
+            time.sleep(0.01)
+        with pytest.raises(ConfigError, match="in use: process") as refused:
+            await_turn(run, 0)
+        (run / "goes on").unlink()
+        while not (run / "gone").exists():
+            time.sleep(0.01)
+        began, left_behind = time.monotonic(), await_turn(run, 0)
+        with hold_lease(run, 0, 1, left_behind):
+            assert left_behind is not None and time.monotonic() - began > 0.2
+        return str(refused.value)
+
+    _, said = on_machines(2, shared, lambda number, folder: (second if number else first)(folder / "run"))
+    assert "goes on. Wait until it has ended" in said
+    assert files(shared / "run") == {"gone"}
 
 
 def test_other_rank_renews_the_lease_when_rank_0_is_gone(tmp_path: Path, monkeypatch) -> None:

@@ -19,6 +19,7 @@ from data.index.index import ShardIndex, build_indexes, with_progress
 from data.index.index_file import tie_error
 from data.index.splits import COMPRESSED, list_shards, unpacked_name
 from data.index.tar import BLOCK
+from data.storage.claim import claim
 from data.storage.credentials import hide
 
 CHUNK = 1 << 20
@@ -34,7 +35,7 @@ def unpack(packed: str, out: str | Path) -> str:
     """
     tar = Path(out) / unpacked_name(os.path.basename(packed))
     try:
-        with gzip.open(packed) as source:
+        with claim(str(tar)), gzip.open(packed) as source:
             if tar.exists():
                 _require_same(source, tar, packed)
             else:

@@ -2,9 +2,10 @@
 
 PATH.claim    made by one process alone, grows every RENEW_SECONDS while it works on PATH, and is removed at the end
 
-File locks do not reach other machines on every network file system, so nothing here needs them. Clocks of two machines
-are never compared: a claim is of a dead process if it has not grown while another one watched it for DEAD_SECONDS.
-A process that was only suspended may then work beside its successor. Both make the same, and publish it by a rename.
+File locks do not reach other machines on every network file system, so nothing here needs them. Making a claim also
+has such a system look at the folder anew, so that what others have published is seen. Clocks of two machines are never
+compared: a claim is of a dead process if it has not grown while another one watched it for DEAD_SECONDS. A process that
+was only suspended may then work beside its successor. Both make the same, and publish it by a rename.
 """
 
 import contextlib
