@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -82,13 +84,51 @@ def test_ranks_with_different_run_folders_end_with_an_error(tmp_path: Path, buil
 
 def test_kubernetes_example_is_accepted_by_torchrun_and_train() -> None:
     _, job = yaml.safe_load_all((ROOT / "docs" / "examples" / "job.yaml").read_text())
-    (container,) = job["spec"]["template"]["spec"]["containers"]
-    _, *words = container["command"]
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"][:3] == ["tini", "--", "torchrun"]
+    words = container["command"][3:]
     arguments = get_args_parser().parse_args(words)
     assert arguments.training_script == "train.py"
     assert int(arguments.nnodes) == job["spec"]["completions"] == job["spec"]["parallelism"]
     assert arguments.nproc_per_node == str(container["resources"]["limits"]["nvidia.com/gpu"])
     assert compose(*arguments.training_script_args).name == "imagenet_large"
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_kubernetes_example_runs_as_the_user_of_the_image_with_a_writable_home() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    _, job = yaml.safe_load_all((ROOT / "docs" / "examples" / "job.yaml").read_text())
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    user = pod["securityContext"]
+    assert user["runAsNonRoot"] and f"\nUSER {user['runAsUser']}:{user['runAsGroup']}\n" in dockerfile
+    places = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert container["securityContext"]["readOnlyRootFilesystem"] and {"/mae/runs", "/tmp", "/home/mae"} <= places
+    assert "HOME=/home/mae " in dockerfile
+
+
+def test_driver_that_the_image_asks_for_is_that_of_torch_s_cuda() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    base = re.search(r"^ARG BASE=nvidia/cuda:(\d+)\.", dockerfile, re.MULTILINE)
+    assert base is not None
+    if torch.version.cuda is None:
+        pytest.skip("needs a torch with CUDA")
+    assert torch.version.cuda.split(".")[0] == base[1] == "13"  # whose releases all take drivers from 580 on
+    for file in ("Dockerfile", "docs/clusters.md", "docs/examples/job.yaml"):
+        assert "580 or newer" in (ROOT / file).read_text(), file
+
+
+def test_image_takes_the_code_alone_from_the_working_folder() -> None:
+    first, *names = [
+        line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")
+    ]
+    assert first == "*"  # images, runs, environments and secrets of the working folder stay here
+    taken = {name.removeprefix("!") for name in names if name.startswith("!")}
+    programs = {path.name for path in ROOT.glob("*.py")}
+    folders = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"}
+    assert programs | folders | {"conf"} <= taken
+    assert not taken & {"datasets", "runs", "sweeps", ".venv", ".git"}
 
 
 SHOWN = {"JobState": "RUNNING", "Reason": "None", "Restarts": "1", "PreemptTime": "None"}

@@ -229,7 +229,7 @@ def record_start(run: Path, step: int, ranks: int) -> None:
             "step": step,
             "ranks": ranks,
             "command": sys.argv,
-            "git": _git("rev-parse", "HEAD") or None,
+            "git": _git("rev-parse", "HEAD") or os.environ.get("MAE_COMMIT") or None,  # an image has no repository
             "git_modified": bool(_git("status", "--porcelain", "--untracked-files=no")),
         }
     )
