@@ -8,6 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
+from mae.distributed.stop import stop_at_once
 from tasks.cli import run_program
 from tasks.words import is_multirun
 
@@ -37,4 +38,5 @@ def prepare(words: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    run_program(main, prepare)
+    with stop_at_once():
+        run_program(main, prepare)

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 
 from data.errors import DataError
 from data.storage.credentials import hide
-from mae.callbacks.stop_on_signal import Stopped
 from mae.distributed.launch import leave_together
 from mae.distributed.rank_zero import say, say_error
+from mae.distributed.stop import Stopped, leave
 from mae.errors import CheckpointError, ConfigError, RunEnded, first_sentence
 from mae.run.folder import leave_word, remove_word
 from mae.run.lease import is_in_use
@@ -40,8 +40,7 @@ def readable_errors() -> Iterator[None]:
     try:
         yield
     except Stopped as stop:
-        say(sentence_of(stop))
-        leave_together(stop.exit_code)
+        leave(stop)
     except RunEnded as end:
         say(f"error: {sentence_of(end)}", sys.stderr)
         if not note_failed_run(sentence_of(end)):
@@ -60,8 +59,6 @@ def readable_errors() -> Iterator[None]:
 def sentence_of(error: BaseException) -> str:
     """Returns why a run ended in a sentence or two; of an error that nobody foresaw kind and message."""
     match error:
-        case Stopped():
-            sentence = f"{error}, checkpoint saved; run the same command to resume"
         case ValidationError():
             sentence = first_sentence(error)
         case torch.OutOfMemoryError():
@@ -69,7 +66,7 @@ def sentence_of(error: BaseException) -> str:
         case OSError() if error.errno in NO_ROOM:
             sentence = f"{error.strerror}. Make room and run the same command to resume"
         case _:
-            foreseen = isinstance(error, (RunEnded, *WRONG_INPUT))
+            foreseen = isinstance(error, (Stopped, RunEnded, *WRONG_INPUT))
             sentence = str(error) if foreseen else f"{type(error).__name__}: {error}"
     return hide(" ".join(sentence.split()))
 
@@ -87,8 +84,8 @@ def last_word(run: Path, rank: int, *, has_lease: bool = True) -> Iterator[None]
     finally:
         error = sys.exception()
         refused_beside = not has_lease and (is_in_use(run, rank) or (run / "summary.json").exists())
-        # A RunEnded is raised on all ranks, and rank 0 knows the reason.
-        if error is not None and not refused_beside and (rank == 0 or not isinstance(error, RunEnded)):
+        # These are raised on all ranks, and rank 0 knows the reason.
+        if error is not None and not refused_beside and (rank == 0 or not isinstance(error, (RunEnded, Stopped))):
             if not has_lease:
                 remove_word(run)
             sentence = f"rank {rank}: {sentence_of(error)}" if rank != 0 else sentence_of(error)

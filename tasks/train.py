@@ -36,7 +36,7 @@ from mae.callbacks.progress import ShowProgress
 from mae.callbacks.save_checkpoints import SaveCheckpoints
 from mae.callbacks.share_lease import ShareLease
 from mae.callbacks.skip_non_finite import SkipNonFinite
-from mae.callbacks.stop_on_signal import StopOnSignal, Stopped
+from mae.callbacks.stop_on_signal import StopOnSignal
 from mae.callbacks.throughput import LoopTimer, Throughput
 from mae.callbacks.time_limit import TimeLimit
 from mae.distributed.launch import (
@@ -48,6 +48,7 @@ from mae.distributed.launch import (
 )
 from mae.distributed.rank_zero import say
 from mae.distributed.restarts import note_in_journal
+from mae.distributed.stop import AFTER, BEFORE, Stopped, ask_slurm, program
 from mae.errors import ConfigError
 from mae.report.start import show_start
 from mae.run.checkpoint_files import read_own, refuse_other_run, set_damaged_aside
@@ -126,6 +127,7 @@ def detect_topology(devices: int | str) -> Topology:
 
 def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.Callback] = ()) -> None:
     """Runs steps 2 to 9. Raises ConfigError, CheckpointError or DataError before step 6 if the input cannot work."""
+    program.where = BEFORE
     with last_word(config.run, topology.rank, has_lease=False):
         refuse_missing_gpu(config.trainer.accelerator)
         # 2 derive
@@ -148,6 +150,7 @@ def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.
         if start_step == total_steps and (config.run / "summary.json").is_file():
             say(f"{config.run} is finished: step {start_step} of {total_steps}, {checkpoint}. Nothing to do.")
             return
+        program.where = BEFORE if start_step < total_steps else AFTER
         if config.logger:
             from tasks.loggers import check_trackers
 
@@ -250,7 +253,7 @@ def build_trainer(task: Task, precision: str, strategy: str | Strategy, timer: L
     val_every = config.val_every if validates else None
     passed = config.trainer.model_dump(exclude_defaults=True, exclude={"max_time"})  # TimeLimit does it
     try:
-        return instantiate(
+        trainer = instantiate(
             {"_target_": config.trainer.target, **passed},
             devices=topology.devices,
             num_nodes=topology.nodes,
@@ -277,6 +280,9 @@ def build_trainer(task: Task, precision: str, strategy: str | Strategy, timer: L
     except InstantiationException as error:
         given = " ".join(f"trainer.{name}={value}" for name, value in passed.items()) or "these settings"
         raise ConfigError(f"Lightning refuses {given}: {error.__cause__ or error}") from error
+    # Its handler of SIGTERM waits for all ranks, which may not have got the signal. StopOnSignal has others.
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    return trainer
 
 
 def build_callbacks(task: Task, precision: str, timer: LoopTimer) -> list[pl.Callback]:
@@ -313,9 +319,7 @@ def fit(trainer: pl.Trainer, module: Training, task: Task, checkpoint: Path | No
             trainer.validate(module, datamodule=data, verbose=False)
         code = 0
     except Stopped as stop:
-        from mae.distributed.requeue import requeue
-
-        requeue(stop.signum, task.topology.rank)  # before W&B is closed, which may take long
+        ask_slurm(stop)  # before W&B is closed, which may take long
         raise
     except FileNotFoundError as error:
         if config.run.is_dir():

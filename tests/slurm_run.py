@@ -1,7 +1,8 @@
 """A run of train.py that is slow, or goes wrong, in the place of train.py (SLURM_TASK_PROGRAM).
 
-RUN_FAILS is a JSON object: `pause`, seconds before each step; at `step`, on the last rank, `error`, a key of ERRORS or
-nan, from there on, on all ranks; `once`, a file that is made by the first error, after which there is none.
+RUN_FAILS is a JSON object: `begin`, seconds of the first start before its first step; `pause`, seconds before each
+step; at `step`, on the last rank, `error`, a key of ERRORS or nan, from there on, on all ranks; `when`, a file that
+brings an error forth, at whatever step, and is removed by it.
 """
 
 import json
@@ -17,6 +18,7 @@ import lightning.pytorch as pl
 sys.path[0] = str(Path(__file__).parent.parent)
 
 from mae.distributed.restarts import journal_of_end  # noqa: E402
+from mae.distributed.stop import stop_at_once  # noqa: E402
 from tests.logged_run import train_with  # noqa: E402
 
 ERRORS = {
@@ -26,8 +28,16 @@ ERRORS = {
 
 
 class Fail(pl.Callback):
-    def __init__(self, step: int = -1, error: str = "", pause: float = 0, once: str | None = None) -> None:
-        self.step, self.error, self.pause, self.once = step, error, pause, once and Path(once)
+    def __init__(
+        self, step: int = -1, error: str = "", pause: float = 0, when: str | None = None, begin: float = 0
+    ) -> None:
+        self.step, self.error, self.pause, self.when = step, error, pause, when and Path(when)
+        self.begin = begin if os.environ.get("SLURM_RESTART_COUNT", "0") == "0" else 0
+
+    def setup(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
+        if self.begin:
+            print(f"rank {trainer.global_rank} begins", flush=True)
+            time.sleep(self.begin)
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         def spoil(model: Any, inputs: Any, out: Any) -> Any:
@@ -38,16 +48,15 @@ class Fail(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         time.sleep(self.pause)
-        last = trainer.global_rank == trainer.world_size - 1
-        if self.error not in ERRORS or not last or trainer.global_step != self.step:
+        if self.error not in ERRORS or trainer.global_rank < trainer.world_size - 1:
             return
-        if self.once is not None:
-            if self.once.exists():
-                return
-            self.once.touch()
-        raise ERRORS[self.error]
+        if self.when is None and trainer.global_step == self.step:
+            raise ERRORS[self.error]
+        if self.when is not None and self.when.exists():
+            self.when.unlink()
+            raise ERRORS[self.error]
 
 
 if __name__ == "__main__":
-    with journal_of_end():
+    with stop_at_once(), journal_of_end():
         train_with([Fail(**json.loads(os.environ["RUN_FAILS"]))], sys.argv[1:])

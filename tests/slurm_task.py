@@ -1,7 +1,8 @@
 """A task of SLURM whose Python program is forked from the tests' parent: `slurm_task.py WORDS…` for `python`.
 
-SLURM sees this process: it passes on the signals that it gets, takes the program with it when it is killed, and ends as
-the program has ended. SLURM_TASK_PROGRAM replaces the program of the batch script.
+SLURM sees this process: it passes on the signals that it gets (SIGRTMIN as SIGSTOP, which it cannot get itself), takes
+the program with it when it is killed, and ends as the program has ended. SLURM_TASK_PROGRAM replaces the program of
+the batch script.
 """
 
 import os
@@ -21,6 +22,7 @@ if __name__ == "__main__":
     program = Program(words, os.environ | {"MASTER_ADDR": "127.0.0.1"}, attended=True)
     for signum in PASSED_ON:
         signal.signal(signum, lambda number, _: program.send_signal(number))
+    signal.signal(signal.SIGRTMIN, lambda number, _: program.send_signal(signal.SIGSTOP))
     code = program.wait()
     if code < 0:
         signal.signal(-code, signal.SIG_DFL)

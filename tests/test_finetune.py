@@ -16,8 +16,8 @@ import mae
 from data.datamodule import DataConfig, ShardDataModule
 from data.pack.image_folder import find_images
 from data.pack.pack import pack
-from mae.callbacks.stop_on_signal import Stopped
 from mae.distributed.launch import Topology
+from mae.distributed.stop import Stopped
 from mae.errors import CheckpointError, ConfigError
 from mae.export.write import export
 from mae.models.classifier import Classifier, build_classifier

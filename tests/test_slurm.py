@@ -9,130 +9,29 @@ import os
 import re
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.processes import SMALL, assert_same_run, command, finish, run, start, wait_for_checkpoint
+from tests.processes import SMALL, assert_same_run, command, finish, start, wait_for_checkpoint
 from tests.slurm_cluster import Cluster, cluster
+from tests.slurm_jobs import (
+    DOCUMENTED,
+    LENGTH,
+    Job,
+    assert_states,
+    preempt_all,
+    submit,
+    uninterrupted_run,
+    wait_until,
+)
 
 pytestmark = pytest.mark.slow
-__all__ = ["cluster"]
-
-LENGTH = ("max_steps=150", "checkpoint.every_steps=5", "val_every=null", "data.workers=0", "precision=32-true")
-SECONDS = 240
-
-
-@pytest.fixture(scope="module")
-def uninterrupted_run(tmp_path_factory: pytest.TempPathFactory, built_in: Path) -> Path:
-    runs = tmp_path_factory.mktemp("uninterrupted_run")
-    run(command(runs, built_in, *LENGTH, "name=whole", ranks=2))
-    return runs / "whole"
-
-
-def wait_until(condition: Callable[[], bool], explain: Callable[[], str] = str) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, explain()
-        time.sleep(0.2)
-
-
-def documented_rows() -> dict[str, str]:
-    """Returns what ends a job -> state in sacct, by the table in docs/clusters.md."""
-    _, _, table = (ROOT / "docs" / "clusters.md").read_text().partition("| what ends the job |")
-    rows = [line.strip("| ").split(" | ") for line in table.partition("\n\n")[0].splitlines()[2:]]
-    return {row[0].replace("`", ""): row[-1] for row in rows}
-
-
-DOCUMENTED = documented_rows()
+__all__ = ["cluster", "submit", "uninterrupted_run"]
 
 
 def test_each_row_of_the_documented_table_is_compared() -> None:
     assert set(re.findall(r'DOCUMENTED\["([^"]+)"\]', Path(__file__).read_text())) == DOCUMENTED.keys()
-
-
-def assert_states(cluster: Cluster, job: str, *states: str) -> None:
-    """Compares the ends of the job's starts by sacct, which may lag behind."""
-    wait_until(lambda: cluster.states(job) == list(states), lambda: str(cluster.states(job)))
-
-
-class Job:
-    """A run of the batch script, submitted."""
-
-    def __init__(
-        self, cluster: Cluster, runs: Path, root: Path, name: str, *settings: str, options: str = "", **environment: str
-    ) -> None:
-        self.cluster, self.name, self.folder, self.output = cluster, name, runs / name, runs / f"{name}.out"
-        words = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", *options.split()]
-        words += [f"--output={self.output}", f"--chdir={runs}", str(ROOT / "docs" / "examples" / "train.sbatch")]
-        words += [*SMALL, *LENGTH, f"runs={runs}", f"data.root={root}", f"name={name}", *settings]
-        environment = {"OMP_NUM_THREADS": "1", "COLUMNS": "300"} | environment
-        if "RUN_FAILS" in environment:
-            environment["SLURM_TASK_PROGRAM"] = str(ROOT / "tests" / "slurm_run.py")
-        self.id = cluster.command("sbatch", "--parsable", *words, **environment).strip()
-
-    @property
-    def said(self) -> str:
-        return self.output.read_text() if self.output.exists() else ""
-
-    def state(self) -> str:
-        return self.cluster.show(self.id)["JobState"]
-
-    def assert_states(self, *states: str) -> None:
-        assert_states(self.cluster, self.id, *states)
-
-    def wait_for(self, *states: str) -> None:
-        wait_until(lambda: self.state() in states, lambda: f"job {self.id} is {self.state()}\n{self.said[-3000:]}")
-
-    def wait_for_step(self, step: int = 10) -> None:
-        wait_for_checkpoint(None, self.folder, step)
-
-    def lost(self) -> list[int]:
-        """Returns at each restart the number of steps that it had to compute again."""
-        before, *after = re.split(r"resumed at step (\d+)", self.said)
-        starts, said = [0, *map(int, after[0::2])], [before, *after[1::2]]
-        reached = [
-            max([start, *map(int, re.findall(r"step (\d+)/", text))]) for start, text in zip(starts, said, strict=True)
-        ]
-        return [last - start for last, start in zip(reached, starts[1:], strict=False)]
-
-    def tasks(self) -> dict[int, int]:
-        """Returns rank -> process of the running step."""
-        found = {}
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                words = (process / "environ").read_bytes().split(b"\0")
-                if b"slurm_task" in (process / "cmdline").read_bytes() and f"SLURM_JOB_ID={self.id}".encode() in words:
-                    ranks = [word for word in words if word.startswith(b"SLURM_PROCID=")]
-                    if b"SLURM_STEP_ID=0" in words:
-                        found[int(ranks[0].partition(b"=")[2])] = int(process.name)
-            except OSError:
-                continue
-        return found
-
-
-@pytest.fixture
-def submit(cluster: Cluster, tmp_path: Path, built_in: Path) -> Iterator:
-    jobs: list[Job] = []
-
-    def submit(name: str, *settings: str, options: str = "", **environment: str) -> Job:
-        jobs.append(Job(cluster, tmp_path, built_in, name, *settings, options=options, **environment))
-        return jobs[-1]
-
-    yield submit
-    for job in jobs:  # -s prints it
-        states = cluster.command("sacct", "-nDXPj", job.id, "-o", "State,ExitCode").split()
-        print(f"\n{job.name}: {', '.join(states)}; steps lost {job.lost()}")
-        cluster.command("scancel", job.id, code=None)
-
-
-def preempt_all(cluster: Cluster) -> None:
-    """Submits a job that takes both nodes from all others for a moment."""
-    words = ["--partition=high", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=8", "--output=/dev/null"]
-    cluster.command("sbatch", *words, "--wrap=sleep 1")
 
 
 def assert_came_back(job: Job, uninterrupted_run: Path, sentence: str, *states: str) -> None:
@@ -199,11 +98,14 @@ def test_jobs_that_end_by_themselves_are_requeued_unless_they_make_no_progress(
     slow = json.dumps({"pause": 0.5})
     warned = submit("warned", options="--time=1 --signal=USR1@20", RUN_FAILS=slow)
     unwarned = submit("unwarned", options="--time=1 --signal=USR1@0", RUN_FAILS=slow)
-    cuda = submit("cuda", RUN_FAILS=json.dumps({"step": 20, "error": "cuda", "once": str(tmp_path / "once")}))
+    cuda = submit("cuda", RUN_FAILS=json.dumps({"error": "cuda", "when": str(tmp_path / "broken")}))
+    (tmp_path / "broken").touch()
     always = submit("always", RUN_FAILS=json.dumps({"step": 20, "error": "exception"}), CRASHES_ALLOWED="1")
-    killed = submit("killed")
+    killed, silent = submit("killed"), submit("silent", "hang.step=5")
     killed.wait_for_step()
     os.kill(killed.tasks()[1], signal.SIGKILL)
+    silent.wait_for_step()
+    os.kill(silent.tasks()[1], signal.SIGRTMIN)  # which SIGSTOPs the rank
 
     for job in (warned, unwarned):  # before the limit is reached again
         wait_until(lambda job=job: cluster.show(job.id)["Restarts"] == "1", lambda job=job: job.said[-3000:])
@@ -217,11 +119,42 @@ def test_jobs_that_end_by_themselves_are_requeued_unless_they_make_no_progress(
     assert_came_back(killed, uninterrupted_run, f"job {killed.id} is requeued: exit code", state)
     assert_came_back(cuda, uninterrupted_run, f"job {cuda.id} is requeued: exit code", DOCUMENTED["CUDA error"])
     assert "CUDA error: an illegal memory access" in cuda.said
+    assert_came_back(
+        silent,
+        uninterrupted_run,
+        f"job {silent.id} is requeued: exit code 1, crash 1 of 3",
+        DOCUMENTED["a rank stopped (SIGSTOP), or hanging"],
+    )
+    assert silent.said.count("error: the run hangs: it waits for rank 1, ") == 1
+    assert [path.name[-9:-4] for path in (silent.folder / "hangs").iterdir()] == ["00000"]  # the stopped one has none
     wait_until(lambda: cluster.show(always.id).get("Reason") == "job_requeued_in_held_state", lambda: always.said)
     held = "2 crashes without a later checkpoint than step 20, the last with exit code 1"
     assert f"Comment={held}" in cluster.command("scontrol", "show", "job", always.id)
     always.assert_states(*[DOCUMENTED["Python exception at the same step again"]] * 3, "PENDING")
     assert always.said.count(f"job {always.id} is requeued") == 2 and held in always.said
+
+
+def test_jobs_told_to_stop_while_they_start_come_back_as_those_in_training(
+    submit, cluster: Cluster, uninterrupted_run: Path
+) -> None:
+    """Before the first step, when ranks cannot agree: warned, pre-empted with a grace time, requeued by a person."""
+    begins = json.dumps({"begin": 300})
+    warned, requeued = (submit(name, RUN_FAILS=begins) for name in ("warned", "requeued"))
+    grace = submit("grace", options="--partition=grace", RUN_FAILS=begins)
+    for job in (warned, requeued, grace):
+        wait_until(lambda job=job: job.said.count(" begins") == 2, lambda job=job: job.said[-3000:])
+    cluster.command("scancel", "--signal=USR1", warned.id)
+    cluster.command("scontrol", "requeue", requeued.id)
+    for job in (warned, requeued):
+        wait_until(lambda job=job: cluster.show(job.id)["Restarts"] == "1", lambda job=job: job.said[-3000:])
+    preempt_all(cluster)
+    for job, sentence, state in (
+        (warned, "requeued: warned of its end by SIGUSR1", DOCUMENTED["time limit, with --signal=USR1@…"]),
+        (requeued, "requeued by SLURM\n", DOCUMENTED["scontrol requeue"]),
+        (grace, "requeued: pre-empted", DOCUMENTED["pre-emption with a grace time"]),
+    ):
+        assert_came_back(job, uninterrupted_run, f"job {job.id} {sentence}", state)
+        assert job.said.count("before its first step: nothing is lost") == 1
 
 
 def test_jobs_that_cannot_go_on_stay_away(submit, tmp_path: Path) -> None:

@@ -3,27 +3,18 @@
 import os
 import signal
 from types import FrameType
+from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 from mae.callbacks.save_checkpoints import SaveCheckpoints
 from mae.callbacks.step_callback import StepCallback
-from mae.distributed.launch import hangup_ignored
 from mae.distributed.rank_zero import say_at_once
 from mae.distributed.slurm import submitit_signal
-from mae.errors import RunEnded
+from mae.distributed.stop import AFTER, HANDLED, Stopped, hangup_ignored, program
 
 NOT_WRITTEN = 65  # in the place of a signal, above them all: a checkpoint cannot be written
-HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-
-
-class Stopped(RunEnded):
-    """Ends a run that was told to stop and has saved. The exit codes are a shell's for SIGINT and SIGTERM."""
-
-    def __init__(self, signum: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}")
-        self.signum = signum
-        self.exit_code = 130 if signum == signal.SIGINT else 143
 
 
 class StopOnSignal(StepCallback):
@@ -31,26 +22,35 @@ class StopOnSignal(StepCallback):
 
     A run that was started to ignore SIGHUP (nohup) goes on when its terminal closes.
 
-    The handler only sets `received`; SkipNonFinite sets `agreed` after the next step, on all ranks alike. Replaces
-    Lightning's handlers, which save in the middle of a step or not at all and end with exit code 0. A second Ctrl-C
-    ends the process at once. A checkpoint that cannot be written ends the run in the same way, by SaveCheckpoints.
+    The handler only sets `received`; SkipNonFinite sets `agreed` after the next step, on all ranks alike. Before the
+    first step of a start, which may compile for minutes, there is nothing to save, and it stops at once, as it does
+    outside of the training loop (`mae.distributed.stop`). A second Ctrl-C ends the process at once.
+    A checkpoint that cannot be written ends the run in the same way, by SaveCheckpoints.
     """
 
     def __init__(self, checkpoints: SaveCheckpoints) -> None:
         self.checkpoints = checkpoints
         self.received = 0  # the signal that reached this rank, or NOT_WRITTEN
         self.agreed = 0  # the highest that reached any rank
+        self.before: dict[int, Any] = {}  # signal -> its handler outside of the training loop
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         for signum in {*HANDLED, submitit_signal()} - {None}:
             if signum == signal.SIGHUP and hangup_ignored():
                 continue
-            signal.signal(signum, self._note)  # Lightning stored the handlers before, and restores them at the end.
-        if trainer.received_sigterm:  # between Lightning's registration and ours
-            self.received = signal.SIGTERM
-            trainer._signal_connector.received_sigterm = False
+            self.before[signum] = signal.signal(signum, self._note)
+        self.pid = os.getpid()
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        program.in_training = True
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.pid:  # a worker that is being started
+            return
+        if not program.in_training:
+            raise Stopped(signum)
         if signum == signal.SIGINT and self.received == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
@@ -72,3 +72,19 @@ class StopOnSignal(StepCallback):
             self.checkpoints.save(trainer)
             self.checkpoints.finish(trainer)
             raise Stopped(self.agreed, trainer.global_step)
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Hands signals back. One that came in the last step is answered now, when it is saved."""
+        self._hand_back()
+        program.where = AFTER
+        if (signum := self.received or self.agreed) in signal.valid_signals():
+            raise Stopped(signum)
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        self._hand_back()
+
+    def _hand_back(self) -> None:
+        for signum, handler in self.before.items():
+            signal.signal(signum, handler)
+        self.before.clear()
+        program.in_training = False

@@ -1,7 +1,6 @@
 """Launching: ranks come from torchrun or SLURM; Lightning never starts processes itself."""
 
 import os
-import signal
 import sys
 from dataclasses import dataclass
 from typing import NoReturn
@@ -11,6 +10,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnv
 
 from mae.distributed.rank_zero import warn
 from mae.distributed.slurm import describe_step, started_tasks
+from mae.distributed.stop import hangup_ignored
 from mae.errors import ConfigError
 
 
@@ -124,11 +124,6 @@ def refuse_other_devices(devices: int | str, topology: Topology) -> None:
             f"trainer.devices={devices}, but the number of ranks is for {launcher} to choose, which has started "
             f"{topology.devices} on this machine: have it start {devices}, or leave trainer.devices out"
         )
-
-
-def hangup_ignored() -> bool:
-    """Returns True if this process was started to ignore that its terminal closes, as nohup does."""
-    return signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 def relaunch_under_torchrun(devices: int) -> None:

@@ -4,47 +4,58 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 from contextlib import suppress
 
+from mae.distributed.rank_zero import is_rank_zero
 from mae.distributed.slurm import job_id, submitit_signal
 
 
-def requeue(signum: int, rank: int) -> None:
-    """Requeues this SLURM job if nobody else does and it shall come back. Called on every rank after the save; rank 0
-    asks SLURM and prints what becomes of the job.
+def requeue(signum: int, *, agreed: bool) -> bool:
+    """Requeues this SLURM job if nobody else does and it shall come back. Called on every rank; rank 0 asks SLURM and
+    prints what becomes of the job.
+
+    agreed   all ranks have stopped after the same step; False: this one has, outside of the training loop
+    returns  False if the end has to count as a crash: srun may have ended this rank because another one has crashed
 
     SIGINT is the user's: no requeue. Under submitit its own signal is answered by its handler, in place again by now.
     """
-    if "SLURM_JOB_ID" not in os.environ or signum == signal.SIGINT:
-        return
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # A requeue sends it and leaves half a minute for the exit.
+    if signum == signal.SIGINT:
+        return True
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # A requeue sends it and leaves half a minute for the exit.
     owner = submitit_signal()
-    if rank != 0 or (owner is not None and signum == signal.SIGUSR1):
-        return
+    if not is_rank_zero() or (owner is not None and signum == signal.SIGUSR1):
+        return True
     if owner is not None and signum == owner:
         with suppress(SystemExit):  # submitit's handler exits; all ranks have to exit together.
             signal.raise_signal(owner)
-        return
+        return True
     try:
         job = show_job()
-        comes_back, sentence = why_ended(signum, job, preempt_mode(job))
+        ranks = os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+        comes_back, sentence = why_ended(signum, job, preempt_mode(job), told=agreed or ranks == "1")
         if comes_back:
             ask_slurm("scontrol", "requeue", job_id())
     except (OSError, subprocess.SubprocessError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip()
         print(f"job {job_id()} could not be requeued ({reason}): submit it again", flush=True)
-    else:
-        print(sentence, flush=True)
+        return True
+    print(sentence, flush=True)
+    return comes_back is not None
 
 
-def why_ended(signum: int, job: dict[str, str], mode: str) -> tuple[bool, str]:
+def why_ended(signum: int, job: dict[str, str], mode: str, told: bool) -> tuple[bool | None, str]:
     """Returns whether the run has to requeue its job, and the sentence that says what becomes of it.
+
+    None stands for a SIGTERM that may have come from srun, which ends the ranks beside one that has crashed.
 
     signum  SIGUSR1: `--signal=USR1@120` ahead of the time limit, or PreemptParameters=send_user_signal. SIGTERM: a
             pre-emption, the time limit, scancel, `scontrol requeue`, or somebody who wants the run to stop
     job     what `scontrol show job` says after the save
     mode    PreemptMode of the job's partition or QOS
+    told    all ranks were told to stop, or there is one only
 
     SLURM requeues by itself what it has ended (a pre-emption without a grace time, or after it, `scontrol requeue`) and
     has then counted a restart. It books a run that leaves within the grace time as failed, and never requeues that.
@@ -64,6 +75,8 @@ def why_ended(signum: int, job: dict[str, str], mode: str) -> tuple[bool, str]:
         return False, f"{name} cancelled: submit it again to resume"
     if signum == signal.SIGUSR1:
         return True, f"{name} requeued: warned of its end by SIGUSR1"
+    if not told and signum == signal.SIGTERM:
+        return None, f"{name}: SIGTERM was sent by scancel --signal, or another rank has crashed"
     return False, f"{name} not requeued: {signal.Signals(signum).name} was sent by scancel --signal, or not by SLURM"
 
 

@@ -75,6 +75,7 @@ def note_in_journal(line: str) -> None:
 
     `step 500`  rank 0 starts at this step
     `end 2`     a rank ends on purpose with this exit code. srun may give another one: that of a rank which it has ended
+    `end 143`   rank 0 was told to stop, and has asked SLURM what becomes of the job
     """
     if journal := os.environ.get("MAE_JOURNAL"):
         with suppress(OSError), open(journal, "a") as file:  # on a full disk the batch script cannot go on either
@@ -83,10 +84,10 @@ def note_in_journal(line: str) -> None:
 
 @contextmanager
 def journal_of_end() -> Iterator[None]:
-    """Notes an end on purpose with another code than 0: told to stop, or unable to go on."""
+    """Notes an end on purpose because the run is unable to go on. One that is told to stop does so itself."""
     try:
         yield
     except SystemExit as end:
-        if end.code:
+        if end.code not in (None, 0, 130, 143):
             note_in_journal(f"end {end.code}")
         raise
