@@ -8,7 +8,7 @@
 6 record     rank 0: run folder, lease, config.yaml, derived.json, start table. The run folder is untouched until here,
              but by the last word of a start that is refused
 7 attach     Lightning module, callbacks in their order, loggers
-8 fit        train, validate the last step; after a signal requeue the SLURM job
+8 fit        train, validate the last step
 9 finish     rank 0: pictures, summary.json, closing lines
 """
 
@@ -48,7 +48,7 @@ from mae.distributed.launch import (
 )
 from mae.distributed.rank_zero import say
 from mae.distributed.restarts import note_in_journal
-from mae.distributed.stop import AFTER, BEFORE, Stopped, ask_slurm, program
+from mae.distributed.stop import AFTER, BEFORE, program
 from mae.errors import ConfigError
 from mae.report.start import show_start
 from mae.run.checkpoint_files import read_own, refuse_other_run, set_damaged_aside
@@ -127,7 +127,7 @@ def detect_topology(devices: int | str) -> Topology:
 
 def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.Callback] = ()) -> None:
     """Runs steps 2 to 9. Raises ConfigError, CheckpointError or DataError before step 6 if the input cannot work."""
-    program.where = BEFORE
+    program.begin_run()
     with last_word(config.run, topology.rank, has_lease=False):
         refuse_missing_gpu(config.trainer.accelerator)
         # 2 derive
@@ -307,7 +307,7 @@ def build_callbacks(task: Task, precision: str, timer: LoopTimer) -> list[pl.Cal
 
 
 def fit(trainer: pl.Trainer, module: Training, task: Task, checkpoint: Path | None) -> None:
-    """Trains to the last step and validates it. Requeues the SLURM job and re-raises if a signal stopped the run."""
+    """Trains to the last step and validates it."""
     config, data = task.config, task.data
     code = 1
     try:
@@ -318,9 +318,6 @@ def fit(trainer: pl.Trainer, module: Training, task: Task, checkpoint: Path | No
         if data.val_index is not None and not validated:
             trainer.validate(module, datamodule=data, verbose=False)
         code = 0
-    except Stopped as stop:
-        ask_slurm(stop)  # before W&B is closed, which may take long
-        raise
     except FileNotFoundError as error:
         if config.run.is_dir():
             raise

@@ -23,6 +23,7 @@ from mae.run.metrics import MetricsCSV
 from mae.runs import __main__ as program
 from mae.runs import signs_of_life
 from mae.runs.__main__ import main
+from mae.runs.best import BestValues
 from mae.runs.metrics_tail import read_tail
 from mae.runs.read import KILLED
 from mae.runs.signs_of_life import SignsOfLife
@@ -214,7 +215,38 @@ def test_folder_without_runs_is_one_sentence(tmp_path: Path, capsys) -> None:
     assert "there is no run in" in capsys.readouterr().err
 
 
-def test_only_the_end_of_metrics_is_read(tmp_path: Path) -> None:
+def test_best_values_are_those_of_all_steps_with_the_first_step_that_has_them(tmp_path: Path, capsys) -> None:
+    run = begun(tmp_path / "run")
+    log = MetricsCSV(run / "metrics.csv", resumed_step=20)
+    for step, top1, loss in ((30, 0.4, 0.9), (40, 0.6, 0.5), (50, 0.6, 0.7), (60, float("nan"), float("-inf"))):
+        log.log_metrics({"knn/top1": top1, "val/loss": loss}, step)
+        log.log_metrics({"train/loss": 0.1}, step)
+    with open(run / "metrics.csv", "a") as file:
+        file.write("70,0.8,5\n80,x,y,z,0.99\n90,0.1")  # cut off; damaged; under way
+    told_of = told(tmp_path, capsys)["run"]
+    assert (told_of["score"], told_of["scored_by"], told_of["score_step"]) == (0.6, "online kNN", 40)
+    assert (told_of["best_val_loss"], told_of["best_val_loss_step"]) == (0.5, 40)
+    (run / "eval").mkdir()
+    write_json(run / "eval" / "knn.json", {"trained": {"top1": 0.7}})
+    told_of = told(tmp_path, capsys)["run"]
+    assert (told_of["score"], told_of["scored_by"], told_of["score_step"]) == (0.7, "knn", None)
+
+
+def test_values_that_were_seen_are_not_read_again(tmp_path: Path) -> None:
+    path, values = tmp_path / "metrics.csv", BestValues({"knn/top1": 1, "val/loss": -1})
+    path.write_text("step,knn/top1\n10,0.5\n20,0.")
+    assert values.look(path) == {"knn/top1": (0.5, 10)}
+    with open(path, "r+b") as file:
+        file.write(b"step,knn/top1\n10,0.9\n")  # in its place, unseen
+        file.seek(0, 2)
+        file.write(b"8\n")
+    assert values.look(path) == {"knn/top1": (0.8, 20)}
+    (tmp_path / "resumed.csv").write_text("step,val/loss,knn/top1\n10,0.3,0.6\n")
+    (tmp_path / "resumed.csv").rename(path)
+    assert values.look(path) == {"knn/top1": (0.6, 10), "val/loss": (0.3, 10)}
+
+
+def test_newest_values_are_read_from_the_end(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text("step,train/loss,knn/top1,val/loss\n0,9,9,9\n")
     with open(path, "r+b") as file:  # a hole of a terabyte

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from mae.distributed.launch import Topology, relaunch_under_torchrun
 from mae.distributed.restarts import journal_of_end
 from mae.distributed.stop import HANDLED, program, stop_at_once
 from mae.run.checkpoint_files import checkpoints
-from mae.run.metrics import read_metrics
+from mae.run.metrics import MetricsCSV, read_metrics
 from tasks.cli import unheard
 from tasks.errors import readable_errors
 from tasks.pretrain import Pretrain
@@ -131,9 +132,21 @@ PHASES = {  # function of tasks.train -> what is said when a signal comes as it 
     "on_train_end": SAVED,
     "finish": SAVED,
 }
+SLOW = dict.fromkeys(("task_class", "match_recipe", "build_trainer", "build_callbacks"), pytest.mark.slow)
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Restores the handlers of signals, which the end of a program leaves ignored."""
+    before = {signum: signal.getsignal(signum) for signum in HANDLED}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+    program.__init__()
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("phase", [pytest.param(phase, marks=SLOW.get(phase, ())) for phase in PHASES])
 def test_signal_outside_of_the_training_loop_ends_the_run_at_once(
     tmp_path: Path, built_in: Path, monkeypatch, capfd, phase: str
 ) -> None:
@@ -147,7 +160,6 @@ def test_signal_outside_of_the_training_loop_ends_the_run_at_once(
             return original(*values)
 
         monkeypatch.setattr(owner, phase, signalled)
-    handlers = {signum: signal.getsignal(signum) for signum in HANDLED}
     words = [*SMALL, f"runs={tmp_path}", f"data.root={built_in}", "name=told", "max_steps=1", "data.workers=0"]
     with pytest.raises(SystemExit) as end, stop_at_once(), readable_errors():
         tasks.train.train(compose(*words), Topology(), [Signal()] if phase == "first step" else [])
@@ -155,7 +167,6 @@ def test_signal_outside_of_the_training_loop_ends_the_run_at_once(
     assert end.value.code == 143
     sentence = f"stopped by SIGTERM {PHASES[phase]}"
     assert sentence in capfd.readouterr().out
-    assert {signum: signal.getsignal(signum) for signum in HANDLED} == handlers
     run = tmp_path / "told"
     assert len(checkpoints(run)) == (PHASES[phase] == SAVED)
     assert not (run / "lease.json").exists()
@@ -179,6 +190,23 @@ def test_run_that_waits_for_the_folder_is_stopped_at_once(tmp_path: Path, built_
     assert [path.name for path in (tmp_path / "leased").iterdir()] == ["lease.json"]
 
 
+@pytest.mark.usefixtures("handlers")
+def test_crash_in_training_stays_one_whatever_signals_follow(tmp_path: Path, built_in: Path, monkeypatch) -> None:
+    """srun and torchrun send SIGTERM to the ranks beside one that has crashed, which meet errors of their own."""
+
+    class Crash(pl.Callback):
+        def on_before_backward(self, trainer: pl.Trainer, module, loss) -> None:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(MetricsCSV, "finalize", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    words = [*SMALL, f"runs={tmp_path}", f"data.root={built_in}", "name=crashed", "max_steps=1", "data.workers=0"]
+    with pytest.raises(ZeroDivisionError), stop_at_once(), readable_errors():
+        tasks.train.train(compose(*words), Topology(), [Crash()])
+    assert json.loads((tmp_path / "crashed" / "ended.json").read_text())["state"] == "failed"
+    os.kill(os.getpid(), signal.SIGTERM)  # as it exits
+
+
+@pytest.mark.usefixtures("handlers")
 def test_signal_ends_a_process_whose_main_thread_a_library_keeps(monkeypatch, capfd) -> None:
     """As one that waits for other ranks in C++ does."""
     codes: list[int] = []
@@ -192,6 +220,7 @@ def test_signal_ends_a_process_whose_main_thread_a_library_keeps(monkeypatch, ca
     assert "stopped by SIGUSR1" in capfd.readouterr().out
 
 
+@pytest.mark.usefixtures("handlers")
 @pytest.mark.parametrize(("sender", "noted"), [("scancel", False), ("time limit", True)])
 def test_batch_script_learns_of_a_stop_only_if_no_crash_may_be_its_cause(
     tmp_path: Path, monkeypatch, sender: str, noted: bool

@@ -122,7 +122,7 @@ def test_jobs_that_end_by_themselves_are_requeued_unless_they_make_no_progress(
     assert_came_back(
         silent,
         uninterrupted_run,
-        f"job {silent.id} is requeued: exit code 1, crash 1 of 3",
+        f"job {silent.id} is requeued: exit code 137, crash 1 of 3",
         DOCUMENTED["a rank stopped (SIGSTOP), or hanging"],
     )
     assert silent.said.count("error: the run hangs: it waits for rank 1, ") == 1

@@ -47,14 +47,21 @@ class Program:
 
     where        what is said of the place at which a run is stopped at once
     in_training  StopOnSignal answers
-    signum       the signal that was answered at once; 0: none
-    ending       set as soon as `ask_slurm` was called
-    left         set at the end of the program's block
+    told         `Stopped` was raised at once
+    interrupts   how often Ctrl-C came
+    ending       set when it ends, for whatever reason: signals are not heard any more
+    left         set when it has ended
     """
 
     def __init__(self) -> None:
-        self.pid, self.where, self.in_training, self.signum = os.getpid(), "", False, 0
+        self.pid, self.where, self.in_training = os.getpid(), "", False
+        self.told, self.interrupts = False, 0
         self.ending, self.left = threading.Event(), threading.Event()
+
+    def begin_run(self) -> None:
+        """Has signals answered at once, also after another run of this process has ended."""
+        self.where, self.told = BEFORE, False
+        self.ending.clear()
 
 
 program = Program()
@@ -68,7 +75,7 @@ def hangup_ignored() -> bool:
 
 @contextmanager
 def stop_at_once() -> Iterator[None]:
-    """Answers signals within the block: it ends by `leave`, wherever it is.
+    """Answers signals within the block: it ends by `leave`, wherever it is. Later ones do not change how it has ended.
 
     A program that was started to ignore SIGHUP goes on when its terminal closes. A second Ctrl-C ends it as it stands.
     """
@@ -76,7 +83,8 @@ def stop_at_once() -> Iterator[None]:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     handled = [signum for signum in HANDLED if signum != signal.SIGHUP or not hangup_ignored()]
-    before = {signum: signal.signal(signum, _raise) for signum in handled}
+    for signum in handled:
+        signal.signal(signum, _raise)
     wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     thread = threading.Thread(target=_end_if_kept, args=(reading,), name="stop", daemon=True)
     thread.start()
@@ -85,10 +93,9 @@ def stop_at_once() -> Iterator[None]:
     except Stopped as stop:
         leave(stop)
     finally:
+        for signum in handled:
+            signal.signal(signum, signal.SIG_DFL if signum == signal.SIGINT else signal.SIG_IGN)
         signal.set_wakeup_fd(wakeup)
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-        program.where, program.in_training = "", False
         program.left.set()
         os.close(writing)
         thread.join()
@@ -98,13 +105,14 @@ def stop_at_once() -> Iterator[None]:
 def _raise(signum: int, frame: FrameType | None) -> None:
     if os.getpid() != program.pid:  # a worker that is being started
         return
-    if program.signum:
-        if signum == program.signum == signal.SIGINT:
+    if signum == signal.SIGINT:
+        program.interrupts += 1
+        if program.interrupts > 1:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             signal.raise_signal(signal.SIGINT)
-        return
-    program.signum = signum
-    raise Stopped(signum)
+    if not program.told and not program.ending.is_set():
+        program.told = True
+        raise Stopped(signum)
 
 
 def _end_if_kept(reading: int) -> None:
@@ -127,7 +135,6 @@ def _end_if_kept(reading: int) -> None:
 def ask_slurm(stop: Stopped) -> None:
     """Has rank 0 requeue the SLURM job of a run that is stopped if nobody else does. Asks once."""
     program.ending.set()
-    program.signum = stop.signum  # another one stops the farewell of none
     if stop.asked is None:
         stop.asked = True
         if "SLURM_JOB_ID" in os.environ:

@@ -17,8 +17,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
+from mae.runs.best import BestValues
 from mae.runs.find import Found, find_runs
-from mae.runs.read import Run, as_json, read_run
+from mae.runs.read import BEST, Run, as_json, read_run
 from mae.runs.signs_of_life import SignsOfLife
 from mae.runs.table import show
 
@@ -44,14 +45,14 @@ def main(words: list[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     if arguments.watch is not None and not arguments.watch > 0:
         parser.error(f"--watch={arguments.watch:g}: a number of seconds above 0 is needed")
-    folder, signs = arguments.folder, SignsOfLife()
+    folder, signs, values = arguments.folder, SignsOfLife(), BestValues(BEST)
     if not folder.is_dir():
         print(f"error: {folder} is no folder. Give the folder that holds the runs", file=sys.stderr)
         return 2
     try:
-        found, runs = survey(folder, signs)
+        found, runs = survey(folder, signs, values)
         if arguments.watch is not None:
-            watch(lambda: survey(folder, signs), (found, runs), arguments.watch, arguments.json)
+            watch(lambda: survey(folder, signs, values), (found, runs), arguments.watch, arguments.json)
     except KeyboardInterrupt:
         return 0 if arguments.watch is not None else 130
     if not runs:
@@ -62,12 +63,12 @@ def main(words: list[str] | None = None) -> int:
     return 0
 
 
-def survey(folder: Path, signs: SignsOfLife) -> tuple[Found, list[Run]]:
+def survey(folder: Path, signs: SignsOfLife, values: BestValues) -> tuple[Found, list[Run]]:
     """Returns what lies in a folder, and how its runs stand."""
     found = find_runs(folder)
     alive = signs.watch([path for _, path in found.runs])
     with ThreadPoolExecutor(READERS) as pool:
-        return found, list(pool.map(lambda run: read_run(run[0], run[1], alive[run[1]]), found.runs))
+        return found, list(pool.map(lambda run: read_run(*run, alive[run[1]], values), found.runs))
 
 
 def watch(

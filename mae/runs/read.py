@@ -14,14 +14,16 @@ from pydantic import BaseModel, ValidationError
 from mae.errors import first_sentence
 from mae.run.lease import NAME as LEASE
 from mae.run.lease import parse_lease, read_lease
+from mae.runs.best import Best, BestValues
 from mae.runs.find import newest_checkpoint
-from mae.runs.metrics_tail import read_tail
+from mae.runs.metrics_tail import Values, read_tail
 
 State = Literal["running", "finished", "stopped", "failed", "ended"]
 SCORES = {"knn/top1": "online kNN", "val/top1": "validation", "val/last_iou": "mask IoU"}  # in metrics.csv
 PROBES = ("linear", "attentive", "knn", "classify")  # results in eval/, on the images of the run
 SPEED = "perf/images_per_s"
-METRICS = {"train/loss": 1, "val/loss": 1, SPEED: 10} | dict.fromkeys(SCORES, 1)  # and how many of their values
+METRICS = {"train/loss": 1, "val/loss": 1, SPEED: 10}  # and how many of their newest values
+BEST = dict.fromkeys(SCORES, 1) | {"val/loss": -1}
 KILLED = "without a word: killed, or its machine went down. The same command resumes it"
 UNRECORDED = "before its last step; why is not recorded, as by versions before ended.json. The same command resumes it"
 TIME_LIMIT = "trainer.max_time was over. The same command resumes it"
@@ -62,8 +64,10 @@ class Run:
     host, job     where it runs, or ran last; `job` is SLURM's
     step          the last that was logged or saved
     train_loss, val_loss  newest values, of any size
-    score         share of 1: the best of the results in eval/ and the newest values in metrics.csv
+    score         share of 1: the highest of the results in eval/ and the values in metrics.csv
     scored_by     what has measured it
+    score_step    at which step of the run, if it stands in metrics.csv
+    best_val_loss, best_val_loss_step  the lowest, and at which step
     images_per_s  median of the last rows
     age_seconds   since it last wrote something other than its lease, by the clocks of its file system and this machine
     seconds_left  of a running run, at that speed
@@ -82,31 +86,40 @@ class Run:
     val_loss: float | None = None
     score: float | None = None
     scored_by: str | None = None
+    score_step: int | None = None
+    best_val_loss: float | None = None
+    best_val_loss_step: int | None = None
     images_per_s: float | None = None
     age_seconds: float | None = None
     seconds_left: float | None = None
     damaged: list[str] = field(default_factory=list)
 
 
-def read_run(name: str, path: Path, alive: bool) -> Run:
-    """Reads a run folder. `alive` says whether the run is under way (`mae.runs.signs_of_life`)."""
+def read_run(name: str, path: Path, alive: bool, values: BestValues) -> Run:
+    """Reads a run folder.
+
+    alive   whether the run is under way (`mae.runs.signs_of_life`)
+    values  of BEST, as far as they were read before
+    """
     run, alive = Run(name, str(path)), alive and (path / LEASE).exists()  # it may have ended since
     derived = _read(path / "derived.json", Derived, run.damaged)
     summary = _read(path / "summary.json", Summary, run.damaged)
     word = _read(path / LAST_WORD, LastWord, run.damaged)
-    values = _read_metrics(run, path / "metrics.csv")
+    newest, best = _read_metrics(run, path / "metrics.csv", values)
     checkpoint = newest_checkpoint(path)
     if derived is not None:
         run.total_steps = derived.total_steps
     run.step = max(run.step, checkpoint[0] if checkpoint else 0, summary.step if summary else 0)
     _set_state(run, path, alive, word, summary)
-    run.train_loss, run.val_loss = (values.get(loss, [None])[0] for loss in ("train/loss", "val/loss"))
-    scores = [(_score(path / "eval" / f"{probe}.json", run.damaged), probe) for probe in PROBES]
-    scores += [(values.get(metric, [None])[0], title) for metric, title in SCORES.items()]
-    run.score, run.scored_by = max(
-        ((score, title) for score, title in scores if score is not None and isfinite(score)), default=(None, None)
-    )
-    if speeds := [speed for speed in values.get(SPEED, []) if isfinite(speed) and speed > 0]:
+    run.train_loss, run.val_loss = (newest.get(loss, [None])[0] for loss in ("train/loss", "val/loss"))
+    if "val/loss" in best:
+        run.best_val_loss, run.best_val_loss_step = best["val/loss"]
+    evaluated = [(_score(path / "eval" / f"{probe}.json", run.damaged), probe, None) for probe in PROBES]
+    scores = [(score, title, step) for score, title, step in evaluated if score is not None and isfinite(score)]
+    scores += [(best[metric].value, title, best[metric].step) for metric, title in SCORES.items() if metric in best]
+    if scores:
+        run.score, run.scored_by, run.score_step = max(scores, key=lambda score: score[0])
+    if speeds := [speed for speed in newest.get(SPEED, []) if isfinite(speed) and speed > 0]:
         run.images_per_s = median(speeds)
         if run.state == "running" and derived is not None:
             run.seconds_left = max(0, derived.total_steps - run.step) * derived.global_batch / run.images_per_s
@@ -135,18 +148,19 @@ def _set_state(run: Run, path: Path, alive: bool, word: LastWord | None, summary
         run.sentence = KILLED if (path / LEASE).exists() else UNRECORDED
 
 
-def _read_metrics(run: Run, path: Path) -> dict[str, list[float]]:
-    """Returns the newest values of METRICS, and sets the step."""
+def _read_metrics(run: Run, path: Path, values: BestValues) -> tuple[Values, dict[str, Best]]:
+    """Returns the newest values of METRICS and the best of BEST, and sets the step."""
     try:
-        run.step, values, lines = read_tail(path, METRICS)
+        run.step, newest, lines = read_tail(path, METRICS)
+        best = values.look(path)
     except FileNotFoundError:
-        return {}
+        return {}, {}
     except OSError as error:
         run.damaged.append(f"{path.name} cannot be read ({error.strerror})")
-        return {}
+        return {}, {}
     if lines:
         run.damaged.append(f"{path.name}: {lines} of its last lines cannot be read")
-    return values
+    return newest, best
 
 
 def _read(path: Path, shape: type[Shape], damaged: list[str]) -> Shape | None:

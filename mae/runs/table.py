@@ -13,7 +13,7 @@ ORDER = ("failed", "ended", "running", "stopped", "finished")
 COLOURS = {"failed": "red", "ended": "red", "running": "green", "stopped": "yellow", "finished": ""}
 NAMES_SHOWN = 3  # of runs that share a sentence
 LINES_BESIDE = 4  # heading, those that do not fit, counts, cursor
-WIDE = 110  # characters from which on validation loss and time left have columns
+WIDE = 110  # characters from which on the lowest validation loss and the time left have columns
 UNITS = ((86400 * 2, 86400, "d"), (3600 * 2, 3600, "h"), (120, 60, "min"), (0, 1, "s"))  # from, seconds, name
 
 
@@ -67,7 +67,7 @@ def _table(runs: list[Run], wide: bool) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0) if wide else (0, 1, 0, 0), pad_edge=False)
     table.add_column("run", overflow="fold", min_width=8)
     table.add_column("state", overflow="fold", min_width=10)
-    for title in ("step", "loss", *(("val loss",) if wide else ())):
+    for title in ("step", "loss", *(("best val loss",) if wide else ())):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("best score", overflow="fold")
     for title in ("img/s", *(("left",) if wide else ()), "age"):
@@ -75,8 +75,8 @@ def _table(runs: list[Run], wide: bool) -> Table:
     for run in runs:
         total = f"/{run.total_steps:,}" if run.total_steps is not None else ""
         cells = [printable(run.name), "", f"{run.step:,}{total}", number(run.train_loss)]
-        cells += [number(run.val_loss)] if wide else []
-        cells.append(f"{run.score:.1%} {run.scored_by}" if run.score is not None else "")
+        cells += [number(run.best_val_loss) + _at(run.best_val_loss_step)] if wide else []
+        cells.append(f"{run.score:.1%} {run.scored_by}{_at(run.score_step)}" if run.score is not None else "")
         cells.append(f"{run.images_per_s:,.0f}" if run.images_per_s is not None else "")
         cells += [duration(run.seconds_left)] if wide else []
         cells.append(duration(run.age_seconds))
@@ -84,6 +84,10 @@ def _table(runs: list[Run], wide: bool) -> Table:
         texts[1] = Text(run.state, COLOURS[run.state]).append(printable(_place(run)), "default")
         table.add_row(*texts)
     return table
+
+
+def _at(step: int | None) -> str:
+    return f" at {step:,}" if step is not None else ""
 
 
 def _place(run: Run) -> str:
