@@ -1,12 +1,15 @@
 """A real SLURM cluster on loopback: two nodes of eight pretended GPUs, in a folder of its own, for root alone.
 
 1 munged, slurmdbd with MariaDB, slurmctld and a slurmd per node start in a mount namespace that knows the nodes' names.
-2 `Cluster.command` runs sbatch, scontrol, sacct, … for it. PYTHON=FOLDER/warm forks the tasks' programs (slurm_task).
+2 `Cluster.command` runs sbatch, scontrol, sacct, … for it. PYTHON=FOLDER/warm forks the tasks' programs (slurm_task),
+  PYTHON=FOLDER/cold starts them as a user's are.
 3 `close` ends what was started, by its process id.
 
 Partitions: `low` is pre-empted by `high` at once, `grace` after GRACE_SECONDS, `cancelled` is pre-empted for good.
-Not as on a cluster of many machines: tasks are found by their parents (no cgroups), the network is loopback, GPUs are
-devices that hold nothing.
+Not as on a cluster of many machines: tasks are found by their parents, the network is loopback, GPUs are devices that
+hold nothing. `--mem` confines cold programs alone, and only where there are control groups of version 1. A requeued job
+starts after seconds, not two minutes: a message to a node that was slow to answer (a stopped task keeps it for
+KillWait) would be repeated after a minute and reach the next start, and is therefore waited for (MessageTimeout).
 """
 
 import os
@@ -48,7 +51,7 @@ SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
+TaskPlugin={task}
 SwitchType=switch/none
 MpiDefault=none
 LaunchParameters=use_interactive_step
@@ -57,12 +60,14 @@ SlurmdParameters=config_overrides
 SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=1,sched_min_interval=1,batch_sched_delay=0,preempt_youngest_first
 SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
+SelectTypeParameters=CR_CPU_Memory
+DefMemPerNode=4000
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 PreemptExemptTime=0
 JobRequeue=1
 KillWait=20
+MessageTimeout=60
 SlurmdTimeout=10
 InactiveLimit=0
 JobAcctGatherType=jobacct_gather/none
@@ -72,13 +77,18 @@ AccountingStoragePort={dbd}
 AccountingStoragePass={folder}/munge.socket
 AccountingStoreFlags=job_comment
 GresTypes=gpu
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs=8 RealMemory=8000 Gres=gpu:8
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2} CPUs=8 RealMemory=8000 Gres=gpu:8
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs=8 RealMemory=64000 Gres=gpu:8
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2} CPUs=8 RealMemory=64000 Gres=gpu:8
 PartitionName=DEFAULT Nodes=n1,n2 MaxTime=INFINITE State=UP
 PartitionName=low Default=YES PriorityTier=1 PreemptMode=REQUEUE
 PartitionName=grace PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace}
 PartitionName=cancelled PriorityTier=1 PreemptMode=CANCEL GraceTime={grace}
 PartitionName=high PriorityTier=10 PreemptMode=OFF
+"""
+CGROUP_CONF = """
+CgroupPlugin=cgroup/v1
+CgroupMountpoint=/sys/fs/cgroup
+ConstrainRAMSpace=yes
 """
 SLURMDBD_CONF = """
 AuthType=auth/munge
@@ -120,6 +130,8 @@ class Cluster:
         self.values["first"] = (
             1 + os.getpid() % 9000
         )  # the ranks' port follows from it, and is shared by all clusters here
+        self.confines_memory = os.access("/sys/fs/cgroup/memory", os.W_OK)
+        self.values["task"] = "task/cgroup" if self.confines_memory else "task/none"
         self.environment = {"SLURM_CONF": f"{folder}/slurm.conf", "PYTHON": f"{folder}/warm", ADDRESS: parent()}
 
     def open(self) -> "Cluster":
@@ -127,12 +139,15 @@ class Cluster:
         folder = self.folder
         for name in ("state", "spool-n1", "spool-n2", "database"):
             (folder / name).mkdir()
-        for name, program in (("warm", f"-SE {ROOT}/tests/slurm_task.py"), ("cold", "")):
-            (folder / name).write_text(f'#!/bin/sh\ncd {ROOT} && exec {sys.executable} {program} "$@"\n')
+        chosen = '[ -z "$SLURM_TASK_PROGRAM" ] || { shift; set -- "$SLURM_TASK_PROGRAM" "$@"; }\n'
+        for name, program, before in (("warm", f"-SE {ROOT}/tests/slurm_task.py", ""), ("cold", "", chosen)):
+            (folder / name).write_text(f'#!/bin/sh\n{before}cd {ROOT} && exec {sys.executable} {program} "$@"\n')
             (folder / name).chmod(0o755)
         (folder / "munge.key").write_bytes(os.urandom(128))
         (folder / "munge.key").chmod(0o600)
         (folder / "slurm.conf").write_text(SLURM_CONF.format_map(self.values))
+        if self.confines_memory:
+            (folder / "cgroup.conf").write_text(CGROUP_CONF)
         (folder / "slurmdbd.conf").write_text(SLURMDBD_CONF.format_map(self.values))
         (folder / "slurmdbd.conf").chmod(0o600)
         (folder / "gres.conf").write_text(f"NodeName=n[1-2] Name=gpu File={folder}/gpu[0-7]\n")
@@ -241,6 +256,10 @@ class Cluster:
                     daemon.wait()
         for step in _started_here(self.folder):
             os.kill(step, signal.SIGKILL)
+        for node in NODES:  # the groups of other clusters are not empty
+            for group in sorted(Path(f"/sys/fs/cgroup/memory/slurm_{node}").glob("**/"), reverse=True):
+                with suppress(OSError):
+                    group.rmdir()
         shutil.rmtree(self.folder)
 
 

@@ -1,13 +1,14 @@
 """A run of train.py that is slow, or goes wrong, in the place of train.py (SLURM_TASK_PROGRAM).
 
 RUN_FAILS is a JSON object: `begin`, seconds of the first start before its first step; `pause`, seconds before each
-step; at `step`, on the last rank, `error`, a key of ERRORS or nan, from there on, on all ranks; `when`, a file that
-brings an error forth, at whatever step, and is removed by it.
+step; at `step`, on the last rank, `error`: a key of ERRORS, memory (takes all there is), killed, or, on all ranks and
+from there on, nan; `when`, a file without which there is no error, which removes it: it comes once, at `step` or later.
 """
 
 import json
 import math
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -48,13 +49,20 @@ class Fail(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         time.sleep(self.pause)
-        if self.error not in ERRORS or trainer.global_rank < trainer.world_size - 1:
+        if trainer.global_rank < trainer.world_size - 1:
             return
-        if self.when is None and trainer.global_step == self.step:
-            raise ERRORS[self.error]
-        if self.when is not None and self.when.exists():
+        if self.when is None and trainer.global_step != self.step:
+            return
+        if self.when is not None:
+            if trainer.global_step < self.step or not self.when.exists():
+                return
             self.when.unlink()
+        if self.error in ERRORS:
             raise ERRORS[self.error]
+        if self.error == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.error == "memory":
+            print(len([bytearray(1 << 26) for _ in range(64)]), "times 64 MB, and nobody minds")
 
 
 if __name__ == "__main__":

@@ -101,6 +101,10 @@ def test_jobs_that_end_by_themselves_are_requeued_unless_they_make_no_progress(
     cuda = submit("cuda", RUN_FAILS=json.dumps({"error": "cuda", "when": str(tmp_path / "broken")}))
     (tmp_path / "broken").touch()
     always = submit("always", RUN_FAILS=json.dumps({"step": 20, "error": "exception"}), CRASHES_ALLOWED="1")
+    hunger = {"step": 12, "error": "memory" if cluster.confines_memory else "killed", "when": str(tmp_path / "hunger")}
+    cold = f"{cluster.folder}/cold"
+    hungry = submit("hungry", options="--mem=2000M", PYTHON=cold, RUN_FAILS=json.dumps(hunger))
+    (tmp_path / "hunger").touch()
     killed, silent = submit("killed"), submit("silent", "hang.step=5")
     killed.wait_for_step()
     os.kill(killed.tasks()[1], signal.SIGKILL)
@@ -115,7 +119,7 @@ def test_jobs_that_end_by_themselves_are_requeued_unless_they_make_no_progress(
     state = DOCUMENTED["time limit, without --signal"]
     assert_came_back(unwarned, uninterrupted_run, f"job {unwarned.id} requeued: its time limit was reached", state)
 
-    state = DOCUMENTED["a rank killed (SIGKILL, no memory left)"]
+    state = DOCUMENTED["a rank killed (SIGKILL)"]
     assert_came_back(killed, uninterrupted_run, f"job {killed.id} is requeued: exit code", state)
     assert_came_back(cuda, uninterrupted_run, f"job {cuda.id} is requeued: exit code", DOCUMENTED["CUDA error"])
     assert "CUDA error: an illegal memory access" in cuda.said
@@ -127,6 +131,10 @@ def test_jobs_that_end_by_themselves_are_requeued_unless_they_make_no_progress(
     )
     assert silent.said.count("error: the run hangs: it waits for rank 1, ") == 1
     assert [path.name[-9:-4] for path in (silent.folder / "hangs").iterdir()] == ["00000"]  # the stopped one has none
+    assert_came_back(
+        hungry, uninterrupted_run, f"job {hungry.id} is requeued: exit", DOCUMENTED["more host memory than --mem"]
+    )
+    assert ("Out Of Memory" in hungry.said) == cluster.confines_memory
     wait_until(lambda: cluster.show(always.id).get("Reason") == "job_requeued_in_held_state", lambda: always.said)
     held = "2 crashes without a later checkpoint than step 20, the last with exit code 1"
     assert f"Comment={held}" in cluster.command("scontrol", "show", "job", always.id)

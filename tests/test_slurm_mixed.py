@@ -63,7 +63,7 @@ def interruptions(
         ),
         "scontrol requeuehold, release": (DOCUMENTED["scontrol requeuehold"], hold),
         "a rank killed (SIGKILL)": (
-            DOCUMENTED["a rank killed (SIGKILL, no memory left)"],
+            DOCUMENTED["a rank killed (SIGKILL)"],
             lambda: os.kill(job.tasks()[draw.randrange(2)], signal.SIGKILL),
         ),
         "a rank stopped (SIGSTOP)": (

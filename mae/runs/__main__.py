@@ -68,7 +68,7 @@ def survey(folder: Path, signs: SignsOfLife, values: BestValues) -> tuple[Found,
     found = find_runs(folder)
     alive = signs.watch([path for _, path in found.runs])
     with ThreadPoolExecutor(READERS) as pool:
-        return found, list(pool.map(lambda run: read_run(*run, alive[run[1]], values), found.runs))
+        return found, list(pool.map(lambda run: read_run(run[0], run[1], alive[run[1]], values), found.runs))
 
 
 def watch(
