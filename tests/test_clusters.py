@@ -195,6 +195,7 @@ def scontrol(tmp_path: Path, monkeypatch) -> Iterator[Path]:
         (ALONE, signal.SIGUSR1, 1, []),
         (ALONE, signal.SIGINT, 0, []),
         (SUBMITIT, signal.SIGUSR1, 0, []),
+        ({}, signal.SIGUSR1, 0, []),
     ],
 )
 def test_only_rank_0_asks_for_a_requeue(scontrol: Path, monkeypatch, environment, signum, rank, asked) -> None:

@@ -12,7 +12,7 @@ from mae.callbacks.save_checkpoints import SaveCheckpoints
 from mae.callbacks.step_callback import StepCallback
 from mae.distributed.rank_zero import say_at_once
 from mae.distributed.slurm import submitit_signal
-from mae.distributed.stop import AFTER, HANDLED, Stopped, ask_slurm, hangup_ignored, program
+from mae.distributed.stop import AFTER, HANDLED, Stopped, ask_for_requeue, hangup_ignored, program
 
 NOT_WRITTEN = 65  # in the place of a signal, above them all: a checkpoint cannot be written
 
@@ -84,7 +84,7 @@ class StopOnSignal(StepCallback):
         self._hand_back()
         program.ending.set()  # srun and torchrun send SIGTERM to the ranks beside one that has crashed
         if isinstance(exception, Stopped):  # before the strategy and W&B are closed, which may take long
-            ask_slurm(exception)
+            ask_for_requeue(exception)
 
     def _hand_back(self) -> None:
         for signum, handler in self.before.items():

@@ -13,15 +13,15 @@ from mae.distributed.slurm import job_id, submitit_signal
 
 
 def requeue(signum: int, *, agreed: bool) -> bool:
-    """Requeues this SLURM job if nobody else does and it shall come back. Called on every rank; rank 0 asks SLURM and
-    prints what becomes of the job.
+    """Requeues this SLURM job, if it is one, nobody else does and it shall come back. Called on every rank; rank 0 asks
+    SLURM and prints what becomes of the job.
 
     agreed   all ranks have stopped after the same step; False: this one has, outside of the training loop
     returns  False if the end has to count as a crash: srun may have ended this rank because another one has crashed
 
     SIGINT is the user's: no requeue. Under submitit its own signal is answered by its handler, in place again by now.
     """
-    if signum == signal.SIGINT:
+    if "SLURM_JOB_ID" not in os.environ or signum == signal.SIGINT:
         return True
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # A requeue sends it and leaves half a minute for the exit.

@@ -75,19 +75,24 @@ def note_in_journal(line: str) -> None:
 
     `step 500`  rank 0 starts at this step
     `end 2`     a rank ends on purpose with this exit code. srun may give another one: that of a rank which it has ended
-    `end 143`   rank 0 was told to stop, and has asked SLURM what becomes of the job
     """
     if journal := os.environ.get("MAE_JOURNAL"):
         with suppress(OSError), open(journal, "a") as file:  # on a full disk the batch script cannot go on either
             file.write(f"{line}\n")
 
 
+class NotedExit(SystemExit):
+    """An exit of which the journal says already what the batch script shall know."""
+
+
 @contextmanager
 def journal_of_end() -> Iterator[None]:
-    """Notes an end on purpose because the run is unable to go on. One that is told to stop does so itself."""
+    """Notes an end on purpose with another code than 0: told to stop, or unable to go on."""
     try:
         yield
+    except NotedExit:
+        raise
     except SystemExit as end:
-        if end.code not in (None, 0, 130, 143):
+        if end.code:
             note_in_journal(f"end {end.code}")
         raise

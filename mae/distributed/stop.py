@@ -2,7 +2,7 @@
 
 1 stop_at_once   from the program's first moment on, `Stopped` is raised in the main thread, wherever that is
 2 _end_if_kept   a thread ends the process if the main thread cannot: it waits for other ranks or threads in a library
-3 ask_slurm      rank 0 requeues the job if nobody else does and it shall come back
+3 ask_for_requeue      rank 0 requeues the job if nobody else does and it shall come back
 4 leave          says so, and exits with 143 or 130
 
 In the training loop `mae.callbacks.stop_on_signal` answers instead: the ranks finish a step and save. Loads no torch.
@@ -10,7 +10,6 @@ In the training loop `mae.callbacks.stop_on_signal` answers instead: the ranks f
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from types import FrameType
 from typing import NoReturn
 
 from mae.distributed.rank_zero import is_rank_zero, say, say_at_once
-from mae.distributed.restarts import note_in_journal
+from mae.distributed.restarts import NotedExit, note_in_journal
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 KEPT_SECONDS = 5.0  # that the main thread may be kept by a library before the process ends without it
@@ -124,7 +123,7 @@ def _end_if_kept(reading: int) -> None:
             if program.in_training:  # it has begun since, and the signal is noted
                 continue
             stop = Stopped(received[0])
-            ask_slurm(stop)
+            ask_for_requeue(stop)
             say_at_once(str(stop))
             _note_end(stop)
             os._exit(stop.exit_code)
@@ -132,30 +131,28 @@ def _end_if_kept(reading: int) -> None:
             os._exit(Stopped(received[0]).exit_code)
 
 
-def ask_slurm(stop: Stopped) -> None:
+def ask_for_requeue(stop: Stopped) -> None:
     """Has rank 0 requeue the SLURM job of a run that is stopped if nobody else does. Asks once."""
     program.ending.set()
     if stop.asked is None:
-        stop.asked = True
-        if "SLURM_JOB_ID" in os.environ:
-            from mae.distributed.requeue import requeue
+        from mae.distributed.requeue import requeue
 
-            stop.asked = requeue(stop.signum, agreed=stop.step is not None)
+        stop.asked = requeue(stop.signum, agreed=stop.step is not None)
 
 
 def leave(stop: Stopped) -> NoReturn:
     """Says why the program ends, and exits: all ranks together if they have agreed to stop."""
-    ask_slurm(stop)
+    ask_for_requeue(stop)
     say(str(stop))
-    _note_end(stop)
     if stop.step is not None:
         from mae.distributed.launch import leave_together
 
         leave_together(stop.exit_code)
-    sys.exit(stop.exit_code)
+    _note_end(stop)
+    raise NotedExit(stop.exit_code)
 
 
 def _note_end(stop: Stopped) -> None:
-    """Has the batch script not take the end for a crash. Only rank 0 knows: if it dies before, that is one."""
+    """Has the batch script not take an end at once for a crash. Only rank 0 knows: if it dies before, that is one."""
     if stop.asked and is_rank_zero():
         note_in_journal(f"end {stop.exit_code}")

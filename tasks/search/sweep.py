@@ -61,7 +61,7 @@ def launch(raw: DictConfig) -> None:
                 show_results(config, study)
     except SystemExit:  # after the claims are released
         if received:
-            requeue(received[0], rank=0)  # if the sweep is a SLURM job itself
+            requeue(received[0], agreed=True)  # if the sweep is a SLURM job itself
         raise
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise RunEnded(
