@@ -145,14 +145,14 @@ def test_array_of_sweeps_shares_the_trials_and_its_tasks_are_requeued(
 
 
 def test_multirun_is_submitted_as_one_array(cluster: Cluster, tmp_path: Path, built_in: Path) -> None:
-    words = run_command(tmp_path, built_in, "max_steps=2", "launcher=slurm", "trainer.devices=1")
-    words += ["name=rate-${optim.base_lr}", "optim.base_lr=0.001,0.002", f"hydra.sweep.dir={tmp_path}/sweep"]
-    words += ["hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1"]
-    words.insert(words.index("train.py") + 1, "-m")
-    run(words, **cluster.environment)
-    assert len(list(tmp_path.rglob("summary.json"))) == 2
-    jobs = {path.name.partition("_")[0] for path in tmp_path.glob("sweep/.submitit/*_*")}
-    assert len(jobs) == 1, jobs
+    words = run_command(tmp_path, built_in, "max_steps=2", "launcher=slurm", "trainer.devices=1", "name=rates")
+    words += ["optim.base_lr=0.001,0.002", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1"]
+    words[words.index("train.py")] = str(ROOT / "train.py")
+    run([*words, "-m"], folder=tmp_path, **cluster.environment)
+
+    sweep = tmp_path / "sweeps" / "rates"
+    assert all((sweep / f"optim.base_lr={rate}" / "summary.json").exists() for rate in ("0.001", "0.002"))
+    assert len({path.name.partition("_")[0] for path in sweep.glob(".submitit/[0-9]*_*")}) == 1
 
 
 def said(folder: Path) -> str:
