@@ -34,8 +34,9 @@ class NoObject(DataError):
 
 
 def say(sentence: str) -> None:
-    """Prints a sentence on stderr, of the ranks of torchrun or SLURM on rank 0 alone."""
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+    """Prints a sentence on stderr, of several ranks on rank 0 alone."""
+    ranks = map(os.environ.get, ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"))
+    if next(filter(None, ranks), "0") == "0":
         print(sentence, file=sys.stderr)
 
 

@@ -274,7 +274,7 @@ def build_trainer(task: Task, precision: str, strategy: str | Strategy, timer: L
             enable_model_summary=False,
             logger=False,  # the loggers come when there is a run folder
             profiler=timer,
-            plugins=[BackgroundCheckpointIO(), *cluster_environment()],
+            plugins=[BackgroundCheckpointIO(), cluster_environment(topology)],
             default_root_dir=config.run,
         )
     except InstantiationException as error:

@@ -1,6 +1,6 @@
-"""A task of SLURM whose Python program is forked from the tests' parent: `slurm_task.py WORDS…` for `python`.
+"""A rank of SLURM or mpirun whose program is forked from the tests' parent: `slurm_task.py WORDS…` for `python`.
 
-SLURM sees this process: it passes on the signals that it gets (SIGRTMIN as SIGSTOP, which it cannot get itself), takes
+The launcher sees this process: it passes on the signals that it gets (SIGRTMIN as SIGSTOP, which it cannot get itself), takes
 the program with it when it is killed, and ends as the program has ended. SLURM_TASK_PROGRAM replaces the program of
 the batch script.
 """
@@ -19,7 +19,8 @@ PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, sign
 if __name__ == "__main__":
     words = [sys.executable, os.environ.get("SLURM_TASK_PROGRAM", sys.argv[1]), *sys.argv[2:]]
     # The nodes have names in their own mount namespace, which is not that of the tests.
-    program = Program(words, os.environ | {"MASTER_ADDR": "127.0.0.1"}, attended=True)
+    address = {"MASTER_ADDR": "127.0.0.1"} if "SLURM_JOB_ID" in os.environ else {}
+    program = Program(words, os.environ | address, attended=True)
     for signum in PASSED_ON:
         signal.signal(signum, lambda number, _: program.send_signal(number))
     signal.signal(signal.SIGRTMIN, lambda number, _: program.send_signal(signal.SIGSTOP))

@@ -238,6 +238,7 @@ SHELL_OF_SALLOC = {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_TASKS_PER_NODE": "
     [
         ({"SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "8"}, "write srun before the command"),
         ({"SLURM_NTASKS": "4", **SHELL_OF_SALLOC}, "write srun before the command"),
+        ({"SLURM_NNODES": "2"}, "SLURM_NNODES=2, but only one process .* write srun before the command"),
     ],
 )
 def test_incomplete_slurm_launch_raises_config_error(monkeypatch, environment: dict[str, str], said: str) -> None:
@@ -253,24 +254,13 @@ UNEVEN = {"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_STEP_TASKS_PER_NODE":
 
 @pytest.mark.parametrize(
     ("environment", "said"),
-    [
-        ({"RANK": "1", "WORLD_SIZE": "2"}, "WORLD_SIZE=2: another launcher"),  # Kubeflow
-        ({"OMPI_COMM_WORLD_SIZE": "4"}, "OMPI_COMM_WORLD_SIZE=4: another launcher"),
-        ({"PMI_SIZE": "2", "RANK": "0", "WORLD_SIZE": "1"}, "PMI_SIZE=2: another launcher"),
-        ({"SLURM_PROCID": "0", **UNEVEN}, "3, 1 ranks on 2 machines"),
-        (ELASTIC, "3 ranks on 2 machines"),
-        ({"WORLD_SIZE": "8"}, None),  # that a script sets for torchrun
-        ({"RANK": "0", "WORLD_SIZE": "1", "PMI_SIZE": "1"}, None),
-    ],
+    [({"SLURM_PROCID": "0", **UNEVEN}, "3, 1 ranks on 2 machines"), (ELASTIC, "3 ranks on 2 machines")],
 )
-def test_ranks_of_other_launchers_and_uneven_ones_are_refused(monkeypatch, environment, said: str | None) -> None:
+def test_machines_with_unequal_numbers_of_ranks_are_refused(monkeypatch, environment, said: str) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    if said is None:
-        assert Topology.from_environment() is None
-    else:
-        with pytest.raises(ConfigError, match=said):
-            Topology.from_environment()
+    with pytest.raises(ConfigError, match=said):
+        Topology.from_environment()
 
 
 @pytest.mark.parametrize(
@@ -321,7 +311,7 @@ def test_slurm_decides_the_ranks_only_where_srun_has_started_several(monkeypatch
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert Topology.from_environment() == topology
-    (plugin,) = cluster_environment()
+    plugin = cluster_environment(topology or Topology())
     assert (plugin.global_rank(), plugin.world_size()) == ((3, 4) if topology else (0, 1))
     if topology is not None:
         assert str(topology) == "2 nodes x 2 ranks, srun"

@@ -61,6 +61,7 @@ DOORS = {
     "data/index/splits.py": "images where shards are wanted",
     "data/datamodule.py": "built-in images that are not packed yet; data.mode=stream",
     "mae/callbacks/hang_watch.py": "a hang",
+    "mae/distributed/launch.py": "ranks of MPI, pods or another launcher",
     "mae/callbacks/save_checkpoints.py": "checkpoint.artifacts=",
     "mae/distributed/stop.py": "a signal: asks SLURM; waits for other ranks",
     "mae/models/vit.py": "at(): models for images of another size",

@@ -1,6 +1,7 @@
 """The ranks of one run.
 
 launch     who this process is among them (torchrun, SLURM), or a relaunch under torchrun
+launchers  the same for ranks of MPI and Kubernetes; who else is refused
 ranks      a process group for small objects, outside of a training loop
 rank_zero  printing and warning once
 slurm      the tasks that srun has started

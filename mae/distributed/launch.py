@@ -1,17 +1,25 @@
-"""Launching: ranks come from torchrun or SLURM; Lightning never starts processes itself."""
+"""Launching: ranks come from torchrun, SLURM or another launcher; Lightning never starts processes itself."""
 
 import os
 import sys
 from dataclasses import dataclass
 from typing import NoReturn
+from zlib import crc32
 
 import torch
-from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 
 from mae.distributed.rank_zero import warn
 from mae.distributed.slurm import describe_step, started_tasks
 from mae.distributed.stop import hangup_ignored
 from mae.errors import ConfigError
+
+OPTIONS = {"torchrun": "--nproc-per-node", "srun": "--ntasks-per-node", "mpirun": "-N", "mpiexec": "-ppn"}
 
 
 @dataclass(frozen=True)
@@ -34,8 +42,8 @@ class Topology:
     def from_environment(cls) -> "Topology | None":
         """Returns the topology in the environment variables of torchrun or srun; None if neither started several ranks.
 
-        Raises ConfigError if SLURM has room for several ranks and did not start this process as one of them, if another
-        launcher has started several, or if the machines have different numbers of ranks.
+        Raises ConfigError if SLURM has room for several ranks and did not start this process as one of them, if the
+        machines have different numbers of ranks, or if another launcher does not say enough (`launchers`).
         """
         if TorchElasticEnvironment.detect():
             warn_of_shared_store()
@@ -43,6 +51,9 @@ class Topology:
             rank, ranks, devices, nodes = (
                 int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
             )
+        elif place := place_by_others(mpi=True):
+            launcher, rank, ranks, devices = place
+            nodes = ranks // devices
         elif (ranks := sum(tasks := started_tasks())) > 1:
             launcher = "srun, started by submitit" if "SUBMITIT_EXECUTOR" in os.environ else "srun"
             rank, nodes, devices = int(os.environ["SLURM_PROCID"]), len(tasks), tasks[0]
@@ -51,26 +62,26 @@ class Topology:
                     f"srun has started {', '.join(map(str, tasks))} ranks on {nodes} machines: have it start as many "
                     f"on one as on another, by --ntasks-per-node"
                 )
+        elif place := place_by_others(mpi=False):
+            launcher, rank, ranks, devices = place
+            nodes = ranks // devices
         else:
-            refuse_other_launchers()
             return None
         if devices * nodes != ranks:
             raise ConfigError(f"{ranks} ranks on {nodes} machines: start as many ranks on one machine as on another")
         return cls(rank, ranks, devices, nodes, launcher)
 
 
-def refuse_other_launchers() -> None:
-    """Raises ConfigError if this process is one of several that neither torchrun nor srun has started.
+def place_by_others(mpi: bool) -> tuple[str, int, int, int] | None:
+    """Returns launcher, rank, number of ranks and that on this machine as MPI or others give them; None if none does.
 
-    Each would work alone, on one device. Kubeflow and others set WORLD_SIZE and RANK, MPI its own variables.
+    Raises ConfigError if they do not say enough.
     """
-    names = ["WORLD_SIZE"] if "RANK" in os.environ else []
-    for name in [*names, "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"]:
-        if os.environ.get(name, "1") not in ("", "1"):
-            raise ConfigError(
-                f"{name}={os.environ[name]}: another launcher has started several processes, each of which would work "
-                "alone. Have it start torchrun, once on each machine, or unset the variable"
-            )
+    if not any(name.endswith(("RANK", "_SIZE", "_NNODES")) for name in os.environ):
+        return None
+    from mae.distributed.launchers import find_mpi_place, find_place
+
+    return find_mpi_place() if mpi else find_place()
 
 
 def warn_of_shared_store() -> None:
@@ -83,16 +94,39 @@ def warn_of_shared_store() -> None:
         )
 
 
-def cluster_environment() -> list[SLURMEnvironment | LightningEnvironment]:
-    """Returns Lightning's SLURM plugin, which shall not requeue: `requeue` or submitit does.
+def cluster_environment(topology: Topology) -> ClusterEnvironment:
+    """Returns Lightning's plugin for the ranks that were found, so that it looks for none by itself.
 
-    For one process in a SLURM job it is that of a single process: Lightning would look for variables of srun.
+    That of SLURM shall not requeue: `requeue` or submitit does.
     """
-    if TorchElasticEnvironment.detect():
-        return []
-    if sum(started_tasks()) > 1:
-        return [slurm_environment()]
-    return [LightningEnvironment()] if "SLURM_JOB_ID" in os.environ else []
+    if topology.launcher == "torchrun":
+        return TorchElasticEnvironment()
+    if topology.launcher.startswith("srun"):
+        return slurm_environment()
+    return PlacedEnvironment(topology) if topology.ranks > 1 else LightningEnvironment()
+
+
+class PlacedEnvironment(LightningEnvironment):
+    """Lightning's plugin for ranks that were started one by one, each at the place that was found."""
+
+    creates_processes_externally = True  # pyright: ignore[reportAssignmentType,reportIncompatibleMethodOverride]
+
+    def __init__(self, topology: Topology) -> None:
+        super().__init__()
+        self.topology = topology
+        self.set_global_rank(topology.rank)  # Lightning's messages are rank 0's from here on
+        # A launch of mpirun has a number of its own, so that several may run on one machine.
+        launch = crc32(os.environ.get("PMIX_NAMESPACE", "").encode())
+        self._main_port = int(os.environ.get("MASTER_PORT") or 15000 + launch % 10000)
+
+    def local_rank(self) -> int:
+        return self.topology.rank % self.topology.devices
+
+    def node_rank(self) -> int:
+        return self.topology.rank // self.topology.devices
+
+    def teardown(self) -> None:
+        """Leaves WORLD_SIZE as it is: the next run of a multirun looks for it."""
 
 
 def slurm_environment() -> SLURMEnvironment:
@@ -114,15 +148,17 @@ def resolve_devices(devices: int | str) -> int:
 
 
 def refuse_other_devices(devices: int | str, topology: Topology) -> None:
-    """Raises ConfigError if another number of devices is wanted on this machine than torchrun or srun has started.
+    """Raises ConfigError if another number of devices is wanted on this machine than the launcher has started.
 
     1, the default, stands for as many as they have started.
     """
     if isinstance(devices, int) and devices not in (1, topology.devices):
-        launcher = "torchrun (--nproc-per-node)" if TorchElasticEnvironment.detect() else "srun (--ntasks-per-node)"
+        launcher = topology.launcher.partition(",")[0]
+        launcher += f" ({OPTIONS[launcher]})" if launcher in OPTIONS else ""
+        instead = "have each start torchrun" if topology.launcher.startswith("pods") else f"have it start {devices}"
         raise ConfigError(
             f"trainer.devices={devices}, but the number of ranks is for {launcher} to choose, which has started "
-            f"{topology.devices} on this machine: have it start {devices}, or leave trainer.devices out"
+            f"{topology.devices} on this machine: {instead}, or leave trainer.devices out"
         )
 
 

@@ -8,11 +8,17 @@ from contextlib import suppress
 from typing import TextIO
 
 RANK_ZERO_SECONDS = 10
+# Of MPI before SLURM: in a job mpirun starts its daemons by srun, and its ranks inherit their variables.
+RANK = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 
 
 def is_rank_zero() -> bool:
     """Returns True on rank 0. Reads the environment alone, so that a wrong launch can be reported too."""
-    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    return _rank() == "0"
+
+
+def _rank() -> str:
+    return next(filter(None, map(os.environ.get, RANK)), "0")
 
 
 def say(sentence: str, file: TextIO | None = None) -> None:
@@ -31,8 +37,7 @@ def say_error(sentence: str) -> None:
         print(f"error: {sentence}", file=sys.stderr, flush=True)
         return
     time.sleep(RANK_ZERO_SECONDS)
-    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID"))
-    print(f"error on rank {rank}: {sentence}", file=sys.stderr, flush=True)
+    print(f"error on rank {_rank()}: {sentence}", file=sys.stderr, flush=True)
 
 
 def say_at_once(sentence: str) -> None:

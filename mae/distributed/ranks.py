@@ -6,22 +6,21 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import TorchElasticEnvironment
 
-from mae.distributed.launch import Topology, slurm_environment
+from mae.distributed.launch import Topology, cluster_environment
 
 TIMEOUT = timedelta(hours=2)  # a rank may have to read far more than another
 
 
 @contextmanager
 def join_process_group(topology: Topology) -> Iterator[None]:
-    """Joins the ranks of torchrun or SLURM in one gloo process group, for small objects only."""
+    """Joins the ranks of the launcher in one gloo process group, for small objects only."""
     if topology.ranks == 1:
         yield
         return
-    environment = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else slurm_environment()
+    environment = cluster_environment(topology)
     address = f"tcp://{environment.main_address}:{environment.main_port}"
-    if TorchElasticEnvironment.detect():
+    if topology.launcher == "torchrun":
         address = "env://"  # torchrun may hold the store itself
     dist.init_process_group("gloo", address, TIMEOUT, world_size=topology.ranks, rank=topology.rank)
     try:
