@@ -1,8 +1,8 @@
 """A rank of SLURM or mpirun whose program is forked from the tests' parent: `slurm_task.py WORDS…` for `python`.
 
-The launcher sees this process: it passes on the signals that it gets (SIGRTMIN as SIGSTOP, which it cannot get itself), takes
-the program with it when it is killed, and ends as the program has ended. SLURM_TASK_PROGRAM replaces the program of
-the batch script.
+The launcher sees this process: it passes on the signals that it gets (SIGRTMIN as SIGSTOP, which it cannot get
+itself), takes the program with it when it is killed, and ends as the program has ended. SLURM_TASK_PROGRAM replaces the
+program of the batch script.
 """
 
 import os

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import SMALL, assert_same_run, command, finish, start, wait_for_checkpoint
+from tests.processes import SMALL, assert_same_run, command, finish, losses, start, wait_for_checkpoint
 from tests.slurm_cluster import Cluster, cluster
 from tests.slurm_jobs import (
     DOCUMENTED,
@@ -265,6 +265,29 @@ def test_submitit_job_is_requeued_once_and_resumes(
     assert_same_run(tmp_path / "submitted", uninterrupted_run)
     said = "".join(path.read_text() for path in tmp_path.glob("sweep/.submitit/*/*_0_log.out"))
     assert "1 node x 2 ranks, srun, started by submitit" in said
+
+
+def test_job_for_a_range_of_nodes_comes_back_on_fewer_and_on_more(
+    submit, cluster: Cluster, uninterrupted_run: Path
+) -> None:
+    job = submit("elastic", options="--nodes=1-2", RUN_FAILS=json.dumps({"pause": 0.05}))
+    job.wait_for_step()
+    cluster.command("scontrol", "update", "node=n2", "state=drain", "reason=away")
+    try:
+        cluster.command("scontrol", "requeue", job.id)
+        wait_until(lambda: "1 process, train.py alone" in job.said or job.state() == "COMPLETED", lambda: job.said)
+        job.wait_for_step(40)
+    finally:
+        cluster.command("scontrol", "update", "node=n2", "state=resume")
+    wait_until(lambda: cluster.command("sinfo", "-hn", "n2", "-p", "low", "-o", "%t").strip() == "idle")
+    cluster.command("scontrol", "requeue", job.id)
+    job.wait_for("COMPLETED")
+
+    starts = json.loads((job.folder / "environment.json").read_text())["starts"]
+    assert [begun["ranks"] for begun in starts] == [2, 1, 2]
+    assert job.lost() == [0, 0]
+    for key, loss in losses(uninterrupted_run).items():
+        assert float(losses(job.folder)[key]) == pytest.approx(float(loss), abs=1e-5), key
 
 
 def test_job_of_a_dead_node_is_requeued_by_slurm(submit, cluster: Cluster, uninterrupted_run: Path) -> None:

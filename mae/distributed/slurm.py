@@ -36,10 +36,10 @@ def started_tasks() -> list[int]:
             counts += [int(tasks)] * int(times or 1)
         if sum(counts) > 1:
             return counts  # one alone may be the shell of salloc, whose job has room for more
-    tasks = environment.get("SLURM_NTASKS", "1")
-    if tasks != "1" and environment.get("SLURM_JOB_NAME") not in INTERACTIVE:
+    name = "SLURM_NTASKS" if "SLURM_NTASKS" in environment else "SLURM_NNODES"
+    if environment.get(name, "1") != "1" and environment.get("SLURM_JOB_NAME") not in INTERACTIVE:
         raise ConfigError(
-            f"this job has SLURM_NTASKS={tasks}, but only one process was started: write srun before the command"
+            f"this job has {name}={environment[name]}, but only one process was started: write srun before the command"
         )
     return [1]
 
