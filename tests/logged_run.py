@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import sys
+import time
+from pathlib import Path
 
 import lightning.pytorch as pl
 from hydra import compose, initialize_config_dir
@@ -16,7 +18,12 @@ from tests.conftest import ROOT
 
 
 class Log(pl.Callback):
-    """Appends a line for each sample of a micro-batch: step, key, box, and a hash of the mask noise."""
+    """Appends a line for each sample of a micro-batch: step, key, box, and a hash of the mask noise.
+
+    As long as LOG.slow exists, each micro-batch waits for SLOW_SECONDS.
+    """
+
+    SLOW_SECONDS = 0.1
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -28,6 +35,8 @@ class Log(pl.Callback):
         lines = "".join(json.dumps([trainer.global_step, *row]) + "\n" for row in rows)
         with open(self.path, "ab", buffering=0) as file:  # one write: the ranks share the file
             file.write(lines.encode())
+        if Path(self.path).with_suffix(".slow").exists():
+            time.sleep(self.SLOW_SECONDS)
 
 
 def train_with(callbacks: list[pl.Callback], overrides: list[str]) -> None:

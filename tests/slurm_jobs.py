@@ -58,7 +58,7 @@ class Job:
         self.submit()
 
     def submit(self) -> None:
-        words = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", *self.options.split()]
+        words = ["--nodes=2", "--gpus-per-node=1", "--cpus-per-task=1", *self.options.split()]
         words += [f"--output={self.output}", f"--chdir={self.runs}", str(ROOT / "docs" / "examples" / "train.sbatch")]
         words += [*SMALL, *LENGTH, f"runs={self.runs}", f"data.root={self.root}", f"name={self.name}", *self.settings]
         environment = {"OMP_NUM_THREADS": "1", "COLUMNS": "300"} | self.environment

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from mae.distributed.launch import Topology, cluster_environment, refuse_other_devices
 from mae.distributed.rank_zero import is_rank_zero
@@ -31,6 +32,7 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # which the plugin of another rank changes
 
 
 def variables(words: str) -> dict[str, str]:

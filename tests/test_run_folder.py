@@ -31,7 +31,7 @@ from mae.run.folder import (
     write_json,
     write_settings,
 )
-from mae.run.lease import Lease, await_turn, hold_lease
+from mae.run.lease import Lease, await_turn, hold_lease, is_in_use
 from mae.run.metrics import MetricsCSV, read_metrics
 from mae.run.of_weights import run_of
 from mae.run.tracker_identity import wandb_id
@@ -238,7 +238,7 @@ def test_new_container_of_a_pod_is_a_restart_and_a_second_program_in_it_is_none(
 
 
 def test_counted_restart_without_an_id_resumes_where_rank_0_is_on_another_machine(tmp_path: Path, monkeypatch) -> None:
-    for name, value in {"TORCHELASTIC_RUN_ID": "none", "GROUP_WORLD_SIZE": "2"}.items():
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "node0"}.items():
         monkeypatch.setenv(name, value)
     run = tmp_path / "run"
     start(run)
@@ -246,8 +246,25 @@ def test_counted_restart_without_an_id_resumes_where_rank_0_is_on_another_machin
     monkeypatch.setattr("mae.distributed.restarts.identify", lambda pid: Process(1, pid, 3))
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert start(run) == checkpoint_path(run, 1)
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "1")  # the other machine is gone
+    assert start(run) == checkpoint_path(run, 1)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")  # a machine has joined, or another launch
+    with pytest.raises(ConfigError, match="Give torchrun an --rdzv-id"):
+        start(run)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
     assert start(run) is None
+
+
+def test_ranks_whose_torchrun_have_restarted_unequally_belong_to_one_start(tmp_path: Path, monkeypatch) -> None:
+    """One that has joined later has restarted nothing: its ranks would wait for the lease of their own rank 0."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "a", "MASTER_ADDR": "node0", "MASTER_PORT": "29501"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with hold_lease(tmp_path / "run", 0, 2, None):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+        assert not is_in_use(tmp_path / "run", rank=1)
+        monkeypatch.setenv("MASTER_PORT", "29502")
+        assert is_in_use(tmp_path / "run", rank=1)
 
 
 def test_restart_resumes_if_environment_json_is_damaged(tmp_path: Path, monkeypatch) -> None:

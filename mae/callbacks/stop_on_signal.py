@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from types import FrameType
 from typing import Any
 
@@ -15,6 +16,7 @@ from mae.distributed.slurm import submitit_signal
 from mae.distributed.stop import AFTER, HANDLED, Stopped, ask_for_requeue, hangup_ignored, program
 
 NOT_WRITTEN = 65  # in the place of a signal, above them all: a checkpoint cannot be written
+OWN_SIGNAL_SECONDS = 5  # after another machine's ranks were stopped
 
 
 class StopOnSignal(StepCallback):
@@ -71,7 +73,18 @@ class StopOnSignal(StepCallback):
         if self.agreed and trainer.global_step < trainer.max_steps:
             self.checkpoints.save(trainer)
             self.checkpoints.finish(trainer)
+            if trainer.num_nodes > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+                self._await_own_signal()
             raise Stopped(self.agreed, trainer.global_step)
+
+    def _await_own_signal(self) -> None:
+        """Waits until this machine's torchrun stops its ranks too, as each does when a machine joins.
+
+        It takes ranks that exit before for failed ones, and ends if no restart is left.
+        """
+        deadline = time.monotonic() + OWN_SIGNAL_SECONDS
+        while not self.received and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Hands signals back. One that came in the last step is answered now, when it is saved."""

@@ -11,8 +11,11 @@ from contextlib import contextmanager, suppress
 
 from mae.distributed.processes import LAUNCHER, Process, identify
 from mae.distributed.slurm import job_id
+from mae.errors import ConfigError
 
 COUNTERS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+WITHOUT_ID = "torchrun without --rdzv-id"
+LOOPBACK = ("127.0.0.1", "localhost")  # where torchrun of one machine has its store
 
 
 def launch_names() -> dict[str, str]:
@@ -26,8 +29,9 @@ def launch_names() -> dict[str, str]:
     if "TORCHELASTIC_RUN_ID" in environment:
         run_id = environment["TORCHELASTIC_RUN_ID"]
         names["torchrun"] = run_id if run_id != "none" else _words(identify(LAUNCHER))
-        if run_id == "none" and environment.get("GROUP_WORLD_SIZE", "1") != "1":
-            names["torchrun without --rdzv-id"] = "on several machines"  # rank 0 may have moved to another one
+        # Several machines, or one that is left of them, whose rank 0 may have moved to another one.
+        if run_id == "none" and environment.get("MASTER_ADDR", "127.0.0.1") not in LOOPBACK:
+            names[WITHOUT_ID] = "on several machines"
     if "KUBERNETES_SERVICE_HOST" in environment:
         names["pod"] = socket.gethostname()
         names["container"] = _words(identify(1))  # a namespace's own number is given again at once
@@ -48,25 +52,36 @@ def continues(begun_by: dict[str, str]) -> str | None:
 
     In one SLURM job a person may start many runs: only SLURM's or torchrun's counter makes a restart of them. So does a
     pod's new container, but not a second program in the same one.
+
+    Raises ConfigError where nothing tells a restart from another launch: torchrun counts none when a machine joins.
     """
     names = launch_names()
     if "MAE_LAUNCH_ID" in names:
         return "MAE_LAUNCH_ID" if begun_by.get("MAE_LAUNCH_ID") == names["MAE_LAUNCH_ID"] else None
     for kind, proves in (
         ("torchrun", True),
-        ("torchrun without --rdzv-id", is_counted_restart()),
+        (WITHOUT_ID, is_counted_restart()),
         ("SLURM job", is_counted_restart()),
         ("pod", names.get("container") != begun_by.get("container")),
     ):
         if proves and kind in names and names[kind] == begun_by.get(kind):
             return f"{kind} {names[kind]}"
+    if names.get(WITHOUT_ID, "") == begun_by.get(WITHOUT_ID):
+        raise ConfigError(
+            "resume=never: torchrun on several machines without --rdzv-id may have begun this very run, and start it "
+            "again because a machine has joined. Give torchrun an --rdzv-id, another one for each launch"
+        )
     return None
 
 
 def start_name() -> str:
-    """Returns what the ranks of this start have in common, and other starts of the same launch have not."""
-    shared = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT") if "TORCHELASTIC_RUN_ID" in os.environ else ()
-    shared += ("SLURM_JOB_ID", "SLURM_STEP_ID", *COUNTERS)
+    """Returns what the ranks of this start have in common, and other starts of the same launch have not.
+
+    Each torchrun counts its own restarts: one that has joined later has another number.
+    """
+    elastic = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE")
+    shared = elastic if "TORCHELASTIC_RUN_ID" in os.environ else ()
+    shared += ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
     return " ".join(f"{name}={os.environ[name]}" for name in shared if name in os.environ)
 
 

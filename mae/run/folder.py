@@ -36,7 +36,8 @@ def starting_point(run: Path, resume: str, overwrite: bool) -> Path | None:
     A process that torchrun, SLURM or Kubernetes has started again goes on with what its own launch has begun: "never"
     and `overwrite` count for the first start of a launch.
 
-    Raises ConfigError if the run exists and must not, CheckpointError if a checkpoint is missing or damaged.
+    Raises ConfigError if the run exists and must not, or nothing says whether this launch has begun it; CheckpointError
+    if a checkpoint is missing or damaged.
     """
     if resume == "never" and (launch := own_launch(run)):
         say(f"{run} was begun by this very launch ({launch}): it resumes; resume=never counts for its first start")
