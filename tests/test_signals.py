@@ -52,7 +52,9 @@ def newest_step(folder: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 143), (signal.SIGINT, 130)], ids=lambda v: str(v)
+    ("signum", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGHUP, 143, marks=pytest.mark.slow), (signal.SIGINT, 130)],
+    ids=str,
 )
 def test_signalled_run_saves_stops_and_resumes(tmp_path: Path, built_in: Path, signum, code) -> None:
     name = f"signalled{int(signum)}"
@@ -132,7 +134,9 @@ PHASES = {  # function of tasks.train -> what is said when a signal comes as it 
     "on_train_end": SAVED,
     "finish": SAVED,
 }
-SLOW = dict.fromkeys(("task_class", "match_recipe", "build_trainer", "build_callbacks"), pytest.mark.slow)
+SLOW = dict.fromkeys(
+    ("task_class", "match_recipe", "build_trainer", "record_run", "build_callbacks", "finish"), pytest.mark.slow
+)
 
 
 @pytest.fixture

@@ -207,6 +207,7 @@ def assert_each_once(folder: Path, storage: str) -> None:
     assert [row["state"] for row in table(folder)] == ["complete"] * len(RATES)
 
 
+@pytest.mark.slow
 def test_two_sweeps_on_postgresql_one_killed_run_each_combination_once(tmp_path: Path, postgres: Postgres) -> None:
     storage = postgres.database()
     words = command(tmp_path, launch=STAND_IN, storage=storage, jobs=1)

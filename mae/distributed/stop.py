@@ -1,9 +1,9 @@
 """Signals that tell a run to stop: outside of its training loop it ends at once, for nothing would be lost.
 
-1 stop_at_once   from the program's first moment on, `Stopped` is raised in the main thread, wherever that is
-2 _end_if_kept   a thread ends the process if the main thread cannot: it waits for other ranks or threads in a library
-3 ask_for_requeue      rank 0 requeues the job if nobody else does and it shall come back
-4 leave          says so, and exits with 143 or 130
+1 stop_at_once     from the program's first moment on, `Stopped` is raised in the main thread, wherever that is
+2 _end_if_kept     a thread ends the process if the main thread cannot: it waits for other ranks or threads in a library
+3 ask_for_requeue  rank 0 requeues the job if nobody else does and it shall come back
+4 leave            says so, and exits with 143 or 130
 
 In the training loop `mae.callbacks.stop_on_signal` answers instead: the ranks finish a step and save. Loads no torch.
 """
