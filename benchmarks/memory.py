@@ -17,7 +17,7 @@ import mae
 from mae.models.execution import BlocksConfig, prepare_blocks
 from mae.models.noise import uniform_noise
 from mae.models.vit import choose_attention
-from mae.train.optim import OptimConfig, adamw
+from mae.train.optim import OptimConfig, build_optimizer
 
 BASE = {"width": 768, "depth": 12, "num_heads": 12}
 LARGE = {"width": 1024, "depth": 24, "num_heads": 16}
@@ -68,7 +68,7 @@ def peak_resident(recompute: str) -> int:
         ours = mae.MaskedAutoencoder(mae.MAEConfig.model_validate(BASE))
         choose_attention(ours.blocks, ours.decoder_blocks, device=torch.device("cpu"))
         prepare_blocks(ours.whole_blocks, BlocksConfig(recompute=int(recompute) if recompute.isdigit() else recompute))
-        optimizer = adamw(ours.named_parameters(), OptimConfig.model_validate({}), 1e-4)
+        optimizer = build_optimizer(ours.named_parameters(), OptimConfig.model_validate({}), 1e-4)
 
         def loss() -> Tensor:
             return ours(images, noise).loss

@@ -24,7 +24,7 @@ from mae.models.config import MAEConfig
 from mae.plan.dry_step import Workload, autocast, dry_step
 from mae.plan.training_cost import pretraining, sam_training
 from mae.sam.encoder import SIZES
-from mae.train.optim import OptimConfig, adamw
+from mae.train.optim import OptimConfig, build_optimizer
 
 MIB = 2**20
 PRECISION = "bf16-mixed"
@@ -88,7 +88,7 @@ def measure(workload: Workload, images: int, recompute: bool) -> int:
 
 def build(workload: Workload, recompute: bool) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     model = workload.build(recompute)
-    return model, adamw(model.named_parameters(), OptimConfig.model_validate({}), lr=1e-4)
+    return model, build_optimizer(model.named_parameters(), OptimConfig.model_validate({}), lr=1e-4)
 
 
 def make_step(workload: Workload, model: torch.nn.Module, optimizer: torch.optim.Optimizer, images: int) -> None:

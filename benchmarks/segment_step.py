@@ -14,7 +14,7 @@ from mae.plan.training_cost import sam_cost
 from mae.sam.encoder import SIZES, SamEncoder
 from mae.sam.segmenter import STRIDE, Segmenter
 from mae.sam.session import simulate_session
-from mae.train.optim import OptimConfig, adamw
+from mae.train.optim import OptimConfig, build_optimizer
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     with device:
         model = Segmenter(SamEncoder(config), checkpointing=True)
-    optimizer = adamw(model.named_parameters(), OptimConfig.model_validate({}), lr=1e-5)
+    optimizer = build_optimizer(model.named_parameters(), OptimConfig.model_validate({}), lr=1e-5)
     side = config.image_size[0]
     masks = torch.zeros(arguments.masks, side // STRIDE, side // STRIDE, dtype=torch.bool, device=device)
     for number in range(len(masks)):

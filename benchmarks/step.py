@@ -34,7 +34,7 @@ from mae.models.flops import pretraining_flops
 from mae.models.masking import random_masking
 from mae.models.noise import uniform_noise
 from mae.models.vit import choose_attention
-from mae.train.optim import OptimConfig, adamw
+from mae.train.optim import OptimConfig, build_optimizer
 from mae.train.precision import choose_float32_products
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -128,7 +128,7 @@ class Steps:
         self.images = torch.randn(batch, 3, *self.config.image_size, device=device)
         self.rows = torch.arange(batch, device=device)
         self.optimizers = {
-            name: adamw(model.named_parameters(), OptimConfig.model_validate({}), 1e-4)
+            name: build_optimizer(model.named_parameters(), OptimConfig.model_validate({}), 1e-4)
             if name == "ours"
             else AdamW(model.parameters())
             for name, (model, _) in self.models.items()

@@ -70,9 +70,9 @@ def saving_seconds(cost: TrainingCost, run: Path) -> float | None:
 
 def training_cost(task: Task, precision: str, device: torch.device) -> TrainingCost:
     """Counts what one image costs in a task."""
-    model = task.architecture
+    model, optim = task.architecture, task.config.optim
     if isinstance(task, Finetune):
-        return classification_cost(model, task.classes, task.settings.drop_path, precision, device)
+        return classification_cost(model, task.classes, task.settings.drop_path, precision, device, optim)
     if isinstance(task, Segment):
-        return sam_cost(sam_config(model, task.settings.sam_fields), precision)
-    return pretraining_cost(model, precision, device)
+        return sam_cost(sam_config(model, task.settings.sam_fields), precision, optim)
+    return pretraining_cost(model, precision, device, optim)

@@ -218,7 +218,9 @@ def choose_micro_batch(suggestion: Suggestion, hardware: Hardware, ranks: int, p
     share = suggestion.settings["global_batch"] // ranks
     cost = pretraining_cost(suggestion.config, precision, torch.device(hardware.kind))
     strategy = "one device" if ranks == 1 else "DDP"
-    fits = layout(strategy, False, cost, hardware, ranks=ranks, micro_batch=share, mfu=0.4).largest_micro_batch
+    fits = layout(
+        strategy, False, cost, hardware, ranks=ranks, micro_batch=share, global_batch=ranks * share, mfu=0.4
+    ).largest_micro_batch
     return None if fits >= share else max(size for size in range(1, max(fits, 1) + 1) if share % size == 0)
 
 

@@ -20,7 +20,7 @@ from mae.models.classifier import Classifier, Pool, build_classifier
 from mae.models.execution import BlocksConfig, prepare_blocks
 from mae.models.vit import LayerNorm
 from mae.train.finetuning import vit_layer
-from mae.train.layer_decay import layer_decayed_adamw
+from mae.train.layer_decay import build_layer_decayed_optimizer
 from mae.train.optim import OptimConfig
 
 CONFIG = mae.MAEConfig(image_size=(32, 32), patch_size=8, width=48, depth=3, num_heads=3, decoder_width=32)
@@ -69,7 +69,7 @@ def test_classifier_scores_and_gradients_equal_those_of_timm(pool: Pool) -> None
 def test_layer_decay_equals_timms_with_each_parameter_in_one_group(pool: Pool) -> None:
     ours, theirs = Classifier(CONFIG, 7, pool), timms(pool)
     config = OptimConfig(layer_decay=0.65, weight_decay=0.05)
-    optimizer = layer_decayed_adamw(ours.named_parameters(), config, 1e-3, vit_layer, 3)
+    optimizer = build_layer_decayed_optimizer(ours.named_parameters(), config, 1e-3, vit_layer, 3)
     names = [name for group in optimizer.param_groups for name in group["param_names"]]
     assert sorted(names) == sorted(name for name, _ in ours.named_parameters())
     groups = param_groups_layer_decay(

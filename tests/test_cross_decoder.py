@@ -18,7 +18,7 @@ from mae.models.patches import patchify, unpatchify
 from mae.models.vit import choose_attention
 from mae.plan.executed_flops import executed_pretraining_flops
 from mae.plan.training_cost import pretraining_cost
-from mae.train.optim import OptimConfig, adamw
+from mae.train.optim import OptimConfig, build_optimizer
 from tests.exports import own_checkpoint
 from tests.test_model import SMALL, model_of
 
@@ -135,7 +135,7 @@ def test_loss_falls_within_60_training_steps(share: float) -> None:
     torch.manual_seed(1)
     ramp = torch.linspace(-1, 1, 32)
     images = (torch.rand(32, 3, 1, 1) + 0.5) * ramp + (torch.rand(32, 3, 1, 1) - 0.5) * ramp[:, None]
-    optimizer = adamw(model.named_parameters(), OptimConfig(), lr=2e-3)
+    optimizer = build_optimizer(model.named_parameters(), OptimConfig(), lr=2e-3)
     losses = []
     for step in range(60):
         loss = model(images, uniform_noise(0, step, torch.arange(32), 16)).loss

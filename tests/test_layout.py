@@ -55,6 +55,7 @@ DOORS = {
     "eval.py": "--help and the shell's completion load no torch",
     "sweep.py": "--help and the shell's completion load no torch",
     "tasks/task.py": "each task by its name",
+    "mae/train/optim.py": "Muon builds on AdamW, and most runs need none of it",
     "tasks/train.py": "plan=true; suggest=true; profile=true; logger=",
     "tasks/pretrain.py": "init_from=; online_probe.every=",
     "data/index/index.py": "shards that have no index yet",

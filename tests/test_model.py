@@ -16,7 +16,7 @@ from mae.models.noise import uniform_noise
 from mae.models.patches import patchify, unpatchify
 from mae.models.vit import sincos_positions
 from mae.probes.trivial_losses import trivial_losses
-from mae.train.optim import OptimConfig, adamw
+from mae.train.optim import OptimConfig, build_optimizer
 
 SMALL = {"width": 32, "depth": 2, "num_heads": 2, "decoder_width": 32, "decoder_depth": 2, "decoder_num_heads": 2}
 
@@ -211,7 +211,7 @@ def trained() -> tuple[mae.MaskedAutoencoder, torch.Tensor]:
     seen, unseen = images[:1500], images[1500:]
     config = mae.MAEConfig(image_size=16, patch_size=4, in_channels=1, **SMALL | {"width": 64, "decoder_width": 64})
     model = mae.MaskedAutoencoder(config)
-    optimizer = adamw(model.named_parameters(), OptimConfig(), lr=2e-3)
+    optimizer = build_optimizer(model.named_parameters(), OptimConfig(), lr=2e-3)
     for step in range(250):
         batch = seen[torch.randint(len(seen), (64,))]
         model(batch, uniform_noise(0, step, torch.arange(64), 16)).loss.backward()

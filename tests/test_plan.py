@@ -24,7 +24,7 @@ from mae.plan.tables import duration
 from mae.plan.training_cost import pretraining, pretraining_cost, sam_cost, sam_training
 from mae.sam.encoder import SIZES, SamConfig, SamEncoder
 from mae.sam.flops import executed_sam_flops, sam_flops
-from mae.train.optim import OptimConfig, adamw
+from mae.train.optim import OptimConfig, build_optimizer
 from tests.processes import SMALL, completed
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -123,7 +123,7 @@ def test_dry_step_counts_the_bytes_and_flops_of_a_real_step(
 ) -> None:
     dry = dry_step(workload, 3, precision, recompute=recompute)
     model = workload.build(recompute)
-    optimizer = adamw(model.named_parameters(), OptimConfig(), lr=1e-3)
+    optimizer = build_optimizer(model.named_parameters(), OptimConfig(), lr=1e-3)
     workload.loss(model, 1).backward()
     optimizer.step()
     existing = [*model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None)]
@@ -151,21 +151,23 @@ def test_largest_micro_batch_is_the_last_that_fits(strategy: str, recompute: boo
     cost = training_cost(MIDDLE, "bf16-mixed", CUDA)
 
     def at(micro_batch: int):
-        return layout(strategy, recompute, cost, H100, ranks=8, micro_batch=micro_batch, mfu=0.4)
+        return layout(strategy, recompute, cost, H100, ranks=8, micro_batch=micro_batch, global_batch=64, mfu=0.4)
 
     largest = at(1).largest_micro_batch
     assert at(largest).total <= H100.memory * (1 - MEMORY_RESERVE) < at(largest + 1).total
     if strategy == "FSDP":
         assert at(1).optimiser == cost.kept.optimiser // 8
     small = Hardware("small", "cuda", 1e12, 2**30, measured=False)
-    assert layout("DDP", recompute, cost, small, ranks=8, micro_batch=1, mfu=0.4).largest_micro_batch == 0
+    assert (
+        layout("DDP", recompute, cost, small, ranks=8, micro_batch=1, global_batch=64, mfu=0.4).largest_micro_batch == 0
+    )
 
 
 def test_planned_speed_is_the_peak_times_the_utilisation_over_the_flops() -> None:
     cost = training_cost(MIDDLE, "bf16-mixed", CUDA)
-    kept = layout("DDP", False, cost, H100, ranks=64, micro_batch=64, mfu=0.5)
+    kept = layout("DDP", False, cost, H100, ranks=64, micro_batch=64, global_batch=64, mfu=0.5)
     assert kept.images_per_s == pytest.approx(64 * 989e12 * 0.5 / pretraining_flops(MIDDLE))
-    recomputed = layout("DDP", True, cost, H100, ranks=64, micro_batch=64, mfu=0.5)
+    recomputed = layout("DDP", True, cost, H100, ranks=64, micro_batch=64, global_batch=64, mfu=0.5)
     assert 0.75 < recomputed.images_per_s / kept.images_per_s < 1
 
 

@@ -17,6 +17,8 @@ STEPS = ("experiment=digits_tiny", "precision=32-true", "max_steps=20", "val_eve
 STEPS += ("global_batch=48", "model.depth=2", "model.decoder_depth=2")
 STEPS += ("optim.grad_clip=0.1", "checkpoint.every_steps=7", "checkpoint.keep=9", "pictures_every=10")
 
+MUON = ("optim=muon", "optim.muon_dtype=float32")
+
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory, built_in: Path, two_images: str) -> Path:
@@ -96,6 +98,35 @@ def test_run_on_any_topology_has_the_losses_of_one_process(
     words = ("name=many", f"micro_batch={48 // ranks // accumulate}", f"trainer.strategy={strategy}")
     run(command(tmp_path, built_in, *STEPS, *words, ranks=ranks))
     agree(whole_validation, tmp_path / "many")
+
+
+@pytest.fixture(scope="module")
+def whole_batch_with_muon(tmp_path_factory: pytest.TempPathFactory, built_in: Path) -> Path:
+    runs = tmp_path_factory.mktemp("muon")
+    run(command(runs, built_in, *STEPS, *MUON, "name=one"))
+    return runs / "one"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_run_with_muon_on_any_topology_has_the_losses_of_one_process(
+    tmp_path: Path, built_in: Path, whole_batch_with_muon: Path, ranks: int, strategy: str
+) -> None:
+    words = ("name=many", f"micro_batch={48 // ranks // 2}", f"trainer.strategy={strategy}")
+    run(command(tmp_path, built_in, *STEPS, *MUON, *words, ranks=ranks))
+    agree(whole_batch_with_muon, tmp_path / "many")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "strategy"), [(1, "auto"), (3, "ddp"), (2, "fsdp")])
+def test_run_with_muon_resumes_bit_for_bit(tmp_path: Path, built_in: Path, ranks: int, strategy: str) -> None:
+    words = command(tmp_path, built_in, *STEPS, "optim=muon", f"trainer.strategy={strategy}", "name=run", ranks=ranks)
+    run(words)
+    whole = shutil.copytree(tmp_path / "run", tmp_path / "whole")
+    forget(tmp_path / "run", after=7)
+    assert "step-00000007.ckpt" in run(words).replace("\n", "")
+    assert_same_run(tmp_path / "run", whole)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from torch import nn
 
 import mae
 from mae.errors import CheckpointError, ConfigError
-from mae.train.optim import OptimConfig, adamw
+from mae.train.optim import OptimConfig, build_optimizer
 from mae.train.schedule import derive_schedule, learning_rate, rate_change, split_batch
 
 PAPER = {"samples": 1_281_167, "global_batch": 4096, "micro_batch": 64, "ranks": 64, "epochs": 800, "max_steps": None}
@@ -97,7 +97,7 @@ def test_adamw_decays_matrices_only_with_each_parameter_in_one_group() -> None:
         mae.MAEConfig(image_size=32, patch_size=8, width=32, depth=1, num_heads=2, decoder_width=32, decoder_depth=1)
     )
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decay, rest = adamw(model.named_parameters(), OptimConfig(), 1e-3).param_groups
+    decay, rest = build_optimizer(model.named_parameters(), OptimConfig(), 1e-3).param_groups
     assert decay["weight_decay"] == 0.05 and rest["weight_decay"] == 0
     decayed, undecayed = ({names[id(p)] for p in group["params"]} for group in (decay, rest))
     assert decayed | undecayed == {n for n, p in model.named_parameters() if p.requires_grad}
@@ -111,15 +111,15 @@ def test_optimiser_state_is_loaded_by_parameter_names() -> None:
     """It is the same for parameters in another order, and refused for others."""
     torch.manual_seed(0)
     parameters = [(name, nn.Parameter(torch.randn(3, 2))) for name in ("a.weight", "b.weight", "c.bias")]
-    optimizer = adamw(parameters, OptimConfig(), 1e-3)
+    optimizer = build_optimizer(parameters, OptimConfig(), 1e-3)
     for number, (_, parameter) in enumerate(parameters):
         parameter.grad = torch.full_like(parameter, number + 1)
     optimizer.step()
     state = optimizer.state_dict()
     assert [group["params"] for group in state["param_groups"]] == [["a.weight", "b.weight"], ["c.bias"]]
-    other = adamw(parameters[::-1], OptimConfig(), 1e-3)
+    other = build_optimizer(parameters[::-1], OptimConfig(), 1e-3)
     other.load_state_dict(state)
     for name, parameter in parameters:
         assert torch.equal(other.state[parameter]["exp_avg"], state["state"][name]["exp_avg"])
     with pytest.raises(CheckpointError, match=r"other parameters: b\.weight differ"):
-        adamw([parameters[0], parameters[2]], OptimConfig(), 1e-3).load_state_dict(state)
+        build_optimizer([parameters[0], parameters[2]], OptimConfig(), 1e-3).load_state_dict(state)

@@ -29,7 +29,7 @@ from mae.sam.encoder import SamEncoder
 from mae.sam.pictures import LABEL_COLOURS
 from mae.sam.segmentation import sam_layer
 from mae.sam.segmenter import Segmenter
-from mae.train.layer_decay import layer_decayed_adamw
+from mae.train.layer_decay import build_layer_decayed_optimizer
 from mae.train.optim import OptimConfig
 from mae.train.schedule import learning_rate
 from tasks.evaluate import launch
@@ -141,7 +141,7 @@ def segmenter(encoder: str = "all", **fields) -> tuple[Segmenter, SegmentConfig]
 
 def test_layer_decay_gives_each_sam_parameter_the_rate_of_its_layer() -> None:
     model, _ = segmenter()
-    optimizer = layer_decayed_adamw(model.named_parameters(), OptimConfig(layer_decay=0.8), 1.0, sam_layer, 2)
+    optimizer = build_layer_decayed_optimizer(model.named_parameters(), OptimConfig(layer_decay=0.8), 1.0, sam_layer, 2)
     names = [name for group in optimizer.param_groups for name in group["param_names"]]
     assert sorted(names) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
     rates = {name: group["lr"] for group in optimizer.param_groups for name in group["param_names"]}

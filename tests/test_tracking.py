@@ -208,7 +208,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 def test_wandb_export_artifact_names_its_checkpoint(tracked: Path, tmp_path: Path, offline: None) -> None:
     assert export([str(tracked), "--to", "timm", "--out", str(tmp_path / "e.safetensors"), "--wandb"]) == 0
-    (artifact,) = wandb_files.artifacts(parts(tracked)[-1])
+    (artifact,) = wandb_files.artifacts(wandb_files.ended(parts(tracked)[-1]))
     identity = (tracked / "wandb_id.txt").read_text()
     assert (artifact.name, artifact.type) == (f"timm-{identity}", "export")
     assert json.loads(artifact.metadata)["made_from"] == f"model-{identity}:step-{STEPS}"
@@ -223,7 +223,7 @@ def test_wandb_summary_gains_probe_results_and_keeps_the_last_values(tracked: Pa
     (tracked / "eval" / "knn.json").write_text(json.dumps(found))
     with reopen_wandb(tracked):
         pass
-    told = wandb_files.summary(parts(tracked)[-1])
+    told = wandb_files.summary(wandb_files.ended(parts(tracked)[-1]))
     assert told["eval/knn"] == {"trained": {"top1": 0.5}, "untrained": {"top1": 0.25}}
     assert told["train/loss"] == pytest.approx(float(losses(tracked)[str(STEPS), "train/loss"]))
 

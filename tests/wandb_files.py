@@ -2,8 +2,10 @@
 
 import json
 import struct
+import time
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,17 @@ def records(path: Path) -> Iterator[Record]:
             record.ParseFromString(pieces)
             yield record
         place += HEADER.size + length
+
+
+def ended(path: Path) -> Path:
+    """Returns the file once the end of its run is written, which W&B's process does after `finish` has returned."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with suppress(AssertionError, struct.error):  # a record that is half written
+            if any(record.HasField("exit") for record in records(path)):
+                return path
+        time.sleep(0.05)
+    raise AssertionError(f"{path} has no end")
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

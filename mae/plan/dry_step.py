@@ -16,10 +16,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
-from mae.train.optim import OptimConfig, adamw
+from mae.train.optim import OptimConfig, build_optimizer
 
 # torch's counter lacks a formula for a product that is added in place.
 FORMULAS = flop_registry | {torch.ops.aten.baddbmm_: flop_registry[torch.ops.aten.baddbmm]}
+ADAMW = OptimConfig.model_validate({})
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -28,10 +29,12 @@ class Workload(NamedTuple):
 
     build  makes the model; True for activation checkpointing of all blocks
     loss   makes a number of images with any pixels, and returns the model's loss on them
+    optim  settings of the optimiser
     """
 
     build: Callable[[bool], nn.Module]
     loss: Callable[[Any, int], Tensor]
+    optim: OptimConfig = ADAMW
 
 
 class DryStep(NamedTuple):
@@ -39,7 +42,7 @@ class DryStep(NamedTuple):
 
     weights      parameters and buffers
     gradients    of all trained parameters
-    optimiser    AdamW's moments
+    optimiser    moments
     copies       of weights in the precision of autocast, kept from the forward to the backward pass
     activations  everything else at the peak: inputs, tensors saved for the backward pass, intermediate results.
                  Grows with the batch, as the rows above do not
@@ -73,7 +76,7 @@ def dry_step(workload: Workload, images: int, precision: str, *, recompute: bool
     """
     with FakeTensorMode(), torch.device("cpu"):
         model = workload.build(recompute)
-        optimizer = adamw(model.named_parameters(), OptimConfig.model_validate({}), lr=1e-3)
+        optimizer = build_optimizer(model.named_parameters(), workload.optim, lr=1e-3)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)

@@ -71,7 +71,7 @@ class Forecast:
     @property
     def layouts(self) -> list[Layout]:
         """Returns memory and speed under each strategy, without and with activation checkpointing."""
-        sizes = {"ranks": self.ranks, "micro_batch": self.micro_batch}
+        sizes = {"ranks": self.ranks, "micro_batch": self.micro_batch, "global_batch": self.global_batch}
         return [
             layout(strategy, recompute, self.cost, self.hardware, mfu=self.mfu, **sizes)
             for strategy in (["one device"] if self.ranks == 1 else ["DDP", "FSDP"])
@@ -120,7 +120,15 @@ class Forecast:
 
 
 def layout(
-    strategy: str, recompute: bool, cost: TrainingCost, hardware: Hardware, *, ranks: int, micro_batch: int, mfu: float
+    strategy: str,
+    recompute: bool,
+    cost: TrainingCost,
+    hardware: Hardware,
+    *,
+    ranks: int,
+    micro_batch: int,
+    global_batch: int,
+    mfu: float,
 ) -> Layout:
     """Returns memory and speed under one strategy.
 
@@ -130,6 +138,7 @@ def layout(
     """
     step = cost.recomputed if recompute else cost.kept
     share = ranks if strategy == "FSDP" else 1
+    per_image = cost.flops * step.flops / cost.kept.flops + cost.update / global_batch
     empty = Layout(
         strategy,
         recompute,
@@ -139,7 +148,7 @@ def layout(
         gathered=2 * (cost.unblocked + 2 * cost.block) if strategy == "FSDP" else 0,
         activations=step.copies,
         largest_micro_batch=0,
-        images_per_s=ranks * hardware.flops * mfu / cost.flops * cost.kept.flops / step.flops,
+        images_per_s=ranks * hardware.flops * mfu / per_image,
     )
     free = hardware.memory * (1 - MEMORY_RESERVE) - empty.total
     return empty._replace(

@@ -35,6 +35,9 @@ def _numbers(forecast: Forecast, title: str) -> Table:
         f"here {_giga(cost.executed)} by formula, {_giga(cost.kept.flops)} by torch's counter, "
         f"{_giga(cost.recomputed.flops)} with recompute, which takes longer in proportion",
     )
+    if cost.update:
+        share = cost.update / (cost.update + cost.flops * forecast.global_batch)
+        table.add_row("Muon", f"{_giga(cost.update)} FLOPs an update, shared by all devices: {share:.1%} of a step")
     sizes = (forecast.global_batch, forecast.micro_batch, forecast.ranks, forecast.accumulate)
     table.add_row("batch", describe_split(*sizes, "devices"))
     source = "measured by a matrix product" if hardware.measured else "data sheet"

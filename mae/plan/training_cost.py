@@ -12,10 +12,12 @@ from mae.models.execution import BlocksConfig, prepare_blocks
 from mae.models.flops import classification_flops, pretraining_flops
 from mae.models.mae import MaskedAutoencoder
 from mae.models.vit import choose_attention
-from mae.plan.dry_step import DryStep, Workload, dry_step
+from mae.plan.dry_step import ADAMW, DryStep, Workload, dry_step
 from mae.plan.executed_flops import executed_classification_flops, executed_pretraining_flops
 from mae.sam.encoder import SamConfig, SamEncoder
 from mae.sam.flops import executed_sam_flops, sam_flops
+from mae.train.muon import update_flops
+from mae.train.optim import OptimConfig
 
 DRY_BATCH = 4  # images, so that results that do not grow with their number hardly count
 
@@ -28,6 +30,7 @@ class TrainingCost(NamedTuple):
     executed    the same of this implementation, by formula
     kept        dry step that keeps all activations
     recomputed  dry step with activation checkpointing of all blocks
+    update      FLOPs of Muon's iterations in each step, of all matrices; 0 with AdamW
     block       bytes of weights of the largest block
     unblocked   bytes of weights outside the blocks
     """
@@ -37,6 +40,7 @@ class TrainingCost(NamedTuple):
     executed: int
     kept: DryStep
     recomputed: DryStep
+    update: int
     block: int
     unblocked: int
 
@@ -93,25 +97,33 @@ def sam_training(config: SamConfig) -> Workload:
     return Workload(build, loss)
 
 
-def pretraining_cost(config: MAEConfig, precision: str, device: torch.device) -> TrainingCost:
+def pretraining_cost(
+    config: MAEConfig, precision: str, device: torch.device, optim: OptimConfig = ADAMW
+) -> TrainingCost:
     """Returns the cost of masked pre-training on `device`."""
     flops = pretraining_flops(config), executed_pretraining_flops(config)
-    return _cost(pretraining(config, device), DRY_BATCH, ("decoder", ("decoder", "mask_token")), flops, precision)
+    return _cost(
+        pretraining(config, device)._replace(optim=optim),
+        DRY_BATCH,
+        ("decoder", ("decoder", "mask_token")),
+        flops,
+        precision,
+    )
 
 
 def classification_cost(
-    config: MAEConfig, classes: int, drop_path: float, precision: str, device: torch.device
+    config: MAEConfig, classes: int, drop_path: float, precision: str, device: torch.device, optim: OptimConfig = ADAMW
 ) -> TrainingCost:
     """Returns the cost of fine-tuning a classifier on `device`."""
     flops = classification_flops(config, classes), executed_classification_flops(config, classes)
-    workload = classification(config, classes, drop_path, device)
+    workload = classification(config, classes, drop_path, device)._replace(optim=optim)
     return _cost(workload, DRY_BATCH, ("head", ("fc_norm", "head")), flops, precision)
 
 
-def sam_cost(config: SamConfig, precision: str) -> TrainingCost:
+def sam_cost(config: SamConfig, precision: str, optim: OptimConfig = ADAMW) -> TrainingCost:
     """Returns the cost of training the SAM-style encoder."""
     flops = 3 * sam_flops(config), executed_sam_flops(config)
-    return _cost(sam_training(config), 1, ("neck", ("neck",)), flops, precision)
+    return _cost(sam_training(config)._replace(optim=optim), 1, ("neck", ("neck",)), flops, precision)
 
 
 def _cost(
@@ -137,6 +149,7 @@ def _cost(
         *flops,
         kept=kept,
         recomputed=recomputed,
+        update=update_flops(model.named_parameters()) if workload.optim.name == "muon" else 0,
         block=max(blocks),
         unblocked=sum(p.nbytes for p in model.parameters()) - sum(blocks),
     )

@@ -12,7 +12,7 @@ from mae.sam.flops import sam_flops
 from mae.sam.segmenter import Segmenter
 from mae.sam.session import Session, simulate_session
 from mae.sam.square_frame import blank_padding
-from mae.train.layer_decay import layer_decayed_adamw
+from mae.train.layer_decay import build_layer_decayed_optimizer
 from mae.train.optim import NamedAdamW
 from mae.train.strategies import shard
 from mae.train.training import Training
@@ -52,7 +52,7 @@ class Segmentation(Training):
 
     def build_optimizer(self) -> NamedAdamW:
         named, depth = self.model.named_parameters(), self.model.encoder.config.depth
-        return layer_decayed_adamw(named, self.optim, self.schedule.peak_lr, sam_layer, depth)
+        return build_layer_decayed_optimizer(named, self.optim, self.schedule.peak_lr, sam_layer, depth)
 
     def embed(self, batch: dict[str, Any], cache: TokenCache | None = None) -> Tensor:
         """Returns the image embeddings of a batch; the tokens of a frozen encoder come from `cache`."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from mae.models.classifier import Classifier, Pool, topk_correct
 from mae.models.config import ImageSize
 from mae.models.flops import classification_flops
-from mae.train.layer_decay import layer_decayed_adamw
+from mae.train.layer_decay import build_layer_decayed_optimizer
 from mae.train.optim import NamedAdamW
 from mae.train.strategies import shard
 from mae.train.training import Training
@@ -86,7 +86,7 @@ class Finetuning(Training):
 
     def build_optimizer(self) -> NamedAdamW:
         named, depth = self.model.named_parameters(), self.model.config.depth
-        return layer_decayed_adamw(named, self.optim, self.schedule.peak_lr, vit_layer, depth)
+        return build_layer_decayed_optimizer(named, self.optim, self.schedule.peak_lr, vit_layer, depth)
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         images, targets = self.pixels.normalise(batch["images"]), batch["labels"]

@@ -1,20 +1,20 @@
-"""AdamW with layer-wise learning-rate decay, for fine-tuning."""
+"""Layer-wise learning-rate decay, for fine-tuning."""
 
 from collections.abc import Callable, Iterable
 
 from torch import nn
 
-from mae.train.optim import NamedAdamW, OptimConfig, decays
+from mae.train.optim import NamedAdamW, OptimConfig, build_grouped_optimizer, decays
 
 
-def layer_decayed_adamw(
+def build_layer_decayed_optimizer(
     parameters: Iterable[tuple[str, nn.Parameter]],
     config: OptimConfig,
     lr: float,
     layer: Callable[[str, int], int],
     depth: int,
 ) -> NamedAdamW:
-    """Returns fused AdamW with layer-wise learning-rate decay (Clark et al. 2020), over the trainable parameters.
+    """Returns the optimiser with layer-wise learning-rate decay (Clark et al. 2020), over the trainable parameters.
 
     layer  (name of a parameter, depth) -> number of its layer; layer `depth` + 1 learns at `lr`, each one before it at
            `config.layer_decay` times the rate of the next
@@ -32,4 +32,4 @@ def layer_decayed_adamw(
         }
         for number, decayed in sorted(members)
     ]
-    return NamedAdamW(groups, lr=lr, betas=config.betas, fused=True)
+    return build_grouped_optimizer(groups, config, lr)

@@ -1,9 +1,10 @@
-"""AdamW: its settings, which parameters decay, a state dict keyed by names."""
+"""Optimisers: their settings, which parameters decay, AdamW with a state dict keyed by names."""
 
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field
+import torch
+from pydantic import BaseModel, Field, model_validator
 from torch import nn
 from torch.optim import AdamW
 
@@ -20,6 +21,10 @@ class OptimConfig(BaseModel, frozen=True, extra="forbid"):
     milestones    shares of the run after each of which the learning rate is divided by 10; none: half a cosine
     layer_decay   layer-wise learning-rate decay, per block of the encoder from the head down; 1: none
     grad_clip     largest norm of the gradient; None: no clipping
+    name          adamw | muon: what trains the matrices of the blocks (mae/train/muon.py); AdamW trains the rest
+    muon_lr       learning rate of Muon, as a multiple of AdamW's
+    muon_beta     share of the momentum that is kept in each step
+    muon_dtype    precision of the Newton-Schulz iteration
     """
 
     base_lr: float = Field(1.5e-4, gt=0)
@@ -31,6 +36,18 @@ class OptimConfig(BaseModel, frozen=True, extra="forbid"):
     milestones: tuple[Share, ...] = ()
     layer_decay: float = Field(1.0, gt=0, le=1)
     grad_clip: float | None = Field(None, gt=0)
+    name: Literal["adamw", "muon"] = "adamw"
+    muon_lr: float = Field(2.0, gt=0)
+    muon_beta: Beta = 0.95
+    muon_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+    @model_validator(mode="after")
+    def _muon_is_chosen(self) -> Self:
+        given = {name: getattr(self, name) for name in self.model_fields_set if name.startswith("muon_")}
+        unused = [f"{name}={value}" for name, value in given.items() if value != type(self).model_fields[name].default]
+        if self.name != "muon" and unused:
+            raise ValueError(f"{', '.join(sorted(unused))} is for Muon alone: set optim=muon, or leave it out")
+        return self
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -66,11 +83,24 @@ class NamedAdamW(AdamW):
         super().load_state_dict({"state": state, "param_groups": groups})
 
 
-def adamw(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, lr: float) -> NamedAdamW:
-    """Returns fused AdamW over the trainable parameters, in two groups: with and without weight decay."""
+def build_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, lr: float) -> NamedAdamW:
+    """Returns the optimiser of the trainable parameters, in groups with and without weight decay."""
     trainable = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
     groups = [
         {"params": [(n, p) for n, p in trainable if decays(n, p)], "weight_decay": config.weight_decay},
         {"params": [(n, p) for n, p in trainable if not decays(n, p)], "weight_decay": 0.0},
     ]
-    return NamedAdamW(groups, lr=lr, betas=config.betas, fused=True)
+    return build_grouped_optimizer(groups, config, lr)
+
+
+def build_grouped_optimizer(groups: list[dict[str, Any]], config: OptimConfig, lr: float) -> NamedAdamW:
+    """Returns fused AdamW over the groups; or Muon with AdamW, which part each group into matrices and the rest.
+
+    groups  "params": [(name, parameter), ...] that are trained, "weight_decay", "lr" where it differs from `lr`
+    """
+    adamw = {"lr": lr, "betas": config.betas, "fused": True}
+    if config.name == "adamw":
+        return NamedAdamW(groups, **adamw)
+    from mae.train.muon import Muon, part
+
+    return Muon(part(groups, lr, config.muon_lr, config.muon_beta), dtype=getattr(torch, config.muon_dtype), **adamw)

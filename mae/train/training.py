@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from mae.models.pixels import Pixels
 from mae.models.vit import choose_attention
 from mae.train.lightning_progress import loops_at_step
-from mae.train.optim import NamedAdamW, OptimConfig, adamw
+from mae.train.optim import NamedAdamW, OptimConfig, build_optimizer
 from mae.train.precision import choose_float32_products
 from mae.train.schedule import Schedule, learning_rate
 from mae.train.validation import ValidationMeans
@@ -99,7 +99,7 @@ class Training(ValidationMeans, ABC):
 
     def build_optimizer(self) -> NamedAdamW:
         """Returns the optimiser, each parameter group at its peak learning rate; the schedule scales all alike."""
-        return adamw(self.model.named_parameters(), self.optim, self.schedule.peak_lr)
+        return build_optimizer(self.model.named_parameters(), self.optim, self.schedule.peak_lr)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.build_optimizer()

@@ -1,0 +1,57 @@
+"""Share of the optimiser in a training step on the CPU: python -m benchmarks.optimiser [--rounds 7]
+
+The model of cifar10_tiny (encoder 6 x 192, decoder 1 x 128, patches of 4 on 32 px) under bf16 autocast. In each round
+AdamW and Muon update the same model after the same forward and backward pass, in turn.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+
+import mae
+from mae.models.vit import choose_attention
+from mae.train.muon import update_flops
+from mae.train.optim import OptimConfig, build_optimizer
+
+SHAPE = {"image_size": 32, "patch_size": 4, "width": 192, "depth": 6, "num_heads": 3}
+DECODER = {"decoder_width": 128, "decoder_depth": 1, "decoder_num_heads": 4}
+BATCHES = (64, 128, 256)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    model = mae.MaskedAutoencoder(mae.MAEConfig.model_validate(SHAPE | DECODER))
+    choose_attention(model, device=torch.device("cpu"))
+    optimizers = {
+        name: build_optimizer(model.named_parameters(), OptimConfig.model_validate({"name": name}), lr=1e-4)
+        for name in ("adamw", "muon")
+    }
+    print(f"Muon: {update_flops(model.named_parameters()) / 1e9:.1f} GFLOP an update")
+    for batch in BATCHES:
+        images, noise = torch.randn(batch, 3, 32, 32), torch.rand(batch, 64)
+        taken: dict[str, list[float]] = {"pass": [], "adamw": [], "muon": []}
+        for _ in range(rounds + 1):
+            for name, optimizer in optimizers.items():
+                begun = time.perf_counter()
+                with torch.autocast("cpu", torch.bfloat16):
+                    loss = model(images, noise).loss
+                loss.backward()
+                middle = time.perf_counter()
+                optimizer.step()
+                taken["pass"].append(middle - begun)
+                taken[name].append(time.perf_counter() - middle)
+                optimizer.zero_grad()
+        compute, *updates = (statistics.median(values[1:]) for values in taken.values())
+        shares = ", ".join(
+            f"{name} {1000 * seconds:.1f} ms ({seconds / (compute + seconds):.1%} of a step)"
+            for name, seconds in zip(optimizers, updates, strict=True)
+        )
+        print(f"batch {batch}: forward and backward pass {1000 * compute:.0f} ms; {shares}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
