@@ -136,6 +136,7 @@ def small(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path
     subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.slow
 def test_full_disk_refuses_the_start_and_keeps_the_previous_checkpoint(built_in: Path, small) -> None:
     """Two ranks, of which one writes; both end."""
     runs, fill = small
