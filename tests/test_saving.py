@@ -97,7 +97,8 @@ def test_time_of_a_save_is_that_of_its_size_and_leaves_nothing(tmp_path: Path) -
 
 
 def test_notice_is_asked_for_where_saving_takes_longer_than_schedulers_wait(tmp_path: Path, monkeypatch) -> None:
-    assert "a warning" not in describe_saving(1_000, 500, tmp_path)
+    small = describe_saving(11_300_000, 500, tmp_path)
+    assert small.startswith("11.3 MB every 500 steps, ") and "a warning" not in small
     monkeypatch.setattr(checkpoint_writer, "seconds_to_write", lambda size, folder: size / 1e8)
     said = describe_saving(8_200_000_000, 1000, tmp_path)
     assert said.startswith("8.2 GB every 1,000 steps, 82 s each beside the training; ")

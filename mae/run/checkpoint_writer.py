@@ -75,7 +75,8 @@ def describe_saving(size: int, every: int, folder: Path) -> str:
     """Returns the size of a checkpoint, how often one is saved and how long it takes to write (`seconds_to_write`)."""
     seconds = seconds_to_write(size, folder)
     notice = f"; a warning before the end has to leave {2 * seconds:.0f} s and a step" if 2 * seconds > USUAL else ""
-    return f"{size / 1e9:.3g} GB every {every:,} steps, {seconds:.2g} s each beside the training{notice}"
+    amount = f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
+    return f"{amount} every {every:,} steps, {seconds:.2g} s each beside the training{notice}"
 
 
 class BackgroundCheckpointIO(TorchCheckpointIO):
