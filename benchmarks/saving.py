@@ -15,6 +15,7 @@ from typing import Any
 import lightning.pytorch as pl
 from hydra import compose, initialize_config_dir
 
+from mae.callbacks.save_checkpoints import SaveCheckpoints
 from mae.distributed.launch import Topology
 from mae.run.checkpoint_files import checkpoints
 from mae.run.checkpoint_writer import BackgroundCheckpointIO, write_checkpoint
@@ -42,8 +43,9 @@ class Clock(pl.Callback):
     def __init__(self, writer: BackgroundCheckpointIO) -> None:
         self.writer, self.begun = writer, list[float]()
 
-    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
-        trainer.strategy.checkpoint_io = self.writer
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        (saving,) = (callback for callback in trainer.callbacks if isinstance(callback, SaveCheckpoints))  # pyright: ignore[reportAttributeAccessIssue]
+        saving.writer = trainer.strategy.checkpoint_io = self.writer
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         self.begun.append(time.perf_counter())

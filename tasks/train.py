@@ -52,7 +52,7 @@ from mae.distributed.stop import AFTER, BEFORE, program
 from mae.errors import ConfigError
 from mae.report.start import show_start
 from mae.run.checkpoint_files import read_own, refuse_other_run, set_damaged_aside
-from mae.run.checkpoint_writer import BackgroundCheckpointIO, checkpoint_bytes, describe_saving
+from mae.run.checkpoint_writer import describe_saving, refuse_full_disk
 from mae.run.folder import (
     clear_run_folder,
     own_launch,
@@ -65,7 +65,7 @@ from mae.run.folder import (
 )
 from mae.run.lease import await_turn, hold_lease
 from mae.run.metrics import MetricsCSV
-from mae.train.optim import OptimConfig
+from mae.train.optim import OptimConfig, checkpoint_bytes
 from mae.train.precision import resolve_precision
 from mae.train.schedule import rate_change
 from mae.train.strategies import choose_strategy
@@ -228,7 +228,8 @@ def record_run(task: Task, model: nn.Module, recipe: dict[str, Any], checkpoint:
     about = {"precision": recipe["precision"], "data": recipe["order"], "model": task.describe(model)}
     derived = {**asdict(schedule), "epochs": schedule.epochs, **about}
     write_json(run / "derived.json", derived)
-    size = checkpoint_bytes(model) if checkpoint is None else checkpoint.stat().st_size
+    size = checkpoint_bytes(model, config.optim) if checkpoint is None else checkpoint.stat().st_size
+    refuse_full_disk(size, run)
     show_start(
         run,
         derived,
@@ -274,7 +275,7 @@ def build_trainer(task: Task, precision: str, strategy: str | Strategy, timer: L
             enable_model_summary=False,
             logger=False,  # the loggers come when there is a run folder
             profiler=timer,
-            plugins=[BackgroundCheckpointIO(), cluster_environment(topology)],
+            plugins=[cluster_environment(topology)],
             default_root_dir=config.run,
         )
     except InstantiationException as error:

@@ -12,8 +12,8 @@ from torch.optim import AdamW
 import mae
 from mae.errors import ConfigError
 from mae.run.checkpoint_files import refuse_other_run
-from mae.train.muon import Muon, assign, is_matrix, iterate
-from mae.train.optim import OptimConfig, build_optimizer
+from mae.train.muon import Muon, assign, iterate
+from mae.train.optim import OptimConfig, build_optimizer, is_matrix
 
 TINY = {"width": 32, "depth": 2, "num_heads": 2, "decoder_width": 16, "decoder_depth": 1, "decoder_num_heads": 2}
 SETTINGS = OptimConfig(name="muon", weight_decay=0.1, muon_lr=3.0)

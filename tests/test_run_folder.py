@@ -452,7 +452,8 @@ class Saved:
     def __init__(self, step: int) -> None:
         self.global_step = step
         self.strategy = self
-        self.checkpoint_io = BackgroundCheckpointIO()
+
+    checkpoint_io: BackgroundCheckpointIO
 
     def save_checkpoint(self, path: Path) -> None:
         self.checkpoint_io.save_checkpoint({"mae": {"step": self.global_step}}, path)

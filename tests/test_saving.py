@@ -2,16 +2,24 @@
 
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 
+import mae
 from mae.callbacks.save_checkpoints import CheckpointConfig, SaveCheckpoints
 from mae.errors import CheckpointError
 from mae.run import checkpoint_writer
 from mae.run.checkpoint_files import read, verify
-from mae.run.checkpoint_writer import BackgroundCheckpointIO, describe_saving, seconds_to_write
+from mae.run.checkpoint_writer import (
+    BackgroundCheckpointIO,
+    describe_saving,
+    refuse_full_disk,
+    seconds_to_write,
+    write_checkpoint,
+)
+from mae.train.optim import OptimConfig, build_optimizer, checkpoint_bytes
 
 
 def contents(value: float) -> dict[str, Any]:
@@ -107,13 +115,31 @@ def test_notice_is_asked_for_where_saving_takes_longer_than_schedulers_wait(tmp_
 
 def test_start_is_refused_where_the_next_checkpoint_has_no_room(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"room for .* GB, and the next checkpoint takes 1e\+06 GB\. Make"):
-        seconds_to_write(10**15, tmp_path)
+        refuse_full_disk(10**15, tmp_path)
 
 
 def test_start_that_crashes_waits_for_its_checkpoint_before_another_may_have_the_folder(tmp_path, monkeypatch) -> None:
     gate, saving = Gate(monkeypatch), SaveCheckpoints(tmp_path, CheckpointConfig(), None)
-    saving.writer = BackgroundCheckpointIO()
     saving.writer.save_checkpoint(contents(1.0), tmp_path / "one")
     threading.Timer(0.1, gate.opened.set).start()
     saving.on_exception(None, None, KeyError())  # type: ignore[arg-type]
     verify(tmp_path / "one")
+    assert saving.writer.under_way is None
+
+
+def test_start_that_crashes_while_it_is_set_up_has_nothing_to_wait_for(tmp_path: Path) -> None:
+    saving = SaveCheckpoints(tmp_path, CheckpointConfig(), None)
+    saving.on_exception(None, None, KeyError())  # type: ignore[arg-type]
+    assert not saving.writer.failed
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_size_of_a_checkpoint_is_foreseen(tmp_path: Path, name: Literal["adamw", "muon"]) -> None:
+    shape = {"image_size": 64, "width": 64, "depth": 2, "num_heads": 2, "decoder_width": 64, "decoder_depth": 1}
+    model, config = mae.MaskedAutoencoder(mae.MAEConfig.model_validate(shape)), OptimConfig(name=name)
+    optimizer = build_optimizer(model.named_parameters(), config, 1e-3)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    optimizer.step()
+    write_checkpoint({"state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "file")
+    assert checkpoint_bytes(model, config) == pytest.approx((tmp_path / "file").stat().st_size, rel=0.05)

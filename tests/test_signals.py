@@ -212,7 +212,7 @@ def test_crash_in_training_stays_one_whatever_signals_follow(tmp_path: Path, bui
 
 @pytest.mark.usefixtures("handlers")
 def test_signal_ends_a_process_whose_main_thread_a_library_keeps(monkeypatch, capfd) -> None:
-    """As one that waits for other ranks in C++ does."""
+    """Keeps it as one does that waits for other ranks in C++."""
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)
     monkeypatch.setattr(stop, "KEPT_SECONDS", 0.1)

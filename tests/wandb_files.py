@@ -50,7 +50,7 @@ def ended(path: Path) -> Path:
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    """What was logged, in order; nested names are joined by a slash."""
+    """Returns what was logged, in order; nested names are joined by a slash."""
     return [
         {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
         for record in records(path)
@@ -59,19 +59,19 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def config(path: Path) -> dict[str, Any]:
-    """The settings that the run was told."""
+    """Returns the settings that the run was told."""
     items = [item for record in records(path) if record.HasField("config") for item in record.config.update]
     return {item.key: json.loads(item.value_json) for item in items}
 
 
 def summary(path: Path) -> dict[str, Any]:
-    """The last value of everything that was put into the summary."""
+    """Returns the last value of everything that was put into the summary."""
     items = [item for record in records(path) if record.HasField("summary") for item in record.summary.update]
     return {item.key: json.loads(item.value_json) for item in items}
 
 
 def artifacts(path: Path) -> list[Any]:
-    """The artifacts that were logged, without the tables that are artifacts to W&B as well."""
+    """Returns the artifacts that were logged, without the tables that are artifacts to W&B as well."""
     return [
         record.artifact
         for record in records(path)

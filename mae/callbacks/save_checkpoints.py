@@ -44,10 +44,10 @@ class SaveCheckpoints(StepCallback):
         self.val_every = val_every
         self.saved_step = -1
         self.told = False  # that writing takes long
+        self.writer = BackgroundCheckpointIO()
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
-        assert isinstance(trainer.strategy.checkpoint_io, BackgroundCheckpointIO)
-        self.writer = trainer.strategy.checkpoint_io
+        trainer.strategy.checkpoint_io = self.writer
 
     def save(self, trainer: pl.Trainer) -> None:
         """Begins to save this step unless it is saved already, once the checkpoint before is on disk.

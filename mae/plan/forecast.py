@@ -48,7 +48,7 @@ class Forecast:
     loading      images per second that one core of this machine loads; None if it was not measured
     price        of an hour of one device, in any currency
     checkpoints  on disk at a time, one of them being written
-    saving       seconds that writing one takes on this machine; None if that is unknown
+    saving       seconds that writing one takes on this machine; None if nothing can be written
     """
 
     cost: TrainingCost

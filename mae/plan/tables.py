@@ -85,7 +85,7 @@ def _disk(forecast: Forecast) -> str:
     each = forecast.cost.checkpoint_bytes / GIB
     kept = f"{shards}{forecast.checkpoints} checkpoints of {each:.3g} GiB (one of them being written)"
     if forecast.saving is None:
-        return kept
+        return f"{kept}; nothing can be written where the run will be"
     return f"{kept}; {forecast.saving:.2g} s to write one on this machine, from a copy in the memory of rank 0's host"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Tensor, nn
+from torch import Tensor
 
 from mae.atomic import write_atomically
 from mae.errors import CheckpointError
@@ -37,18 +37,12 @@ def write_checkpoint(contents: dict[str, Any], path: Path) -> None:
         raise CheckpointError(f"{path} cannot be written ({reason.strerror})") from reason
 
 
-def checkpoint_bytes(model: nn.Module) -> int:
-    """Returns the bytes of a checkpoint: weights, and two moments of each that is trained."""
-    kept = sum(tensor.nbytes for tensor in model.state_dict().values())
-    return kept + 2 * sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-
-
 def seconds_to_write(size: int, folder: Path) -> float:
     """Estimates how long a checkpoint of `size` bytes takes to write, by writing up to 64 MiB into the folder.
 
     Makes no folder: one that does not exist yet is taken to lie on the disk of the next above it.
 
-    Raises CheckpointError if nothing can be written there, or there is less room than `size`.
+    Raises CheckpointError if nothing can be written there.
     """
     folder = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
     sample = max(1, min(size, SAMPLE))
@@ -62,13 +56,17 @@ def seconds_to_write(size: int, folder: Path) -> float:
         raise CheckpointError(f"{error}. Make room for checkpoints and start the same command again") from error
     finally:
         path.unlink(missing_ok=True)
+    return seconds * size / sample
+
+
+def refuse_full_disk(size: int, folder: Path) -> None:
+    """Raises CheckpointError if the folder has no room for the next checkpoint, of `size` bytes."""
     disk = shutil.disk_usage(folder)
     if disk.total and disk.free < size:  # some network folders report nothing
         raise CheckpointError(
             f"{folder} has room for {disk.free / 1e9:.3g} GB, and the next checkpoint takes {size / 1e9:.3g} GB. "
             "Make room and start the same command again"
         )
-    return seconds * size / sample
 
 
 def describe_saving(size: int, every: int, folder: Path) -> str:

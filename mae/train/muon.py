@@ -19,18 +19,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from mae.train.optim import NamedAdamW
+from mae.train.optim import NamedAdamW, is_matrix
 
 A, B, C = 3.4445, -4.7750, 2.0315  # Jordan et al. 2024: X <- (a + b XX' + c (XX')^2) X
 SQUARE, WIDE = (1, 1, 1, 1, 1), (2, 3)  # iterations between two looks at XX'
 WIDTHS = 2  # columns per row from which on a matrix is wide
 MATCH_ADAMW = 0.2  # root mean square of AdamW's updates, which Muon's are scaled to (Liu et al. 2025)
 PARTS = {"qkv": 3, "kv": 2}  # layers whose weight is several matrices, one above the other
-
-
-def is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Returns True for the weights of the linear layers inside the blocks, which Muon trains."""
-    return parameter.ndim == 2 and "blocks." in name and name.endswith(".weight")
 
 
 def describe(name: str, parameter: nn.Parameter) -> tuple[int, int, int]:
@@ -99,8 +94,8 @@ class Muon(NamedAdamW):
         entries = list(self._entries())
         if not entries:
             return
-        for entry in entries:
-            if (scale := getattr(self, "grad_scale", None)) is not None:
+        if (scale := getattr(self, "grad_scale", None)) is not None:
+            for entry in entries:
                 entry.gradient.div_(scale)
         keep = None if bad is None else 1.0 - bad
         for entry in entries:

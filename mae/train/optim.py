@@ -55,6 +55,21 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and name.endswith("weight")
 
 
+def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Returns True for the weights of the linear layers inside the blocks, which Muon trains if it is chosen."""
+    return parameter.ndim == 2 and "blocks." in name and name.endswith(".weight")
+
+
+def checkpoint_bytes(model: nn.Module, config: OptimConfig) -> int:
+    """Returns the bytes of a checkpoint: weights and, of each that is trained, AdamW's two moments or Muon's one."""
+    moments = sum(
+        parameter.nbytes * (1 if config.name == "muon" and is_matrix(name, parameter) else 2)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    )
+    return moments + sum(tensor.nbytes for tensor in model.state_dict().values())
+
+
 class NamedAdamW(AdamW):
     """AdamW whose state dict is keyed by parameter names instead of numbers, whatever the order of the parameters."""
 
