@@ -9,7 +9,8 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
+from functools import reduce
+from itertools import accumulate, islice
 from math import sqrt
 from typing import Any, NamedTuple
 
@@ -21,8 +22,14 @@ from torch.optim import Optimizer
 
 from mae.train.optim import NamedAdamW, is_matrix
 
-A, B, C = 3.4445, -4.7750, 2.0315  # Jordan et al. 2024: X <- (a + b XX' + c (XX')^2) X
-SQUARE, WIDE = (1, 1, 1, 1, 1), (2, 3)  # iterations between two looks at XX'
+# Of the iterations X <- (a + b XX' + c (XX')^2) X. Each polynomial is the one nearest to 1 on what those before it make
+# of singular values in [.001, 1], and 2 % beyond, for rounding (Amsel et al. 2025); at the end they are in [.43, 1.57].
+COEFFICIENTS = (
+    (8.3051, -23.6631, 16.8756),
+    (4.1039, -2.9320, 0.5263),
+    (3.9008, -2.7969, 0.5119),
+    (3.2783, -2.3690, 0.4666),
+)
 WIDTHS = 2  # columns per row from which on a matrix is wide
 MATCH_ADAMW = 0.2  # root mean square of AdamW's updates, which Muon's are scaled to (Liu et al. 2025)
 PARTS = {"qkv": 3, "kv": 2}  # layers whose weight is several matrices, one above the other
@@ -199,7 +206,9 @@ def _operations(shape: tuple[int, int, int]) -> int:
 
 
 def _rounds(short: int, long: int) -> tuple[int, ...]:
-    return WIDE if long >= WIDTHS * short else SQUARE
+    """Returns the numbers of iterations between two looks at XX'."""
+    count = len(COEFFICIENTS)
+    return (2, count - 2) if long >= WIDTHS * short else (1,) * count
 
 
 def update_flops(parameters: Iterable[tuple[str, nn.Parameter]]) -> int:
@@ -224,29 +233,29 @@ def iterate(updates: Sequence[Tensor], shapes: Sequence[tuple[int, int, int]], d
 
 
 def newton_schulz(matrices: Tensor) -> Tensor:
-    """Returns the matrices [k, m, n] with singular values near 1, by five iterations in their precision.
+    """Returns the matrices [k, m, n] with singular values near 1, by the iterations of COEFFICIENTS in their precision.
 
     Of a square matrix each iteration begins with X X', as published. Where n is larger the products with X are the dear
-    ones: two and then three iterations are made on X X' [m, m] alone, and X is multiplied by their product. Not all
-    five: an eigenvalue that rounding has made negative moves away from 0 with each of them.
+    ones: two iterations at a time are made on X X' [m, m] alone, and X is multiplied by their product. Not all at once:
+    an eigenvalue that rounding has made negative moves away from 0 with each of them.
     """
     if matrices.shape[1] > matrices.shape[2]:
         return newton_schulz(matrices.mT).mT
     found = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    coefficients = iter(COEFFICIENTS)
     for count in _rounds(*matrices.shape[1:]):
         gram = found @ found.mT
         if count == 1:
-            found = torch.baddbmm(found, torch.baddbmm(gram, gram, gram, beta=B, alpha=C), found, beta=A)
+            a, b, c = next(coefficients)
+            found = torch.baddbmm(found, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
             continue
-        product: Tensor | None = None
-        for number in range(count):
-            factor = torch.baddbmm(gram, gram, gram, beta=B, alpha=C)
-            factor.diagonal(dim1=1, dim2=2).add_(A)
-            product = factor if product is None else factor @ product
-            if number < count - 1:
-                gram = factor @ gram @ factor
-        assert product is not None
-        found = product @ found
+        factors: list[Tensor] = []
+        for a, b, c in islice(coefficients, count):
+            if factors:
+                gram = factors[-1] @ gram @ factors[-1]
+            factors.append(torch.baddbmm(gram, gram, gram, beta=b, alpha=c))
+            factors[-1].diagonal(dim1=1, dim2=2).add_(a)
+        found = reduce(lambda product, factor: factor @ product, factors) @ found
     return found
 
 
