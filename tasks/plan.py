@@ -54,7 +54,7 @@ def plan_only(config: TrainConfig) -> None:
         shard_bytes=shard_bytes,
         loading=loading,
         price=wanted.price,
-        checkpoints=config.checkpoint.keep + 1,
+        checkpoints=config.checkpoint.keep + 1 + (config.optim.schedule == "wsd"),
         saving=saving_seconds(cost, config.run),
     )
     show_forecast(expected, config.name)

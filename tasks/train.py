@@ -243,7 +243,7 @@ def record_run(task: Task, model: nn.Module, recipe: dict[str, Any], checkpoint:
         init_from=config.init_from,
         ranks=str(task.topology),
         saving=describe_saving(size, config.checkpoint.every_steps, run / "checkpoints"),
-        rate_change=rate_change(schedule, before or {}, config.optim.milestones, start_step),
+        rate_change=rate_change(schedule, before or {}, run, start_step),
     )
 
 
@@ -292,7 +292,9 @@ def build_callbacks(task: Task, precision: str, timer: LoopTimer) -> list[pl.Cal
     The first of them, if there is one, ends the run at this step (trainer.max_time).
     """
     config = task.config
-    checkpoints = SaveCheckpoints(config.run, config.checkpoint, config.val_every if task.data.val_index else None)
+    val_every = config.val_every if task.data.val_index else None
+    before_cooldown = task.schedule.cooldown_start if task.schedule.cooldown_steps else None
+    checkpoints = SaveCheckpoints(config.run, config.checkpoint, val_every, before_cooldown)
     signals = StopOnSignal(checkpoints)
     guard = SkipNonFinite(config.run, signals)
     throughput = Throughput(config.log_every, timer, guard, precision)

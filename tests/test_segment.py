@@ -31,7 +31,7 @@ from mae.sam.segmentation import sam_layer
 from mae.sam.segmenter import Segmenter
 from mae.train.layer_decay import build_layer_decayed_optimizer
 from mae.train.optim import OptimConfig
-from mae.train.schedule import learning_rate
+from mae.train.schedule import derive_schedule
 from tasks.evaluate import launch
 from tasks.relevance_eval import RelevanceProbe, evaluate_relevance
 from tasks.segment import Segment
@@ -154,17 +154,11 @@ def test_layer_decay_gives_each_sam_parameter_the_rate_of_its_layer() -> None:
 
 
 def test_learning_rate_falls_to_a_tenth_at_each_milestone() -> None:
-    rates = [
-        learning_rate(
-            step,
-            peak_lr=1.0,
-            min_lr=0.0,
-            warmup_steps=250,
-            total_steps=90_000,
-            milestones=(60_000 / 90_000, 86_666 / 90_000),
-        )
-        for step in (0, 125, 250, 59_999, 60_000, 86_665, 86_666, 89_999)
-    ]
+    optim = OptimConfig(base_lr=1.0, warmup_steps=250, milestones=(60_000 / 90_000, 86_666 / 90_000))
+    schedule = derive_schedule(
+        optim, samples=256, global_batch=256, micro_batch=None, ranks=1, epochs=1, max_steps=90_000
+    )
+    rates = [schedule.learning_rate(step) for step in (0, 125, 250, 59_999, 60_000, 86_665, 86_666, 89_999)]
     assert rates == pytest.approx([0, 0.5, 1, 1, 0.1, 0.1, 0.01, 0.01])
 
 

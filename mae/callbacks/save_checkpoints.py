@@ -1,4 +1,4 @@
-"""Checkpoint saving: every `every_steps` steps and at the end, keeping the newest `keep`."""
+"""Checkpoint saving: every `every_steps` steps, before a cool-down and at the end, keeping the newest `keep`."""
 
 from contextlib import suppress
 from functools import partial
@@ -32,16 +32,19 @@ class CheckpointConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class SaveCheckpoints(StepCallback):
-    """Saves runs/NAME/checkpoints/step-00000500.ckpt every `every_steps` steps and at the end.
+    """Saves runs/NAME/checkpoints/step-00000500.ckpt every `every_steps` steps, at the step `stays`, and at the end.
+
+    That of step `stays` is never deleted: the last one before the cool-down, from which a run can be carried on.
 
     A step that is also validated is saved after its validation, so that a run that dies in between repeats both.
     Training goes on while the file is written (`BackgroundCheckpointIO`); the last one is waited for.
     """
 
-    def __init__(self, run: Path, config: CheckpointConfig, val_every: int | None) -> None:
+    def __init__(self, run: Path, config: CheckpointConfig, val_every: int | None, stays: int | None = None) -> None:
         self.run = run
         self.config = config
         self.val_every = val_every
+        self.stays = stays
         self.saved_step = -1
         self.told = False  # that writing takes long
         self.writer = BackgroundCheckpointIO()
@@ -78,7 +81,7 @@ class SaveCheckpoints(StepCallback):
             from mae.run.artifacts import log_checkpoint
 
             log_checkpoint(loggers, path, step, self.config.artifacts)
-        before = [old for old in checkpoints(self.run) if step_of(old) < step]
+        before = [old for old in checkpoints(self.run) if step_of(old) < step and step_of(old) != self.stays]
         for old in before[self.config.keep - 1 :]:
             old.unlink(missing_ok=True)
 
@@ -117,7 +120,7 @@ class SaveCheckpoints(StepCallback):
             )
 
     def _due(self, trainer: pl.Trainer) -> bool:
-        return trainer.global_step % self.config.every_steps == 0
+        return trainer.global_step % self.config.every_steps == 0 or trainer.global_step == self.stays
 
     def validated_next(self, trainer: pl.Trainer) -> bool:
         """Returns True if a validation follows the step just made."""

@@ -69,6 +69,19 @@ def recipe_rows(derived: dict[str, Any]) -> list[tuple[str, str]]:
         *derived["model"].items(),
         ("batch", parts),
         ("steps", f"{derived['total_steps']:,} = {length}; {derived['warmup_steps']:,} of warm-up"),
-        ("learning rate", f"{peak:.3g} = {peak * 256 / batch:.3g} x {batch} / 256"),
+        ("learning rate", f"{peak:.3g} = {peak * 256 / batch:.3g} x {batch} / 256{_then(derived)}"),
         ("precision", derived["precision"]),
     ]
+
+
+def _then(derived: dict[str, Any]) -> str:
+    """Returns what becomes of the peak rate; nothing for a run older than the choice."""
+    end, steps = f"down to {derived['min_lr']:.3g}", derived["total_steps"]
+    cooldown = derived.get("cooldown_steps", 0)
+    falls = {
+        "cosine": f", half a cosine {end}",
+        "linear": f", linearly {end}",
+        "wsd": f", constant to step {steps - cooldown:,}, then {cooldown:,} steps of cool-down {end}",
+        "steps": "".join(f", a tenth after step {share * steps:,.0f}" for share in derived.get("milestones", ())),
+    }
+    return falls.get(derived.get("shape", ""), "")

@@ -12,13 +12,17 @@ from mae.errors import CheckpointError
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+COOLDOWN = 0.2  # what Hägele et al. 2024 find to reach a cosine of the same length
 
 
 class OptimConfig(BaseModel, frozen=True, extra="forbid"):
     """Optimiser settings (He et al. 2022, table 8): lr = base_lr * global_batch / 256.
 
     warmup_steps  replaces warmup_epochs
-    milestones    shares of the run after each of which the learning rate is divided by 10; none: half a cosine
+    schedule      cosine | linear | wsd | steps: what follows the warm-up (mae/train/schedule.py); None: steps where
+                  there are milestones, else cosine
+    cooldown      share of a wsd run, at its end, in which the learning rate falls
+    milestones    shares of a run of steps after each of which the learning rate is divided by 10
     layer_decay   layer-wise learning-rate decay, per block of the encoder from the head down; 1: none
     grad_clip     largest norm of the gradient; None: no clipping
     name          adamw | muon: what trains the matrices of the blocks (mae/train/muon.py); AdamW trains the rest
@@ -33,6 +37,8 @@ class OptimConfig(BaseModel, frozen=True, extra="forbid"):
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     warmup_epochs: float = Field(40.0, ge=0)
     warmup_steps: int | None = Field(None, ge=0)
+    schedule: Literal["cosine", "linear", "wsd", "steps"] = "cosine"
+    cooldown: Share = COOLDOWN
     milestones: tuple[Share, ...] = ()
     layer_decay: float = Field(1.0, gt=0, le=1)
     grad_clip: float | None = Field(None, gt=0)
@@ -40,6 +46,32 @@ class OptimConfig(BaseModel, frozen=True, extra="forbid"):
     muon_lr: float = Field(2.0, gt=0)
     muon_beta: Beta = 0.95
     muon_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _schedule_is_named(cls, settings: Any) -> Any:
+        # Recipes and checkpoints older than the setting say it by their milestones.
+        if isinstance(settings, dict) and settings.get("schedule") is None:
+            return settings | {"schedule": "steps" if settings.get("milestones") else "cosine"}
+        return settings
+
+    @model_validator(mode="after")
+    def _schedule_has_what_it_needs(self) -> Self:
+        if self.milestones and self.schedule != "steps":
+            raise ValueError(
+                f"milestones={list(self.milestones)} are for schedule=steps, and this is schedule={self.schedule}: set "
+                "optim.milestones=[], or leave optim.schedule out"
+            )
+        if self.schedule == "steps" and not self.milestones:
+            raise ValueError(
+                "schedule=steps needs optim.milestones, shares of the run after each of which the rate falls"
+            )
+        if self.cooldown != COOLDOWN and self.schedule != "wsd":
+            raise ValueError(
+                f"cooldown={self.cooldown:g} is for schedule=wsd, and this is schedule={self.schedule}: set "
+                "optim.schedule=wsd, or leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _muon_is_chosen(self) -> Self:

@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from mae.errors import ConfigError
+from mae.run.checkpoint_files import checkpoint_path
 from mae.train.optim import OptimConfig
 
 
@@ -13,6 +15,7 @@ class Schedule:
     """Derived numbers of one run: steps are optimiser steps, batch sizes count images.
 
     micro_batch  the largest: where the global batch does not divide, ranks take shares that differ by one unit
+    shape        cosine | linear | wsd | steps
     """
 
     samples: int
@@ -26,11 +29,32 @@ class Schedule:
     warmup_steps: int
     peak_lr: float
     min_lr: float
+    shape: str = "cosine"
+    cooldown_steps: int = 0  # of wsd
+    milestones: tuple[float, ...] = ()  # of steps
 
     @property
     def epochs(self) -> float:
         """Returns how often each image is shown."""
         return self.total_steps * self.views / self.steps_per_pass
+
+    @property
+    def cooldown_start(self) -> int:
+        """Returns the number of steps before the cool-down: all without one."""
+        return self.total_steps - self.cooldown_steps
+
+    def learning_rate(self, step: int) -> float:
+        """Returns the learning rate of the update after `step` updates."""
+        return learning_rate(
+            step,
+            peak_lr=self.peak_lr,
+            min_lr=self.min_lr,
+            warmup_steps=self.warmup_steps,
+            total_steps=self.total_steps,
+            shape=self.shape,
+            cooldown_steps=self.cooldown_steps,
+            milestones=self.milestones,
+        )
 
     def weight(self, images: int) -> float:
         """Returns the factor for the mean loss of a micro-batch of so many images, 1 where all have the same number.
@@ -58,9 +82,11 @@ def derive_schedule(
     epochs       how often each image is shown
     views        crops that a pass shows of each image; each crop is an image of the batch
     unit         images that share a micro-batch, see split_batch; None: the views of one
-    max_steps    replaces epochs; the schedule keeps its shape over the shorter or longer run
+    max_steps    replaces epochs; the schedule keeps its shape over the shorter or longer run. The warm-up of wsd keeps
+                 its number of steps: what comes before the cool-down is the same in a run of any length
 
-    Raises ConfigError if the global batch cannot be split or exceeds the samples, or min_lr the peak rate.
+    Raises ConfigError if the global batch cannot be split or exceeds the samples, min_lr the peak rate, or warm-up and
+    cool-down the run.
     """
     micro_batch, accumulate = split_batch(global_batch, micro_batch, ranks, unit or views)
     steps_per_pass = samples * views // global_batch
@@ -80,9 +106,21 @@ def derive_schedule(
             f"optim.min_lr={optim.min_lr} is above the peak rate {peak_lr:.3g} = optim.base_lr x {global_batch} / 256, "
             "so that the rate would rise to the end: lower it"
         )
-    warmup_steps = optim.warmup_steps
+    warmup_steps, cooldown_steps, wsd = optim.warmup_steps, 0, optim.schedule == "wsd"
     if warmup_steps is None:
-        warmup_steps = round(total_steps * min(1.0, optim.warmup_epochs / epochs))
+        share = (
+            optim.warmup_epochs * steps_per_pass / views
+            if wsd
+            else total_steps * min(1.0, optim.warmup_epochs / epochs)
+        )
+        warmup_steps = round(share)
+    if wsd:
+        cooldown_steps = max(1, round(optim.cooldown * total_steps))
+        if warmup_steps + cooldown_steps > total_steps:
+            raise ConfigError(
+                f"optim.schedule=wsd: {warmup_steps:,} steps of warm-up and {cooldown_steps:,} of cool-down do not fit "
+                f"into {total_steps:,}. Lower optim.warmup_epochs or set optim.warmup_steps"
+            )
     return Schedule(
         samples=samples,
         global_batch=global_batch,
@@ -95,6 +133,9 @@ def derive_schedule(
         warmup_steps=warmup_steps,
         peak_lr=peak_lr,
         min_lr=optim.min_lr,
+        shape=optim.schedule,
+        cooldown_steps=cooldown_steps,
+        milestones=optim.milestones,
     )
 
 
@@ -132,31 +173,28 @@ def describe_split(global_batch: int, micro_batch: int, ranks: int, accumulate: 
     return f"{global_batch:,} over {ranks} {devices}, in {accumulate} x at most {micro_batch} on each"
 
 
-def rate_change(now: Schedule, before: dict[str, Any], milestones: tuple[float, ...], step: int) -> str | None:
+def rate_change(now: Schedule, before: dict[str, Any], run: Path, step: int) -> str | None:
     """Returns what becomes of the learning rate in a run that resumes after `step` with another length; None if it has
     the same.
 
     before  the schedule that the run had until then, as a dictionary
+    run     folder of the run
     """
-    lengths = {name: before.get(name, getattr(now, name)) for name in ("total_steps", "warmup_steps")}
-    earlier = replace(now, **lengths)
+    names = ("total_steps", "warmup_steps", "cooldown_steps")
+    earlier = replace(now, **{name: before.get(name, getattr(now, name)) for name in names})
     if earlier == now or step == 0:
         return None
-    last, following = (
-        learning_rate(
-            at,
-            peak_lr=schedule.peak_lr,
-            min_lr=schedule.min_lr,
-            warmup_steps=schedule.warmup_steps,
-            total_steps=schedule.total_steps,
-            milestones=milestones,
-        )
-        for schedule, at in ((earlier, step - 1), (now, step))
-    )
-    return (
-        f"{following:.3g} at step {step + 1:,}, after {last:.3g} at step {step:,}: the schedule was made for "
-        f"{earlier.total_steps:,} steps and is now for {now.total_steps:,}"
-    )
+    lengths = f"the schedule was made for {earlier.total_steps:,} steps and is now for {now.total_steps:,}"
+    began = earlier.cooldown_start
+    if now.shape == "wsd" and step <= min(began, now.cooldown_start):
+        return f"as in a run of this length from the beginning: the cool-down begins after step {now.cooldown_start:,}"
+    last, following = earlier.learning_rate(step - 1), now.learning_rate(step)
+    said = f"{following:.3g} at step {step + 1:,}, after {last:.3g} at step {step:,}: {lengths}"
+    if now.shape == "wsd" and step > began:
+        said += f". The cool-down that began after step {began:,} stays in the weights"
+        if checkpoint_path(run, began).is_file():
+            said += f"; resume={checkpoint_path(run, began)} with another name= carries on from before it"
+    return said
 
 
 def learning_rate(
@@ -166,19 +204,31 @@ def learning_rate(
     min_lr: float = 0.0,
     warmup_steps: int,
     total_steps: int,
+    shape: str = "cosine",
+    cooldown_steps: int = 0,
     milestones: tuple[float, ...] = (),
 ) -> float:
-    """Returns the learning rate of an update: linear warm-up from 0, then half a cosine down to `min_lr`.
+    """Returns the learning rate of an update: linear warm-up from 0, then by `shape`.
 
     step        number of updates made before this one
-    milestones  shares of all steps, after each of which the rate is divided by 10, instead of the cosine (Kirillov et
-                al. 2023, section A)
-
-    Source: He et al. 2022, table 8; Loshchilov & Hutter 2017.
+    shape       cosine  half a cosine down to `min_lr` (Loshchilov & Hutter 2017; He et al. 2022, table 8)
+                linear  a line down to `min_lr`
+                wsd     constant, and in the last `cooldown_steps` down to `min_lr` by 1 - sqrt (Hägele et al. 2024)
+                steps   a tenth after each of `milestones` (Kirillov et al. 2023, section A)
+    milestones  shares of all steps
     """
     if step < warmup_steps:
         return peak_lr * step / warmup_steps
-    if milestones:
+    if shape == "steps":
         return peak_lr * 0.1 ** sum(step >= share * total_steps for share in milestones)
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return min_lr + (peak_lr - min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    begin = total_steps - cooldown_steps if shape == "wsd" else warmup_steps
+    if shape == "wsd" and step <= begin:
+        return peak_lr  # exactly, whatever the length
+    progress = min(1.0, (step - begin) / max(1, total_steps - begin))
+    if shape == "linear":
+        left = 1 - progress
+    elif shape == "wsd":
+        left = 1 - math.sqrt(progress)
+    else:
+        left = 0.5 * (1 + math.cos(math.pi * progress))
+    return min_lr + (peak_lr - min_lr) * left

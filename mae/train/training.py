@@ -16,7 +16,7 @@ from mae.models.vit import choose_attention
 from mae.train.lightning_progress import loops_at_step
 from mae.train.optim import NamedAdamW, OptimConfig, build_optimizer
 from mae.train.precision import choose_float32_products
-from mae.train.schedule import Schedule, learning_rate
+from mae.train.schedule import Schedule
 from mae.train.validation import ValidationMeans
 
 
@@ -87,15 +87,7 @@ class Training(ValidationMeans, ABC):
 
     def lr(self, step: int) -> float:
         """Returns the learning rate of the update after `step` updates."""
-        schedule = self.schedule
-        return learning_rate(
-            step,
-            peak_lr=schedule.peak_lr,
-            min_lr=schedule.min_lr,
-            warmup_steps=schedule.warmup_steps,
-            total_steps=schedule.total_steps,
-            milestones=self.optim.milestones,
-        )
+        return self.schedule.learning_rate(step)
 
     def build_optimizer(self) -> NamedAdamW:
         """Returns the optimiser, each parameter group at its peak learning rate; the schedule scales all alike."""
@@ -105,6 +97,12 @@ class Training(ValidationMeans, ABC):
         optimizer = self.build_optimizer()
         scheduler = LambdaLR(optimizer, lambda step: self.lr(step) / self.schedule.peak_lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Sets the learning rate: a checkpoint holds that of the schedule under which it was saved."""
+        scheduler: Any = self.lr_schedulers()
+        for group, peak in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+            group["lr"] = peak * (self.lr(scheduler.last_epoch) / self.schedule.peak_lr)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
