@@ -28,11 +28,13 @@ from mae.errors import ConfigError
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.models.mae import Statistics
+from mae.run.checkpoint_files import Weights
 from mae.run.folder import stored_settings
+from mae.train.average import AverageConfig
 from mae.train.optim import OptimConfig
 from tasks.words import GROUPS, choose_one, names_in, unknown
 
-TaskSettings = TypeVar("TaskSettings", bound=BaseModel)
+TaskSettings = TypeVar("TaskSettings", bound=AverageConfig)
 Settings = TypeVar("Settings", bound=BaseModel)
 
 # Settings that name a file or folder on this machine, or on a disk that it mounts.
@@ -140,6 +142,7 @@ class TrainConfig(BaseModel, Generic[TaskSettings], frozen=True, extra="forbid")
     resume: str = "auto"
     overwrite: bool = False
     init_from: str | None = None
+    init_weights: Weights | None = None
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     val_every: int | None = Field(None, ge=1)
     log_every: int = Field(50, ge=1)
@@ -176,6 +179,12 @@ class TrainConfig(BaseModel, Generic[TaskSettings], frozen=True, extra="forbid")
                 f"pictures_statistics={self.pictures_statistics} is for model.norm_pix=true, under which the model "
                 "does not predict them. Leave it out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_have_a_source(self) -> Self:
+        if self.init_weights is not None and self.init_from is None:
+            raise ValueError(f"init_weights={self.init_weights} says which weights of init_from=, which is not set")
         return self
 
     @model_validator(mode="after")

@@ -41,6 +41,7 @@ from mae.probes.probe import Outcome
 from mae.probes.reconstruct import Reconstruct
 from mae.probes.score_figures import draw_suite
 from mae.probes.suite import Suite, require_fit, select_probes
+from mae.run.checkpoint_files import Weights
 from mae.run.folder import write_json
 from mae.run.of_weights import evaluation_folder
 from mae.run.tracker_identity import reopen_wandb, tracked_run
@@ -60,6 +61,7 @@ class EvalConfig(BaseModel, frozen=True, extra="forbid"):
     """All settings of an evaluation; conf/eval.yaml holds their values."""
 
     checkpoint: Path
+    weights: Weights | None = None
     probe: AnyProbe = Field(discriminator="name")
     model: dict[str, Any] = {}
     data: dict[str, Any]
@@ -106,7 +108,7 @@ def _evaluate(config: EvalConfig, topology: Topology, check: Callable[[], None])
         place = {"out": config.out, "batch": config.batch_size, "topology": topology, "device": choose_device(topology)}
         write_embeddings(config.probe, config.checkpoint, opened, model, config.data, **place)
         return
-    probed, results, about = open_models(config, topology)
+    probed, opened, results, about = open_models(config, topology)
     probes, left_out = select_probes(config.probe, probed)
     wants = [want for probe in probes for want in probe.wants(probed)]
     probed.collect(wants)
@@ -129,6 +131,7 @@ def _evaluate(config: EvalConfig, topology: Topology, check: Callable[[], None])
         contents = {
             "probe": outcome.name,
             "checkpoint": str(config.checkpoint),
+            "weights": opened.taken,
             **outcome.numbers,
             "remarks": list(outcome.remarks),
             "pictures": [str(path) for path in outcome.pictures],
@@ -139,8 +142,8 @@ def _evaluate(config: EvalConfig, topology: Topology, check: Callable[[], None])
         write_json(results / f"{outcome.name}.json", contents)
         outcomes.append(outcome)
     if isinstance(config.probe, Suite):
-        summarise(config, outcomes, left_out, results)
-    report(config, outcomes, left_out, results)
+        summarise(config, opened, outcomes, left_out, results)
+    report(config, opened, outcomes, left_out, results)
     if any("classes" in outcome.numbers and "top1" in outcome.numbers.get("trained", {}) for outcome in outcomes):
         for remark in probed.images.remarks_on_labels():
             print(f"labels: {remark}")
@@ -164,10 +167,12 @@ def evaluate_sam(config: EvalConfig, check: Callable[[], None]) -> None:
         )
     if isinstance(config.probe, SegmentProbe):
         evaluate_segmentation(
-            config.probe, config.checkpoint, config.data, config.seed, config.out, config.wandb, check
+            config.probe, config.checkpoint, config.data, config.seed, config.out, config.wandb, check, config.weights
         )
     elif isinstance(config.probe, RelevanceProbe):
-        evaluate_relevance(config.probe, config.checkpoint, config.data, config.out, config.wandb, check)
+        evaluate_relevance(
+            config.probe, config.checkpoint, config.data, config.out, config.wandb, check, config.weights
+        )
 
 
 def track(run: Path | None) -> None:
@@ -177,8 +182,8 @@ def track(run: Path | None) -> None:
             pass
 
 
-def open_models(config: EvalConfig, topology: Topology) -> tuple[ModelsUnderProbe, Path, dict[str, Any]]:
-    """Opens the models and images on this rank's device. Returns the folder of the results and their data too.
+def open_models(config: EvalConfig, topology: Topology) -> tuple[ModelsUnderProbe, Opened, Path, dict[str, Any]]:
+    """Opens the models and images on this rank's device. Returns the weights, the folder of the results and their data.
 
     Raises ConfigError if the model has no class token to pool, or `model.*` says what the checkpoint says otherwise.
     """
@@ -209,12 +214,12 @@ def open_models(config: EvalConfig, topology: Topology) -> tuple[ModelsUnderProb
         seed=config.seed,
         device=choose_device(topology),
     )
-    return probed, results, record_data(data)
+    return probed, opened, results, record_data(data)
 
 
 def open_trained(config: EvalConfig) -> tuple[Opened, Model]:
     """Opens the checkpoint and loads its model."""
-    opened = open_weights(config.checkpoint)
+    opened = open_weights(config.checkpoint, weights=config.weights)
     # A copy: what is loaded from an opened file stays in it, and somebody may write to it.
     return opened, copy.deepcopy(load(opened, **given_model(config, opened)))
 
@@ -243,10 +248,23 @@ def given_model(config: EvalConfig, opened: Opened) -> dict[str, Any]:
     return given
 
 
-def summarise(config: EvalConfig, outcomes: list[Outcome], left_out: dict[str, str], results: Path) -> None:
+def titled(config: EvalConfig, opened: Opened) -> str:
+    """Returns what was evaluated, and which of its weights if it holds two."""
+    return f"{config.checkpoint}, {opened.taken} weights" if opened.taken else str(config.checkpoint)
+
+
+def summarise(
+    config: EvalConfig, opened: Opened, outcomes: list[Outcome], left_out: dict[str, str], results: Path
+) -> None:
     """Writes suite.json and suite.png."""
     numbers = {outcome.name: outcome.numbers for outcome in outcomes}
-    contents = {"checkpoint": str(config.checkpoint), "probes": numbers, "left_out": left_out, "seed": config.seed}
+    contents = {
+        "checkpoint": str(config.checkpoint),
+        "weights": opened.taken,
+        "probes": numbers,
+        "left_out": left_out,
+        "seed": config.seed,
+    }
     write_json(results / "suite.json", contents)
     both = ("trained", "untrained")
     accuracies = {
@@ -256,12 +274,14 @@ def summarise(config: EvalConfig, outcomes: list[Outcome], left_out: dict[str, s
     }
     reconstructed = numbers.get("reconstruct", {"floors": {}})
     losses = {model: reconstructed[model]["loss"] for model in both if model in reconstructed}
-    draw_suite(accuracies, losses, reconstructed["floors"], str(config.checkpoint), results / "suite.png")
+    draw_suite(accuracies, losses, reconstructed["floors"], titled(config, opened), results / "suite.png")
 
 
-def report(config: EvalConfig, outcomes: list[Outcome], left_out: dict[str, str], results: Path) -> None:
+def report(
+    config: EvalConfig, opened: Opened, outcomes: list[Outcome], left_out: dict[str, str], results: Path
+) -> None:
     """Prints the table and the names of the files."""
-    table = Table(title=f"{config.checkpoint}, seed {config.seed}", title_justify="left")
+    table = Table(title=f"{titled(config, opened)}, seed {config.seed}", title_justify="left")
     table.add_column("probe")
     table.add_column("trained", justify="right")
     table.add_column("untrained", justify="right")

@@ -96,9 +96,13 @@ def _first_start(run: Path | None) -> Any:
 def choose_folder(checkpoint: Path, opened: Opened, data: Evaluated, *, out: Path | None, wandb: bool = False) -> Path:
     """Returns the folder of the results, and says where they go if the images are not the run's own.
 
+    Those of weights that were asked for instead of the usual ones lie in a folder of their name: eval/average.
+
     Raises ConfigError if they shall go to the run's W&B run and are on other images.
     """
     folder = evaluation_folder(checkpoint)
+    if opened.taken is not None and not opened.usual:
+        folder = folder / opened.taken
     if out is not None:
         return out
     other = folder / f"on-{_name(data.config)}-{_digest(data)}"

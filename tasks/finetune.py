@@ -38,7 +38,7 @@ class Finetune(Task[FinetuneConfig]):
 
     @cached_property
     def _opened(self) -> Opened:
-        return open_weights(self.config.init_from or "")
+        return open_weights(self.config.init_from or "", weights=self.config.init_weights)
 
     @cached_property
     def source(self) -> Encoder | None:
@@ -145,21 +145,14 @@ class Finetune(Task[FinetuneConfig]):
 
     def refuse_settings(self, checkpoint: Path | None) -> None:
         super().refuse_settings(checkpoint)
-        config, task = self.config, self.settings
-        if task.ema is not None and config.trainer.strategy == "fsdp":
-            raise ConfigError(
-                f"task.ema={task.ema} keeps a second whole model on every rank, which trainer.strategy=fsdp is there "
-                "to avoid: set task.ema=null, or trainer=ddp"
-            )
-        if task.pool == "class_token" and not self.architecture.class_token:
+        if self.settings.pool == "class_token" and not self.architecture.class_token:
             raise ConfigError("task.pool=class_token, but the encoder has no class token: use task.pool=patches")
 
+    def averaged(self, model: Classifier) -> Classifier:
+        return Classifier(model.config, model.classes, model.pool)
+
     def module_arguments(self, model: Classifier, recipe: dict[str, Any]) -> dict[str, Any]:
-        average = None
-        if self.settings.ema is not None:
-            average = Classifier(model.config, model.classes, model.pool)
-            average.load_state_dict(model.state_dict())
-        return {"task": self.settings, "average": average}
+        return {"task": self.settings}
 
     def results(self, module: Finetuning, step: int) -> dict[str, Any]:
         return {"classes": self.class_names}
@@ -182,7 +175,7 @@ class Finetune(Task[FinetuneConfig]):
             "patches": f"{rows} x {columns} of {config.patch_size} px",
             "fine-tuning": f"layer decay {self.config.optim.layer_decay}, drop path {task.drop_path}, "
             f"mixup {task.mixup}, cutmix {task.cutmix}, erasing {task.erasing}, smoothing {task.label_smoothing}, "
-            f"{self.config.data.rand_augment or 'no RandAugment'}, ema {task.ema or 'none'}",
+            f"{self.config.data.rand_augment or 'no RandAugment'}",
         }
 
 

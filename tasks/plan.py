@@ -70,9 +70,10 @@ def saving_seconds(cost: TrainingCost, run: Path) -> float | None:
 
 def training_cost(task: Task, precision: str, device: torch.device) -> TrainingCost:
     """Counts what one image costs in a task."""
-    model, optim = task.architecture, task.config.optim
+    model, optim, averaged = task.architecture, task.config.optim, task.settings.ema is not None
     if isinstance(task, Finetune):
-        return classification_cost(model, task.classes, task.settings.drop_path, precision, device, optim)
+        drop_path = task.settings.drop_path
+        return classification_cost(model, task.classes, drop_path, precision, device, optim, averaged)
     if isinstance(task, Segment):
-        return sam_cost(sam_config(model, task.settings.sam_fields), precision, optim)
-    return pretraining_cost(model, precision, device, optim)
+        return sam_cost(sam_config(model, task.settings.sam_fields), precision, optim, averaged)
+    return pretraining_cost(model, precision, device, optim, averaged)

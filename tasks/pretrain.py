@@ -12,6 +12,7 @@ from mae.distributed.rank_zero import say
 from mae.errors import ConfigError
 from mae.models.execution import prepare_blocks
 from mae.models.mae import MaskedAutoencoder
+from mae.models.vit import Encoder
 from mae.probes.trivial_losses import trivial_losses
 from mae.train.pretraining import VALIDATION, PretrainConfig, Pretraining
 from tasks.task import Task
@@ -26,6 +27,7 @@ class Pretrain(Task[PretrainConfig]):
     settings_type = PretrainConfig
     training = Pretraining
     loss = "loss on hidden patches"
+    of_average = "the encoder's weights"
 
     def refuse_settings(self, checkpoint: Path | None) -> None:
         # Runs that were begun with it resume: it made no difference.
@@ -35,13 +37,20 @@ class Pretrain(Task[PretrainConfig]):
                 "in pre-training set it to 1"
             )
 
+    def recipe(self, precision: str) -> dict[str, Any]:
+        return super().recipe(precision) | {"task": self.settings.model_dump(mode="json", include={"ema"})}
+
+    def averaged(self, model: MaskedAutoencoder) -> Encoder:
+        return Encoder(model.config)
+
     def model(self, checkpoint: Path | None) -> MaskedAutoencoder:
         config = self.config
         model = MaskedAutoencoder(config.model)
         if config.init_from is not None and checkpoint is None:
             from mae.formats.warm_start import initialise_from
 
-            for sentence in initialise_from(model, Path(config.init_from), (config.data.mean, config.data.std)):
+            pixels = config.data.mean, config.data.std
+            for sentence in initialise_from(model, Path(config.init_from), pixels, config.init_weights):
                 say(f"init_from: {sentence}")
         prepare_blocks(model.whole_blocks, config.blocks)
         return model

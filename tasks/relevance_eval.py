@@ -18,6 +18,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
 from mae.errors import ConfigError
+from mae.run.checkpoint_files import Weights
 from mae.run.folder import write_json
 from mae.sam.pictures import COLUMN_WIDTH, draw_table, overlay, save_overlays
 from mae.sam.relevance import RelevanceAwareEncoder
@@ -63,17 +64,19 @@ def evaluate_relevance(
     out: Path | None,
     wandb: bool = False,
     check: Callable[[], None] = lambda: None,
+    weights: Weights | None = None,
 ) -> None:
     """Draws and measures relevance on validation photographs.
 
-    given  data settings in place of the run's; None: unchanged
-    out    folder of the results; None: see `choose_folder`
-    wandb  whether they shall go to the run's W&B run, which takes those on its own images
-    check  called before anything is written, see `same_run`
+    given    data settings in place of the run's; None: unchanged
+    out      folder of the results; None: see `choose_folder`
+    wandb    whether they shall go to the run's W&B run, which takes those on its own images
+    check    called before anything is written, see `same_run`
+    weights  raw or average, of a checkpoint that holds both
 
     Raises ConfigError if there are no validation photographs, or no objects in them.
     """
-    sam = SamOnPhotographs(probe.name, checkpoint, given)
+    sam = SamOnPhotographs(probe.name, checkpoint, weights, given)
     results = choose_folder(checkpoint, sam.opened, sam.data, out=out, wandb=wandb)
     encoder = RelevanceAwareEncoder(sam.model.encoder).to(sam.device).eval()
     if sam.model.relevance is not None:
@@ -92,7 +95,12 @@ def evaluate_relevance(
         )
     check()
     draw_table(TITLES, rows).save(results / "relevance.png")
-    record = {"probe": probe.name, "checkpoint": str(checkpoint), "identity": encoder.is_identity}
+    record = {
+        "probe": probe.name,
+        "checkpoint": str(checkpoint),
+        "weights": sam.opened.taken,
+        "identity": encoder.is_identity,
+    }
     record |= {"photographs": photographs, "pictures": [str(results / "relevance.png")]}
     record["unreadable"] = {"test": sorted(sam.unreadable)}
     write_json(results / "relevance.json", record | {"settings": probe.model_dump(), "data": record_data(sam.data)})

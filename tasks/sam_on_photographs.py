@@ -18,6 +18,7 @@ from mae.errors import ConfigError
 from mae.formats.load_segmenter import load_segmenter
 from mae.formats.opened import open_weights
 from mae.models.pixels import Pixels
+from mae.run.checkpoint_files import Weights
 from mae.run.folder import stored_settings
 from mae.run.of_weights import run_of
 from mae.sam.pictures import MASK_COLOURS, draw_answer
@@ -44,6 +45,7 @@ class Example(NamedTuple):
 class SamOnPhotographs:
     """A SAM and the validation photographs of its run, or those that `given` names; on the GPU if there is one.
 
+    weights       raw or average, of a checkpoint that holds both
     given         data settings in place of the run's; None: unchanged
     run_settings  config.yaml of the run of task=segment that the checkpoint belongs to; None for another SAM
     unreadable    keys of the photographs that could not be read so far
@@ -51,9 +53,9 @@ class SamOnPhotographs:
     Raises ConfigError if there are no validation photographs.
     """
 
-    def __init__(self, probe: str, checkpoint: Path, given: dict[str, Any]) -> None:
+    def __init__(self, probe: str, checkpoint: Path, weights: Weights | None, given: dict[str, Any]) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        opened, run = open_weights(checkpoint), run_of(checkpoint)
+        opened, run = open_weights(checkpoint, weights=weights), run_of(checkpoint)
         self.model = load_segmenter(opened).to(self.device)
         self.run_settings: Any = None
         if run and opened.kind == "segmentation":

@@ -11,6 +11,7 @@ from mae.formats.load_segmenter import initialise_segmenter
 from mae.formats.opened import MeanAndDeviation
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
+from mae.run.checkpoint_files import Weights
 from mae.sam.config import SegmentConfig, build_segmenter, set_trainable
 from mae.sam.embedding_cache import TokenCache
 from mae.sam.segmentation import Segmentation
@@ -50,9 +51,15 @@ class Segment(Task[SegmentConfig]):
     def model(self, checkpoint: Path | None) -> Segmenter:
         config = self.config
         init_from = config.init_from if checkpoint is None else None
+        pixels = config.data.mean, config.data.std
         return initial_segmenter(
-            config.model, self.settings, config.blocks, init_from, (config.data.mean, config.data.std)
+            config.model, self.settings, config.blocks, init_from, pixels, weights=config.init_weights
         )
+
+    def averaged(self, model: Segmenter) -> Segmenter:
+        average = build_segmenter(self.config.model, self.settings, BlocksConfig())
+        set_trainable(average, self.settings)  # adds LoRA
+        return average
 
     def module_arguments(self, model: Segmenter, recipe: dict[str, Any]) -> dict[str, Any]:
         cache = None
@@ -88,14 +95,17 @@ def initial_segmenter(
     blocks: BlocksConfig,
     init_from: str | None,
     pixels: MeanAndDeviation | None = None,
+    *,
+    weights: Weights | None = None,
 ) -> Segmenter:
     """Builds the model that a run begins with. Its new parts are drawn from torch's generator.
 
-    pixels  mean and deviation of its images, compared with those of `init_from`; None: not compared
+    pixels   mean and deviation of its images, compared with those of `init_from`; None: not compared
+    weights  raw or average, of a checkpoint that holds both
     """
     model = build_segmenter(config, task, blocks)
     if init_from is not None:
-        for sentence in initialise_segmenter(model, Path(init_from), pixels):
+        for sentence in initialise_segmenter(model, Path(init_from), pixels, weights):
             say(f"init_from: {sentence}")
     set_trainable(model, task)
     return model

@@ -21,6 +21,7 @@ from rich.table import Table
 from mae.errors import ConfigError
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
+from mae.run.checkpoint_files import Weights
 from mae.run.folder import write_json
 from mae.sam.config import SegmentConfig
 from mae.sam.loss import intersection_over_union
@@ -56,17 +57,19 @@ def evaluate_segmentation(
     out: Path | None,
     wandb: bool = False,
     check: Callable[[], None] = lambda: None,
+    weights: Weights | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Scores a run of task=segment beside its start, or another SAM beside a random one; writes pictures and JSON.
 
-    given  data settings in place of the run's; None: unchanged
-    out    folder of the results; None: see `choose_folder`
-    wandb  whether they shall go to the run's W&B run, which takes those on its own images
-    check  called before anything is written, see `same_run`
+    given    data settings in place of the run's; None: unchanged
+    out      folder of the results; None: see `choose_folder`
+    wandb    whether they shall go to the run's W&B run, which takes those on its own images
+    check    called before anything is written, see `same_run`
+    weights  raw or average, of a checkpoint that holds both
 
     Raises ConfigError if there are no validation photographs, or no objects in them.
     """
-    sam = SamOnPhotographs(probe.name, checkpoint, given)
+    sam = SamOnPhotographs(probe.name, checkpoint, weights, given)
     results = choose_folder(checkpoint, sam.opened, sam.data, out=out, wandb=wandb)
     start = before(sam.model, sam.run_settings, seed)
     models = {"trained": sam.model, "untrained": start.to(sam.device).eval()}
@@ -79,7 +82,7 @@ def evaluate_segmentation(
         )
     check()
     results.mkdir(parents=True, exist_ok=True)
-    record = {"probe": probe.name, "checkpoint": str(checkpoint), **scores}
+    record = {"probe": probe.name, "checkpoint": str(checkpoint), "weights": sam.opened.taken, **scores}
     record |= {"settings": probe.model_dump(), "seed": seed, "data": record_data(sam.data)}
     record["unreadable"] = {"test": sorted(sam.unreadable)}
     write_json(results / "segment.json", record)
@@ -97,7 +100,7 @@ def before(trained: Segmenter, settings: dict[str, Any] | None, seed: int) -> Se
         return Segmenter(type(trained.encoder)(trained.encoder.config))
     torch.manual_seed(settings["seed"])
     model, task = MAEConfig.model_validate(settings["model"]), SegmentConfig.model_validate(settings["task"])
-    return initial_segmenter(model, task, BlocksConfig(), settings["init_from"])
+    return initial_segmenter(model, task, BlocksConfig(), settings["init_from"], weights=settings.get("init_weights"))
 
 
 @torch.inference_mode()

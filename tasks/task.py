@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Generic
 
 import lightning.pytorch as pl
 from omegaconf import DictConfig
-from pydantic import BaseModel
 from torch import nn
 
 from data.datamodule import ShardDataModule
@@ -24,6 +23,7 @@ from mae.models.config import MAEConfig
 from mae.models.pixels import Pixels
 from mae.report.loss_curve import draw_loss_curve
 from mae.report.summary import interpreter, say_closing, summarise
+from mae.train.average import AverageConfig, begin_average, describe_average
 from mae.train.schedule import Schedule, derive_schedule, split_batch
 from mae.train.training import Training
 from tasks.config import TaskSettings, TrainConfig, plain_settings, validate
@@ -39,11 +39,13 @@ class Task(ABC, Generic[TaskSettings]):
     settings_type  the model of its settings
     training       its Lightning module
     loss           what the loss curve shows
+    of_average     what task.ema averages
     """
 
-    settings_type: ClassVar[type[BaseModel]]
+    settings_type: ClassVar[type[AverageConfig]]
     training: ClassVar[type[Training]]
     loss: ClassVar[str]
+    of_average: ClassVar[str] = "all weights"
 
     def __init__(self, config: TrainConfig[TaskSettings], topology: Topology) -> None:
         self.config = config
@@ -135,7 +137,15 @@ class Task(ABC, Generic[TaskSettings]):
     def model(self, checkpoint: Path | None) -> nn.Module:
         """Builds the model, with the weights of `config.init_from` on a fresh start (`checkpoint` is None)."""
 
-    def module(self, model: nn.Module, recipe: dict[str, Any]) -> Training:
+    @abstractmethod
+    def averaged(self, model: Any) -> nn.Module:
+        """Builds a model of what is averaged: all of `model` or a part, under the same names, of any weights."""
+
+    def average(self, model: nn.Module) -> nn.Module | None:
+        """Builds the average of the weights as it is before the first step; None without task.ema."""
+        return None if self.settings.ema is None else begin_average(self.averaged(model), model)
+
+    def module(self, model: nn.Module, recipe: dict[str, Any], average: nn.Module | None = None) -> Training:
         """Builds the Lightning module."""
         config = self.config
         return self.training(
@@ -145,6 +155,8 @@ class Task(ABC, Generic[TaskSettings]):
             seed=config.seed,
             pixels=Pixels(config.data.mean, config.data.std),
             recipe=recipe,
+            average=average,
+            ema=self.settings.ema,
             **self.module_arguments(model, recipe),
         )
 
@@ -155,6 +167,11 @@ class Task(ABC, Generic[TaskSettings]):
     @abstractmethod
     def describe(self, model: Any) -> dict[str, str]:
         """Returns the rows of the start table about the model."""
+
+    def describe_average(self) -> dict[str, str]:
+        """Returns the row of the start table about task.ema, none without."""
+        ema = self.settings.ema
+        return {} if ema is None else {f"average of {self.of_average}": describe_average(ema, self.config.global_batch)}
 
     def callbacks(self) -> list[pl.Callback]:
         """Builds this task's own callbacks, which run after a step is measured and before it is saved."""

@@ -161,6 +161,7 @@ def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.
         # 4 model
         torch.manual_seed(config.seed)
         model = task.model(checkpoint)
+        average = task.average(model)
 
         # 5 trainer
         timer = LoopTimer()
@@ -172,10 +173,10 @@ def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.
         if topology.rank == 0:
             if clear:
                 clear_run_folder(config.run)
-            record_run(task, model, recipe, checkpoint, start_step)
+            record_run(task, model, average, recipe, checkpoint, start_step)
 
         # 7 attach
-        module = task.module(model, recipe)
+        module = task.module(model, recipe, average)
         callbacks = build_callbacks(task, recipe["precision"], timer)
         trainer.callbacks += [ShareLease(lease), *extra_callbacks, *callbacks]  # pyright: ignore[reportAttributeAccessIssue]
         trainer.loggers = [MetricsCSV(config.run / "metrics.csv", start_step)]
@@ -216,7 +217,14 @@ def match_recipe(task: Task, checkpoint: Path | None) -> tuple[dict[str, Any], i
     return recipe, stored["step"]
 
 
-def record_run(task: Task, model: nn.Module, recipe: dict[str, Any], checkpoint: Path | None, start_step: int) -> None:
+def record_run(
+    task: Task,
+    model: nn.Module,
+    average: nn.Module | None,
+    recipe: dict[str, Any],
+    checkpoint: Path | None,
+    start_step: int,
+) -> None:
     """Writes config.yaml, environment.json and derived.json, prints the start table."""
     config, data, schedule, run = task.config, task.data, task.schedule, task.config.run
     set_damaged_aside(run, start_step)
@@ -225,10 +233,14 @@ def record_run(task: Task, model: nn.Module, recipe: dict[str, Any], checkpoint:
     write_settings(run, OmegaConf.to_yaml(OmegaConf.create(settings)))
     record_start(run, start_step, task.topology.ranks)
     note_in_journal(f"step {start_step}")
-    about = {"precision": recipe["precision"], "data": recipe["order"], "model": task.describe(model)}
+    about = {
+        "precision": recipe["precision"],
+        "data": recipe["order"],
+        "model": task.describe(model) | task.describe_average(),
+    }
     derived = {**asdict(schedule), "epochs": schedule.epochs, **about}
     write_json(run / "derived.json", derived)
-    size = checkpoint_bytes(model, config.optim) if checkpoint is None else checkpoint.stat().st_size
+    size = checkpoint_bytes(model, config.optim, average) if checkpoint is None else checkpoint.stat().st_size
     refuse_full_disk(size, run)
     show_start(
         run,
@@ -240,7 +252,9 @@ def record_run(task: Task, model: nn.Module, recipe: dict[str, Any], checkpoint:
         validation=len(data.val_index) if data.val_index is not None else 0,
         checkpoint=checkpoint,
         start_step=start_step,
-        init_from=config.init_from,
+        init_from=f"the {config.init_weights} weights in {config.init_from}"
+        if config.init_weights
+        else config.init_from,
         ranks=str(task.topology),
         saving=describe_saving(size, config.checkpoint.every_steps, run / "checkpoints"),
         rate_change=rate_change(schedule, before or {}, run, start_step),

@@ -263,7 +263,6 @@ def test_conflicting_finetune_settings_raise_an_error_and_leave_no_run(
         "70 of 70 training images have none": [f"data.path={unlabelled}"],
         "labels of the training images go up to 9": ["task.classes=5"],
         "have to be multiples of 2": ["micro_batch=21", "global_batch=63"],
-        "trainer.strategy=fsdp": ["trainer.strategy=fsdp"],
         "not a multiple of patch_size=8": [f"init_from={pretrained}", "task.image_size=30"],
         "task.image_size height 30": ["task.image_size=30"],
         "no class token": ["task.pool=class_token", "model.class_token=false"],

@@ -145,6 +145,13 @@ def test_activations_grow_with_the_batch_and_shrink_under_checkpointing() -> Non
     assert one.kept.flops < one.recomputed.flops < one.kept.flops * 4 / 3
 
 
+def test_plan_counts_the_average_of_the_encoder_in_memory_and_checkpoint() -> None:
+    plain, averaged = (pretraining_cost(TINY, "32-true", CPU, averaged=averaged) for averaged in (False, True))
+    size = sum(p.nbytes for p in mae.Encoder(TINY).parameters())
+    assert (plain.average, averaged.average) == (0, size)
+    assert averaged.checkpoint_bytes == plain.checkpoint_bytes + size
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("strategy", ["one device", "DDP", "FSDP"])
 def test_largest_micro_batch_is_the_last_that_fits(strategy: str, recompute: bool) -> None:
@@ -157,6 +164,10 @@ def test_largest_micro_batch_is_the_last_that_fits(strategy: str, recompute: boo
     assert at(largest).total <= H100.memory * (1 - MEMORY_RESERVE) < at(largest + 1).total
     if strategy == "FSDP":
         assert at(1).optimiser == cost.kept.optimiser // 8
+        averaged = layout(
+            strategy, recompute, cost._replace(average=800), H100, ranks=8, micro_batch=1, global_batch=64, mfu=0.4
+        )
+        assert averaged.average == 100 and averaged.total == at(1).total + 100
     small = Hardware("small", "cuda", 1e12, 2**30, measured=False)
     assert (
         layout("DDP", recompute, cost, small, ranks=8, micro_batch=1, global_batch=64, mfu=0.4).largest_micro_batch == 0

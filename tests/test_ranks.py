@@ -9,13 +9,15 @@ from PIL import Image
 
 from data.pack.image_folder import find_images
 from data.pack.pack import pack
+from mae.models.config import MAEConfig
+from mae.models.vit import Encoder
 from mae.run.checkpoint_files import checkpoint_path, read_own
 from tests.processes import assert_same_run, command, losses, run
 
 # The clipping is always at work: the norm of the gradients is between .3 and 2.
 STEPS = ("experiment=digits_tiny", "precision=32-true", "max_steps=20", "val_every=7", "data.workers=0")
 STEPS += ("global_batch=48", "model.depth=2", "model.decoder_depth=2")
-STEPS += ("optim.grad_clip=0.1", "checkpoint.every_steps=7", "checkpoint.keep=9", "pictures_every=10")
+STEPS += ("task.ema=0.99", "optim.grad_clip=0.1", "checkpoint.every_steps=7", "checkpoint.keep=9", "pictures_every=10")
 
 MUON = ("optim=muon", "optim.muon_dtype=float32")
 
@@ -52,7 +54,7 @@ def agree(one: Path, other: Path) -> None:
 
 
 def same_contents(one: dict, other: dict) -> None:
-    """Two checkpoints have the same keys and, parameters and optimiser state, the same values."""
+    """Two checkpoints have the same keys and, parameters, their average and optimiser state, the same values."""
     assert one.keys() == other.keys() and one["mae"] == other["mae"]
     weights, others = one["state_dict"], other["state_dict"]
     assert list(weights) == list(others)
@@ -63,10 +65,10 @@ def same_contents(one: dict, other: dict) -> None:
     (one_state,), (other_state,) = one["optimizer_states"], other["optimizer_states"]
     assert one_state["param_groups"] == other_state["param_groups"]
     assert one_state["state"].keys() == other_state["state"].keys()
-    assert {f"model.{name}" for name in one_state["state"]} == weights.keys() - {
-        "model.pos_embed",
-        "model.decoder_pos_embed",
-    }
+    trained = {name for name in weights if name.startswith("model.") and not name.endswith("pos_embed")}
+    assert {f"model.{name}" for name in one_state["state"]} == trained
+    average = {name.removeprefix("average.") for name in weights if name.startswith("average.")}
+    assert average == set(Encoder(MAEConfig.model_validate(one["mae"]["recipe"]["model"])).state_dict())
     for name, entry in one_state["state"].items():
         assert entry.keys() == other_state["state"][name].keys()
         for key, value in entry.items():
@@ -161,6 +163,24 @@ def test_one_validation_image_on_several_ranks_has_the_loss_of_one_process(
     words = ("name=many", f"micro_batch={48 // ranks}", f"trainer.strategy={strategy}")
     run(command(tmp_path, built_in, *STEPS, few, *words, ranks=ranks))
     agree(tmp_path / "one", tmp_path / "many")
+
+
+@pytest.mark.slow
+def test_finetuning_validates_and_saves_the_same_average_under_ddp_and_fsdp(tmp_path: Path, built_in: Path) -> None:
+    words = ("task=finetune", "optim=finetune", "precision=32-true", "data.workers=0", "task.ema=0.9")
+    words += ("max_steps=8", "val_every=4", "checkpoint.every_steps=4", "model.depth=2", "optim.warmup_steps=2")
+    for strategy in ("ddp", "fsdp"):
+        own = (f"name={strategy}", f"trainer.strategy={strategy}", "micro_batch=32")
+        run(command(tmp_path, built_in, *words, *own, ranks=2))
+    expected, got = losses(tmp_path / "ddp"), losses(tmp_path / "fsdp")
+    assert expected.keys() == got.keys() and ("8", "val/loss") in expected
+    for key, value in expected.items():
+        assert float(got[key]) == pytest.approx(float(value), abs=1e-5), key
+    ddp, fsdp = (read_own(checkpoint_path(tmp_path / name, 8))["state_dict"] for name in ("ddp", "fsdp"))
+    assert list(ddp) == list(fsdp)
+    for name in (name for name in ddp if name.startswith("average.") and not name.endswith("qkv.bias")):
+        assert torch.allclose(ddp[name], fsdp[name], rtol=0, atol=1e-5), name
+        assert name.endswith("pos_embed") or not torch.equal(ddp[name], ddp[name.replace("average.", "model.")]), name
 
 
 def test_run_resumed_from_ddp_on_fsdp_and_on_one_process_has_the_same_losses(

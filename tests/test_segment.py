@@ -262,7 +262,7 @@ def test_segment_run_on_two_ranks_has_the_same_losses_under_ddp_and_fsdp(
     """With one validation image; the second half of each run is resumed from the other's checkpoint."""
     pixels, masks = shapes(1000)
     write_tar(tmp_path / "one" / "a-val-000000.tar", [(jpeg(pixels), record(masks))])
-    settings = [f"data.val_path={tmp_path / 'one'}", "data.flip=false", "max_steps=8", "val_every=4"]
+    settings = [f"data.val_path={tmp_path / 'one'}", "data.flip=false", "max_steps=8", "val_every=4", "task.ema=0.9"]
     settings += ["task.encoder=frozen" if encoder == "kept" else f"task.encoder={encoder}", "checkpoint.every_steps=4"]
     ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
     ranks += ["experiment=digits_tiny"]

@@ -20,9 +20,10 @@ Loader = Iterable[dict[str, Any]]
 class OnlineProbe(StepCallback):
     """Logs every `every` steps to all loggers; features are the mean patch tokens of unmasked images.
 
-    knn/top1          share of the test images whose k nearest training images vote for their class
-    rank/rankme       effective rank of the features of the test images
-    perf/probe_share  share of the time since this start that the probe took
+    knn/top1             share of the test images whose k nearest training images vote for their class
+    rank/rankme          effective rank of the features of the test images
+    knn_average/top1 …   the same of the averaged encoder (task.ema)
+    perf/probe_share     share of the time since this start that the probe took
 
     train, test  this rank's centre crops, always the same; `train` is None without labels, and knn/top1 is left out
 
@@ -55,23 +56,24 @@ class OnlineProbe(StepCallback):
 
     def measure(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, float]:
         """Returns the metrics on rank 0, elsewhere an empty dictionary. A collective."""
-        test = self._features(trainer, module, self.test)
-        train = self._features(trainer, module, self.train) if self.train is not None else None
-        if test is None:
-            return {}
-        found = {"rank/rankme": rankme(test.values)}
-        if train is not None:
-            found["knn/top1"] = knn_accuracy(train, test, self.k)
-        return found
+        assert isinstance(module, Pretraining)
+        encoders = {"": module.model} | ({} if module.average is None else {"_average": module.average})
+        tests = self._features(trainer, module, encoders, self.test)
+        trains = self._features(trainer, module, encoders, self.train) if self.train is not None else {}
+        found = {f"rank{of}/rankme": rankme(test.values) for of, test in tests.items()}
+        return found | {f"knn{of}/top1": knn_accuracy(train, tests[of], self.k) for of, train in trains.items()}
 
     @torch.no_grad()
-    def _features(self, trainer: pl.Trainer, module: pl.LightningModule, loader: Loader) -> Features | None:
-        assert isinstance(module, Pretraining)
-        parts: list[Features] = []
+    def _features(
+        self, trainer: pl.Trainer, module: Pretraining, encoders: dict[str, Any], loader: Loader
+    ) -> dict[str, Features]:
+        """Returns the features by each encoder on rank 0, elsewhere an empty dictionary."""
+        parts: dict[str, list[Features]] = {of: [] for of in encoders}
         for batch in loader:
             images = module.pixels.normalise(batch["images"].to(module.device))
-            with trainer.precision_plugin.forward_context():
-                latent = module.model.encode(images)
-            values = describe(latent, module.model.config.class_token, "patches").cpu()
-            parts += gather_to_rank_zero(Features(batch["positions"], batch["labels"], values))
-        return concatenate_by_sample(parts) if trainer.is_global_zero else None
+            for of, encoder in encoders.items():
+                with trainer.precision_plugin.forward_context():
+                    latent = encoder.encode(images)
+                values = describe(latent, encoder.config.class_token, "patches").cpu()
+                parts[of] += gather_to_rank_zero(Features(batch["positions"], batch["labels"], values))
+        return {of: concatenate_by_sample(each) for of, each in parts.items()} if trainer.is_global_zero else {}

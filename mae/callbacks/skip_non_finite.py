@@ -21,7 +21,7 @@ SKIPS_IN_A_ROW = 10
 class SkipNonFinite(StepCallback):
     """Skips the update on all ranks if the loss or the gradient norm of any rank is not finite.
 
-    A skipped step changes no parameter and no optimiser state, and still counts: position and schedule advance.
+    A skipped step changes no parameter, average or optimiser state, and still counts: position and schedule advance.
 
     The decision stays on the device, where fused AdamW reads it (`found_inf`). The host reads a GPU's decision one step
     later, so that it never waits. The same all-reduce makes the ranks agree on the signals that they received.
@@ -75,6 +75,7 @@ class SkipNonFinite(StepCallback):
             # GradScaler (16-mixed) checks gradients only, so a loss that is not finite must reach it as a NaN gradient.
             gradients[0] += torch.where(bad.bool(), torch.nan, 0.0)
         optimizer.found_inf = bad  # pyright: ignore[reportAttributeAccessIssue]
+        module.found_inf = bad  # GradScaler replaces the optimiser's and removes it after the step
         skipped, in_a_row = self.counts
         self.counts = torch.stack([skipped + bad, (in_a_row + 1) * bad])
         self.reports.append(Report(torch.stack([self.counts[1], signum])))

@@ -23,6 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("model", type=Path, help="run folder, checkpoint, .pth, Hugging Face or timm folder")
     parser.add_argument("settings", nargs="*", metavar="model.NAME=VALUE", help="what a file cannot say: num_heads, …")
+    parser.add_argument(
+        "--weights", choices=("raw", "average"), help="of a run with task.ema (default: those that it validated)"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
     parser.add_argument("--port", type=int, default=7860, help="default: %(default)s; 0: any that is free")
     parser.add_argument(
@@ -34,14 +37,14 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(argv)
     try:
         given = model_settings(arguments.settings)
-        show(arguments.model, arguments.host, arguments.port, arguments.root_path, given)
+        show(arguments.model, arguments.weights, arguments.host, arguments.port, arguments.root_path, given)
     except (ConfigError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def show(path: Path, host: str, port: int, root_path: str, given: dict[str, Any]) -> None:
+def show(path: Path, weights: Any, host: str, port: int, root_path: str, given: dict[str, Any]) -> None:
     """Opens the model and serves the page until it is interrupted. Raises ConfigError if gradio is not installed."""
     if find_spec("gradio") is None:
         raise ConfigError("the page needs the package gradio: pip install -e '.[demo]'")
@@ -54,7 +57,7 @@ def show(path: Path, host: str, port: int, root_path: str, given: dict[str, Any]
 
         proxy = Proxy.behind(root_path)
         with listen(host, port) as at:
-            model = open_model(path, **given)
+            model = open_model(path, weights, **given)
             page = Page(Views(model, open_gallery(model), load_examples(model)))
             address, port = at.getsockname()[:2]
             if proxy.origin:

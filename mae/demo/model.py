@@ -20,6 +20,7 @@ from mae.models.patches import patchify, unpatchify
 from mae.models.pixels import Pixels
 from mae.models.vit import Encoder, choose_attention
 from mae.probes.features import Kind, describe
+from mae.run.checkpoint_files import Weights
 from mae.train.precision import choose_float32_products
 
 
@@ -97,14 +98,15 @@ class DemoModel:
         return describe(self.encoder.encode(self.images(photo)), self.config.class_token, kind).cpu()
 
 
-def open_model(path: Path, **given: Any) -> DemoModel:
+def open_model(path: Path, weights: Weights | None = None, **given: Any) -> DemoModel:
     """Loads the newest checkpoint of a run folder, or whatever `mae.load` reads, onto a GPU if there is one.
 
-    given  fields of MAEConfig that the file cannot say, as in `mae.load`
+    weights  raw or average, of a checkpoint that holds both
+    given    fields of MAEConfig that the file cannot say, as in `mae.load`
 
     Raises CheckpointError if there is no model, ConfigError if its images have other channels than a photograph.
     """
-    opened = open_weights(path)
+    opened = open_weights(path, weights=weights)
     encoder = deepcopy(load(opened, **given))  # the file may be overwritten while the page is open
     channels = encoder.config.in_channels
     if channels not in (1, 3):

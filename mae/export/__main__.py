@@ -38,6 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--merge-into", type=Path, metavar="SAM", help="a whole SAM whose encoder is replaced")
     parser.add_argument("--half", action="store_true", help="weights in float16 (onnx, pt2), float32 in and out")
     parser.add_argument("--encoder-only", action="store_true", help="leave out the other parts of a whole SAM")
+    parser.add_argument(
+        "--weights", choices=("raw", "average"), help="of a run with task.ema (default: those that it validated)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     parser.add_argument("--wandb", action="store_true", help="log it as an artifact of the run's W&B run")
     parser.add_argument("--list", action=ListFormats, nargs=0, help="the formats, a sentence each")
@@ -56,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
             encoder_only=arguments.encoder_only,
             overwrite=arguments.overwrite,
             half=arguments.half,
+            weights=arguments.weights,
             given=model_settings(arguments.settings),
         )
         if run is not None:

@@ -15,6 +15,7 @@ from mae.models.classifier import Classifier
 from mae.models.mae import MaskedAutoencoder
 from mae.models.resample import at_image_size
 from mae.models.vit import Encoder
+from mae.run.checkpoint_files import Weights
 from mae.sam.convert import to_sam
 from mae.sam.encoder import SamEncoder
 from mae.sam.segmenter import Segmenter
@@ -31,6 +32,7 @@ def open_export(
     *,
     encoder_only: bool = False,
     half: bool = False,
+    weights: Weights | None = None,
     given: dict[str, Any] | None = None,
 ) -> Export:
     """Loads the part of the model in `path` that the format holds.
@@ -40,11 +42,12 @@ def open_export(
     merge_into    a whole SAM of any library, whose encoder is replaced
     encoder_only  leave out the prompt encoder and mask decoder of a whole SAM
     half          whether it is written in float16
+    weights       raw or average, of a checkpoint that holds both
     given         fields of MAEConfig or SamConfig that the file cannot say
 
     Raises CheckpointError if there is no model, ConfigError if the format needs another one.
     """
-    opened, given = open_weights(path), given or {}
+    opened, given = open_weights(path, weights=weights), given or {}
     whole, segmenter = holds_whole_sam(opened), None
     if encoder_only and not whole:
         raise ConfigError(f"--encoder-only: {opened.path} holds no whole SAM whose other parts could be left out")
@@ -66,7 +69,9 @@ def open_export(
         assert isinstance(model, SamEncoder)
         segmenter = _replace_encoder(merge_into, model)
     scale = scale_of(opened, model.config.in_channels)
-    return Export(model.eval(), scale, merge_into, segmenter, opened.path, opened.step, half, tuple(remarks))
+    return Export(
+        model.eval(), scale, merge_into, segmenter, opened.path, opened.step, opened.taken, half, tuple(remarks)
+    )
 
 
 def _load_sam(opened: Opened, given: dict[str, Any], *, encoder_only: bool) -> tuple[SamEncoder, Segmenter | None]:

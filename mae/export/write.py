@@ -21,6 +21,7 @@ from mae.formats.load_sam import load_sam
 from mae.formats.load_segmenter import load_segmenter
 from mae.formats.opened import open_weights
 from mae.models.classifier import Classifier
+from mae.run.checkpoint_files import Weights
 from mae.run.folder import write_json
 from mae.sam.encoder import SamConfig
 
@@ -35,6 +36,7 @@ def export(
     encoder_only: bool = False,
     overwrite: bool = False,
     half: bool = False,
+    weights: Weights | None = None,
     given: dict[str, Any] | None = None,
 ) -> Path:
     """Exports the model in `path` to `out`, with a card: `out`.json beside a file, card.json inside a folder.
@@ -43,6 +45,7 @@ def export(
     merge_into    a whole SAM of any library, whose encoder is replaced
     encoder_only  leave out the prompt encoder and mask decoder of a whole SAM
     half          weights in float16, for graphs
+    weights       raw or average, of a checkpoint that holds both; None: those that its run validated
     given         fields of MAEConfig or SamConfig that `path` cannot say
     returns       the card
 
@@ -51,7 +54,9 @@ def export(
     """
     fmt = FORMATS[to]
     refuse_early(fmt, to, out, merge_into, overwrite, half)
-    exported = open_export(path, fmt, image_size, merge_into, encoder_only=encoder_only, half=half, given=given)
+    exported = open_export(
+        path, fmt, image_size, merge_into, encoder_only=encoder_only, half=half, weights=weights, given=given
+    )
     with staged(out) as file:
         how_to_load = fmt.write(exported, file)
         if fmt.read_back:
@@ -61,6 +66,7 @@ def export(
             "format": to,
             "source": str(exported.path),
             "step": exported.step,
+            **({"weights": exported.weights} if exported.weights else {}),
             "config": exported.model.config.model_dump(mode="json"),
             "pixels": exported.scale._asdict(),
             **({"classes": exported.model.class_names} if isinstance(exported.model, Classifier) else {}),

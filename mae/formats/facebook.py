@@ -138,6 +138,8 @@ def write(export: Export, file: Path) -> dict[str, Any]:
     if has_decoder(state):
         said |= {"norm_pix_loss": config.norm_pix, "mask_ratio": config.mask_ratio}
         said["decoder_num_heads"] = config.decoder_num_heads
+    if export.weights:
+        said["weights"] = export.weights
     torch.save({"model": dict(state), "args": said}, file)
     return {"class": "models_mae.MaskedAutoencoderViT" if has_decoder(state) else "models_vit.VisionTransformer"}
 

@@ -11,6 +11,7 @@ from mae.errors import CheckpointError, ConfigError
 from mae.models.classifier import Classifier
 from mae.models.config import MAEConfig
 from mae.models.vit import Encoder
+from mae.run.checkpoint_files import Weights
 from mae.sam.encoder import SamConfig, SamEncoder
 from mae.sam.segmenter import Segmenter
 
@@ -39,6 +40,7 @@ class Export:
     segmenter   the whole SAM that `model` is the encoder of, if the format has a place for it
     merge_into  the file or folder whose encoder was replaced in `segmenter`
     path, step  the file or folder that it comes from, and the step of an own checkpoint
+    weights     raw or average, of a checkpoint that holds both; else None
     half        the weights are written in float16, and computed with
     remarks     what of the source is resized or left out, a sentence each
     """
@@ -49,6 +51,7 @@ class Export:
     segmenter: Segmenter | None = None
     path: Path | None = None
     step: int | None = None
+    weights: Weights | None = None
     half: bool = False
     remarks: tuple[str, ...] = ()
 

@@ -22,17 +22,20 @@ from mae.models.classifier import Classifier
 from mae.models.config import MAEConfig
 from mae.models.mae import MaskedAutoencoder
 from mae.models.vit import Encoder
+from mae.run.checkpoint_files import Weights
 
 RESAMPLED = ("image_size", "patch_size", "in_channels")
 OTHER_LOADERS = {"sam": ("a SAM-style encoder", "mae.load_sam"), "segmentation": ("a whole SAM", "mae.load_segmenter")}
 
 
-def load(path: str | Path | Opened, **given: Any) -> MaskedAutoencoder | Encoder:
+def load(path: str | Path | Opened, *, weights: Weights | None = None, **given: Any) -> MaskedAutoencoder | Encoder:
     """Loads the model in `path`, in evaluation mode on the CPU.
 
     path   an own checkpoint or run folder, a facebookresearch/mae .pth, a Hugging Face ViTMAE or ViT folder, a timm
            folder, a file of their weights by torch.save or safetensors in whatever a training program wraps round
            them, or any of them already opened
+    weights  of a run with task.ema: "raw", or "average", which in pre-training is one of the encoder; None: those that
+             the run validated
     given  fields of MAEConfig that the file cannot say or that shall differ: num_heads, norm_pix, mask_ratio, ...; for
            another image_size, patch_size or in_channels the weights are resampled, as by `Encoder.at`
     returns a MaskedAutoencoder; an Encoder if the file holds no decoder, as the published files for fine-tuning do; a
@@ -43,7 +46,7 @@ def load(path: str | Path | Opened, **given: Any) -> MaskedAutoencoder | Encoder
     Raises CheckpointError if the file is missing, damaged or holds something else (missing and left-over keys are
     named), ConfigError if `given` does not fit.
     """
-    opened = open_weights(path)
+    opened = open_weights(path, weights=weights)
     if opened.kind in OTHER_LOADERS:
         what, loader = OTHER_LOADERS[opened.kind]
         raise CheckpointError(

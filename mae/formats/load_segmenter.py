@@ -14,6 +14,7 @@ from mae.formats.warm_start import channel_sentence, unsaid_heads
 from mae.models.classifier import Classifier
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
+from mae.run.checkpoint_files import Weights
 from mae.sam.config import SegmentConfig, build_segmenter, set_trainable
 from mae.sam.convert import to_sam
 from mae.sam.encoder import SamConfig, SamEncoder
@@ -21,17 +22,20 @@ from mae.sam.lora import merge_lora
 from mae.sam.segmenter import Segmenter
 
 
-def load_segmenter(path: str | Path | Opened, *, like: SamConfig | None = None, **given: Any) -> Segmenter:
+def load_segmenter(
+    path: str | Path | Opened, *, weights: Weights | None = None, like: SamConfig | None = None, **given: Any
+) -> Segmenter:
     """Loads the whole SAM in `path`, in evaluation mode on the CPU, its LoRA weights merged.
 
     path         a run of task=segment or its checkpoint, a segment-anything .pth, the folder of a Hugging Face
                  SamModel, the same weights as safetensors or in whatever a training program wraps round them, or any
                  of them already opened
+    weights      of a run with task.ema: "raw" or "average", the default
     like, given  as in `load_sam`
 
     Raises CheckpointError if there is none, ConfigError if `given` does not fit.
     """
-    opened, copy = open_weights(path), not isinstance(path, Opened)
+    opened, copy = open_weights(path, weights=weights), not isinstance(path, Opened)
     if opened.kind == "segmentation":
         if given:
             raise ConfigError(f"{opened.path} is a run's and says its own settings: leave out {', '.join(given)}")
@@ -74,16 +78,19 @@ def prompt_and_mask_weights(opened: Opened) -> dict[str, Tensor]:
     return parts
 
 
-def initialise_segmenter(model: Segmenter, path: Path, pixels: MeanAndDeviation | None = None) -> list[str]:
+def initialise_segmenter(
+    model: Segmenter, path: Path, pixels: MeanAndDeviation | None = None, weights: Weights | None = None
+) -> list[str]:
     """Warm start of a fresh model, before LoRA is added to it.
 
     path     a masked autoencoder or classifier, a SAM-style encoder, or a whole SAM, whose other parts are taken too
     pixels   mean and deviation of the new run's images, compared with those of the weights; None: not compared
+    weights  raw or average, of a checkpoint that holds both
     returns  what was resampled or left out, or starts from random weights, a sentence each
 
     Raises CheckpointError or ConfigError if the encoder in it is of another architecture.
     """
-    opened = open_weights(path)
+    opened = open_weights(path, weights=weights)
     encoder, rest, said = _load_parts(opened, model)
     config, given = model.encoder.config, encoder.config
     if (given.image_size, given.in_channels) != (config.image_size, config.in_channels):

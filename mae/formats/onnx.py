@@ -31,6 +31,8 @@ def write(export: Export, file: Path) -> dict[str, Any]:
     assert program is not None
     if isinstance(export.model, Classifier) and export.model.class_names:
         program.model.metadata_props["label_names"] = json.dumps(export.model.class_names)
+    if export.weights:
+        program.model.metadata_props["weights"] = export.weights
     program.save(file, external_data=weights > MAX_BYTES_INSIDE)
     return describe_shapes(export)
 

@@ -16,14 +16,14 @@ from typing import Any, Literal
 from torch import Tensor
 
 from mae.distributed.rank_zero import say
-from mae.errors import CheckpointError
+from mae.errors import CheckpointError, ConfigError
 from mae.formats.facebook import PROBE_HEAD
 from mae.formats.format import Scale
 from mae.formats.huggingface import read_settings
 from mae.formats.weight_file import NAMES, Contents, read_file, read_folder
 from mae.formats.wrappers import Unwrapped, unwrap
 from mae.models.config import MAEConfig
-from mae.run.checkpoint_files import newest_valid
+from mae.run.checkpoint_files import Weights, newest_valid
 
 MeanAndDeviation = tuple[tuple[float, ...], tuple[float, ...]]  # per channel, in units of 1
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -53,6 +53,8 @@ class Opened:
     settings  config.json of a folder, label_names of a .safetensors file written here, pretrained_cfg; else empty
     fields    of MAEConfig, as a file says them: its metadata, or the arguments in a training checkpoint
     run       step, recipe and names of the classes of an own checkpoint
+    taken     which weights of an own checkpoint that holds their average too; None: it holds one model
+    usual     these are the weights that are taken unless others are asked for
     remark    what was unwrapped and what else the file holds; empty if nothing
     """
 
@@ -62,6 +64,8 @@ class Opened:
     settings: dict[str, Any] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] | None = None
+    taken: Weights | None = None
+    usual: bool = True
     remark: str = ""
 
     @property
@@ -69,15 +73,19 @@ class Opened:
         return self.run["step"] if self.run is not None else None
 
 
-def open_weights(path: str | Path | Opened, *, announce: bool = True) -> Opened:
+def open_weights(path: str | Path | Opened, *, weights: Weights | None = None, announce: bool = True) -> Opened:
     """Opens a run folder, a checkpoint, or a file or folder of another library. Returns what is already open as it is.
 
+    weights   of a run with task.ema: "raw" or "average"; None: those that the run validated, which are the raw ones of
+              pre-training and the average of fine-tuning and segmentation
     announce  print what was unwrapped and what was not used
 
     Raises CheckpointError if it is missing or damaged, holds no weights, or a folder without checkpoints and without
-    config.json.
+    config.json; ConfigError if it does not hold the `weights` that are asked for.
     """
     if isinstance(path, Opened):
+        if weights not in (None, path.taken):
+            raise ConfigError(f"weights={weights}, but {path.path} is open already: say it where it is opened")
         return path
     path = Path(path)
     if path.name in NAMES and (path.parent / "config.json").is_file():
@@ -85,18 +93,23 @@ def open_weights(path: str | Path | Opened, *, announce: bool = True) -> Opened:
     if (path / "config.json").is_file():
         opened = _open_folder(path)
     else:
-        opened = _open_newest(path) if path.is_dir() else _open_file(path)
+        opened = _open_newest(path, weights) if path.is_dir() else _open_file(path, weights)
+    if weights is not None and opened.run is None:
+        raise ConfigError(
+            f"weights={weights} is for checkpoints of a run, which may hold an average of their weights, and {path} "
+            "holds one model. Leave it out"
+        )
     if announce and opened.remark:
         say(f"{opened.path}: {opened.remark}")
     return opened
 
 
-def _open_newest(folder: Path) -> Opened:
+def _open_newest(folder: Path, weights: Weights | None) -> Opened:
     """Opens the newest checkpoint, the next if a run that is under way deletes it meanwhile."""
     while True:
         file = _newest(folder)
         try:
-            return _open_file(file)
+            return _open_file(file, weights)
         except CheckpointError:
             if file.exists():
                 raise
@@ -139,24 +152,51 @@ def _open_folder(folder: Path) -> Opened:
     return Opened(folder, kind, unwrapped.weights, settings, remark=_remark(unwrapped, contents))
 
 
-def _open_file(path: Path) -> Opened:
+def _open_file(path: Path, weights: Weights | None) -> Opened:
     contents = read_file(path)
     tree = contents.tree
     if isinstance(tree, dict) and isinstance(tree.get("mae"), dict) and "recipe" in tree["mae"]:
-        task = tree["mae"]["recipe"].get("task", {}).get("name")
-        kind = "segmentation" if task == "segment" else "mae"
-        return Opened(path, kind, model_weights(tree["state_dict"]), run=tree["mae"])
+        return _open_own(path, tree, weights)
     unwrapped = _unwrapped(path, contents)
-    weights, settings = dict(unwrapped.weights), {}
+    found, settings = dict(unwrapped.weights), {}
     said = _said(contents)
     if isinstance(said.get("label_names"), list):
         settings["label_names"] = said["label_names"]
-    kind = "sam" if any(key.endswith((NECK, HF_NECK)) for key in weights) else "mae"
-    if kind == "sam" and "pixel_mean" in weights and "pixel_std" in weights:
-        settings["pretrained_cfg"] = _pixels(weights.pop("pixel_mean"), weights.pop("pixel_std"))
+    kind = "sam" if any(key.endswith((NECK, HF_NECK)) for key in found) else "mae"
+    if kind == "sam" and "pixel_mean" in found and "pixel_std" in found:
+        settings["pretrained_cfg"] = _pixels(found.pop("pixel_mean"), found.pop("pixel_std"))
     own = isinstance(said.get("config"), dict) and said["config"].keys() <= MAEConfig.model_fields.keys()
     fields = said["config"] if own else _fields(unwrapped)
-    return Opened(path, kind, weights, settings, fields, remark=_remark(unwrapped, contents))
+    return Opened(path, kind, found, settings, fields, remark=_remark(unwrapped, contents))
+
+
+def _open_own(path: Path, tree: dict[str, Any], weights: Weights | None) -> Opened:
+    """Opens a checkpoint of a run. The average of a whole model was validated; that of an encoder alone was not.
+
+    Raises ConfigError if the average is asked for, and the run kept none.
+    """
+    task = tree["mae"]["recipe"].get("task", {}).get("name")
+    kind = "segmentation" if task == "segment" else "mae"
+    raw, average = (_part_of(tree["state_dict"], name) for name in ("model", "average"))
+    if not average:
+        if weights == "average":
+            raise ConfigError(
+                f"weights=average, but {path} holds no average of the weights: its run had no task.ema. Leave it out"
+            )
+        return Opened(path, kind, raw, run=tree["mae"])
+    validated: Weights = "average" if average.keys() == raw.keys() else "raw"
+    taken = weights or validated
+    said = {"raw": "the raw weights; weights=average takes", "average": "the average of the weights; weights=raw takes"}
+    other = {"raw": "their average", "average": "the raw ones"}
+    return Opened(
+        path,
+        kind,
+        average if taken == "average" else raw,
+        run=tree["mae"],
+        taken=taken,
+        usual=taken == validated,
+        remark="" if weights else f"{said[taken]} {other[taken]}",
+    )
 
 
 def _said(contents: Contents) -> dict[str, Any]:
@@ -211,11 +251,10 @@ def _pixels(mean: Tensor, std: Tensor) -> dict[str, list[float]]:
     return {"mean": (mean.flatten() / unit).tolist(), "std": (std.flatten() / unit).tolist()}
 
 
-def model_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the model's weights in an own checkpoint: the moving average if the run kept one."""
-    weights = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
-    prefix = "average." if any(key.startswith("average.") for key in weights) else "model."
-    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+def _part_of(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Returns the weights of a module in an own checkpoint; an earlier version compiled blocks under other names."""
+    named = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
+    return {key.removeprefix(f"{name}."): value for key, value in named.items() if key.startswith(f"{name}.")}
 
 
 def class_names_of(opened: Opened, classes: int) -> list[str]:

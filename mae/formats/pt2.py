@@ -20,7 +20,8 @@ INPUT, BATCH = "images", "batch"
 
 
 def write(export: Export, file: Path) -> dict[str, Any]:
-    torch.export.save(trace(export), file)
+    said: dict[str, Any] = {"weights": export.weights} if export.weights else {}
+    torch.export.save(trace(export), file, extra_files=said)
     return {"call": f'torch.export.load("{file.name}").module()'} | describe_shapes(export)
 
 

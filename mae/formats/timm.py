@@ -39,6 +39,8 @@ def write(export: Export, file: Path) -> dict[str, Any]:
     said = {"format": "pt", "config": model.config.model_dump_json()}
     if isinstance(model, Classifier) and model.class_names:
         said["label_names"] = json.dumps(model.class_names)
+    if export.weights:
+        said["weights"] = json.dumps(export.weights)
     save_file(model.state_dict(), file, said)
     return {"class": "timm.models.vision_transformer.VisionTransformer", "arguments": timm_arguments(model)}
 

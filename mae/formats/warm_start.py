@@ -18,6 +18,7 @@ from mae.models.config import MAEConfig
 from mae.models.mae import MaskedAutoencoder
 from mae.models.resample import POSITIONS
 from mae.models.vit import Encoder
+from mae.run.checkpoint_files import Weights
 from mae.sam.encoder import SamConfig
 
 OBJECTIVE = ("norm_pix", "mask_ratio")
@@ -25,19 +26,22 @@ ENCODER = ("width", "depth", "num_heads", "hidden", "class_token")
 DECODER = ("decoder", "decoder_width", "decoder_depth", "decoder_num_heads")
 
 
-def initialise_from(model: MaskedAutoencoder, path: Path, pixels: MeanAndDeviation | None = None) -> list[str]:
+def initialise_from(
+    model: MaskedAutoencoder, path: Path, pixels: MeanAndDeviation | None = None, weights: Weights | None = None
+) -> list[str]:
     """Copies the weights in `path` (any format of `load`) into a fresh model of the same widths, depths and heads.
 
     Image size, patch size and channels may differ: the weights are resampled. Sine-cosine positions stay the model's
     own table, which is exact for any grid. A file without a decoder leaves the model's as it is.
 
     pixels   mean and deviation of the new run's images, compared with those of the weights; None: not compared
+    weights  raw or average, of a checkpoint that holds both; an average of pre-training has no decoder
     returns  what was not copied as it is, a sentence each
 
     Raises CheckpointError or ConfigError naming what does not fit.
     """
     config = model.config
-    opened = open_weights(path)
+    opened = open_weights(path, weights=weights)
     source = load(opened, **unsaid(opened, config))
     refuse_other_architecture(source, config, path)
     if config.positions == "sincos" and source.config.positions == "learned":
@@ -68,7 +72,7 @@ def unsaid(opened: Opened, config: MAEConfig) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name not in said}
 
 
-def unsaid_heads(opened: Opened, config: MAEConfig | SamConfig) -> dict[str, int]:
+def unsaid_heads(opened: Opened, config: MAEConfig | SamConfig) -> dict[str, Any]:
     """Returns the number of heads of `config` if a file of the same width says nothing of it."""
     said, state = describe(opened)
     embedding = state.get("patch_embed.proj.weight")

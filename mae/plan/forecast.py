@@ -16,6 +16,7 @@ class Layout(NamedTuple):
 
     strategy             one device | DDP | FSDP
     recompute            activation checkpointing of all blocks
+    average              of the weights (task.ema)
     gathered             weights and gradients that FSDP holds unsharded for a while
     activations          of the micro-batch, and copies of weights in the precision of autocast
     largest_micro_batch  images that fit, 0 if not even one does
@@ -27,6 +28,7 @@ class Layout(NamedTuple):
     weights: int
     gradients: int
     optimiser: int
+    average: int
     gathered: int
     activations: int
     largest_micro_batch: int
@@ -34,7 +36,8 @@ class Layout(NamedTuple):
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimiser + self.gathered + self.activations
+        held = self.weights + self.gradients + self.optimiser + self.average
+        return held + self.gathered + self.activations
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,8 @@ def layout(
     """Returns memory and speed under one strategy.
 
     DDP keeps gradients in its buckets, so each device holds the same as one alone. FSDP holds a share of weights,
-    gradients and moments, and gathers weights and gradients of everything outside the blocks, of the current block and
-    of the next.
+    gradients, moments and average, and gathers weights and gradients of everything outside the blocks, of the current
+    block and of the next.
     """
     step = cost.recomputed if recompute else cost.kept
     share = ranks if strategy == "FSDP" else 1
@@ -145,6 +148,7 @@ def layout(
         weights=step.weights // share,
         gradients=step.gradients // share,
         optimiser=step.optimiser // share,
+        average=cost.average // share,
         gathered=2 * (cost.unblocked + 2 * cost.block) if strategy == "FSDP" else 0,
         activations=step.copies,
         largest_micro_batch=0,

@@ -19,6 +19,7 @@ from mae.sam.flops import executed_sam_flops, sam_flops
 from mae.train.muon import update_flops
 from mae.train.optim import OptimConfig
 
+FLOAT32 = 4  # bytes
 DRY_BATCH = 4  # images, so that results that do not grow with their number hardly count
 
 
@@ -30,6 +31,7 @@ class TrainingCost(NamedTuple):
     executed    the same of this implementation, by formula
     kept        dry step that keeps all activations
     recomputed  dry step with activation checkpointing of all blocks
+    average     bytes of the moving average of the weights (task.ema); 0 without
     update      FLOPs of Muon's iterations in each step, of all matrices; 0 with AdamW
     block       bytes of weights of the largest block
     unblocked   bytes of weights outside the blocks
@@ -40,13 +42,14 @@ class TrainingCost(NamedTuple):
     executed: int
     kept: DryStep
     recomputed: DryStep
+    average: int
     update: int
     block: int
     unblocked: int
 
     @property
     def checkpoint_bytes(self) -> int:
-        return self.kept.weights + self.kept.optimiser
+        return self.kept.weights + self.average + self.kept.optimiser
 
 
 def pretraining(config: MAEConfig, device: torch.device) -> Workload:
@@ -98,32 +101,41 @@ def sam_training(config: SamConfig) -> Workload:
 
 
 def pretraining_cost(
-    config: MAEConfig, precision: str, device: torch.device, optim: OptimConfig = ADAMW
+    config: MAEConfig, precision: str, device: torch.device, optim: OptimConfig = ADAMW, averaged: bool = False
 ) -> TrainingCost:
-    """Returns the cost of masked pre-training on `device`."""
+    """Returns the cost of masked pre-training on `device`; `averaged`: with an average of the encoder's weights."""
     flops = pretraining_flops(config), executed_pretraining_flops(config)
-    return _cost(
+    cost = _cost(
         pretraining(config, device)._replace(optim=optim),
         DRY_BATCH,
         ("decoder", ("decoder", "mask_token")),
         flops,
         precision,
     )
+    return cost._replace(average=FLOAT32 * cost.parameters["encoder"] if averaged else 0)
 
 
 def classification_cost(
-    config: MAEConfig, classes: int, drop_path: float, precision: str, device: torch.device, optim: OptimConfig = ADAMW
+    config: MAEConfig,
+    classes: int,
+    drop_path: float,
+    precision: str,
+    device: torch.device,
+    optim: OptimConfig = ADAMW,
+    averaged: bool = False,
 ) -> TrainingCost:
-    """Returns the cost of fine-tuning a classifier on `device`."""
+    """Returns the cost of fine-tuning a classifier on `device`; `averaged`: with an average of all weights."""
     flops = classification_flops(config, classes), executed_classification_flops(config, classes)
     workload = classification(config, classes, drop_path, device)._replace(optim=optim)
-    return _cost(workload, DRY_BATCH, ("head", ("fc_norm", "head")), flops, precision)
+    cost = _cost(workload, DRY_BATCH, ("head", ("fc_norm", "head")), flops, precision)
+    return cost._replace(average=cost.kept.weights if averaged else 0)
 
 
-def sam_cost(config: SamConfig, precision: str, optim: OptimConfig = ADAMW) -> TrainingCost:
-    """Returns the cost of training the SAM-style encoder."""
+def sam_cost(config: SamConfig, precision: str, optim: OptimConfig = ADAMW, averaged: bool = False) -> TrainingCost:
+    """Returns the cost of training the SAM-style encoder; `averaged`: with an average of all weights."""
     flops = 3 * sam_flops(config), executed_sam_flops(config)
-    return _cost(sam_training(config)._replace(optim=optim), 1, ("neck", ("neck",)), flops, precision)
+    cost = _cost(sam_training(config)._replace(optim=optim), 1, ("neck", ("neck",)), flops, precision)
+    return cost._replace(average=cost.kept.weights if averaged else 0)
 
 
 def _cost(
@@ -149,6 +161,7 @@ def _cost(
         *flops,
         kept=kept,
         recomputed=recomputed,
+        average=0,
         update=update_flops(model.named_parameters()) if workload.optim.name == "muon" else 0,
         block=max(blocks),
         unblocked=sum(p.nbytes for p in model.parameters()) - sum(blocks),

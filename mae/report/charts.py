@@ -47,9 +47,9 @@ TRAINING = (
     Panel("Skipped steps", ("guard/skipped",), "Steps whose loss or gradient was not finite."),
 )
 FEATURES = (
-    Panel("Top-1 accuracy", ("knn/top1", "linear/top1", "val/top1"), "", "%", True, False),
+    Panel("Top-1 accuracy", ("knn/top1", "knn_average/top1", "linear/top1", "val/top1"), "", "%", True, False),
     Panel("Top-5 accuracy", ("val/top5",), "", "%", True, False),
-    Panel("RankMe", ("rank/rankme",), "Effective rank of the features.", from_zero=False),
+    Panel("RankMe", ("rank/rankme", "rank_average/rankme"), "Effective rank of the features.", from_zero=False),
     Panel(
         "Mean IoU of the masks",
         ("val/first_iou", "val/last_iou"),

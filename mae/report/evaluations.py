@@ -14,6 +14,7 @@ from mae.run.checkpoint_files import flatten
 
 SCORED = ("knn", "linear", "attentive", "reconstruct", "classify", "segment")  # probes whose files hold scores
 UNSCORED = ("suite", "neighbours", "relevance", "embeddings")  # probes whose files hold none, or those of others again
+WEIGHTS = ("average", "raw")  # folders of results of other weights than the usual ones of a run
 SCORES = ("top1", "top5", "loss", "clicks", "box")  # the other numbers of a model were chosen on training images
 COUNTS = {"train_images": "training images", "test_images": "test images", "floor_images": "images of the baselines"}
 
@@ -46,8 +47,10 @@ class Evaluation:
 def read_evaluations(folder: Path) -> tuple[list[Evaluation], list[str]]:
     """Returns the results in eval/, and the names of files that are not ours. Raises ConfigError if one is damaged."""
     found, left_out = [], []
-    for file in sorted([*folder.glob("*.json"), *folder.glob("on-*/*.json")]):
-        name = file.stem if file.parent == folder else f"{file.stem} on {file.parent.name.removeprefix('on-')}"
+    places = [folder, *(folder / weights for weights in WEIGHTS)]
+    files = [file for place in places for each in ("*.json", "on-*/*.json") for file in place.glob(each)]
+    for file in sorted(files, key=lambda file: (file.stem, len(file.parts), file)):
+        name = _name(file.relative_to(folder))
         pictures = _pictures(file)
         if file.stem in SCORED and file.is_file():
             found.append(_evaluation(name, read_own(file, Result), pictures))
@@ -59,6 +62,14 @@ def read_evaluations(folder: Path) -> tuple[list[Evaluation], list[str]]:
         else:
             left_out.append(str(file.relative_to(folder.parent)))
     return [evaluation for evaluation in found if evaluation.scores or evaluation.pictures], left_out
+
+
+def _name(file: Path) -> str:
+    """Returns the name of a result: "knn", "knn on FOLDER", "knn of the average weights"."""
+    words = [file.stem]
+    for part in file.parent.parts:
+        words.append(f"of the {part} weights" if part in WEIGHTS else f"on {part.removeprefix('on-')}")
+    return " ".join(words)
 
 
 def _result_of_others(file: Path) -> dict[str, Any] | None:

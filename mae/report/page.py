@@ -91,6 +91,7 @@ def key_numbers(run: Run) -> list[tuple[str, str, str]]:
         ("val/last_iou", "mean IoU, last prompt"),
         ("linear/top1", "linear probe"),
         ("knn/top1", "online kNN, of a sample"),
+        ("knn_average/top1", "the same of the average weights"),
     ):
         if name in run.series:
             numbers.append(_score(run, name, title, "{:.1%}", ""))

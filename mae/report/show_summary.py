@@ -45,12 +45,10 @@ def main() -> int:
     try:
         summary = _read(run / "summary.json")
         accuracies = [
-            (
-                f"{probe} accuracy",
-                "{:.1%} trained, {:.1%} untrained".format(*_accuracies(run / "eval" / f"{probe}.json")),
-            )
+            (f"{probe} accuracy{of}", "{:.1%} trained, {:.1%} untrained".format(*_accuracies(file)))
             for probe in ("knn", "linear", "attentive")
-            if (run / "eval" / f"{probe}.json").is_file()
+            for of, folder in (("", run / "eval"), (" of the average", run / "eval" / "average"))
+            if (file := folder / f"{probe}.json").is_file()
         ]
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)

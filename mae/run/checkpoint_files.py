@@ -10,13 +10,14 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from mae.distributed.rank_zero import warn
 from mae.errors import CheckpointError, ConfigError
 
+Weights = Literal["raw", "average"]  # of a checkpoint that holds both: as trained, or their average (task.ema)
 NAME = re.compile(r"step-(\d{8})\.ckpt")
 # What zipfile raises on damaged bytes: lengths, flags and methods that no file has are among them.
 UNREADABLE_ZIP = (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, struct.error, zlib.error)

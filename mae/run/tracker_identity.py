@@ -176,9 +176,11 @@ def reopen_wandb(run: Path) -> Iterator[Any]:
 
 
 def _evaluations(run: Path) -> dict[str, Any]:
-    """Returns eval/PROBE -> the numbers in eval/PROBE.json of a run."""
-    found = {file.stem: read_json(file) for file in sorted((run / "eval").glob("*.json"))}
-    about = ("probe", "checkpoint", "pictures", "settings", "seed", "classes", "images", "data", "remarks")
+    """Returns eval/PROBE -> the numbers in eval/PROBE.json of a run, eval/average/PROBE those of its average."""
+    folder = run / "eval"
+    files = [file for place in (folder, folder / "average", folder / "raw") for file in sorted(place.glob("*.json"))]
+    found = {file.relative_to(folder).with_suffix("").as_posix(): read_json(file) for file in files}
+    about = ("probe", "checkpoint", "weights", "pictures", "settings", "seed", "classes", "images", "data", "remarks")
     return {
         f"eval/{name}": {key: value for key, value in numbers.items() if key not in about}
         for name, numbers in found.items()

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from mae.errors import ConfigError
 from mae.models.config import MAEConfig
@@ -12,9 +12,10 @@ from mae.sam.convert import sam_config
 from mae.sam.encoder import SamEncoder
 from mae.sam.lora import add_lora
 from mae.sam.segmenter import Segmenter
+from mae.train.average import AverageConfig
 
 
-class SegmentConfig(BaseModel, frozen=True, extra="forbid"):
+class SegmentConfig(AverageConfig, frozen=True, extra="forbid"):
     """Settings of task=segment; the defaults are SAM's (Kirillov et al. 2023, appendix A).
 
     image_size, window, global_blocks, out_channels
@@ -29,6 +30,8 @@ class SegmentConfig(BaseModel, frozen=True, extra="forbid"):
     embeddings       folder in which the tokens of a frozen encoder are kept from epoch to epoch and from run to run
     relevance        prompts gate the embedding, as in a RelevanceAwareEncoder; no other library loads such a model
     alignment        weight of `relevance_alignment_loss`, by which the gate learns to cover the object
+    ema              of all weights that are trained; their average is what is validated, and loaded and exported by
+                     default
     """
 
     name: Literal["segment"]

@@ -47,22 +47,22 @@ class Segmentation(Training):
         """FLOPs of the encoder per image, next to which the rest is small at 1024 x 1024; forward alone if frozen."""
         return sam_flops(self.model.encoder.config) * (1 if self.task.encoder == "frozen" else 3)
 
-    def shard(self, mesh: Any) -> None:
-        shard(self.model, cast(Any, self.model.encoder.blocks), mesh, entrances=("tokens", "neck", "answer"))
+    def shard(self, model: Any, mesh: Any, *, reshard: bool | None = None) -> None:
+        shard(model, model.encoder.blocks, mesh, ("tokens", "neck", "answer"), reshard)
 
     def build_optimizer(self) -> NamedAdamW:
         named, depth = self.model.named_parameters(), self.model.encoder.config.depth
         return build_layer_decayed_optimizer(named, self.optim, self.schedule.peak_lr, sam_layer, depth)
 
-    def embed(self, batch: dict[str, Any], cache: TokenCache | None = None) -> Tensor:
+    def embed(self, model: Segmenter, batch: dict[str, Any], cache: TokenCache | None = None) -> Tensor:
         """Returns the image embeddings of a batch; the tokens of a frozen encoder come from `cache`."""
         images = blank_padding(self.pixels.normalise(batch["images"]), batch["inside"])
         if self.task.encoder != "frozen":
-            return self.model(images)
-        self.model.encoder.eval()
+            return model(images)
+        model.encoder.eval()
         with torch.no_grad():
-            tokens = self.model.tokens(images) if cache is None else self.kept_tokens(cache, images, batch["samples"])
-        return self.model.neck(tokens)
+            tokens = model.tokens(images) if cache is None else self.kept_tokens(cache, images, batch["samples"])
+        return model.neck(tokens)
 
     def kept_tokens(self, cache: TokenCache, images: Tensor, samples: Tensor) -> Tensor:
         """Returns the tokens [B, h, w, D] of images; computes and keeps those that the cache lacks."""
@@ -78,11 +78,13 @@ class Segmentation(Training):
                     tokens[row] = cache.keep(int(samples[row]), computed)
         return torch.stack([each for each in tokens if each is not None]).to(images.device).float()
 
-    def session(self, embedding: Tensor, batch: dict[str, Any], generator: torch.Generator) -> Session:
+    def session(
+        self, model: Segmenter, batch: dict[str, Any], generator: torch.Generator, cache: TokenCache | None = None
+    ) -> Session:
         task = self.task
         return simulate_session(
-            self.model,
-            embedding,
+            model,
+            self.embed(model, batch, cache),
             batch["masks"],
             batch["rows"],
             clicks=task.clicks,
@@ -95,12 +97,16 @@ class Segmentation(Training):
         # Training has seeded torch's generator for this micro-batch.
         seed = int(torch.randint(2**62, ()))
         generator = torch.Generator(self.device).manual_seed(seed)
-        return self.session(self.embed(batch, self.cache), batch, generator).loss
+        return self.session(self.model, batch, generator, self.cache).loss
 
     def validate(self, batch: dict[str, Any]) -> tuple[dict[str, float], int]:
-        """Validates by sessions that follow from the seed and the batch's first sample: the same every time."""
+        """Validates by sessions that follow from the seed and the batch's first sample: the same every time.
+
+        Of the EMA weights if `task.ema` is set, else of the trained weights.
+        """
         seed = self.seed * 2**32 + int(batch["samples"][0])
-        session = self.session(self.embed(batch), batch, torch.Generator(self.device).manual_seed(seed))
+        model = cast(Segmenter, self.model if self.average is None else self.average)
+        session = self.session(model, batch, torch.Generator(self.device).manual_seed(seed))
         means = {"loss": session.loss, "first_iou": session.first_iou, "last_iou": session.last_iou}
         return {name: float(mean) for name, mean in means.items()}, len(batch["masks"])
 

@@ -3,22 +3,23 @@
 from typing import Any, Literal, cast
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from mae.models.classifier import Classifier, Pool, topk_correct
 from mae.models.config import ImageSize
 from mae.models.flops import classification_flops
+from mae.train.average import AverageConfig
 from mae.train.layer_decay import build_layer_decayed_optimizer
 from mae.train.optim import NamedAdamW
 from mae.train.strategies import shard
 from mae.train.training import Training
 
 
-class FinetuneConfig(BaseModel, frozen=True, extra="forbid"):
+class FinetuneConfig(AverageConfig, frozen=True, extra="forbid"):
     """Settings of task=finetune (He et al. 2022, table 9).
 
     classes          None: as many as manifest.json names, else counted from the labels of the training images
@@ -28,8 +29,7 @@ class FinetuneConfig(BaseModel, frozen=True, extra="forbid"):
     mixup, cutmix    parameter of the beta distribution; 0: none. With both, each has half of the micro-batches
     label_smoothing  share of a label that is spread over all classes
     erasing          share of the images in which a rectangle is replaced by noise
-    ema              decay of the exponential moving average of the weights, which is then validated, loaded and
-                     exported; None: no average
+    ema              of all weights; their average is what is validated, and loaded and exported by default
     """
 
     name: Literal["finetune"]
@@ -41,7 +41,6 @@ class FinetuneConfig(BaseModel, frozen=True, extra="forbid"):
     cutmix: float = Field(1.0, ge=0)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     erasing: float = Field(0.25, ge=0, le=1)
-    ema: float | None = Field(None, gt=0, lt=1)
 
     @property
     def mixes(self) -> bool:
@@ -64,25 +63,22 @@ def vit_layer(name: str, depth: int) -> int:
 class Finetuning(Training):
     """Fine-tuning of a classifier.
 
-    average  a second model for the exponential moving average (EMA) of the weights; None: no average
-
     A batch holds `images` uint8 [B, C, H, W] and `labels` int64 [B].
     """
 
     model: Classifier
 
-    def __init__(self, *arguments: Any, task: FinetuneConfig, average: Classifier | None, **named: Any) -> None:
+    def __init__(self, *arguments: Any, task: FinetuneConfig, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.task = task
-        self.average = average.requires_grad_(False) if average is not None else None
         self.mixup = Mixup(task.mixup, task.cutmix, label_smoothing=0, num_classes=self.model.classes)
 
     @property
     def flops(self) -> float:
         return classification_flops(self.model.config, self.model.classes)
 
-    def shard(self, mesh: Any) -> None:
-        shard(self.model, cast(Any, self.model.blocks), mesh)
+    def shard(self, model: Any, mesh: Any, *, reshard: bool | None = None) -> None:
+        shard(model, model.blocks, mesh, reshard=reshard)
 
     def build_optimizer(self) -> NamedAdamW:
         named, depth = self.model.named_parameters(), self.model.config.depth
@@ -101,11 +97,6 @@ class Finetuning(Training):
         super().on_save_checkpoint(checkpoint)
         checkpoint["mae"]["classes"] = self.model.class_names
 
-    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
-        super().optimizer_step(*arguments, **named)
-        if self.average is not None and self.task.ema is not None:
-            update_average(self.average, self.model, self.task.ema, self.global_step)
-
     def blank_batch(self) -> dict[str, Any]:
         config = self.model.config
         images = torch.zeros(2, config.in_channels, *config.image_size, dtype=torch.uint8, device=self.device)
@@ -118,10 +109,3 @@ class Finetuning(Training):
         scores = model(self.pixels.normalise(batch["images"])).float()
         means = {"loss": float(F.cross_entropy(scores, labels))}
         return means | {f"top{k}": topk_correct(scores, labels, k) / count for k in (1, 5)}, count
-
-
-@torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Moves the average towards the weights after `step` updates, faster at first to forget the initial weights."""
-    decay = min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), weight=1 - decay)

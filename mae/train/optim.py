@@ -92,14 +92,17 @@ def is_matrix(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 2 and "blocks." in name and name.endswith(".weight")
 
 
-def checkpoint_bytes(model: nn.Module, config: OptimConfig) -> int:
-    """Returns the bytes of a checkpoint: weights and, of each that is trained, AdamW's two moments or Muon's one."""
+def checkpoint_bytes(model: nn.Module, config: OptimConfig, average: nn.Module | None = None) -> int:
+    """Returns the bytes of a checkpoint: weights, their average, and of each that is trained AdamW's two moments or
+    Muon's one.
+    """
     moments = sum(
         parameter.nbytes * (1 if config.name == "muon" and is_matrix(name, parameter) else 2)
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     )
-    return moments + sum(tensor.nbytes for tensor in model.state_dict().values())
+    states = [model.state_dict(), average.state_dict() if average is not None else {}]
+    return moments + sum(tensor.nbytes for state in states for tensor in state.values())
 
 
 class NamedAdamW(AdamW):

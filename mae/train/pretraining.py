@@ -3,12 +3,12 @@
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel
 from torch import Tensor
 
 from mae.models.flops import pretraining_flops
 from mae.models.mae import MaskedAutoencoder
 from mae.models.noise import uniform_noise
+from mae.train.average import AverageConfig
 from mae.train.strategies import shard
 from mae.train.training import Training
 
@@ -16,14 +16,14 @@ from mae.train.training import Training
 VALIDATION = -1
 
 
-class PretrainConfig(BaseModel, frozen=True, extra="forbid"):
-    """Settings of task=pretrain: none but those of the model."""
+class PretrainConfig(AverageConfig, frozen=True, extra="forbid"):
+    """Settings of task=pretrain, beside those of the model. `ema` averages the encoder."""
 
     name: Literal["pretrain"] = "pretrain"
 
 
 class Pretraining(Training):
-    """Masked pre-training.
+    """Masked pre-training. The average is one of the encoder; the loss is always that of the trained weights.
 
     A batch holds `images` uint8 or uint16 [B, C, H, W] and `positions` int64 [B], the place of each in its epoch.
     """
@@ -34,8 +34,11 @@ class Pretraining(Training):
     def flops(self) -> float:
         return pretraining_flops(self.model.config)
 
-    def shard(self, mesh: Any) -> None:
-        shard(self.model, self.model.whole_blocks, mesh, entrances=("encode", "reconstruct"))
+    def shard(self, model: Any, mesh: Any, *, reshard: bool | None = None) -> None:
+        if isinstance(model, MaskedAutoencoder):
+            shard(model, model.whole_blocks, mesh, ("encode", "reconstruct"), reshard)
+        else:
+            shard(model, model.blocks, mesh, ("encode",), reshard)
 
     def noise(self, step: int, rows: Tensor) -> Tensor:
         """Returns mask noise [B, N] for rows of the global batch of `step`."""

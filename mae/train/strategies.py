@@ -105,14 +105,21 @@ def _local_rows(whole: Tensor, like: Tensor | None) -> Tensor:
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).clone()
 
 
-def shard(model: nn.Module, blocks: Iterable[nn.Module], mesh: Any, entrances: Sequence[str] = ()) -> None:
+def shard(
+    model: nn.Module,
+    blocks: Iterable[nn.Module],
+    mesh: Any,
+    entrances: Sequence[str] = (),
+    reshard: bool | None = None,
+) -> None:
     """Shards the parameters over the ranks of `mesh` in place: each block on its own, the rest together.
 
     blocks     those whose `forward` is called
     entrances  further methods through which the model is called, beside `forward`
+    reshard    free what lies outside the blocks after the forward pass too; None: only the blocks
     """
     for block in blocks:
         fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh, reshard_after_forward=reshard)
     for name in entrances:
         register_fsdp_forward_method(model, name)

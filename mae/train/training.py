@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mae.models.pixels import Pixels
 from mae.models.vit import choose_attention
+from mae.train.average import pair_parameters, update_average
 from mae.train.lightning_progress import loops_at_step
 from mae.train.optim import NamedAdamW, OptimConfig, build_optimizer
 from mae.train.precision import choose_float32_products
@@ -23,8 +24,12 @@ from mae.train.validation import ValidationMeans
 class Training(ValidationMeans, ABC):
     """Trains `model` by `schedule`.
 
-    recipe  plain dictionary of the settings that decide the result; stored in every checkpoint
-    pixels  scale of the images
+    recipe   plain dictionary of the settings that decide the result; stored in every checkpoint
+    pixels   scale of the images
+    average  model for the exponential moving average of the weights with decay `ema` per step (mae/train/average.py),
+             of all of `model` or of its encoder; None: no average
+
+    `found_inf` is 1 on the device if the guard skips the update under way.
 
     `step` is the only position. The random numbers that torch, NumPy and Python draw in a micro-batch (drop path,
     mixup, prompts) follow from (seed, step, micro-batch, rank): a resumed run draws the same, and no generator state is
@@ -40,6 +45,8 @@ class Training(ValidationMeans, ABC):
         seed: int,
         pixels: Pixels,
         recipe: dict[str, Any],
+        average: nn.Module | None = None,
+        ema: float | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -48,6 +55,10 @@ class Training(ValidationMeans, ABC):
         self.seed = seed
         self.pixels = pixels
         self.recipe = recipe
+        self.average = average
+        self.ema = ema
+        self.averaged: list[tuple[Tensor, Tensor]] = []
+        self.found_inf: Tensor | None = None
 
     @property
     @abstractmethod
@@ -66,13 +77,16 @@ class Training(ValidationMeans, ABC):
         return {"loss": loss, "value": loss.detach()}
 
     @abstractmethod
-    def shard(self, mesh: Any) -> None:
-        """Shards the model over the ranks of `mesh` (`mae.train.strategies.shard`)."""
+    def shard(self, model: Any, mesh: Any, *, reshard: bool | None = None) -> None:
+        """Shards the model or its average over the ranks of `mesh` (`mae.train.strategies.shard`)."""
 
     def configure_model(self) -> None:
-        """Shards the model under FSDP. Lightning calls this before every fit and validation."""
+        """Shards model and average under FSDP. Lightning calls this before every fit and validation."""
         if isinstance(self.trainer.strategy, ModelParallelStrategy) and not isinstance(self.model, FSDPModule):
-            self.shard(self.trainer.strategy.device_mesh["data_parallel"])
+            mesh = self.trainer.strategy.device_mesh["data_parallel"]
+            self.shard(self.model, mesh)
+            if self.average is not None:
+                self.shard(self.average, mesh, reshard=True)  # no backward pass comes to do it
 
     def on_fit_start(self) -> None:
         choose_attention(self, device=self.device)
@@ -112,6 +126,13 @@ class Training(ValidationMeans, ABC):
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        super().optimizer_step(*arguments, **named)
+        if self.average is not None and self.ema is not None:
+            if not self.averaged:  # FSDP has replaced the parameters since the beginning, and keeps them from here on
+                self.averaged = pair_parameters(self.average, self.model)
+            update_average(self.averaged, self.ema, self.global_step, self.found_inf)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["mae"] = {"step": self.global_step, "recipe": self.recipe}
