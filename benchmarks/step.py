@@ -25,13 +25,11 @@ from typing import Any
 
 import torch
 import transformers
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 import mae
 from mae.models.flops import pretraining_flops
-from mae.models.masking import random_masking
 from mae.models.noise import uniform_noise
 from mae.models.vit import choose_attention
 from mae.train.optim import OptimConfig, build_optimizer
@@ -40,51 +38,6 @@ from mae.train.precision import choose_float32_products
 Loss = Callable[[Tensor, Tensor], Tensor]
 PRODUCT_SIDE = 4096  # rows of the square matrices whose product is the ceiling
 WARM_UP_ROUNDS = 2
-
-
-class Lightly(nn.Module):
-    """MAE from lightly's building blocks with the weights of `model`; benchmarks/gpu.py runs without lightly."""
-
-    def __init__(self, model: mae.MaskedAutoencoder) -> None:
-        from lightly.models.modules import (  # pyright: ignore[reportMissingImports]
-            MaskedVisionTransformerDecoderTIMM,
-            MaskedVisionTransformerTIMM,
-        )
-
-        super().__init__()
-        config = self.config = model.config
-        vit = VisionTransformer(
-            img_size=config.image_size,
-            patch_size=config.patch_size,
-            embed_dim=config.width,
-            depth=config.depth,
-            num_heads=config.num_heads,
-            num_classes=0,
-        )
-        self.encoder = MaskedVisionTransformerTIMM(vit)
-        self.embed = nn.Linear(config.width, config.decoder_width)
-        self.decoder = MaskedVisionTransformerDecoderTIMM(
-            config.patches, config.decoder_width, config.decoder_depth, config.decoder_num_heads
-        )
-        self.predict = nn.Linear(config.decoder_width, config.patch_values)
-        state = model.state_dict()
-        decoder = {key.removeprefix("decoder_"): value for key, value in state.items() if key.startswith("decoder_")}
-        self.embed.load_state_dict({name: decoder.pop(f"embed.{name}") for name in ("weight", "bias")})
-        self.predict.load_state_dict({name: decoder.pop(f"pred.{name}") for name in ("weight", "bias")})
-        self.decoder.load_state_dict({"mask_token": state.pop("mask_token"), **decoder})
-        vit.load_state_dict({key: value for key, value in state.items() if not key.startswith("decoder_")})
-
-    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
-        from lightly.models import utils  # pyright: ignore[reportMissingImports]
-
-        ids_keep, ids_hidden, _ = random_masking(noise, self.config.visible)
-        keep, hidden = nn.functional.pad(ids_keep + 1, (1, 0)), ids_hidden + 1  # 0 is the class token
-        visible = self.embed(self.encoder.encode(images, idx_keep=keep))
-        tokens = utils.repeat_token(self.decoder.mask_token, (len(images), self.config.patches + 1))
-        tokens = utils.set_at_index(tokens.to(visible.dtype), keep, visible)
-        pred = self.predict(utils.get_at_index(self.decoder(tokens), hidden))
-        target = utils.get_at_index(utils.patchify(images, self.config.patch_size), ids_hidden)
-        return nn.functional.mse_loss(pred.float(), utils.normalize_mean_var(target, dim=-1))
 
 
 def contenders(
@@ -106,7 +59,10 @@ def contenders(
     if "transformers" in peers:
         models["transformers"] = theirs, lambda images, noise: theirs(images, noise=noise).loss
     if "lightly" in peers:
-        lightly = Lightly(ours)
+        from benchmarks.entries.lightly import LightlyMAE  # benchmarks/gpu.py runs without lightly
+
+        lightly = LightlyMAE(ours.config)
+        lightly.load_ours(ours.state_dict())
         models["lightly"] = lightly, lightly
     for model, _ in models.values():
         model.to(device).train()
