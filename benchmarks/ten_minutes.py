@@ -7,7 +7,8 @@ clock     from the start of the entry's process to its end: imports, start of th
           it. Only the decoding of the images into memory, for those that want that, precedes it, as a download would.
 steps     short runs of each entry, beforehand and outside the budget, give the seconds of its start and of a step, and
           these the steps of the run itself, so that its schedule ends with the budget. The seconds that it took stand
-          in the table; those more than 3 % beyond the budget are marked "over".
+          in the table; those more than 3 % beyond the budget are marked "over", those below nine tenths "under": the
+          machine was not as fast as before, and the row is to be measured again (delete its folder).
 settings  own: those that the entry's project publishes. ours: AdamW as it was found for cifar10_tiny (rate, batch,
           warm-up, betas, crops) in the entry's plain script. Model, scale of the pixels and target (normalised pixels
           of each hidden patch) are the same for all, because the loss depends on them.
@@ -50,7 +51,7 @@ from tasks.evaluate import EvalConfig, evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
 AIM = 0.98  # share of the budget that the forecast of a run may fill
-TOLERANCE = 1.03  # share of the budget beyond which a run is marked
+LEAST, MOST = 0.9, 1.03  # shares of the budget outside which a run is marked
 PILOT_STEPS, PILOT_SHARE = 20, 0.05  # steps of the first short run; share of the budget by which the last one is longer
 LOSS, FEATURES = 1e-4, 1e-3  # largest relative difference between an entry's own forward pass and that of its file
 
@@ -192,11 +193,16 @@ def enter(row: Row, seed: int, conditions: Conditions, images: Path, folder: Pat
         "seed": seed,
         "steps": steps,
         "seconds": seconds,
-        "late": conditions.steps is None and seconds > TOLERANCE * conditions.seconds,
+        "budget": "" if conditions.steps else judge(seconds / conditions.seconds),
         "report": json.loads((folder / "report.json").read_text()),
         **measure(folder, conditions),
     }
     (folder / "result.json").write_text(json.dumps(result, indent=1))
+
+
+def judge(share: float) -> str:
+    """Returns what the table says of a run that took this share of its budget: nothing where it kept to it."""
+    return "(over)" if share > MOST else "(under)" if share < LEAST else ""
 
 
 def run_program(row: Row, words: list[str], conditions: Conditions, images: Path, out: Path) -> float:
@@ -295,7 +301,7 @@ def draw_table(results: list[dict[str, Any]]) -> str:
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in results:
         entry, report = f"{row['entry']} ({row['report']['version']})", row["report"]
-        seconds = f"{row['seconds']:.0f}{' (over)' * row['late']}"
+        seconds = " ".join(filter(None, (f"{row['seconds']:.0f}", row["budget"])))
         cells = (entry, row["settings"], str(report["batch"]), f"{row['steps']:,}", seconds, scores(row["trained"]))
         lines.append(f"| {' | '.join(cells)} |")
     lines.append(f"| untrained | | | | | {scores(results[0]['untrained'])} |")

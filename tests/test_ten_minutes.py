@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.entries.contract import Proof, TrainingImages
 from benchmarks.entries.plain_loop import OURS, prove, rate
-from benchmarks.ten_minutes import Conditions, Row, check_proof, fit_steps, main, require_same
+from benchmarks.ten_minutes import Conditions, Row, check_proof, fit_steps, judge, main, require_same
 from tests.test_eval import pack_coloured
 
 
@@ -34,6 +34,10 @@ def test_steps_follow_from_the_start_and_a_step_of_short_runs() -> None:
 def test_budget_shorter_than_the_start_is_refused() -> None:
     with pytest.raises(SystemExit, match=r"20 s are too few for entry slow, which starts in 30 s"):
         fit_steps(lambda steps: 30 + steps / 10, 20, "slow")
+
+
+def test_run_that_left_its_budget_is_marked() -> None:
+    assert [judge(share) for share in (0.5, 0.95, 1.02, 1.04)] == ["(under)", "", "", "(over)"]
 
 
 def test_schedule_of_the_peers_rises_to_the_peak_and_falls_to_zero() -> None:
