@@ -143,6 +143,7 @@ class TrainConfig(BaseModel, Generic[TaskSettings], frozen=True, extra="forbid")
     overwrite: bool = False
     init_from: str | None = None
     init_weights: Weights | None = None
+    branch: str | None = None  # RUN@STEP of init_from=RUN@STEP (tasks/branch.py)
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     val_every: int | None = Field(None, ge=1)
     log_every: int = Field(50, ge=1)
@@ -192,6 +193,12 @@ class TrainConfig(BaseModel, Generic[TaskSettings], frozen=True, extra="forbid")
         if self.checkpoint.artifacts != "none" and "wandb" not in self.logger:
             raise ValueError(f"checkpoint.artifacts={self.checkpoint.artifacts} is kept by W&B: add logger=wandb")
         return self
+
+    @property
+    def branched(self) -> tuple[Path, int] | None:
+        """Returns the run that this one branched off, and the step."""
+        run, _, step = (self.branch or "").rpartition("@")
+        return (Path(run), int(step)) if run else None
 
     @property
     def run(self) -> Path:

@@ -15,6 +15,7 @@ from mae.plan.training_cost import TrainingCost, classification_cost, pretrainin
 from mae.run.checkpoint_writer import seconds_to_write
 from mae.run.folder import write_json
 from mae.sam.convert import sam_config
+from tasks.branch import resolve_branch
 from tasks.config import TrainConfig
 from tasks.finetune import Finetune
 from tasks.segment import Segment
@@ -27,6 +28,7 @@ def plan_only(config: TrainConfig) -> None:
     if topology is not None and topology.rank != 0:
         return
     ranks = wanted.gpus or (topology.ranks if topology else resolve_devices(config.trainer.devices))
+    config = resolve_branch(config)
     task = task_class(config.task.name)(config, Topology(ranks=ranks, devices=ranks))
     micro_batch, accumulate = task.batch_split
     precision = planned_precision(config.precision, wanted.gpu)
@@ -38,7 +40,10 @@ def plan_only(config: TrainConfig) -> None:
         samples, shards = len(index), len(index.shards)
         shard_bytes = None if config.data.mode == "stream" else int(index.bytes.sum())
         loading = loading_rate(task.data)
-    images = None if samples is None else task.schedule_over(samples).total_steps * config.global_batch
+    images = None
+    if samples is not None:
+        begin = config.branched[1] if config.branched else 0
+        images = (task.schedule_over(samples).total_steps - begin) * config.global_batch
     expected = Forecast(
         cost,
         hardware,

@@ -110,6 +110,7 @@ class Task(ABC, Generic[TaskSettings]):
             max_steps=config.max_steps,
             views=config.data.views_per_image,
             unit=self.unit,
+            branch_step=config.branched[1] if config.branched else None,
         )
 
     def recipe(self, precision: str) -> dict[str, Any]:
@@ -181,7 +182,8 @@ class Task(ABC, Generic[TaskSettings]):
         """Draws the loss curve, writes summary.json and prints the closing lines. Called on rank 0 after `step`."""
         run, results = self.config.run, self.results(module, step)
         curve = draw_loss_curve(run, results.get("floors", {}), self.loss)
-        summary = summarise(run, self.schedule, step, {**results, "loss_curve": str(curve)})
+        branch = {"branch": self.config.branch} if self.config.branch is not None else {}
+        summary = summarise(run, self.schedule, step, {**branch, **results, "loss_curve": str(curve)})
         if step < self.schedule.total_steps:
             print(
                 f"trainer.max_time={self.config.trainer.max_time} is over after step {step} of "

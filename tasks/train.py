@@ -2,7 +2,8 @@
 
 1 launch     validate TrainConfig; find the ranks, or relaunch under torchrun
 2 derive     index of the data → accumulation, steps, learning rate
-3 resume     wait for another start in this folder; choose the checkpoint; refuse it if its recipe differs
+3 resume     wait for another start in this folder; choose the checkpoint (a branch: another run's); refuse it if its
+             recipe differs
 4 model      build it; load init_from on a fresh start
 5 trainer    Lightning's trainer, which refuses settings too
 6 record     rank 0: run folder, lease, config.yaml, derived.json, start table. The run folder is untouched until here,
@@ -51,7 +52,7 @@ from mae.distributed.restarts import note_in_journal
 from mae.distributed.stop import AFTER, BEFORE, program
 from mae.errors import ConfigError
 from mae.report.start import show_start
-from mae.run.checkpoint_files import read_own, refuse_other_run, set_damaged_aside
+from mae.run.checkpoint_files import checkpoint_path, read_own, refuse_other_run, set_damaged_aside, verify
 from mae.run.checkpoint_writer import describe_saving, refuse_full_disk
 from mae.run.folder import (
     clear_run_folder,
@@ -60,6 +61,7 @@ from mae.run.folder import (
     record_start,
     refuse_foreign_folder,
     starting_point,
+    stored_settings,
     write_json,
     write_settings,
 )
@@ -131,12 +133,19 @@ def train(config: TrainConfig, topology: Topology, extra_callbacks: Sequence[pl.
     with last_word(config.run, topology.rank, has_lease=False):
         refuse_missing_gpu(config.trainer.accelerator)
         # 2 derive
+        if "@" in (config.init_from or "") or (stored_settings(config.run) or {}).get("branch"):
+            from tasks.branch import resolve_branch
+
+            config = resolve_branch(config)
         task = task_class(config.task.name)(config, topology)
         total_steps = task.schedule.total_steps
 
         # 3 resume
         left_behind = await_turn(config.run, topology.rank)
         checkpoint = starting_point(config.run, config.resume, config.overwrite)
+        if checkpoint is None and config.branched is not None:
+            checkpoint = checkpoint_path(*config.branched)
+            verify(checkpoint)
         clear = config.overwrite and own_launch(config.run) is None
         if topology.rank == 0:  # others may find what rank 0 has begun to write
             refuse_foreign_folder(config.run, clear)
@@ -213,6 +222,10 @@ def match_recipe(task: Task, checkpoint: Path | None) -> tuple[dict[str, Any], i
         return recipe, 0
     # A checkpoint that is older than a setting was trained with its default.
     known = stored["recipe"] | {"optim": OptimConfig.model_validate(stored["recipe"].get("optim", {})).model_dump()}
+    if task.config.branched is not None and stored["step"] == task.config.branched[1]:
+        from tasks.branch import with_own_cooldown
+
+        known = with_own_cooldown(known, recipe)
     refuse_other_run(known, recipe, checkpoint)
     return recipe, stored["step"]
 
@@ -231,13 +244,20 @@ def record_run(
     before = read_mapping(checkpoint.parent.parent / "derived.json") if checkpoint is not None else None
     settings = config.model_dump(mode="json", exclude={"plan", "suggest"})
     write_settings(run, OmegaConf.to_yaml(OmegaConf.create(settings)))
-    record_start(run, start_step, task.topology.ranks)
+    begins = checkpoint is None or checkpoint.parent.parent.resolve() != run.resolve()
+    record_start(run, start_step, task.topology.ranks, begins)
     note_in_journal(f"step {start_step}")
     about = {
         "precision": recipe["precision"],
         "data": recipe["order"],
         "model": task.describe(model) | task.describe_average(),
     }
+    if config.branch is not None:
+        from tasks.branch import describe_branch, take_over
+
+        about["branch"] = describe_branch(config, schedule)
+        if checkpoint is not None and begins:
+            take_over(checkpoint, run)
     derived = {**asdict(schedule), "epochs": schedule.epochs, **about}
     write_json(run / "derived.json", derived)
     size = checkpoint_bytes(model, config.optim, average) if checkpoint is None else checkpoint.stat().st_size

@@ -56,7 +56,7 @@ DOORS = {
     "sweep.py": "--help and the shell's completion load no torch",
     "tasks/task.py": "each task by its name",
     "mae/train/optim.py": "Muon builds on AdamW, and most runs need none of it",
-    "tasks/train.py": "plan=true; suggest=true; profile=true; logger=",
+    "tasks/train.py": "plan=true; suggest=true; profile=true; logger=; init_from=RUN@STEP",
     "tasks/pretrain.py": "init_from=; online_probe.every=",
     "data/index/index.py": "shards that have no index yet",
     "data/index/splits.py": "images where shards are wanted",

@@ -70,6 +70,7 @@ def recipe_rows(derived: dict[str, Any]) -> list[tuple[str, str]]:
         ("batch", parts),
         ("steps", f"{derived['total_steps']:,} = {length}; {derived['warmup_steps']:,} of warm-up"),
         ("learning rate", f"{peak:.3g} = {peak * 256 / batch:.3g} x {batch} / 256{_then(derived)}"),
+        *((("branch", derived["branch"]),) if "branch" in derived else ()),
         ("precision", derived["precision"]),
     ]
 

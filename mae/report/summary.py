@@ -64,6 +64,8 @@ def main_results(summary: dict[str, Any]) -> dict[str, str]:
         if name.startswith("val/") and name != "val/loss":
             results[TITLES.get(name, name.removeprefix("val/"))] = _score(summary, name, ".2%")
     results["speed"] = f"{summary['images_per_s']:,.0f} images/s, MFU {summary['mfu']:.0%}"
+    if "branch" in summary:
+        results["branch"] = f"of {summary['branch']}"
     return results | {"checkpoint": summary["checkpoint"]}
 
 

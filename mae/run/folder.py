@@ -215,8 +215,10 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
     return {}
 
 
-def record_start(run: Path, step: int, ranks: int) -> None:
+def record_start(run: Path, step: int, ranks: int, begins: bool | None = None) -> None:
     """Writes environment.json: machine and versions of this start, all starts of the run, the launch that began it.
+
+    begins  whether this start begins the run, at another one's step if it is a branch; None: if the step is 0
 
     Removes the summary.json of a shorter run: a run that goes on is not finished.
     """
@@ -244,7 +246,7 @@ def record_start(run: Path, step: int, ranks: int) -> None:
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
             "packages": {name: version(name) for name in PACKAGES},
             "starts": starts,
-            "begun_by": launch_names() if step == 0 else recorded.get("begun_by", {}),
+            "begun_by": launch_names() if (step == 0 if begins is None else begins) else recorded.get("begun_by", {}),
         },
     )
 

@@ -75,6 +75,7 @@ def derive_schedule(
     max_steps: int | None,
     views: int = 1,
     unit: int | None = None,
+    branch_step: int | None = None,
 ) -> Schedule:
     """Derives the schedule of a run over `samples` images on `ranks` devices.
 
@@ -84,9 +85,10 @@ def derive_schedule(
     unit         images that share a micro-batch, see split_batch; None: the views of one
     max_steps    replaces epochs; the schedule keeps its shape over the shorter or longer run. The warm-up of wsd keeps
                  its number of steps: what comes before the cool-down is the same in a run of any length
+    branch_step  at which a branch leaves the run that it comes from: the cool-down begins here if max_steps is None
 
-    Raises ConfigError if the global batch cannot be split or exceeds the samples, min_lr the peak rate, or warm-up and
-    cool-down the run.
+    Raises ConfigError if the global batch cannot be split or exceeds the samples, min_lr the peak rate, warm-up and
+    cool-down the run, or if the cool-down would begin before the branch.
     """
     micro_batch, accumulate = split_batch(global_batch, micro_batch, ranks, unit or views)
     steps_per_pass = samples * views // global_batch
@@ -96,6 +98,8 @@ def derive_schedule(
             f"epoch. Set global_batch to at most {samples * views}"
         )
     total_steps = max_steps if max_steps is not None else round(epochs * steps_per_pass / views)
+    if branch_step is not None and max_steps is None:
+        total_steps = max(branch_step + 1, round(branch_step / (1 - optim.cooldown)))
     if total_steps < 1:
         raise ConfigError(
             f"epochs={epochs} of {steps_per_pass / views:g} steps are no whole step: raise epochs or set max_steps"
@@ -116,6 +120,14 @@ def derive_schedule(
         warmup_steps = round(share)
     if wsd:
         cooldown_steps = max(1, round(optim.cooldown * total_steps))
+        if branch_step is not None and max_steps is None:
+            cooldown_steps = total_steps - branch_step
+        elif branch_step is not None and total_steps - cooldown_steps < branch_step:
+            raise ConfigError(
+                f"max_steps={max_steps} with optim.cooldown={optim.cooldown:g} cools down after step "
+                f"{total_steps - cooldown_steps:,}, and the branch begins after step {branch_step:,}: raise max_steps, "
+                "or set it to null, which cools down at once"
+            )
         if warmup_steps + cooldown_steps > total_steps:
             raise ConfigError(
                 f"optim.schedule=wsd: {warmup_steps:,} steps of warm-up and {cooldown_steps:,} of cool-down do not fit "
