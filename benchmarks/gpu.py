@@ -2,10 +2,12 @@
 
 pre-training    ViT-B/16, ViT-L/16 and ViT-H/14 at 224, bf16, compiled blocks, fused AdamW, beside transformers' ViTMAE;
                 MFU counts the operations of the paper
+update          one of AdamW and one of Muon for the same models
 encoder         forward pass of the SAM-style ViT-H at 1024, bf16
 loader          images per second from photographs of 500×375, one worker per core
 
-`--small` runs everything at small sizes on any device, to see that it works.
+A row that fails says why, and the others are measured. `--small` runs everything at small sizes on any device, to see
+that it works.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.step import Steps
+from benchmarks.step import Steps, contenders
 from benchmarks.stream import DATASETS, images_per_second, make_images, ours
 from data.pack.image_folder import find_images
 from data.pack.pack import pack
@@ -29,6 +31,8 @@ from mae.models.flops import pretraining_flops
 from mae.plan.devices import measure_flops
 from mae.sam.encoder import SIZES, SamConfig, SamEncoder
 from mae.sam.flops import sam_flops
+from mae.train.muon import update_flops
+from mae.train.optim import OptimConfig, build_optimizer
 
 # Settings as transformers names them, and images per micro-batch.
 PRETRAINING: dict[str, tuple[dict[str, Any], int]] = {
@@ -51,34 +55,46 @@ SMALL: dict[str, tuple[dict[str, Any], int]] = {
         4,
     ),
 }
+FAILED = "failed: "
 WARM_UP_ROUNDS = 3  # for compilation and the choice of kernels
 SMALL_SAM = SamConfig(image_size=(64, 64), width=32, depth=2, num_heads=2, window=2, global_blocks=(1,))
 
 
 def time_pretraining(
-    sizes: dict[str, tuple[dict[str, Any], int]], device: torch.device, peak: float, rounds: int
-) -> list[tuple]:
-    """Returns a row of the table for each size."""
-    rows = []
-    for name, (size, batch) in sizes.items():
-        steps = Steps(batch, device, size, peers=("transformers",))
-        model, _ = steps.models["ours"]
-        prepare_blocks(model.whole_blocks, BlocksConfig(compile=device.type == "cuda"))  # pyright: ignore[reportArgumentType]
-        seconds: dict[str, list[float]] = {contender: [] for contender in steps.models}
-        for number in range(WARM_UP_ROUNDS + rounds):
-            for contender in steps.models:
-                took = steps.time_step(contender, number, bf16=True)
-                if number >= WARM_UP_ROUNDS:
-                    seconds[contender].append(took)
-        best = statistics.median(seconds["ours"])
-        ratio = statistics.median(a / b for a, b in zip(seconds["transformers"], seconds["ours"], strict=True))
-        mfu = pretraining_flops(steps.config) * batch / best / peak
-        rows.append((f"{name}, {batch} images", f"{batch / best:,.0f}", f"{mfu:.0%}", f"{ratio:.2f}"))
-        del steps, model
-    return rows
+    name: str, size: dict[str, Any], batch: int, device: torch.device, peak: float, rounds: int
+) -> tuple[str, ...]:
+    """Returns the row of one size."""
+    steps = Steps(batch, device, size, peers=("transformers",))
+    model, _ = steps.models["ours"]
+    prepare_blocks(model.whole_blocks, BlocksConfig(compile=device.type == "cuda"))  # pyright: ignore[reportArgumentType]
+    seconds: dict[str, list[float]] = {contender: [] for contender in steps.models}
+    for number in range(WARM_UP_ROUNDS + rounds):
+        for contender in steps.models:
+            took = steps.time_step(contender, number, bf16=True)
+            if number >= WARM_UP_ROUNDS:
+                seconds[contender].append(took)
+    best = statistics.median(seconds["ours"])
+    ratio = statistics.median(a / b for a, b in zip(seconds["transformers"], seconds["ours"], strict=True))
+    mfu = pretraining_flops(steps.config) * batch / best / peak
+    return f"{name}, {batch} images", f"{batch / best:,.0f}", f"{mfu:.0%}", f"{ratio:.2f}"
 
 
-def time_encoder(config: SamConfig, device: torch.device, peak: float, rounds: int) -> tuple:
+def time_update(name: str, size: dict[str, Any], device: torch.device, rounds: int) -> tuple[str, ...]:
+    """Returns the row of the updates of one size."""
+    model, _ = contenders(size, device, ())[1]["ours"]
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter) if parameter.requires_grad else None
+    milliseconds = {}
+    for optimizer in ("adamw", "muon"):
+        settings = OptimConfig.model_validate({"name": optimizer})
+        step = build_optimizer(model.named_parameters(), settings, 1e-4).step
+        milliseconds[optimizer] = 1000 * median_seconds(step, device, rounds)
+    flops = update_flops(model.named_parameters())
+    rate = flops / milliseconds["muon"] * 1000 / 1e12
+    return name, *(f"{value:.2f} ms" for value in milliseconds.values()), f"{flops / 1e12:.2f}, {rate:,.0f}"
+
+
+def time_encoder(config: SamConfig, device: torch.device, peak: float, rounds: int) -> tuple[str, ...]:
     """Returns the row of the encoder as `mae.load_sam` gives it, with compiled blocks on a GPU."""
     torch.manual_seed(0)
     model = SamEncoder(config).to(device, torch.bfloat16).eval()
@@ -96,7 +112,7 @@ def time_encoder(config: SamConfig, device: torch.device, peak: float, rounds: i
     )
 
 
-def time_loader(photos: Path, copies: int, seconds: float) -> tuple:
+def time_loader(photos: Path, copies: int, seconds: float) -> tuple[str, ...]:
     """Returns the row of the loader, on `copies` crops of the photographs."""
     workers = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as temporary:
@@ -121,6 +137,29 @@ def median_seconds(run: Callable[[], object], device: torch.device, rounds: int)
     return statistics.median(seconds)
 
 
+def head(*columns: str) -> list[str]:
+    """Prints and returns the head of a table."""
+    lines = ["", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    say("\n".join(lines))
+    return lines
+
+
+def measured(name: str, measure: Callable[[], tuple[str, ...]]) -> list[str]:
+    """Prints and returns the row that `measure` finds, or why it found none, so that one row does not cost the others."""
+    try:
+        row = measure()
+    except (RuntimeError, ImportError, OSError) as error:  # out of memory, compilation, a package, a file
+        row = name, f"{FAILED}{type(error).__name__}: {str(error).splitlines()[0]}", "-", "-"
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    say(line := "| " + " | ".join(row) + " |")
+    return [line]
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=20)
@@ -133,20 +172,24 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     peak = measure_flops(device)
-    rows = time_pretraining(SMALL if arguments.small else PRETRAINING, device, peak, arguments.rounds)
-    rows.append(time_encoder(SMALL_SAM if arguments.small else SIZES["sam_huge"], device, peak, arguments.rounds))
+    sizes, sam = (SMALL, SMALL_SAM) if arguments.small else (PRETRAINING, SIZES["sam_huge"])
+    rounds = arguments.rounds
+    lines = [f"{name}, torch {torch.__version__}, bf16; measured ceiling {peak / 1e12:,.1f} TFLOP/s"]
+    say(lines[0])
+    lines += head("", "images/s", "MFU", "time of transformers / ours")
+    for size, (settings, batch) in sizes.items():
+        lines += measured(size, lambda: time_pretraining(size, settings, batch, device, peak, rounds))  # noqa: B023
+    lines += measured("SAM-style encoder", lambda: time_encoder(sam, device, peak, rounds))
     if arguments.photos.is_dir():
-        rows.append(time_loader(arguments.photos, 128 if arguments.small else 2400, 1 if arguments.small else 20))
-    lines = [
-        f"{name}, torch {torch.__version__}, bf16; measured ceiling {peak / 1e12:,.1f} TFLOP/s",
-        "",
-        "| | images/s | MFU | time of transformers / ours |",
-        "|---|---|---|---|",
-        *("| " + " | ".join(row) + " |" for row in rows),
-    ]
-    print("\n".join(lines))
+        copies, seconds = (128, 1) if arguments.small else (2400, 20)
+        lines += measured("loader", lambda: time_loader(arguments.photos, copies, seconds))
+    lines += head("update", "AdamW", "Muon", "TFLOP of Muon, TFLOP/s")
+    for size, (settings, _) in sizes.items():
+        lines += measured(size, lambda: time_update(size, settings, device, rounds))  # noqa: B023
     if arguments.out:
         arguments.out.write_text("\n".join(lines) + "\n")
+    if failed := sum(FAILED in line for line in lines):
+        sys.exit(f"{failed} rows failed")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def test_gpu_benchmark_writes_its_table_at_small_sizes(tmp_path: Path) -> None:
     finished = completed(words)
     assert finished.returncode == 0, finished.stderr
     table = (tmp_path / "table.md").read_text()
-    assert "ViT of width 64, 4 images" in table and "SAM-style encoder" in table
+    assert "ViT of width 64, 4 images" in table and "SAM-style encoder" in table and "TFLOP of Muon" in table
 
 
 def test_step_benchmark_contenders_compute_the_same_loss() -> None:
