@@ -145,7 +145,7 @@ def head(*columns: str) -> list[str]:
 
 
 def measured(name: str, measure: Callable[[], tuple[str, ...]]) -> list[str]:
-    """Prints and returns the row that `measure` finds, or why it found none, so that one row does not cost the others."""
+    """Prints and returns the row that `measure` finds, or why it found none: the others are measured all the same."""
     try:
         row = measure()
     except (RuntimeError, ImportError, OSError) as error:  # out of memory, compilation, a package, a file
