@@ -102,6 +102,7 @@ def test_average_equals_that_of_torch_and_stays_at_skipped_steps(averaged: tuple
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_average_on_a_gpu_stays_at_a_skipped_step_and_else_moves_as_on_the_host() -> None:
     torch.manual_seed(0)
     model, average = nn.Linear(300, 400), nn.Linear(300, 400).requires_grad_(False)
