@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,13 +160,13 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--photos", type=Path, default=DATASETS / "large_photos")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     if not arguments.small and not torch.cuda.is_available():
         sys.exit("no CUDA device: the published sizes want one. --small shows that everything runs")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

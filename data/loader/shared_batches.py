@@ -1,6 +1,7 @@
 """Ring buffer of batches in memory that the trainer shares with its forked workers."""
 
 import mmap
+import os
 import weakref
 from collections import deque
 from typing import Any
@@ -66,3 +67,16 @@ class Ring:
         if failed:
             raise MemoryError(f"{self.batches.nbytes >> 20} MB cannot be pinned (CUDA error {failed})")
         self.pinned = True
+        # All views keep the array that frombuffer made alive, and that one keeps the memory.
+        weakref.finalize(self.batches.base, _unpin, os.getpid(), self.batches.ctypes.data)
+
+
+def _unpin(process: int, address: int) -> None:
+    """Unpins memory before it is unmapped.
+
+    To the driver an address stays pinned until it is told otherwise, and what is mapped there next cannot be copied
+    from ("resource already mapped").
+    """
+    if process == os.getpid():  # not in a fork, which has no use of CUDA
+        runtime: Any = torch.cuda.cudart()
+        runtime.cudaHostUnregister(address)
