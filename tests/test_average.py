@@ -189,6 +189,8 @@ def test_export_of_the_average_holds_it_and_says_so(averaged: tuple[Path, Follow
     with pytest.raises(ConfigError, match="weights=average is for checkpoints of a run"):
         mae.load(tmp_path / "encoder.safetensors", weights="average")
     assert json.loads(export(run, "facebook", tmp_path / "raw.pth").read_text())["weights"] == "raw"
+    with pytest.raises(ConfigError, match=r"the average in .* is one of the encoder alone \(--weights raw"):
+        export(run, "hf-vitmae", tmp_path / "whole", weights="average")
 
 
 def test_probe_of_the_average_lies_beside_that_of_the_raw_weights(averaged: tuple[Path, Follow]) -> None:

@@ -54,7 +54,7 @@ def open_export(
     if opened.kind == "mae":
         of_sam = {name: given[name] for name in given if fmt.holds == "sam" and name in SAM_FIELDS}
         source = load(opened, **{name: value for name, value in given.items() if name not in of_sam})
-        model, remarks = _fit_plain(source, opened.path, fmt, image_size, of_sam)
+        model, remarks = _fit_plain(source, opened, fmt, image_size, of_sam)
     else:
         encoder_only = encoder_only or merge_into is not None or not fmt.whole_sam
         source, segmenter = _load_sam(opened, given, encoder_only=encoder_only)
@@ -118,7 +118,7 @@ def _fit_sam(model: SamEncoder, path: Path, fmt: Format, image_size: Size | None
 
 
 def _fit_plain(
-    model: Encoder, path: Path, fmt: Format, image_size: Size | None, of_sam: dict[str, Any]
+    model: Encoder, opened: Opened, fmt: Format, image_size: Size | None, of_sam: dict[str, Any]
 ) -> tuple[Encoder | SamEncoder, list[str]]:
     """Converts or resizes a masked autoencoder, encoder or classifier for the format, and says what was left out.
 
@@ -135,7 +135,11 @@ def _fit_plain(
             torch.manual_seed(0)  # the neck is fresh, and the same every time
             return to_sam(model, **of_sam, **({"image_size": image_size} if image_size else {})), remarks
     if fmt.holds == "autoencoder" and (resized or not isinstance(model, MaskedAutoencoder)):
-        reason = "a decoder is not resized to another --image-size" if resized else f"{path} holds no decoder"
+        reason = f"{opened.path} holds no decoder"
+        if resized:
+            reason = "a decoder is not resized to another --image-size"
+        elif opened.taken == "average" and not isinstance(model, Classifier):
+            reason = f"the average in {opened.path} is one of the encoder alone (--weights raw has the decoder)"
         raise ConfigError(f"this format is for whole autoencoders, and {reason}: choose a --to for encoders (--list)")
     if resized:
         remarks.append("positions are resized bicubically from {} x {} pixels".format(*model.config.image_size))
