@@ -159,7 +159,8 @@ def test_full_disk_refuses_the_start_and_keeps_the_previous_checkpoint(built_in:
 
 
 @pytest.mark.parametrize("small", ["disk"], indirect=True)
-@pytest.mark.parametrize("until", [pytest.param(12, marks=pytest.mark.slow, id="last"), pytest.param(20, id="between")])
+@pytest.mark.slow
+@pytest.mark.parametrize("until", [pytest.param(12, id="last"), pytest.param(20, id="between")])
 def test_disk_that_fills_up_ends_the_run_and_keeps_the_previous_checkpoint(built_in: Path, small, until: int) -> None:
     """There is room for the checkpoint of step 8 and none for that of step 12. Two ranks, of which one writes."""
     runs, fill = small

@@ -201,6 +201,7 @@ def test_run_resumed_from_ddp_on_fsdp_and_on_one_process_has_the_same_losses(
     agree(one_process, folder)
 
 
+@pytest.mark.slow
 def test_run_on_three_ranks_resumes_bit_equal(
     tmp_path: Path, built_in: Path, one_process: Path, two_images: str
 ) -> None:

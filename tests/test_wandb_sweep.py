@@ -28,6 +28,7 @@ def agent_command(trial: dict[str, object]) -> list[str]:
     return words
 
 
+@pytest.mark.slow
 def test_wandb_trial_has_its_own_folder_the_agents_id_and_the_ranked_metric(
     tmp_path: Path, built_in: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
