@@ -110,29 +110,20 @@ def derive_schedule(
             f"optim.min_lr={optim.min_lr} is above the peak rate {peak_lr:.3g} = optim.base_lr x {global_batch} / 256, "
             "so that the rate would rise to the end: lower it"
         )
-    warmup_steps, cooldown_steps, wsd = optim.warmup_steps, 0, optim.schedule == "wsd"
-    if warmup_steps is None:
-        share = (
-            optim.warmup_epochs * steps_per_pass / views
-            if wsd
-            else total_steps * min(1.0, optim.warmup_epochs / epochs)
+    at_once = branch_step if max_steps is None else None
+    cooldown_steps = derive_cooldown(optim, total_steps, at_once)
+    if branch_step is not None and total_steps - cooldown_steps < branch_step:
+        raise ConfigError(
+            f"max_steps={max_steps} with optim.cooldown={optim.cooldown:g} cools down after step "
+            f"{total_steps - cooldown_steps:,}, and the branch begins after step {branch_step:,}: raise max_steps, "
+            "or set it to null, which cools down at once"
         )
-        warmup_steps = round(share)
-    if wsd:
-        cooldown_steps = max(1, round(optim.cooldown * total_steps))
-        if branch_step is not None and max_steps is None:
-            cooldown_steps = total_steps - branch_step
-        elif branch_step is not None and total_steps - cooldown_steps < branch_step:
-            raise ConfigError(
-                f"max_steps={max_steps} with optim.cooldown={optim.cooldown:g} cools down after step "
-                f"{total_steps - cooldown_steps:,}, and the branch begins after step {branch_step:,}: raise max_steps, "
-                "or set it to null, which cools down at once"
-            )
-        if warmup_steps + cooldown_steps > total_steps:
-            raise ConfigError(
-                f"optim.schedule=wsd: {warmup_steps:,} steps of warm-up and {cooldown_steps:,} of cool-down do not fit "
-                f"into {total_steps:,}. Lower optim.warmup_epochs or set optim.warmup_steps"
-            )
+    warmup_steps = derive_warmup(optim, total_steps, epochs, steps_per_pass / views)
+    if optim.schedule == "wsd" and warmup_steps + cooldown_steps > total_steps:
+        raise ConfigError(
+            f"optim.schedule=wsd: {warmup_steps:,} steps of warm-up and {cooldown_steps:,} of cool-down do not fit "
+            f"into {total_steps:,}. Lower optim.warmup_epochs or set optim.warmup_steps"
+        )
     return Schedule(
         samples=samples,
         global_batch=global_batch,
@@ -149,6 +140,22 @@ def derive_schedule(
         cooldown_steps=cooldown_steps,
         milestones=optim.milestones,
     )
+
+
+def derive_warmup(optim: OptimConfig, total_steps: int, epochs: float, steps_per_epoch: float) -> int:
+    """Returns the steps of warm-up: of wsd the same in a run of any length, else a share of it."""
+    if optim.warmup_steps is not None:
+        return optim.warmup_steps
+    if optim.schedule == "wsd":
+        return round(optim.warmup_epochs * steps_per_epoch)
+    return round(total_steps * min(1.0, optim.warmup_epochs / epochs))
+
+
+def derive_cooldown(optim: OptimConfig, total_steps: int, branch_step: int | None) -> int:
+    """Returns the steps of cool-down, all of a branch that cools down at once from `branch_step`; 0 without wsd."""
+    if optim.schedule != "wsd":
+        return 0
+    return max(1, round(optim.cooldown * total_steps)) if branch_step is None else total_steps - branch_step
 
 
 def split_batch(global_batch: int, micro_batch: int | None, ranks: int, unit: int = 1) -> tuple[int, int]:
