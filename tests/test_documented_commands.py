@@ -81,6 +81,7 @@ def check(words: list[str], needs: str, monkeypatch: pytest.MonkeyPatch) -> None
         (started,) = {program for program in PROGRAMS if f" {program} " in (ROOT / script).read_text()}
         check_program(started, overrides)
     elif program in PYTHON and rest[0] == "-m":
+        assert needs or rest[1] != "benchmarks.gpu" or "--small" in rest, "let the line end in `# needs a GPU`"
         check_module(rest[1], rest[2:], monkeypatch)
     elif program in PYTHON:
         check_program(rest[0], rest[1:])
