@@ -87,6 +87,26 @@ def test_branch_is_the_shorter_run_with_a_folder_and_an_origin_of_its_own(runs: 
     assert "2 steps, to step 10 = 8 / (1 - 0.2), all cool-down, whatever epochs= says; 1 s at the speed" in said
 
 
+def test_branch_carries_muon_and_the_average_on(tmp_path: Path, built_in: Path) -> None:
+    words = ("optim=muon", "task.ema=0.9", *WSD)
+    trained(tmp_path, built_in, "short", "max_steps=10", *words)
+    trained(tmp_path, built_in, "long", "max_steps=20", "checkpoint.every_steps=4", "checkpoint.keep=9", *words)
+    branch = trained(tmp_path, built_in, "branch", *words, f"init_from={tmp_path / 'long'}@8", "max_steps=null")
+    assert any(name.startswith("average.") for name in state(branch)["model"])
+    assert_same_run_after(8, branch, tmp_path / "short")
+
+
+@pytest.mark.slow
+def test_branch_under_fsdp_carries_muon_and_the_average_on(tmp_path: Path, built_in: Path) -> None:
+    words = [f"runs={tmp_path}", *WSD, "val_every=null", "optim=muon", "task.ema=0.9", "trainer.strategy=fsdp"]
+    words += ["checkpoint.every_steps=8", "checkpoint.keep=9"]
+    run(command(tmp_path, built_in, *words, "max_steps=10", "name=short", ranks=2))
+    run(command(tmp_path, built_in, *words, "max_steps=20", "name=long", ranks=2))
+    origin = f"init_from={tmp_path / 'long'}@8"
+    run(command(tmp_path, built_in, *words, origin, "max_steps=null", "name=branch", ranks=2))
+    assert_same_run_after(8, tmp_path / "branch", tmp_path / "short")
+
+
 @pytest.mark.slow
 def test_branch_on_two_ranks_has_the_losses_of_one(runs: Path, built_in: Path) -> None:
     words = (*WSD, "val_every=null", f"init_from={runs / 'long'}@8", "max_steps=null", "name=two")
