@@ -188,7 +188,7 @@ def open_models(config: EvalConfig, topology: Topology) -> tuple[ModelsUnderProb
     Raises ConfigError if the model has no class token to pool, or `model.*` says what the checkpoint says otherwise.
     """
     opened, trained = open_trained(config)
-    if config.pool == "class_token" and not trained.config.class_token:
+    if config.pool == "class_token" and not trained.config.class_tokens:
         raise ConfigError(f"pool=class_token, but {config.checkpoint} has no class token. Use pool=patches")
     torch.manual_seed(config.seed)  # for the weights of the untrained model
     if isinstance(trained, Classifier):

@@ -145,7 +145,7 @@ class Finetune(Task[FinetuneConfig]):
 
     def refuse_settings(self, checkpoint: Path | None) -> None:
         super().refuse_settings(checkpoint)
-        if self.settings.pool == "class_token" and not self.architecture.class_token:
+        if self.settings.pool == "class_token" and not self.architecture.class_tokens:
             raise ConfigError("task.pool=class_token, but the encoder has no class token: use task.pool=patches")
 
     def averaged(self, model: Classifier) -> Classifier:

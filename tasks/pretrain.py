@@ -38,14 +38,14 @@ class Pretrain(Task[PretrainConfig]):
             )
 
     def recipe(self, precision: str) -> dict[str, Any]:
-        return super().recipe(precision) | {"task": self.settings.model_dump(mode="json", include={"ema"})}
+        return super().recipe(precision) | {"task": self.settings.model_dump(mode="json", include={"ema", "drop_path"})}
 
     def averaged(self, model: MaskedAutoencoder) -> Encoder:
         return Encoder(model.config)
 
     def model(self, checkpoint: Path | None) -> MaskedAutoencoder:
         config = self.config
-        model = MaskedAutoencoder(config.model)
+        model = MaskedAutoencoder(config.model, self.settings.drop_path)
         if config.init_from is not None and checkpoint is None:
             from mae.formats.warm_start import initialise_from
 

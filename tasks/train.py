@@ -51,6 +51,7 @@ from mae.distributed.rank_zero import say
 from mae.distributed.restarts import note_in_journal
 from mae.distributed.stop import AFTER, BEFORE, program
 from mae.errors import ConfigError
+from mae.models.config import MAEConfig
 from mae.report.start import show_start
 from mae.run.checkpoint_files import checkpoint_path, read_own, refuse_other_run, set_damaged_aside, verify
 from mae.run.checkpoint_writer import describe_saving, refuse_full_disk
@@ -220,14 +221,26 @@ def match_recipe(task: Task, checkpoint: Path | None) -> tuple[dict[str, Any], i
     recipe = task.recipe(precision)
     if stored is None or checkpoint is None:
         return recipe, 0
-    # A checkpoint that is older than a setting was trained with its default.
-    known = stored["recipe"] | {"optim": OptimConfig.model_validate(stored["recipe"].get("optim", {})).model_dump()}
+    known = with_defaults(task, stored["recipe"], recipe)
     if task.config.branched is not None and stored["step"] == task.config.branched[1]:
         from tasks.branch import with_own_cooldown
 
         known = with_own_cooldown(known, recipe)
     refuse_other_run(known, recipe, checkpoint)
     return recipe, stored["step"]
+
+
+def with_defaults(task: Task, stored: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
+    """Returns the recipe of a checkpoint with all present settings: one older than a setting was trained with its
+    default.
+    """
+    fields = type(task.settings).model_fields.items()
+    defaults = {name: field.default for name, field in fields if name in recipe.get("task", {})}
+    return stored | {
+        "model": MAEConfig.model_validate(stored["model"]).model_dump(mode="json"),
+        "optim": OptimConfig.model_validate(stored.get("optim", {})).model_dump(),
+        "task": defaults | stored.get("task", {}),
+    }
 
 
 def record_run(

@@ -49,11 +49,11 @@ CASES = {
         "suggest=true suggest.hours=8` writes one for these images, this machine and 8 hours; or choose one of "
         "conf/experiment. experiment=digits_tiny resumes",
     ),
-    "group set to null": (["model=null"], "model is left out, and cannot be: set model= to one of mae, vit_base"),
+    "group set to null": (["model=null"], "model is left out, and cannot be: set model= to one of mae, vit_1b"),
     "folder beyond ASCII": ([*OWN, "data.path=数据/a=b"], "数据/a=b does not exist"),
     "accelerator of nobody": (["trainer.accelerator=foo"], "Lightning refuses trainer.accelerator=foo"),
     "no GPU": (["trainer.accelerator=cuda"], "torch finds no GPU"),
-    "unknown nested key": (["+model.foo=1"], "unknown setting model.foo: model has class_token, decoder"),
+    "unknown nested key": (["+model.foo=1"], "unknown setting model.foo: model has class_tokens, decoder"),
     "unknown task": (["task.name=foo"], "task.name=foo is none of pretrain, finetune, segment"),
     "setting of a task": (
         ["task=finetune", "task.drop_path=2"],

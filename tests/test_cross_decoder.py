@@ -101,9 +101,9 @@ def test_visible_pixels_change_every_prediction(batch) -> None:
     assert (model(unpatchify(altered, 8, (4, 4)), noise).pred != out.pred).any(dim=-1).all()
 
 
-@pytest.mark.parametrize("class_token", [True, False])
-def test_fused_and_explicit_attention_give_the_same_loss(batch, class_token: bool) -> None:
-    model = model_of(decoder="cross", class_token=class_token)
+@pytest.mark.parametrize("class_tokens", [1, 0, 3])
+def test_fused_and_explicit_attention_give_the_same_loss(batch, class_tokens: int) -> None:
+    model = model_of(decoder="cross", class_tokens=class_tokens)
     losses = []
     for device in (CPU, CUDA):
         choose_attention(model.blocks, model.decoder_blocks, device=device)

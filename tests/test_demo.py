@@ -209,12 +209,12 @@ def test_mask_is_determined_by_the_seed_and_never_hides_all_or_no_patches() -> N
 
 
 def test_attention_map_is_that_of_the_chosen_patch(tmp_path: Path) -> None:
-    for class_token in (True, False):
-        model = random_model(tmp_path, class_token=class_token, image_size=(32, 64))
+    for tokens in (1, 0, 3):
+        model = random_model(tmp_path, class_tokens=tokens, image_size=(32, 64))
         photo = fit_to_model(CAT, model.config)
         weights = attention_weights(model.encoder, model.images(photo))[0]
         for block, looking in ((0, weights[0]), (None, rollout(weights))):
-            expected = looking[5 + class_token, int(class_token) :]
+            expected = looking[5 + tokens, tokens:]
             torch.testing.assert_close(model.attention(photo, 5, block).flatten(), expected.detach())
 
 

@@ -83,7 +83,7 @@ def test_pooling_averages_the_patches_or_takes_the_class_token() -> None:
     latent = torch.arange(12, dtype=torch.float32).view(1, 4, 3)
     assert describe(latent, True, "patches").tolist() == [[6, 7, 8]]
     assert describe(latent, False, "patches").tolist() == [[4.5, 5.5, 6.5]]
-    assert describe(latent, True, "class_token").tolist() == [[0, 1, 2]]
+    assert describe(latent, 1, "class_token").tolist() == [[0, 1, 2]]
     assert describe(latent, True, "tokens").tolist() == [[[3, 4, 5], [6, 7, 8], [9, 10, 11]]]
 
 

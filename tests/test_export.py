@@ -104,15 +104,15 @@ def test_overwrite_replaces_an_export_and_never_other_files(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("to", "fields", "reason"),
     [
-        ("facebook", {"class_token": False}, "only models with a class token"),
+        ("facebook", {"class_tokens": 0}, "only models with one class token"),
         ("facebook", {"image_size": (32, 48)}, "only models with square images"),
         ("facebook", {"in_channels": 4}, "only models with three channels"),
         (
             "hf-vitmae",
-            {"class_token": False, "image_size": (32, 48)},
-            "only models with a class token and square images",
+            {"class_tokens": 0, "image_size": (32, 48)},
+            "only models with one class token and square images",
         ),
-        ("hf-vit", {"class_token": False}, "only models with a class token"),
+        ("hf-vit", {"class_tokens": 0}, "only models with one class token"),
         ("detectron2", {"image_size": (32, 48)}, "only models with square images"),
     ],
 )

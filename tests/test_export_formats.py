@@ -42,7 +42,8 @@ VARIANTS = [
     {"positions": "learned", "norm_pix": False, "mask_ratio": 0.6},
     {"in_channels": 5},
     {"image_size": (16, 40)},
-    {"class_token": False},
+    {"class_tokens": 0},
+    {"class_tokens": 4, "positions": "learned"},
     {"patch_size": 14, "image_size": 56, "mlp_ratio": 3.0},
 ]
 
@@ -89,7 +90,7 @@ def test_timm_export_loads_strictly_into_timms_own_vit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [f for f in VARIANTS if f.get("class_token", True) and named(f) != "image_size"], ids=named
+    "fields", [f for f in VARIANTS if f.get("class_tokens", 1) == 1 and named(f) != "image_size"], ids=named
 )
 def test_hf_vitmae_export_gives_the_same_loss_and_predictions(tmp_path: Path, fields) -> None:
     model, source = own_checkpoint(tmp_path, **fields)
@@ -103,7 +104,7 @@ def test_hf_vitmae_export_gives_the_same_loss_and_predictions(tmp_path: Path, fi
     assert back.config == model.config and weights_equal(back, model)
 
 
-@pytest.mark.parametrize("fields", [f for f in VARIANTS if f.get("class_token", True)], ids=named)
+@pytest.mark.parametrize("fields", [f for f in VARIANTS if f.get("class_tokens", 1) == 1], ids=named)
 def test_hf_vit_export_gives_the_same_features(tmp_path: Path, fields) -> None:
     model, source = own_checkpoint(tmp_path, **fields)
     export(source, "hf-vit", tmp_path / "vit")
@@ -172,12 +173,12 @@ def test_hf_folder_exported_to_its_own_format_is_bit_identical(tmp_path: Path, k
         assert (back.config.mask_ratio, back.config.norm_pix_loss) == (0.6, True)
 
 
-@pytest.mark.parametrize("fields", [{}, {"class_token": False}, {"in_channels": 5}], ids=named)
+@pytest.mark.parametrize("fields", [{}, {"class_tokens": 0}, {"class_tokens": 4}, {"in_channels": 5}], ids=named)
 def test_detectron2_export_has_the_documented_names_and_shapes(tmp_path: Path, fields) -> None:
     model, source = own_checkpoint(tmp_path, **fields)
     card = json.loads(export(source, "detectron2", tmp_path / "vitdet.pth").read_text())
     assert card["verification"]["compared_with"] is None
-    channels, positions = model.config.in_channels, 16 + model.config.class_token
+    channels, positions = model.config.in_channels, 16 + (model.config.class_tokens == 1)
     expected = {"pos_embed": [1, positions, 64], "patch_embed.proj.weight": [64, channels, 8, 8]}
     expected["patch_embed.proj.bias"] = [64]
     for block in ("blocks.0", "blocks.1"):
@@ -204,7 +205,7 @@ def test_detectron2_export_has_the_documented_names_and_shapes(tmp_path: Path, f
     )
 
 
-@pytest.mark.parametrize("fields", [{}, {"class_token": False, "image_size": (16, 40), "in_channels": 5}], ids=named)
+@pytest.mark.parametrize("fields", [{}, {"class_tokens": 0, "image_size": (16, 40), "in_channels": 5}], ids=named)
 def test_onnx_export_gives_the_same_features_at_each_batch_size(tmp_path: Path, fields) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     model, source = own_checkpoint(tmp_path, **fields)

@@ -50,11 +50,11 @@ def test_sizes_have_the_published_parameter_counts(width, depth, heads, patch, e
     patch=st.integers(1, 5),
     channels=st.integers(1, 5),
     ratio=st.floats(0.05, 0.95),
-    class_token=st.booleans(),
+    class_tokens=st.sampled_from([0, 1, 8]),
     positions=st.sampled_from(["sincos", "learned"]),
 )
 def test_forward_and_encode_shapes_hold_for_any_grid_channels_and_ratio(
-    rows, columns, patch, channels, ratio, class_token, positions
+    rows, columns, patch, channels, ratio, class_tokens, positions
 ) -> None:
     patches = rows * columns
     keep = int(patches * (1 - ratio))
@@ -65,7 +65,7 @@ def test_forward_and_encode_shapes_hold_for_any_grid_channels_and_ratio(
         patch_size=patch,
         in_channels=channels,
         mask_ratio=ratio,
-        class_token=class_token,
+        class_tokens=class_tokens,
         positions=positions,
         norm_pix=patch * patch * channels > 1,
     )
@@ -73,7 +73,7 @@ def test_forward_and_encode_shapes_hold_for_any_grid_channels_and_ratio(
     out = model(images, noise)
     assert out.pred.shape == out.target.shape == (2, patches - keep, patch * patch * channels)
     assert out.mask.sum(1).tolist() == [patches - keep] * 2
-    assert model.encode(images).shape == (2, patches + class_token, 32)
+    assert model.encode(images).shape == (2, patches + class_tokens, 32)
     assert model.reconstruct(images, noise).images.shape == images.shape
 
 
@@ -89,7 +89,7 @@ def test_unpatchify_inverts_patchify_in_row_column_channel_order() -> None:
 def test_sincos_positions_equal_the_published_formula() -> None:
     """Column first, as a numpy table of the formula in float64 says."""
     omega = 1 / 10000 ** (np.arange(16) / 16)
-    table = sincos_positions(64, (3, 5), True)[0].numpy()
+    table = sincos_positions(64, (3, 5), 1)[0].numpy()
     assert not table[0].any()
     for row in range(3):
         for column in range(5):

@@ -100,9 +100,9 @@ def test_model_at_its_own_size_is_the_same_function_with_weights_of_its_own() ->
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("class_token", [True, False])
-def test_model_at_twice_the_patch_size_gives_enlarged_images_the_same_tokens_and_predictions(class_token) -> None:
-    model, images = model_of(class_token=class_token), torch.randn(2, 3, 32, 32)
+@pytest.mark.parametrize("class_tokens", [1, 0, 3])
+def test_model_at_twice_the_patch_size_gives_enlarged_images_the_same_tokens_and_predictions(class_tokens) -> None:
+    model, images = model_of(class_tokens=class_tokens), torch.randn(2, 3, 32, 32)
     other, noise = model.at(64, patch_size=16), torch.rand(2, 16)
     assert other.config.positions == "sincos"
     patches = model.patchify(images).view(32, 8, 8, 3).permute(0, 3, 1, 2)

@@ -43,7 +43,7 @@ def as_export(encoder: mae.SamEncoder) -> Export:
 
 @torch.no_grad()
 def test_converted_encoder_with_one_window_equals_the_original_before_its_norm() -> None:
-    encoder = pre_trained(class_token=False)
+    encoder = pre_trained(class_tokens=0)
     converted = to_sam(encoder, image_size=224)
     images = torch.randn(2, 3, 224, 224)
     encoder.norm = torch.nn.Identity()

@@ -56,7 +56,7 @@ def test_warm_start_resamples_weights_and_says_so(tmp_path: Path, fields, said: 
     lines = initialise_from(model, path)
     assert len(lines) == len(said) and all(part in line for part, line in zip(said, lines, strict=True))
     config = model.config
-    assert torch.equal(model.pos_embed, sincos_positions(64, config.grid, True))  # exact for any grid
+    assert torch.equal(model.pos_embed, sincos_positions(64, config.grid, 1))  # exact for any grid
     expected = source.at(config.image_size, patch_size=config.patch_size, in_channels=config.in_channels)
     assert taken_over(model, expected, *ENCODER, "decoder_embed", "decoder_blocks", "decoder_pred", "mask_token")
     assert not model.pos_embed.requires_grad
@@ -100,7 +100,7 @@ def test_warm_start_from_a_classifier_takes_its_encoder(tmp_path: Path) -> None:
         ({"width": 96}, "width 64 there and 96 here. Set model.width=64$"),
         ({"num_heads": 8}, "num_heads 4 there and 8 here. Set model.num_heads=4$"),
         ({"mlp_ratio": 3.0}, "mlp_ratio 4.0 there and 3.0 here"),
-        ({"class_token": False}, "class_token true there and false here. Set model.class_token=true$"),
+        ({"class_tokens": 0}, "class_tokens 1 there and 0 here. Set model.class_tokens=1$"),
         ({"decoder_width": 64}, "decoder_width 32 there.*or take its encoder alone: python -m mae.export"),
         ({"decoder": "cross"}, "decoder self there and cross here"),
     ],

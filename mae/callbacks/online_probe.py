@@ -74,6 +74,6 @@ class OnlineProbe(StepCallback):
             for of, encoder in encoders.items():
                 with trainer.precision_plugin.forward_context():
                     latent = encoder.encode(images)
-                values = describe(latent, encoder.config.class_token, "patches").cpu()
+                values = describe(latent, encoder.config.class_tokens, "patches").cpu()
                 parts[of] += gather_to_rank_zero(Features(batch["positions"], batch["labels"], values))
         return {of: concatenate_by_sample(each) for of, each in parts.items()} if trainer.is_global_zero else {}

@@ -88,14 +88,14 @@ class DemoModel:
     def attention(self, photo: Tensor, patch: int, block: int | None) -> Tensor:
         """Returns the attention of one patch to all others [h, w], in one block or, if None, through all (rollout)."""
         weights = attention_weights(self.encoder, self.images(photo))[0]
-        first = int(self.config.class_token)
+        first = self.config.class_tokens
         rows = rollout(weights) if block is None else weights[block]
         return rows[first + patch, first:].view(self.config.grid).cpu()
 
     @torch.no_grad()
     def feature(self, photo: Tensor, kind: Kind) -> Tensor:
         """Returns the pooled feature [1, D] of a photograph."""
-        return describe(self.encoder.encode(self.images(photo)), self.config.class_token, kind).cpu()
+        return describe(self.encoder.encode(self.images(photo)), self.config.class_tokens, kind).cpu()
 
 
 def open_model(path: Path, weights: Weights | None = None, **given: Any) -> DemoModel:
@@ -124,7 +124,8 @@ def open_model(path: Path, weights: Weights | None = None, **given: Any) -> Demo
 
 def max_mask_percent(config: MAEConfig) -> int:
     """Returns the highest mask ratio, in percent, that leaves a patch visible."""
-    return max(percent for percent in range(1, 100) if visible_patches(config.patches, percent / 100))
+    cells = config.patches // config.mask_cell**2
+    return max(percent for percent in range(1, 100) if visible_patches(cells, percent / 100))
 
 
 def draw_mask(config: MAEConfig, ratio: float, kind: str, seed: int) -> Tensor:
@@ -132,5 +133,6 @@ def draw_mask(config: MAEConfig, ratio: float, kind: str, seed: int) -> Tensor:
 
     ratio  share of hidden patches, at most `max_mask_percent`
     """
-    masking = MAEConfig.model_validate(config.model_dump() | {"mask_ratio": ratio, "masking": kind})
+    cell = config.mask_cell if kind == "random" else 1
+    masking = MAEConfig.model_validate(config.model_dump() | {"mask_ratio": ratio, "masking": kind, "mask_cell": cell})
     return draw_masking(uniform_noise(seed, 0, torch.zeros(1, dtype=torch.int64), config.patches), masking).mask[0]

@@ -3,6 +3,7 @@
 from mae.formats import (
     detectron2,
     facebook,
+    hf_pixio,
     hf_sam,
     hf_vit,
     hf_vitmae,
@@ -17,6 +18,7 @@ FORMATS = {
     "facebook": facebook.FORMAT,
     "hf-vitmae": hf_vitmae.FORMAT,
     "hf-vit": hf_vit.FORMAT,
+    "hf-pixio": hf_pixio.FORMAT,
     "timm": timm.FORMAT,
     "timm-folder": timm_folder.FORMAT,
     "detectron2": detectron2.FORMAT,

@@ -16,7 +16,7 @@ def parameter_shapes(config: MAEConfig) -> dict[str, tuple[int, ...]]:
     """Returns the parameters of detectron2's `ViT` by name, without relative positions, which start from zero."""
     width, hidden = config.width, int(config.width * config.mlp_ratio)
     shapes: dict[str, tuple[int, ...]] = {
-        "pos_embed": (1, config.patches + config.class_token, width),
+        "pos_embed": (1, config.patches + (config.class_tokens == 1), width),
         "patch_embed.proj.weight": (width, config.in_channels, config.patch_size, config.patch_size),
         "patch_embed.proj.bias": (width,),
     }
@@ -31,16 +31,18 @@ def parameter_shapes(config: MAEConfig) -> dict[str, tuple[int, ...]]:
 
 
 def write(export: Export, file: Path) -> dict[str, Any]:
-    """Writes the encoder without class token and final norm, which ViTDet does not have.
+    """Writes the encoder without class tokens and final norm, which ViTDet does not have.
 
-    The class token's row of the positions stays: the backbone drops it by `pretrain_use_cls_token`, and resizes the
-    rest to the image.
+    The row of one class token's position stays: the backbone drops it by `pretrain_use_cls_token`, and resizes the
+    rest to the image. Those of several are left out, for it knows one.
     """
     config = export.encoder.config
     require(config, "detectron2's ViT", "square images")
     state = export.encoder.state_dict()
     left_out = [key for key in state if key.startswith(("cls_token", "norm.", "fc_norm.", "head."))]
     state = {key: value for key, value in state.items() if key not in left_out}
+    if config.class_tokens > 1:
+        state["pos_embed"] = state["pos_embed"][:, config.class_tokens :]
     wanted = parameter_shapes(config)
     refuse_other_keys("detectron2", wanted.keys() - state.keys(), state.keys() - wanted.keys())
     if differing := [key for key, shape in wanted.items() if state[key].shape != shape]:
@@ -58,7 +60,7 @@ def write(export: Export, file: Path) -> dict[str, Any]:
             "qkv_bias": True,
             "norm_layer": "functools.partial(torch.nn.LayerNorm, eps=1e-6)",
             "pretrain_img_size": config.image_size[0],
-            "pretrain_use_cls_token": config.class_token,
+            "pretrain_use_cls_token": config.class_tokens == 1,
         },
         "left_out": left_out,
     }

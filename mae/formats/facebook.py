@@ -19,7 +19,7 @@ from mae.models.vit import sincos_positions
 from mae.run.checkpoint_files import read
 
 # Heads leave no trace in the weights; these are the widths of the published models.
-ENCODER_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+ENCODER_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1536: 24, 3072: 32}
 DECODER_HEADS = {512: 16}
 PROBE_HEAD = "head.0.running_mean"  # of a published linear probe: BatchNorm, then a linear layer
 
@@ -41,16 +41,16 @@ def infer_config(state: dict[str, Tensor], given: dict[str, Any]) -> MAEConfig:
             f"{', '.join(list(state)[:3])}"
         )
     width, in_channels, patch_size = state["patch_embed.proj.weight"].shape[:3]
-    class_token = "cls_token" in state
+    class_tokens = count_class_tokens(state)
     shown = {
         "width": width,
         "in_channels": in_channels,
         "patch_size": patch_size,
-        "class_token": class_token,
+        "class_tokens": class_tokens,
         "depth": _count(state, "blocks"),
         "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / width,
         "num_heads": given.get("num_heads") or _heads("num_heads", width, ENCODER_HEADS),
-        "image_size": given.get("image_size") or _image_size(state["pos_embed"], class_token, patch_size),
+        "image_size": given.get("image_size") or _image_size(state["pos_embed"], class_tokens, patch_size),
     }
     if has_decoder(state):
         decoder_width = state["decoder_pred.weight"].shape[1]
@@ -62,9 +62,14 @@ def infer_config(state: dict[str, Tensor], given: dict[str, Any]) -> MAEConfig:
             "decoder": "cross" if "decoder_blocks.0.attn.kv.weight" in state else "self",
         }
     config = MAEConfig.model_validate(shown | given)
-    fixed = sincos_positions(width, config.grid, class_token) if width % 4 == 0 else None
+    fixed = sincos_positions(width, config.grid, class_tokens) if width % 4 == 0 else None
     learned = fixed is None or not torch.allclose(fixed, state["pos_embed"].float(), atol=1e-5)
     return config.model_copy(update={"positions": given.get("positions", "learned" if learned else "sincos")})
+
+
+def count_class_tokens(state: dict[str, Tensor]) -> int:
+    """Returns T, the number of class tokens that weights have."""
+    return state["cls_token"].shape[1] if "cls_token" in state else 0
 
 
 def _count(state: dict[str, Tensor], blocks: str) -> int:
@@ -80,11 +85,11 @@ def _heads(setting: str, width: int, known: dict[int, int]) -> int:
     return known[width]
 
 
-def _image_size(positions: Tensor, class_token: bool, patch_size: int) -> tuple[int, int]:
+def _image_size(positions: Tensor, class_tokens: int, patch_size: int) -> tuple[int, int]:
     """Returns the size that positions show: that of the grid whose sine-cosine table they are, else of a square."""
-    patches = positions.shape[1] - class_token
+    patches = positions.shape[1] - class_tokens
     side = isqrt(patches)
-    grid = _table_grid(positions, class_token) or (side, side)
+    grid = _table_grid(positions, class_tokens) or (side, side)
     if grid[0] * grid[1] != patches:
         raise CheckpointError(
             f"{patches} positions are no square grid: give image_size=(height, width) "
@@ -93,12 +98,12 @@ def _image_size(positions: Tensor, class_token: bool, patch_size: int) -> tuple[
     return grid[0] * patch_size, grid[1] * patch_size
 
 
-def _table_grid(positions: Tensor, class_token: bool) -> tuple[int, int] | None:
+def _table_grid(positions: Tensor, class_tokens: int) -> tuple[int, int] | None:
     """Returns the grid whose sine-cosine table the positions are; None if they are no such table."""
-    patches, width = positions.shape[1] - class_token, positions.shape[2]
+    patches, width = positions.shape[1] - class_tokens, positions.shape[2]
     for rows in (rows for rows in range(1, patches + 1) if patches % rows == 0 and width % 4 == 0):
         grid = rows, patches // rows
-        if torch.allclose(sincos_positions(width, grid, class_token), positions.float(), atol=1e-5):
+        if torch.allclose(sincos_positions(width, grid, class_tokens), positions.float(), atol=1e-5):
             return grid
     return None
 
@@ -108,12 +113,12 @@ def may_be_of(state: dict[str, Tensor], image_size: int | tuple[int, int] | None
     if image_size is None or not {"patch_embed.proj.weight", "pos_embed"} <= state.keys():
         return False
     sides = (image_size, image_size) if isinstance(image_size, int) else image_size
-    positions, class_token = state["pos_embed"], "cls_token" in state
+    positions, class_tokens = state["pos_embed"], count_class_tokens(state)
     patch_size = state["patch_embed.proj.weight"].shape[2]
     grid = sides[0] // patch_size, sides[1] // patch_size
-    if any(side % patch_size for side in sides) or grid[0] * grid[1] != positions.shape[1] - class_token:
+    if any(side % patch_size for side in sides) or grid[0] * grid[1] != positions.shape[1] - class_tokens:
         return False
-    return _table_grid(positions, class_token) in (None, grid)
+    return _table_grid(positions, class_tokens) in (None, grid)
 
 
 def plain_head(state: dict[str, Tensor], eps: float = 1e-6) -> dict[str, Tensor]:
@@ -129,7 +134,7 @@ def plain_head(state: dict[str, Tensor], eps: float = 1e-6) -> dict[str, Tensor]
 
 def write(export: Export, file: Path) -> dict[str, Any]:
     config = export.encoder.config
-    require(config, "facebookresearch/mae", "a class token", "square images", "three channels")
+    require(config, "facebookresearch/mae", "one class token", "square images", "three channels")
     state = export.encoder.state_dict()
     if has_decoder(state):
         require(config, "facebookresearch/mae", "a decoder of self-attention")

@@ -15,7 +15,7 @@ from mae.run.checkpoint_files import Weights
 from mae.sam.encoder import SamConfig, SamEncoder
 from mae.sam.segmenter import Segmenter
 
-Need = Literal["a class token", "square images", "three channels", "a decoder of self-attention"]
+Need = Literal["a class token", "one class token", "square images", "three channels", "a decoder of self-attention"]
 
 
 class Scale(NamedTuple):
@@ -128,14 +128,15 @@ class Format:
 def require(config: MAEConfig | SamConfig, library: str, *needs: Need) -> None:
     """Raises ConfigError if `library` has no place for such a model."""
     has = {
-        "a class token": isinstance(config, SamConfig) or config.class_token,
+        "a class token": isinstance(config, SamConfig) or config.class_tokens > 0,
+        "one class token": isinstance(config, SamConfig) or config.class_tokens == 1,
         "square images": config.image_size[0] == config.image_size[1],
         "three channels": config.in_channels == 3,
         "a decoder of self-attention": isinstance(config, SamConfig) or config.decoder == "self",
     }
     lacking = [need for need in needs if not has[need]]
     if lacking:
-        this = config.model_dump_json(include={"class_token", "image_size", "in_channels", "decoder"})
+        this = config.model_dump_json(include={"class_tokens", "image_size", "in_channels", "decoder"})
         raise ConfigError(
             f"{library} knows only models with {' and '.join(lacking)}, and this one has {this}: choose another --to"
         )

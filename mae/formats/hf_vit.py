@@ -39,7 +39,7 @@ CLASSIFIER_LAYERS = {"vit.encoder.layer": "blocks"}
 
 def write(export: Export, folder: Path) -> dict[str, Any]:
     config = export.encoder.config
-    require(config, "transformers' ViTModel", "a class token")
+    require(config, "transformers' ViTModel", "one class token")
     settings = {"architectures": ["ViTModel"], "model_type": "vit"} | encoder_settings(config)
     names, how_to_load = (TOP, LAYERS), {"class": "transformers.ViTModel", "arguments": {"add_pooling_layer": False}}
     if isinstance(export.model, Classifier):
@@ -120,11 +120,14 @@ def encoder_fields(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def rename(state: dict[str, Tensor], top: dict[str, str], layers: dict[str, str]) -> dict[str, Tensor]:
+def rename(
+    state: dict[str, Tensor], top: dict[str, str], layers: dict[str, str], block: dict[str, str] = BLOCK
+) -> dict[str, Tensor]:
     """Returns weights under our names, queries, keys and values joined.
 
     top     hub name of a parameter or module -> ours
     layers  hub name of a list of blocks -> ours; of several for one list, the first is written
+    block   hub name of a part of a block -> ours
 
     Raises CheckpointError naming every key without a counterpart.
     """
@@ -134,12 +137,12 @@ def rename(state: dict[str, Tensor], top: dict[str, str], layers: dict[str, str]
     for key, value in state.items():
         stem, _, kind = key.rpartition(".")
         if match := layer.fullmatch(key):
-            block, part = f"{layers[match[1]]}.{match[2]}", match[3]
-            if part in BLOCK:
-                renamed[f"{block}.{BLOCK[part]}.{match[4]}"] = value
+            number, part = f"{layers[match[1]]}.{match[2]}", match[3]
+            if part in block:
+                renamed[f"{number}.{block[part]}.{match[4]}"] = value
             elif part == QUERY:
                 parts = [state[key.replace("query", name)] for name in QKV if key.replace("query", name) in state]
-                renamed[f"{block}.attn.qkv.{match[4]}"] = torch.cat(parts)
+                renamed[f"{number}.attn.qkv.{match[4]}"] = torch.cat(parts)
             elif part not in ("attention.attention.key", "attention.attention.value"):
                 unexplained.append(key)
         elif key in top:
@@ -153,9 +156,11 @@ def rename(state: dict[str, Tensor], top: dict[str, str], layers: dict[str, str]
     return renamed
 
 
-def to_hub_names(state: dict[str, Tensor], top: dict[str, str], layers: dict[str, str]) -> dict[str, Tensor]:
+def to_hub_names(
+    state: dict[str, Tensor], top: dict[str, str], layers: dict[str, str], block: dict[str, str] = BLOCK
+) -> dict[str, Tensor]:
     """Returns weights under the names used on the hub: the inverse of `rename`."""
-    top, block = ({ours: theirs for theirs, ours in names.items()} for names in (top, BLOCK))
+    top, block = ({ours: theirs for theirs, ours in names.items()} for names in (top, block))
     lists = {ours: theirs for theirs, ours in reversed(layers.items())}
     renamed: dict[str, Tensor] = {}
     for key, value in state.items():

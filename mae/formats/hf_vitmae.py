@@ -65,7 +65,7 @@ def to_our_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def write(export: Export, folder: Path) -> dict[str, Any]:
     config = export.encoder.config
-    require(config, "transformers' ViTMAE", "a class token", "square images", "a decoder of self-attention")
+    require(config, "transformers' ViTMAE", "one class token", "square images", "a decoder of self-attention")
     settings = {"architectures": ["ViTMAEForPreTraining"], "model_type": "vit_mae"} | encoder_settings(config)
     settings |= {
         "decoder_hidden_size": config.decoder_width,

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from mae.distributed.rank_zero import say
 from mae.errors import CheckpointError, ConfigError, first_sentence
-from mae.formats import hf_vitmae, mmpretrain, timm_folder
+from mae.formats import hf_pixio, hf_vitmae, mmpretrain, timm_folder
 from mae.formats.facebook import PROBE_HEAD, has_decoder, infer_config, may_be_of, plain_head
 from mae.formats.opened import Opened, class_names_of, open_weights
+from mae.formats.timm import join_class_tokens
 from mae.models.classifier import Classifier
 from mae.models.config import MAEConfig
 from mae.models.mae import MaskedAutoencoder
@@ -100,12 +101,18 @@ def describe(opened: Opened) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if opened.path.is_dir():
         kind = opened.settings.get("model_type")
         if "architecture" in opened.settings:
-            fields, weights = timm_folder.read(opened.settings, weights)
+            fields = timm_folder.read(opened.settings)
         elif kind in hf_vitmae.KINDS:
             fields = hf_vitmae.read(opened.settings, weights)
+        elif kind == hf_pixio.KIND:
+            fields = hf_pixio.read(opened.settings)
         else:
-            raise CheckpointError(f"this is a model of type {kind}: only vit_mae, vit and timm's vit_* are read")
-    if hf_vitmae.of_transformers(weights):
+            raise CheckpointError(f"this is a model of type {kind}: only vit_mae, vit, pixio and timm's vit_* are read")
+    if "reg_token" in weights and fields.get("class_tokens", 1) > 1:
+        weights = join_class_tokens(weights)
+    elif hf_pixio.of_pixio(weights):
+        weights = hf_pixio.to_our_names(weights)
+    elif hf_vitmae.of_transformers(weights):
         weights = hf_vitmae.to_our_names(weights)
     elif mmpretrain.PROJECTION in weights:
         weights = mmpretrain.to_our_names(weights)

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from mae.distributed.rank_zero import say
 from mae.errors import CheckpointError, ConfigError
-from mae.formats.facebook import PROBE_HEAD
+from mae.formats.facebook import PROBE_HEAD, count_class_tokens
 from mae.formats.format import Scale
 from mae.formats.huggingface import read_settings
 from mae.formats.weight_file import NAMES, Contents, read_file, read_folder
 from mae.formats.wrappers import Unwrapped, unwrap
-from mae.models.config import MAEConfig
+from mae.models.config import FORMER, MAEConfig
 from mae.run.checkpoint_files import Weights, newest_valid
 
 MeanAndDeviation = tuple[tuple[float, ...], tuple[float, ...]]  # per channel, in units of 1
@@ -165,7 +165,7 @@ def _open_file(path: Path, weights: Weights | None) -> Opened:
     kind = "sam" if any(key.endswith((NECK, HF_NECK)) for key in found) else "mae"
     if kind == "sam" and "pixel_mean" in found and "pixel_std" in found:
         settings["pretrained_cfg"] = _pixels(found.pop("pixel_mean"), found.pop("pixel_std"))
-    own = isinstance(said.get("config"), dict) and said["config"].keys() <= MAEConfig.model_fields.keys()
+    own = isinstance(said.get("config"), dict) and said["config"].keys() <= {*MAEConfig.model_fields, *FORMER}
     fields = said["config"] if own else _fields(unwrapped)
     return Opened(path, kind, found, settings, fields, remark=_remark(unwrapped, contents))
 
@@ -238,7 +238,7 @@ def _fields(unwrapped: Unwrapped) -> dict[str, Any]:
     size, weights = plain.get("input_size"), unwrapped.weights
     sides = (size, size) if isinstance(size, int) else size
     if isinstance(sides, list | tuple) and {"pos_embed", PATCHES} <= weights.keys():
-        positions = weights["pos_embed"].shape[1] - ("cls_token" in weights)
+        positions = weights["pos_embed"].shape[1] - count_class_tokens(weights)
         # Of a program that resizes positions, the argument is not the size of the model.
         if prod(side // weights[PATCHES].shape[-1] for side in sides) == positions:
             fields["image_size"] = tuple(sides)

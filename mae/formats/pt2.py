@@ -73,7 +73,7 @@ def describe_shapes(export: Export) -> dict[str, Any]:
     elif isinstance(export.model, Classifier):
         output = [export.model.classes]
     else:
-        output = [export.encoder.config.patches + export.encoder.config.class_token, export.encoder.config.width]
+        output = [export.encoder.config.patches + export.encoder.config.class_tokens, export.encoder.config.width]
     return {
         "input": [INPUT, BATCH, config.in_channels, *config.image_size],
         "output": [output_name(export), BATCH, *output],

@@ -10,15 +10,44 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from mae.errors import ConfigError
 from mae.formats.format import Comparison, Export, Format, refuse_other_keys
 from mae.models.classifier import Classifier
 from mae.models.vit import Encoder, LayerNorm
 
 
+def timm_state(model: Encoder) -> dict[str, Tensor]:
+    """Returns the weights under timm's names: of several class tokens, all but the first are its register tokens."""
+    state = model.state_dict()
+    if model.config.class_tokens > 1:
+        state["cls_token"], state["reg_token"] = (
+            one.contiguous() for one in state["cls_token"].tensor_split([1], dim=1)
+        )
+    return state
+
+
+def join_class_tokens(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns weights with timm's register tokens as further class tokens: the inverse of `timm_state`.
+
+    They are such only where they have positions of their own, which timm calls no_embed_class=False.
+    """
+    joined = torch.cat([weights["cls_token"], weights["reg_token"]], dim=1)
+    return {key: value for key, value in weights.items() if key != "reg_token"} | {"cls_token": joined}
+
+
 def timm_arguments(model: Encoder) -> dict[str, Any]:
-    """Returns arguments of timm's VisionTransformer that give the architecture of our encoder or classifier."""
-    config, pool, classes = model.config, "token" if model.config.class_token else "", 0
+    """Returns arguments of timm's VisionTransformer that give the architecture of our encoder or classifier.
+
+    Raises ConfigError for a classifier of the mean of several class tokens, which timm does not pool.
+    """
+    config, classes = model.config, 0
+    pool = "token" if config.class_tokens == 1 else ""  # timm would take the first of several
     if isinstance(model, Classifier):
+        if model.pool == "class_token" and config.class_tokens > 1:
+            raise ConfigError(
+                f"timm has no place for a classifier of the mean of {config.class_tokens} class tokens: choose "
+                "--to onnx or pt2, or train with task.pool=patches"
+            )
         pool, classes = "avg" if model.pool == "patches" else "token", model.classes
     return {
         "img_size": list(config.image_size),
@@ -28,7 +57,8 @@ def timm_arguments(model: Encoder) -> dict[str, Any]:
         "depth": config.depth,
         "num_heads": config.num_heads,
         "mlp_ratio": config.mlp_ratio,
-        "class_token": config.class_token,
+        "class_token": config.class_tokens > 0,
+        "reg_tokens": max(0, config.class_tokens - 1),
         "global_pool": pool,
         "num_classes": classes,
     }
@@ -41,7 +71,7 @@ def write(export: Export, file: Path) -> dict[str, Any]:
         said["label_names"] = json.dumps(model.class_names)
     if export.weights:
         said["weights"] = json.dumps(export.weights)
-    save_file(model.state_dict(), file, said)
+    save_file(timm_state(model), file, said)
     return {"class": "timm.models.vision_transformer.VisionTransformer", "arguments": timm_arguments(model)}
 
 

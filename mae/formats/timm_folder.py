@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mae.errors import CheckpointError
 from mae.formats.format import Comparison, Export, Format
-from mae.formats.timm import timm_arguments
+from mae.formats.timm import timm_arguments, timm_state
 from mae.models.classifier import Classifier
 from mae.models.vit import Encoder
 from mae.sam.encoder import SamConfig
@@ -34,13 +34,18 @@ SAM_NAMES = {
 }
 
 
-def read(settings: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns fields of MAEConfig, and weights. Raises CheckpointError if the model is no plain Vision Transformer."""
+def read(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns fields of MAEConfig that config.json says. Raises CheckpointError if the model is no plain Vision
+    Transformer.
+    """
     if not settings["architecture"].startswith("vit_"):
         raise CheckpointError(f"this is timm's {settings['architecture']}: only plain vit_* are encoders here")
     arguments = settings.get("model_args", {})
     names = {"img_size": "image_size", "num_heads": "num_heads"}
-    return {ours: arguments[theirs] for theirs, ours in names.items() if theirs in arguments}, weights
+    fields = {ours: arguments[theirs] for theirs, ours in names.items() if theirs in arguments}
+    if arguments.get("reg_tokens") and arguments.get("class_token", True) and not arguments.get("no_embed_class"):
+        fields["class_tokens"] = 1 + arguments["reg_tokens"]
+    return fields
 
 
 def read_sam(settings: dict[str, Any]) -> dict[str, Any]:
@@ -54,7 +59,7 @@ def read_sam(settings: dict[str, Any]) -> dict[str, Any]:
 def write(export: Export, folder: Path) -> dict[str, Any]:
     model = export.encoder
     architecture = f"vit_{ARCHITECTURES.get(model.config.width, 'base_patch16')}_224"
-    return write_folder(folder, architecture, timm_arguments(model), export, model.state_dict())
+    return write_folder(folder, architecture, timm_arguments(model), export, timm_state(model))
 
 
 def write_sam(export: Export, folder: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from mae.run.checkpoint_files import Weights
 from mae.sam.encoder import SamConfig
 
 OBJECTIVE = ("norm_pix", "mask_ratio")
-ENCODER = ("width", "depth", "num_heads", "hidden", "class_token")
+ENCODER = ("width", "depth", "num_heads", "hidden", "class_tokens")
 DECODER = ("decoder", "decoder_width", "decoder_depth", "decoder_num_heads")
 
 

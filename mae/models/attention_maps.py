@@ -16,7 +16,7 @@ def attention_weights(encoder: Encoder, images: Tensor) -> Tensor:
     """Returns the attention weights of every block on unmasked images, averaged over heads.
 
     images   [B, C, H, W]        normalised
-    returns  [B, depth, n, n]    rows are queries and sum to one; n = 1+N with the class token first, or N without one
+    returns  [B, depth, n, n]    rows are queries and sum to one; n = T+N, class tokens first
     """
     tokens = encoder.embed(encoder.patchify(images))
     weights = []

@@ -18,7 +18,7 @@ class Classifier(Encoder):
     """ViT classifier with the parameter names of the published fine-tuned weights: the encoder's, fc_norm, head.
 
     pool       "patches": the mean of the patch tokens, normalised after pooling (fc_norm) instead of before;
-               "class_token": the class token, normalised before (norm)
+               "class_token": the class token, or the mean of several, normalised before (norm)
     drop_path  stochastic depth: rate of the last block, falling linearly to 0 at the first
 
     Positions are trained, also those that start as the sine-cosine table. Source: He et al. 2022, section A.1.
@@ -57,9 +57,9 @@ class Classifier(Encoder):
 
     def scores(self, latent: Tensor) -> Tensor:
         """Returns the class scores [B, classes] of a latent, the output of `encode`."""
-        first = int(self.config.class_token)
-        pooled = latent[:, first:].mean(dim=1) if self.pool == "patches" else latent[:, 0]
-        return self.head(self.fc_norm(pooled))
+        first = self.config.class_tokens
+        pooled = latent[:, first:] if self.pool == "patches" else latent[:, :first]
+        return self.head(self.fc_norm(pooled.mean(dim=1)))
 
 
 def build_classifier(

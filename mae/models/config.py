@@ -1,11 +1,13 @@
 """Settings of the model: architecture and objective, frozen and validated."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 # (height, width) in pixels; one number stands for a square.
 ImageSize = Annotated[tuple[int, int], BeforeValidator(lambda size: (size, size) if isinstance(size, int) else size)]
+
+FORMER = ("class_token",)  # settings of earlier versions that are still read
 
 
 class MAEConfig(BaseModel, frozen=True, extra="forbid"):
@@ -17,6 +19,7 @@ class MAEConfig(BaseModel, frozen=True, extra="forbid"):
                only (Fu et al. 2024), so that a part of them can be predicted
     predicted  share of the hidden patches that a cross decoder predicts in training
     masking    "random" patches, a "block" of rectangles, or a regular "grid"
+    mask_cell  side in patches of the cells that random masking hides or leaves whole (4: Yang et al. 2025)
     """
 
     image_size: ImageSize = (224, 224)
@@ -27,7 +30,7 @@ class MAEConfig(BaseModel, frozen=True, extra="forbid"):
     depth: int = Field(12, ge=1)
     num_heads: int = Field(12, ge=1)
     mlp_ratio: float = Field(4.0, gt=0)
-    class_token: bool = True
+    class_tokens: int = Field(1, ge=0)
     positions: Literal["sincos", "learned"] = "sincos"
 
     decoder_width: int = Field(512, ge=4)
@@ -39,11 +42,23 @@ class MAEConfig(BaseModel, frozen=True, extra="forbid"):
 
     mask_ratio: float = Field(0.75, gt=0, lt=1)
     masking: Literal["random", "block", "grid"] = "random"
+    mask_cell: int = Field(1, ge=1)
     norm_pix: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _class_tokens_are_counted(cls, settings: Any) -> Any:
+        # Recipes, checkpoints and exports older than the number have class_token: true or false.
+        if isinstance(settings, dict) and "class_token" in settings:
+            others = {name: value for name, value in settings.items() if name != "class_token"}
+            return {"class_tokens": int(settings["class_token"])} | others
+        return settings
 
     @model_validator(mode="after")
     def _fits(self) -> "MAEConfig":
         require_multiple_of_patch(self.image_size, self.patch_size)
+        if self.mask_cell > 1:
+            self._require_cells()
         for name, width, heads in (
             ("width", self.width, self.num_heads),
             ("decoder_width", self.decoder_width, self.decoder_num_heads),
@@ -57,7 +72,8 @@ class MAEConfig(BaseModel, frozen=True, extra="forbid"):
         if not 0 < self.visible < self.patches:
             raise ValueError(
                 f"mask_ratio={self.mask_ratio} leaves {self.visible} of {self.patches} patches visible: at least one "
-                "patch has to be visible and one hidden. Change mask_ratio, patch_size or image_size"
+                f"{'patch' if self.mask_cell == 1 else 'cell'} has to be visible and one hidden. Change mask_ratio, "
+                f"{'' if self.mask_cell == 1 else 'mask_cell, '}patch_size or image_size"
             )
         if self.predicted < 1 and self.decoder == "self":
             raise ValueError(
@@ -82,8 +98,9 @@ class MAEConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def visible(self) -> int:
-        """K, the number of visible patches, which the encoder gets."""
-        return visible_patches(self.patches, self.mask_ratio)
+        """K, the number of visible patches, which the encoder gets: int(cells * (1 - mask_ratio)) whole cells."""
+        cell = self.mask_cell**2
+        return visible_patches(self.patches // cell, self.mask_ratio) * cell
 
     @property
     def predictions(self) -> int:
@@ -94,6 +111,22 @@ class MAEConfig(BaseModel, frozen=True, extra="forbid"):
     def patch_values(self) -> int:
         """P = p*p*C, the number of values in a patch."""
         return self.patch_size**2 * self.in_channels
+
+    def _require_cells(self) -> None:
+        cell = self.mask_cell
+        if self.masking != "random":
+            raise ValueError(
+                f"mask_cell={cell} is for masking=random, and masking={self.masking} draws shapes of its own: "
+                "set mask_cell=1"
+            )
+        for side, patches in zip(("height", "width"), self.grid, strict=True):
+            if patches % cell:
+                below, unit = patches // cell * cell, self.patch_size
+                sizes = [size * unit for size in (below, below + cell) if size]
+                raise ValueError(
+                    f"image_size {side} {patches * unit} is {patches} patches, which cells of mask_cell={cell} do not "
+                    f"divide. Nearest sizes: {' or '.join(map(str, sizes))}"
+                )
 
 
 def require_multiple_of_patch(image_size: tuple[int, int], patch_size: int) -> None:

@@ -37,7 +37,7 @@ class Decoder(nn.Module):
     def decode(self, latent: Tensor, ids_keep: Tensor, ids_hidden: Tensor) -> Tensor:
         """Predicts the hidden patches.
 
-        latent      [B, 1+K, D]
+        latent      [B, T+K, D]
         ids_keep    [B, K]
         ids_hidden  [B, n]  all N-K of them; any, for a cross decoder
         returns     [B, n, p*p*C]
@@ -64,11 +64,11 @@ class Decoder(nn.Module):
         return torch.empty_like(decoded).scatter_(1, order[..., None].expand_as(decoded), decoded)
 
     def _place(self, latent: Tensor, ids_keep: Tensor, ids_hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns tokens with positions: class token and visible patches [B, 1+K, d], hidden patches [B, n, d]."""
+        """Returns tokens with positions: class tokens and visible patches [B, T+K, d], hidden patches [B, n, d]."""
         first = latent.shape[1] - ids_keep.shape[1]
-        class_position, positions = self.decoder_pos_embed[:, :first], self.decoder_pos_embed[0, first:]
+        class_positions, positions = self.decoder_pos_embed[:, :first], self.decoder_pos_embed[0, first:]
         visible = self.decoder_embed(latent)
-        visible = torch.cat([visible[:, :first] + class_position, visible[:, first:] + positions[ids_keep]], dim=1)
+        visible = torch.cat([visible[:, :first] + class_positions, visible[:, first:] + positions[ids_keep]], dim=1)
         return visible, (self.mask_token + positions[ids_hidden]).to(visible.dtype)
 
     def _all_but_last(self, visible: Tensor, hidden: Tensor) -> Tensor:

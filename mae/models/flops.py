@@ -10,7 +10,7 @@ def pretraining_flops(config: MAEConfig) -> int:
     has two products for each one of the forward pass. The count depends on the model alone, whatever an implementation
     leaves out or recomputes.
     """
-    return 3 * pretraining_forward(config, last_queries=config.patches + config.class_token)
+    return 3 * pretraining_forward(config, last_queries=config.patches + config.class_tokens)
 
 
 def classification_flops(config: MAEConfig, classes: int) -> int:
@@ -19,14 +19,14 @@ def classification_flops(config: MAEConfig, classes: int) -> int:
 
 
 def classification_forward(config: MAEConfig, classes: int) -> int:
-    tokens = config.patches + config.class_token
+    tokens = config.patches + config.class_tokens
     flops = linear(config.patches, config.patch_values, config.width) + linear(1, config.width, classes)
     return flops + config.depth * _block(tokens, tokens, config.width, config.mlp_ratio)
 
 
 def pretraining_forward(config: MAEConfig, last_queries: int) -> int:
     """Counts the forward pass of one image; the last self-attention block of the decoder has `last_queries` queries."""
-    visible, every = config.visible + config.class_token, config.patches + config.class_token
+    visible, every = config.visible + config.class_tokens, config.patches + config.class_tokens
     width, decoder = config.width, config.decoder_width
     flops = linear(config.visible, config.patch_values, width)
     flops += config.depth * _block(visible, visible, width, config.mlp_ratio)

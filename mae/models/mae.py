@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mae.errors import ConfigError
 from mae.models.config import MAEConfig
 from mae.models.decoder import Decoder
+from mae.models.drop_path import add_drop_path, draw_paths
 from mae.models.loss import normalise_patches, patch_statistics, reconstruction_loss
 from mae.models.masking import Masking, choose_predicted, draw_masking, given_masking
 from mae.models.patches import interpolate_hidden, unpatchify
@@ -51,13 +52,16 @@ class MaskedAutoencoder(Encoder, Decoder):
     """Masked autoencoder (He et al. 2022): `model(images, noise)` is a pure function of its arguments.
 
     Encoder and decoder share one flat name space because the published checkpoints do.
+
+    drop_path  stochastic depth of the encoder: rate of the last block, falling linearly to 0 at the first
     """
 
-    def __init__(self, config: MAEConfig) -> None:
+    def __init__(self, config: MAEConfig, drop_path: float = 0.0) -> None:
         nn.Module.__init__(self)
         self.config = config
         self._add_encoder(config)
         self._add_decoder(config)
+        add_drop_path(self.blocks, drop_path)
 
     @property
     def whole_blocks(self) -> list[nn.Module]:
@@ -71,9 +75,12 @@ class MaskedAutoencoder(Encoder, Decoder):
         noise   [B, N]        uniform
         mask    [B, N]        instead of noise: 1 hidden, 0 visible, as many hidden in every image; all are predicted
 
+        In training, noise also draws the branches that stochastic depth leaves out; under a given mask there are none.
+
         Raises ConfigError if images, noise or mask are not what the model takes.
         """
         config = self.config
+        draw_paths(self.blocks, noise)
         patches = self.patchify(images)
         ids_keep, ids, mask = self._masking(patches, noise, mask)
         if noise is not None and config.predictions < ids.shape[1]:

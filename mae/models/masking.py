@@ -1,13 +1,13 @@
 """Masking: noise ranks the patches of each image; the lowest K stay visible, and the encoder gets only those.
 
-Block and grid masks rank the patches by rectangles or a pattern first, and by noise within them. Rows of a batch never
-depend on each other.
+Block and grid masks rank the patches by rectangles or a pattern first, and by noise within them; masks of cells rank
+whole squares of patches. Rows of a batch never depend on each other.
 """
 
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor
 
 from mae.errors import ConfigError
@@ -66,6 +66,8 @@ def draw_masking(noise: Tensor, config: MAEConfig) -> Masking:
         noise = block_ranking(noise, config.grid, config.patches - config.visible)
     elif config.masking == "grid":
         noise = grid_ranking(noise, config.grid)
+    elif config.mask_cell > 1:
+        noise = cell_ranking(noise, config.grid, config.mask_cell)
     return random_masking(noise, config.visible)
 
 
@@ -105,6 +107,17 @@ def grid_ranking(noise: Tensor, grid: tuple[int, int]) -> Tensor:
     place = torch.arange(h * w, device=noise.device)
     row, column = (place // w - start // w) % 4, (place % w - start % w) % 4
     return torch.tensor(DITHER_RANKS, device=noise.device)[row, column] + noise
+
+
+def cell_ranking(noise: Tensor, grid: tuple[int, int], cell: int) -> Tensor:
+    """Ranks the cells of `cell` x `cell` patches, each by the noise of its first patch (Yang et al. 2025, section 3).
+
+    noise    [B, N]
+    returns  [B, N]  the rank of a patch's cell: the patches of a cell stay neighbours in the order
+    """
+    first = rearrange(noise, "b (h w) -> b h w", h=grid[0])[:, ::cell, ::cell].flatten(1)
+    rank = first.argsort(dim=1, stable=True).argsort(dim=1)
+    return repeat(rank, "b (r c) -> b (r i c j)", r=grid[0] // cell, i=cell, j=cell)
 
 
 def block_ranking(noise: Tensor, grid: tuple[int, int], hidden: int) -> Tensor:

@@ -119,12 +119,12 @@ def resize_prediction(values: Tensor, before: MAEConfig, after: MAEConfig) -> Te
 
 def grid_of_positions(encoder: Encoder) -> Tensor:
     """Returns the positions of the patches, without the class token's: [1, h, w, D]."""
-    positions = encoder.pos_embed.detach()[:, int(encoder.config.class_token) :]
+    positions = encoder.pos_embed.detach()[:, encoder.config.class_tokens :]
     return rearrange(positions, "one (h w) d -> one h w d", h=encoder.config.grid[0])
 
 
 def _resize_table(table: Tensor, before: MAEConfig, after: MAEConfig) -> Tensor:
     """Resizes positions [1, 1+N, D], of which the class token's stays."""
-    class_token, patches = table[:, : int(before.class_token)], table[:, int(before.class_token) :]
+    class_tokens, patches = table[:, : before.class_tokens], table[:, before.class_tokens :]
     patches = rearrange(patches, "one (h w) d -> one h w d", h=before.grid[0])
-    return torch.cat([class_token, resize_positions(patches, after.grid).flatten(1, 2)], dim=1)
+    return torch.cat([class_tokens, resize_positions(patches, after.grid).flatten(1, 2)], dim=1)

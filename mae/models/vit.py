@@ -31,7 +31,8 @@ class Encoder(nn.Module):
 
     def _add_encoder(self, config: MAEConfig) -> None:
         self.patch_embed = PatchEmbed(config.image_size, config.patch_size, config.in_channels, config.width)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, config.width)) if config.class_token else None
+        tokens = config.class_tokens
+        self.cls_token = nn.Parameter(torch.empty(1, tokens, config.width)) if tokens else None
         self.pos_embed = position_parameter(config, config.width)
         self.blocks = transformer_blocks(config.depth, config.width, config.num_heads, config.mlp_ratio)
         self.norm = LayerNorm(config.width)
@@ -40,23 +41,23 @@ class Encoder(nn.Module):
             nn.init.normal_(self.cls_token, std=0.02)
 
     def embed(self, patches: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Embeds patches and adds their positions, class token first.
+        """Embeds patches and adds their positions, class tokens first.
 
         patches  [B, n, p*p*C]
         ids      [B, n]  number of each patch in the grid; None: all N patches in order
-        returns  [B, 1+n, D]  or [B, n, D] without a class token
+        returns  [B, T+n, D]  with T class tokens
 
         One matrix product per patch equals the published convolution, and computes the given patches only.
         """
         weight = rearrange(self.patch_embed.proj.weight, "d c p q -> d (p q c)")
         tokens = F.linear(patches, weight, self.patch_embed.proj.bias)
-        first = 0 if self.cls_token is None else 1
+        first = self.config.class_tokens
         positions = self.pos_embed[:, first:]
         tokens = tokens + (positions if ids is None else positions[0][ids])
         if self.cls_token is None:
             return tokens
-        class_token = (self.cls_token + self.pos_embed[:, :1]).to(tokens.dtype)
-        return torch.cat([class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        class_tokens = (self.cls_token + self.pos_embed[:, :first]).to(tokens.dtype)
+        return torch.cat([class_tokens.expand(tokens.shape[0], -1, -1), tokens], dim=1)
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:
         """Runs embedded tokens through all blocks and the final norm: [B, n, D] -> [B, n, D]."""
@@ -68,7 +69,7 @@ class Encoder(nn.Module):
         """Encodes whole images, without a mask.
 
         images   [B, C, H, W]  normalised, of the model's size: `at` gives the model for another one
-        returns  [B, 1+N, D]   class token first, or [B, N, D] without one
+        returns  [B, T+N, D]   class tokens first
 
         Raises ConfigError as `patchify` does.
         """
@@ -108,20 +109,22 @@ class Encoder(nn.Module):
 
 
 def position_parameter(config: MAEConfig, width: int) -> nn.Parameter:
-    """Returns positions [1, 1+N, width] (N without a class token): the sine-cosine table, or learned from N(0, .02)."""
+    """Returns positions [1, T+N, width], class tokens first: the sine-cosine table, or learned ones from a truncated
+    normal distribution of deviation .02, of each class token too (Yang et al. 2025).
+    """
     if config.positions == "sincos":
-        return nn.Parameter(sincos_positions(width, config.grid, config.class_token), requires_grad=False)
-    positions = nn.Parameter(torch.empty(1, config.patches + config.class_token, width))
-    nn.init.normal_(positions, std=0.02)
+        return nn.Parameter(sincos_positions(width, config.grid, config.class_tokens), requires_grad=False)
+    positions = nn.Parameter(torch.empty(1, config.class_tokens + config.patches, width))
+    nn.init.trunc_normal_(positions, std=0.02)
     return positions
 
 
-def sincos_positions(width: int, grid: tuple[int, int], class_token: bool) -> Tensor:
+def sincos_positions(width: int, grid: tuple[int, int], class_tokens: int) -> Tensor:
     """Returns sine-cosine positions, channels [sin_w | cos_w | sin_h | cos_h], as in the published weights.
 
     width    D, a multiple of 4
     grid     (rows, columns)
-    returns  [1, N, D] float32; with a class token [1, 1+N, D], whose row 0 is zero
+    returns  [1, T+N, D] float32; the rows of the T class tokens are zero, so that only their own values tell them apart
 
     Angles are computed in float64, so that the table equals NumPy's to the last bits of float32.
     """
@@ -133,9 +136,7 @@ def sincos_positions(width: int, grid: tuple[int, int], class_token: bool) -> Te
     angle_w = column.reshape(-1, 1) * frequency
     angle_h = row.reshape(-1, 1) * frequency
     table = torch.cat([angle_w.sin(), angle_w.cos(), angle_h.sin(), angle_h.cos()], dim=1).float()
-    if class_token:
-        table = torch.cat([torch.zeros(1, width, device=table.device), table])
-    return table[None]
+    return torch.cat([torch.zeros(class_tokens, width, device=table.device), table])[None]
 
 
 def transformer_blocks(depth: int, width: int, num_heads: int, mlp_ratio: float = 4.0) -> nn.ModuleList:

@@ -44,7 +44,7 @@ class Embeddings(BaseModel, frozen=True, extra="forbid"):
     def columns(self, encoder: Encoder | MaskedAutoencoder) -> dict[str, tuple[int, ...]]:
         """Returns the shape of each column of vectors. Raises ConfigError if the encoder has no such vector."""
         config = encoder.config
-        if "class_token" in self.vectors and not config.class_token:
+        if "class_token" in self.vectors and not config.class_tokens:
             raise ConfigError("probe.vectors has class_token, and this encoder has none: take patches or tokens")
         if beyond := [layer for layer in self.layers or () if layer > config.depth]:
             raise ConfigError(f"probe.layers has {beyond[0]}, and this encoder has {config.depth} blocks, from 1")
@@ -85,7 +85,7 @@ def extract(model: Encoder | MaskedAutoencoder, images: Tensor, probe: Embedding
             hook.remove()
     found = {f".{layer}": outputs[layer] for layer in probe.layers} if probe.layers else {"": latent}
     return {
-        f"{name}{layer}": describe(tokens, model.config.class_token, name).cpu()
+        f"{name}{layer}": describe(tokens, model.config.class_tokens, name).cpu()
         for layer, tokens in found.items()
         for name in probe.vectors
     }

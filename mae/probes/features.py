@@ -55,15 +55,15 @@ def concatenate_by_sample(parts: list[Features]) -> Features:
     return Features(samples[order], labels[order], values[order])
 
 
-def describe(latent: Tensor, class_token: bool, kind: Kind) -> Tensor:
-    """Returns the mean of the patch tokens, the class token, or all patch tokens in half precision.
+def describe(latent: Tensor, class_tokens: int, kind: Kind) -> Tensor:
+    """Returns the mean of the patch tokens, that of the class tokens, or all patch tokens in half precision.
 
-    latent   [B, 1+N, D], or [B, N, D] without a class token
+    latent   [B, T+N, D], the T class tokens first
     returns  [B, D] float32; tokens: [B, N, D] float16
     """
     if kind == "class_token":
-        return latent[:, 0].float()
-    tokens = latent[:, int(class_token) :]
+        return latent[:, :class_tokens].float().mean(dim=1)
+    tokens = latent[:, class_tokens:]
     return tokens.half() if kind == "tokens" else tokens.float().mean(dim=1)
 
 

@@ -283,7 +283,7 @@ class ModelsUnderProbe:
                         assert isinstance(model, Classifier)
                         values = model.scores(some).float()
                     else:
-                        values = describe(some, model.config.class_token, kind)
+                        values = describe(some, model.config.class_tokens, kind)
             found[name, kind, ratio] = Features(samples[rows], labels[rows], values.cpu())
             refuse_not_finite(name, found[name, kind, ratio])
         return found

@@ -110,7 +110,7 @@ def attention_maps(run: Run) -> AttentionMaps | str | None:
     grid = grid._replace(rows=grid.rows[:ATTENTION_IMAGES])
     images = Pixels(data["mean"], data["std"]).normalise(grid.originals(channels, bits))
     weights = attention_weights(encoder, images)
-    received = torch.stack([weights[:, -1], rollout(weights)], 1).mean(-2)[..., int(encoder.config.class_token) :]
+    received = torch.stack([weights[:, -1], rollout(weights)], 1).mean(-2)[..., encoder.config.class_tokens :]
     maps = rearrange(received, "b k (h w) -> b k h w", h=encoder.config.grid[0]).numpy()
     rows = [
         [picture_url(image), *(picture_url(overlay_attention(image, one)) for one in maps_of_image)]

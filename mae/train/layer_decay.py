@@ -23,7 +23,8 @@ def build_layer_decayed_optimizer(
     members: dict[tuple[int, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in parameters:
         if parameter.requires_grad:
-            members.setdefault((layer(name, depth), decays(name, parameter)), []).append((name, parameter))
+            group = layer(name, depth), decays(name, parameter, config.decay_tokens)
+            members.setdefault(group, []).append((name, parameter))
     groups = [
         {
             "params": members[number, decayed],

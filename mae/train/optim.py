@@ -23,6 +23,7 @@ class OptimConfig(BaseModel, frozen=True, extra="forbid"):
                   there are milestones, else cosine
     cooldown      share of a wsd run, at its end, in which the learning rate falls
     milestones    shares of a run of steps after each of which the learning rate is divided by 10
+    decay_tokens  weight decay of class tokens, mask token and learned positions too, as in Yang et al. 2025
     layer_decay   layer-wise learning-rate decay, per block of the encoder from the head down; 1: none
     grad_clip     largest norm of the gradient; None: no clipping
     name          adamw | muon: what trains the matrices of the blocks (mae/train/muon.py); AdamW trains the rest
@@ -34,6 +35,7 @@ class OptimConfig(BaseModel, frozen=True, extra="forbid"):
     base_lr: float = Field(1.5e-4, gt=0)
     min_lr: float = Field(0.0, ge=0)
     weight_decay: float = Field(0.05, ge=0)
+    decay_tokens: bool = False
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     warmup_epochs: float = Field(40.0, ge=0)
     warmup_steps: int | None = Field(None, ge=0)
@@ -82,9 +84,9 @@ class OptimConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Returns True for matrices, which decay; biases, norms, tokens and positions do not."""
-    return parameter.ndim >= 2 and name.endswith("weight")
+def decays(name: str, parameter: nn.Parameter, tokens: bool = False) -> bool:
+    """Returns True for matrices, which decay; biases and norms do not, tokens and positions only if `tokens`."""
+    return parameter.ndim >= 2 and (tokens or name.endswith("weight"))
 
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
@@ -135,10 +137,10 @@ class NamedAdamW(AdamW):
 
 def build_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, lr: float) -> NamedAdamW:
     """Returns the optimiser of the trainable parameters, in groups with and without weight decay."""
-    trainable = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
+    trainable, tokens = [(name, one) for name, one in parameters if one.requires_grad], config.decay_tokens
     groups = [
-        {"params": [(n, p) for n, p in trainable if decays(n, p)], "weight_decay": config.weight_decay},
-        {"params": [(n, p) for n, p in trainable if not decays(n, p)], "weight_decay": 0.0},
+        {"params": [(n, p) for n, p in trainable if decays(n, p, tokens)], "weight_decay": config.weight_decay},
+        {"params": [(n, p) for n, p in trainable if not decays(n, p, tokens)], "weight_decay": 0.0},
     ]
     return build_grouped_optimizer(groups, config, lr)
 

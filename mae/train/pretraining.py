@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from mae.models.flops import pretraining_flops
@@ -17,9 +18,13 @@ VALIDATION = -1
 
 
 class PretrainConfig(AverageConfig, frozen=True, extra="forbid"):
-    """Settings of task=pretrain, beside those of the model. `ema` averages the encoder."""
+    """Settings of task=pretrain, beside those of the model. `ema` averages the encoder.
+
+    drop_path  stochastic depth: rate of the encoder's last block, falling linearly to 0 at the first
+    """
 
     name: Literal["pretrain"] = "pretrain"
+    drop_path: float = Field(0.0, ge=0, lt=1)
 
 
 class Pretraining(Training):
