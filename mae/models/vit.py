@@ -109,13 +109,14 @@ class Encoder(nn.Module):
 
 
 def position_parameter(config: MAEConfig, width: int) -> nn.Parameter:
-    """Returns positions [1, T+N, width], class tokens first: the sine-cosine table, or learned ones from a truncated
-    normal distribution of deviation .02, of each class token too (Yang et al. 2025).
+    """Returns positions [1, T+N, width], class tokens first: the sine-cosine table, or learned from N(0, .02).
+
+    Yang et al. 2025 truncate at -2 and 2, a hundred deviations away: the same numbers.
     """
     if config.positions == "sincos":
         return nn.Parameter(sincos_positions(width, config.grid, config.class_tokens), requires_grad=False)
     positions = nn.Parameter(torch.empty(1, config.class_tokens + config.patches, width))
-    nn.init.trunc_normal_(positions, std=0.02)
+    nn.init.normal_(positions, std=0.02)
     return positions
 
 
