@@ -14,14 +14,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import mae
+from mae.distributed.launch import Topology
 from mae.export.write import export
 from mae.models.drop_path import draw_paths
 from mae.models.execution import BlocksConfig, prepare_blocks
 from mae.models.masking import draw_masking
 from mae.models.noise import uniform_noise
+from mae.run.checkpoint_files import checkpoints
 from mae.sam.convert import to_sam
 from mae.train.optim import OptimConfig, build_optimizer
+from tasks.train import train
 from tests.exports import own_checkpoint, photograph
+from tests.processes import SMALL
+from tests.test_experiments import compose
 from tests.test_model import model_of
 
 transformers = pytest.importorskip("transformers")
@@ -58,8 +63,6 @@ def close(theirs: Tensor, ours: Tensor) -> None:
     [("vit_base", 86), ("vit_large", 303), ("vit_huge", 631), ("vit_1b", 1362), ("vit_5b", 5441)],
 )
 def test_sizes_have_the_published_parameter_counts(size: str, millions: int) -> None:
-    from tests.test_experiments import compose
-
     config = compose(f"model={size}", "model.class_tokens=8", "model.positions=learned", "model.image_size=256").model
     with torch.device("meta"):
         encoder = mae.Encoder(config)
@@ -195,6 +198,25 @@ def test_settings_of_earlier_versions_are_read(tmp_path: Path, old: bool, now: i
     said = {"format": "pt", "config": json.dumps(fields | {"class_token": old})}
     save_file(load_file(tmp_path / "new.safetensors"), tmp_path / "encoder.safetensors", said)
     assert mae.load(tmp_path / "encoder.safetensors").config == model.config
+
+
+def test_run_that_is_older_than_the_settings_goes_on(tmp_path: Path, built_in: Path) -> None:
+    words = [f"runs={tmp_path}", f"data.root={built_in}", "name=old", *SMALL, "data.workers=0", "val_every=null"]
+    run = compose(*words, "max_steps=2")
+    train(run, Topology())
+    (checkpoint,) = checkpoints(run.run)
+    stored = torch.load(checkpoint, weights_only=True)
+    recipe = stored["mae"]["recipe"]
+    for group, setting in (("model", "class_tokens"), ("model", "mask_cell"), ("optim", "decay_tokens")):
+        del recipe[group][setting]
+    recipe["model"]["class_token"] = True
+    del recipe["task"]["drop_path"]
+    torch.save(stored, checkpoint)
+    train(compose(*words, "max_steps=3"), Topology())
+    assert checkpoints(run.run)[0].stem == "step-00000003"
+    for setting in ("model.class_tokens=0", "task.drop_path=0.1", "optim.decay_tokens=true"):
+        with pytest.raises(mae.ConfigError, match=setting.partition("=")[0]):
+            train(compose(*words, "max_steps=4", setting), Topology())
 
 
 # Stochastic depth.
