@@ -200,6 +200,21 @@ def test_settings_of_earlier_versions_are_read(tmp_path: Path, old: bool, now: i
     assert mae.load(tmp_path / "encoder.safetensors").config == model.config
 
 
+def test_run_with_stochastic_depth_paints_probes_and_resumes(tmp_path: Path, built_in: Path) -> None:
+    words = [
+        f"runs={tmp_path}",
+        f"data.root={built_in}",
+        *SMALL,
+        "model.depth=2",
+        "task.drop_path=0.5",
+        "data.workers=0",
+    ]
+    words += ["pictures_every=1", "online_probe.every=1", "online_probe.train_images=50", "online_probe.test_images=50"]
+    for steps in (1, 2):
+        train(compose(*words, "name=stopped", f"max_steps={steps}", "epochs=9"), Topology())
+    assert len(list((tmp_path / "stopped" / "reconstructions").glob("*.png"))) >= 2
+
+
 def test_run_that_is_older_than_the_settings_goes_on(tmp_path: Path, built_in: Path) -> None:
     words = [f"runs={tmp_path}", f"data.root={built_in}", "name=old", *SMALL, "data.workers=0", "val_every=null"]
     run = compose(*words, "max_steps=2")
@@ -236,6 +251,11 @@ def test_stochastic_depth_is_a_function_of_the_noise_of_each_image_and_off_in_ev
     torch.testing.assert_close(torch.cat([model(images[:2], noise[:2]).pred, model(images[2:], noise[2:]).pred]), whole)
     mask = draw_masking(noise, model.config).mask
     with torch.no_grad():
+        # Pictures and probes of a run that trains: other images, none of whose branches is left out.
+        assert torch.equal(model.encode(images[:2]), model.encode(images[:2]))
+        painted = model.reconstruct(images[:2], noise[:2]).pred
+        torch.testing.assert_close(painted, model.eval().reconstruct(images[:2], noise[:2]).pred)
+        model.train()(images, noise)
         given, evaluated = model(images, mask=mask).pred, model.eval()(images, noise).pred
     torch.testing.assert_close(given, evaluated)
     assert not torch.allclose(evaluated, whole.detach(), atol=1e-3)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mae.errors import ConfigError
 from mae.models.config import MAEConfig
 from mae.models.decoder import Decoder
-from mae.models.drop_path import add_drop_path, draw_paths
+from mae.models.drop_path import add_drop_path
 from mae.models.loss import normalise_patches, patch_statistics, reconstruction_loss
 from mae.models.masking import Masking, choose_predicted, draw_masking, given_masking
 from mae.models.patches import interpolate_hidden, unpatchify
@@ -80,12 +80,11 @@ class MaskedAutoencoder(Encoder, Decoder):
         Raises ConfigError if images, noise or mask are not what the model takes.
         """
         config = self.config
-        draw_paths(self.blocks, noise)
         patches = self.patchify(images)
         ids_keep, ids, mask = self._masking(patches, noise, mask)
         if noise is not None and config.predictions < ids.shape[1]:
             ids = choose_predicted(noise, ids, config.predictions)
-        latent = self.encode_tokens(self.embed(_take(patches, ids_keep), ids_keep))
+        latent = self.encode_tokens(self.embed(_take(patches, ids_keep), ids_keep), noise)
         pred = self.decode(latent, ids_keep, ids)
         target = _take(patches, ids)
         if config.norm_pix:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mae.models.config import MAEConfig
+from mae.models.drop_path import draw_paths
 from mae.models.patches import patchify, require_images, require_size
 
 # The paper uses 1e-6; torch's default is 1e-5.
@@ -59,8 +60,12 @@ class Encoder(nn.Module):
         class_tokens = (self.cls_token + self.pos_embed[:, :first]).to(tokens.dtype)
         return torch.cat([class_tokens.expand(tokens.shape[0], -1, -1), tokens], dim=1)
 
-    def encode_tokens(self, tokens: Tensor) -> Tensor:
-        """Runs embedded tokens through all blocks and the final norm: [B, n, D] -> [B, n, D]."""
+    def encode_tokens(self, tokens: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Runs embedded tokens through all blocks and the final norm: [B, n, D] -> [B, n, D].
+
+        noise  [B, N]  draws the branches that stochastic depth leaves out in training; None: all are kept
+        """
+        draw_paths(self.blocks, noise)
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)
