@@ -265,7 +265,7 @@ def test_conflicting_finetune_settings_raise_an_error_and_leave_no_run(
         "have to be multiples of 2": ["micro_batch=21", "global_batch=63"],
         "not a multiple of patch_size=8": [f"init_from={pretrained}", "task.image_size=30"],
         "task.image_size height 30": ["task.image_size=30"],
-        "no class token": ["task.pool=class_token", "model.class_token=false"],
+        "no class token": ["task.pool=class_token", "model.class_tokens=0"],
     }
     for said, words in cases.items():
         with pytest.raises(ConfigError, match=said):
