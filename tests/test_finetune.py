@@ -82,6 +82,7 @@ class Stop(pl.Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_finetuning_equals_the_uninterrupted_run(
     tmp_path: Path, built_in: Path, pretrained: Path
 ) -> None:

@@ -183,6 +183,7 @@ def test_finetuning_validates_and_saves_the_same_average_under_ddp_and_fsdp(tmp_
         assert name.endswith("pos_embed") or not torch.equal(ddp[name], ddp[name.replace("average.", "model.")]), name
 
 
+@pytest.mark.slow
 def test_run_resumed_from_ddp_on_fsdp_and_on_one_process_has_the_same_losses(
     tmp_path: Path, built_in: Path, one_process: Path, two_images: str
 ) -> None:
