@@ -24,7 +24,7 @@ BLOCK = {
     "intermediate.dense": "mlp.fc1",
     "output.dense": "mlp.fc2",
 }
-OTHER_BLOCK = {"mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}  # also met
+OTHER_BLOCK = {"mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}  # of releases that name them as the published code does
 FIRST = "encoder.layer.0.norm1.weight"  # an MAE's is called layernorm_before
 NORM = ("layernorm.weight", "layernorm.bias")
 
@@ -83,7 +83,7 @@ def compare(export: Export, folder: Path, images: Tensor) -> Iterator[Comparison
 
 
 FORMAT = Format(
-    sentence="folder for transformers' PixioModel and PixioBackbone: the encoder, any number of class tokens",
+    sentence="folder for transformers' PixioModel and PixioBackbone: the encoder, with one or more class tokens",
     peer="transformers",
     write=write,
     compare=compare,
