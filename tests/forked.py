@@ -170,9 +170,14 @@ def listen() -> socket.socket:
 
 
 def preload() -> None:
-    """Imports what the programs need, while requests wait. A wrong name ends the parent."""
+    """Imports what the programs need, while requests wait. A wrong name ends the parent, a package of an extra that is
+    not installed does not."""
     for name in PRELOADED:
-        importlib.import_module(name)
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as missing:
+            if (missing.name or "").split(".")[0] in {"data", "mae", "tasks", "torch"}:
+                raise
     assert threading.active_count() == 1, threading.enumerate()
     gc.freeze()
 
@@ -248,7 +253,8 @@ def _become(request: dict[str, Any], stdout: int, stderr: int) -> None:
     # The temporary folders that imports have made are the parent's to remove.
     for finalizer in list(weakref.finalize._registry):  # pyright: ignore[reportAttributeAccessIssue]
         finalizer.atexit = False
-    atexit.unregister(importlib.import_module("wandb.sdk.data_types._private").MEDIA_TMP.cleanup)
+    if wandb := sys.modules.get("wandb.sdk.data_types._private"):
+        atexit.unregister(wandb.MEDIA_TMP.cleanup)
 
 
 def run(words: list[str]) -> None:
