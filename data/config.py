@@ -12,6 +12,19 @@ from data.storage.credentials import hide_all
 POLICY = r"^rand(-(m|n)\d+|-(p|mstd)\d+(\.\d+)?)*-inc1$"
 
 
+class SamplingRule(BaseModel, frozen=True, extra="forbid"):
+    """Which training images an epoch shows, by the table `sampling`; see data/index/sample_table.py."""
+
+    min_size: int | None = Field(default=None, ge=1)  # pixels of the shorter side
+    min_entropy: float | None = Field(default=None, gt=0)  # bits, of the colours
+    unique: bool = False  # one of each group of near-duplicates
+    probability: Literal["loss"] | None = None  # with which an image is shown in an epoch: its loss, at most 1; None: 1
+
+    @property
+    def given(self) -> dict[str, Any]:
+        return self.model_dump(exclude_defaults=True)
+
+
 class DataConfig(BaseModel, frozen=True, extra="forbid"):
     """Settings of the data: which images are read, and how they are cropped.
 
@@ -28,6 +41,8 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     cache: str | None = None  # folder on a local disk for copies of remote shards; None: see data/storage/cache.py
     cache_gb: float | None = Field(default=None, gt=0)  # 10^9 bytes of copies; None: as much as the disk holds
     workers: int = Field(default=2, ge=0)
+    sampling: str | None = None  # table of the training images (.npy), from which `rule` chooses anew in each epoch
+    rule: SamplingRule = SamplingRule()
     weights: list[float] | None = None  # share of every global batch that each entry of `path` gets
     window: int = Field(default=16, ge=1)  # shards that are mixed at a time
     lanes: int = Field(default=1, ge=1)  # sequences of shards side by side, best one per node: see data/order/order.py
@@ -56,6 +71,22 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     def _consistent(self) -> "DataConfig":
         if self.path in ("", []) or self.val_path in ("", []):
             raise ValueError("path and val_path cannot be empty: give shards, or null")
+        if self.sampling is not None and (self.mode == "stream" or self.samples is not None):
+            raise ValueError(
+                f"sampling={self.sampling} is not available for mode=stream, whose samples have no numbers, nor with "
+                "samples, which follows from the table. Leave it out"
+            )
+        if self.sampling is not None and not self.rule.given:
+            raise ValueError(
+                f"sampling={self.sampling} has no rule, and would choose every image. Set rule.min_size, "
+                "rule.min_entropy, rule.unique=true or rule.probability=loss, or leave it out"
+            )
+        if self.sampling is None and self.rule.given:
+            name, value = next(iter(self.rule.given.items()))
+            raise ValueError(
+                f"rule.{name}={str(value).lower()} has no table to choose by. Set data.sampling to one of eval.py "
+                "probe=losses, or leave it out"
+            )
         if (self.mode == "stream") != (self.samples is not None):
             raise ValueError("mode=stream and samples go together: a stream has no length. Set both or neither of them")
         if self.mode == "stream" and not self.path:

@@ -12,6 +12,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ from data.storage.protocols import is_remote
 
 if TYPE_CHECKING:
     from data.loader.streaming import StreamLoader
+    from data.order.choice import Choice
 
 FORMATS_OF_8_BITS = (".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -50,7 +52,8 @@ class ShardDataModule(lightning.LightningDataModule):
     ring whose slots are written again when nobody holds them any more.
 
     train_index, val_index   the shards; val_index is None where there is nothing to validate on
-    steps_per_epoch          whole global batches in which every sample is shown `views_per_image` times
+    order                    of the training samples; its length is the number that an epoch shows
+    steps_per_epoch          whole global batches in which each of these is shown `views_per_image` times
     identity                 what the order of the samples depends on beside the seed: kept in checkpoints and compared
     bad_samples              a file for the records of bad samples, or None
 
@@ -98,16 +101,16 @@ class ShardDataModule(lightning.LightningDataModule):
         for part, index in (("training", self.train_index), ("validation", self.val_index)):
             if index is not None and index.passed_over:
                 say(f"passed over in the {part} shards: {index.passed_over}")
-        self.steps_per_epoch = steps_per_epoch(len(self.train_index), global_batch, views)
+        self.order = _build_order(config, self.train_index, seed, global_batch // views)
+        self.steps_per_epoch = steps_per_epoch(len(self.order), global_batch, views)
         if self.steps_per_epoch == 0:
+            by = f" by data.sampling={config.sampling}" if config.sampling else ""
             raise DataError(
-                f"{path} has {len(self.train_index)} training samples, fewer than global_batch={global_batch} takes: "
-                f"an epoch would have no step. Set global_batch to at most {len(self.train_index) * views}, or add "
-                "images."
+                f"{path} has {len(self.order)} training samples{by}, fewer than global_batch={global_batch} takes: "
+                f"an epoch would have no step. Set global_batch to at most {len(self.order) * views}, or add images."
             )
         if config.bits == 8 and config.mode == "index":
             _say_lost_bits(self.train_index)
-        self.order = _build_order(config, self.train_index, seed, global_batch // views)
         self._copies: deque[tuple[torch.cuda.Event, Tensor]] = deque()
 
     @property
@@ -120,7 +123,15 @@ class ShardDataModule(lightning.LightningDataModule):
             "views_per_image": self.config.views_per_image,
             "fingerprint": self.train_index.fingerprint,
             "samples": len(self.train_index),
-        }
+        } | ({"sampling": self.sampling} if self.sampling else {})
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The rule of data.sampling, how many images an epoch shows, a digest of their probabilities; {} without."""
+        orders = self.order.orders if isinstance(self.order, Mixture) else [self.order]
+        digests = [order.choice.digest for order in orders if order.choice is not None]
+        rule, chosen = self.config.rule.given, len(self.order)
+        return {**rule, "images": chosen, "probabilities": " ".join(digests)} if digests else {}
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -279,13 +290,29 @@ def _say_lost_bits(index: ShardIndex) -> None:
 
 def _build_order(config: DataConfig, index: ShardIndex, seed: int, batch: int) -> Order | Mixture:
     """Builds the order of the training samples; `batch` of them make a global batch."""
+    choose = _open_choice(config, index, seed)
+
+    def order(first: int, stop: int, batch: int) -> Order:
+        """Returns the order of the samples of these shards."""
+        return Order(index.sizes[first:stop], seed, config.window, config.lanes, batch, choose(first, stop))
+
     if config.weights is None or not isinstance(config.path, list):
-        return Order(index.sizes, seed, config.window, config.lanes, batch)
+        return order(0, len(index.shards), batch)
     opened = set(index.shards)  # all but those without any file
-    ends = np.cumsum([len(opened.intersection(find_shards(path, "train"))) for path in config.path])
+    ends = np.cumsum([len(opened.intersection(find_shards(path, "train"))) for path in config.path]).tolist()
     counts = shares(config.weights, batch)
-    orders = [
-        Order(sizes, seed, config.window, config.lanes, count)
-        for sizes, count in zip(np.split(index.sizes, ends[:-1]), counts, strict=True)
-    ]
-    return Mixture(orders, counts)
+    return Mixture([order(*shards, count) for shards, count in zip(pairwise([0, *ends]), counts, strict=True)], counts)
+
+
+def _open_choice(config: DataConfig, index: ShardIndex, seed: int) -> Callable[[int, int], "Choice | None"]:
+    """Returns what makes the choice of samples among shards first … stop - 1: None without data.sampling."""
+    if config.sampling is None:
+        return lambda first, stop: None
+    from data.index.sample_table import SampleTable
+    from data.order.choice import ONE, Choice
+
+    table, rule = SampleTable(config.sampling, index), config.rule
+    table.refuse_unknown(rule)
+    return lambda first, stop: Choice(
+        index.sizes[first:stop], lambda shard: table.probabilities(first + shard, rule, ONE), seed
+    )

@@ -68,10 +68,17 @@ def is_plain_folder(path: Any) -> bool:
     return not any(any(Path(path).glob(pattern)) for pattern in ("*.tar*", "*/*.tar*"))
 
 
-def read_once(index: ShardIndex, crop: CropSpec, samples: np.ndarray, batch: int, workers: int) -> ShardLoader:
+def read_once(
+    index: ShardIndex,
+    crop: CropSpec,
+    samples: np.ndarray,
+    batch: int,
+    workers: int,
+    dataset: type[ShardDataset] = ShardDataset,
+) -> ShardLoader:
     """Loads these samples once, in order; those that cannot be read are missing in their batch."""
     return ShardLoader(
-        ShardDataset(index, crop, replace=False),
+        dataset(index, crop, replace=False),
         AllSamples(samples, batch),
         max_rows=batch,
         workers=workers,

@@ -38,7 +38,7 @@ TaskSettings = TypeVar("TaskSettings", bound=AverageConfig)
 Settings = TypeVar("Settings", bound=BaseModel)
 
 # Settings that name a file or folder on this machine, or on a disk that it mounts.
-PATHS = {"runs", "out", "data.root", "data.cache", "task.embeddings", "plan.json", "sweep.sweeps"}
+PATHS = {"runs", "out", "data.root", "data.cache", "data.sampling", "task.embeddings", "plan.json", "sweep.sweeps"}
 PATHS |= {"init_from", "resume", "checkpoint"}
 HOME = re.compile(r"~[\w.-]*/|~$")
 LONGEST_NAME = 255  # bytes, of file systems
@@ -294,4 +294,5 @@ def evaluation_data(run: Path | None, overrides: dict[str, Any]) -> DataConfig:
             f"{run} read a stream, whose samples have no numbers: set data.path to shards that can be indexed"
         )
     each_image_once = {"mode": "index", "samples": None, "views_per_image": 1, "weights": None}
+    each_image_once |= {"sampling": None, "rule": {}}
     return DataConfig.model_validate(stored | changed | each_image_once)

@@ -35,6 +35,7 @@ from mae.probes.embeddings import Embeddings
 from mae.probes.feature_cache import FeatureCache
 from mae.probes.knn import KNN
 from mae.probes.linear import Linear
+from mae.probes.losses import Losses
 from mae.probes.models_under_probe import Model, ModelsUnderProbe, Want
 from mae.probes.neighbours import Neighbours
 from mae.probes.probe import Outcome
@@ -49,11 +50,22 @@ from tasks.config import plain_settings, validate
 from tasks.embed import write_embeddings
 from tasks.errors import readable_errors
 from tasks.evaluation_folder import choose_folder, read_data_settings, record_data, same_run
+from tasks.losses import write_losses
 from tasks.relevance_eval import RelevanceProbe, evaluate_relevance
 from tasks.segment_eval import SegmentProbe, evaluate_segmentation
 
 AnyProbe = (
-    KNN | Linear | Attentive | Reconstruct | Classify | Neighbours | Suite | SegmentProbe | RelevanceProbe | Embeddings
+    KNN
+    | Linear
+    | Attentive
+    | Reconstruct
+    | Classify
+    | Neighbours
+    | Suite
+    | SegmentProbe
+    | RelevanceProbe
+    | Embeddings
+    | Losses
 )
 
 
@@ -101,12 +113,15 @@ def _evaluate(config: EvalConfig, topology: Topology, check: Callable[[], None])
             evaluate_sam(config, check)
             track(run)
         return
-    if isinstance(config.probe, Embeddings):
+    if isinstance(config.probe, Embeddings | Losses):
         if config.wandb:
-            raise ConfigError("wandb=true sends results, and probe=embeddings measures nothing. Leave it out")
+            raise ConfigError(f"wandb=true sends results, and probe={config.probe.name} measures nothing. Leave it out")
         opened, model = open_trained(config)
         place = {"out": config.out, "batch": config.batch_size, "topology": topology, "device": choose_device(topology)}
-        write_embeddings(config.probe, config.checkpoint, opened, model, config.data, **place)
+        if isinstance(config.probe, Losses):
+            write_losses(config.probe, config.checkpoint, opened, model, config.data, **place, check=check)
+        else:
+            write_embeddings(config.probe, config.checkpoint, opened, model, config.data, **place)
         return
     probed, opened, results, about = open_models(config, topology)
     probes, left_out = select_probes(config.probe, probed)

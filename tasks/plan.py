@@ -12,6 +12,7 @@ from mae.plan.devices import find_hardware, planned_precision
 from mae.plan.forecast import Forecast
 from mae.plan.tables import show_forecast
 from mae.plan.training_cost import TrainingCost, classification_cost, pretraining_cost, sam_cost
+from mae.report.start import describe_sampling
 from mae.run.checkpoint_writer import seconds_to_write
 from mae.run.folder import write_json
 from mae.sam.convert import sam_config
@@ -34,16 +35,18 @@ def plan_only(config: TrainConfig) -> None:
     precision = planned_precision(config.precision, wanted.gpu)
     hardware = find_hardware(wanted.gpu, precision)
     cost = training_cost(task, precision, torch.device(hardware.kind))
-    samples, shards, shard_bytes, loading = wanted.samples, None, None, None
+    samples, shards, shard_bytes, loading, sampling = wanted.samples, None, None, None, None
+    shown = samples  # in an epoch
     if samples is None and config.data.named:
         index = task.data.train_index
-        samples, shards = len(index), len(index.shards)
+        samples, shards, shown = len(index), len(index.shards), len(task.data.order)
+        sampling = describe_sampling(task.data.sampling, samples) if task.data.sampling else None
         shard_bytes = None if config.data.mode == "stream" else int(index.bytes.sum())
         loading = loading_rate(task.data)
     images = None
-    if samples is not None:
+    if shown is not None:
         begin = config.branched[1] if config.branched else 0
-        images = (task.schedule_over(samples).total_steps - begin) * config.global_batch
+        images = (task.schedule_over(shown).total_steps - begin) * config.global_batch
     expected = Forecast(
         cost,
         hardware,
@@ -55,6 +58,7 @@ def plan_only(config: TrainConfig) -> None:
         mfu=wanted.mfu,
         images=images,
         samples=samples,
+        sampling=sampling,
         shards=shards,
         shard_bytes=shard_bytes,
         loading=loading,

@@ -79,7 +79,7 @@ def suggest(raw: DictConfig, hydra: Any) -> None:
     hardware = find_hardware(plan["gpu"], precision)
     loading = loading_rate(data) if plan["gpu"] is None else None
     facts = Facts(
-        images=len(data.train_index),
+        images=len(data.order),
         shorter_side=_median(survey),
         ranks=ranks,
         # A product that is measured on a busy machine may be slower than a step.

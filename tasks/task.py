@@ -92,8 +92,8 @@ class Task(ABC, Generic[TaskSettings]):
 
     @cached_property
     def schedule(self) -> Schedule:
-        """Derives steps, accumulation and learning rate from the number of training images."""
-        schedule = self.schedule_over(len(self.data.train_index))
+        """Derives steps, accumulation and learning rate from the number of training images in an epoch."""
+        schedule = self.schedule_over(len(self.data.order))
         assert schedule.steps_per_pass == self.data.steps_per_epoch, "data/ and mae/ count an epoch differently"
         return schedule
 

@@ -24,7 +24,7 @@ GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and 
 ABSENT = ("null", "false", "none")  # in any case: what users write to do without a group
 # Settings that are text, whose values may look like numbers: a job's id, a date, the hash of a commit.
 TEXT = {"name", "runs", "resume", "init_from", "checkpoint", "out", "sweep.name", "sweep.sweeps"}
-TEXT |= {"data.path", "data.val_path", "data.root", "data.cache", "task.embeddings", "plan.json"}
+TEXT |= {"data.path", "data.val_path", "data.root", "data.cache", "data.sampling", "task.embeddings", "plan.json"}
 TEXT |= {"logger.mlflow.experiment_name", "logger.mlflow.run_name"}
 TEXT |= {f"logger.wandb.{name}" for name in ("project", "name", "group", "entity")}
 PLAIN = re.compile(r"[\w./:+-]*", re.ASCII)  # read by Hydra as it stands

@@ -11,9 +11,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from data.index.index import open_shards
+from data.index.sample_table import new_rows, write_rows
+from data.pack import builtin
 from mae.run.checkpoint_files import checkpoints
 from mae.run.folder import read_mapping
 from tests.conftest import ROOT
@@ -64,16 +68,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory, built_in: Path) -> Path:
     return runs / "whole"
 
 
-@pytest.mark.slow
-def test_resume_on_two_one_three_ranks_sees_the_same_samples_and_masks(
-    tmp_path: Path, built_in: Path, whole: Path
-) -> None:
+def seen_in_pieces(tmp_path: Path, built_in: Path, *overrides: str) -> list[tuple]:
+    """Returns what a run sees that is killed on two ranks, then on one, and ends on three."""
     log = tmp_path / "pieces.jsonl"
     kept: list[tuple] = []
     for micro_batch, ranks, until in ((12, 2, 10), (24, 1, 50), (8, 3, None)):
         log.unlink(missing_ok=True)
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-        process = start([sys.executable, *launcher, *words(log, tmp_path, built_in, "pieces", micro_batch)])
+        given = words(log, tmp_path, built_in, "pieces", micro_batch, *overrides)
+        process = start([sys.executable, *launcher, *given])
         if until:
             wait_for_checkpoint(process, tmp_path / "pieces", step=until)
             kill_all(process)
@@ -83,7 +86,33 @@ def test_resume_on_two_one_three_ranks_sees_the_same_samples_and_masks(
             finish(process)
             reached = STEPS
         kept += [row for row in seen(log) if row[0] < reached]  # What came after the checkpoint is seen again.
-    assert sorted(kept) == sorted(seen(whole.with_suffix(".jsonl")))
+    return kept
+
+
+@pytest.mark.slow
+def test_resume_on_two_one_three_ranks_sees_the_same_samples_and_masks(
+    tmp_path: Path, built_in: Path, whole: Path
+) -> None:
+    assert sorted(seen_in_pieces(tmp_path, built_in)) == sorted(seen(whole.with_suffix(".jsonl")))
+
+
+@pytest.mark.slow
+def test_resume_on_two_one_three_ranks_chooses_the_same_samples(tmp_path: Path, built_in: Path) -> None:
+    """By a table with a loss for each digit: about 700 of the 1,438 in an epoch, 14 steps."""
+    builtin.ensure("digits", built_in)
+    index = open_shards(str(built_in / "built_in" / "digits"), "train")
+    rows = new_rows(index, np.arange(len(index)))
+    rows["loss"] = np.random.default_rng(0).random(len(rows))
+    write_rows(tmp_path / "losses.npy", rows)
+    sampling = (f"data.sampling={tmp_path / 'losses.npy'}", "data.rule.probability=loss")
+    finish(start([sys.executable, *words(tmp_path / "whole.jsonl", tmp_path, built_in, "whole", 50, *sampling)]))
+    rows_of_whole = seen(tmp_path / "whole.jsonl")
+    assert len({(step, key) for step, key, _, _ in rows_of_whole}) == STEPS * 50
+    chosen = (read_mapping(tmp_path / "whole" / "derived.json") or {})["data"]["sampling"]["images"]
+    assert 600 < chosen == round(rows["loss"].astype(float).sum()) < 800
+    epochs = [{key for step, key, _, _ in rows_of_whole if step // (chosen // 50) == epoch} for epoch in range(5)]
+    assert {len(keys) for keys in epochs} == {chosen // 50 * 50} and len(set.union(*epochs)) > 1.5 * chosen
+    assert sorted(seen_in_pieces(tmp_path, built_in, *sampling)) == sorted(rows_of_whole)
 
 
 def starts(run: Path) -> list[tuple[int, int]]:

@@ -8,7 +8,8 @@ import numpy as np
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio: the increment of SplitMix64
-SHARDS, SAMPLES, AUGMENT, PACK, MIX, REPLACE = 1, 2, 3, 4, 5, 6  # purposes; each has its own stream of numbers
+# Purposes; each has its own stream of numbers.
+SHARDS, SAMPLES, AUGMENT, PACK, MIX, REPLACE, CHOICE = 1, 2, 3, 4, 5, 6, 7
 
 
 def mix(x: np.ndarray) -> np.ndarray:

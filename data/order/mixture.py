@@ -12,20 +12,20 @@ from data.order.order import Order
 class Mixture:
     """Order of several data sets, of which each fills a constant number of rows of every global batch.
 
-    orders  of the data sets; sample numbers run through the data sets in this sequence
+    orders  of the data sets; sample numbers run through all samples of the data sets in this sequence
     counts  samples of each data set in a global batch, see `shares`
 
-    An epoch has as many samples as all data sets together. A data set that ends within it starts its next pass. The
-    position in each data set follows from the position in the mixture.
+    An epoch has as many samples as those of all data sets together. A data set that ends within it starts its next
+    pass. The position in each data set follows from the position in the mixture.
     """
 
     def __init__(self, orders: list[Order], counts: list[int]):
         self.orders, self.counts, self.batch, self.seed = orders, counts, sum(counts), orders[0].seed
-        self.bases = np.concatenate([[0], np.cumsum([len(order) for order in orders])])
+        self.bases = np.concatenate([[0], np.cumsum([order.sizes.sum() for order in orders])])
         self._batch: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
-        return int(self.bases[-1])
+        return sum(map(len, self.orders))
 
     def samples(self, epoch: int, start: int, stop: int) -> np.ndarray:
         """Returns the sample numbers [stop - start], int64, at positions start … stop - 1 of an epoch."""

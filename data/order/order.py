@@ -1,5 +1,6 @@
 """Windowed shuffle: the order of the samples is a pure function of (samples per shard, seed, epoch).
 
+0 choose the samples of the epoch, if data.sampling says how    data/order/choice.py
 1 permute the shards, and deal them to the lanes
 2 cut each lane into windows of consecutive shards
 3 permute the samples inside each window
@@ -8,11 +9,14 @@
 
 import itertools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from data.order.hashing import SAMPLES, SHARDS, key, permutation
+
+if TYPE_CHECKING:
+    from data.order.choice import Choice
 
 ORDER_VERSION = 1  # Raise it whenever the same arguments would give another order.
 
@@ -37,18 +41,27 @@ class Order:
     lanes        sequences of shards that are read side by side, so that ranks, which take neighbouring rows of a
                  global batch, share few shards. Part of the order: any number of ranks reads the same batches
     batch        positions that the lanes share, normally the global batch; without effect if lanes = 1
+    choice       of the samples of each epoch; None: all
     """
 
-    def __init__(self, sizes: np.ndarray, seed: int, window: int = 16, lanes: int = 1, batch: int = 1):
+    def __init__(
+        self,
+        sizes: np.ndarray,
+        seed: int,
+        window: int = 16,
+        lanes: int = 1,
+        batch: int = 1,
+        choice: "Choice | None" = None,
+    ):
         self.sizes = np.asarray(sizes, np.int64)
-        self.seed, self.window = seed, window
+        self.seed, self.window, self.choice = seed, window, choice
         self.lanes, self.batch = (1, 1) if lanes == 1 else (min(lanes, len(self.sizes), batch), batch)
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
         self._epoch: tuple[int, list[Lane]] | None = None
         self._windows: dict[tuple[int, int, int], np.ndarray] = {}
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return self.choice.n if self.choice else int(self.starts[-1])
 
     def samples(self, epoch: int, start: int, stop: int) -> np.ndarray:
         """Returns the sample numbers [stop - start], int64, at positions start … stop - 1 of an epoch."""
@@ -102,11 +115,12 @@ class Order:
 
     def _lanes(self, epoch: int) -> list[Lane]:
         if self._epoch is None or self._epoch[0] != epoch:
-            permuted = permutation(key(self.seed, SHARDS, epoch), np.arange(len(self.sizes)))
+            sizes = self.choice.counts(epoch) if self.choice else self.sizes
+            permuted = permutation(key(self.seed, SHARDS, epoch), np.flatnonzero(sizes))  # no shard without a sample
             lanes = []
             for number in range(self.lanes):
                 shards = permuted[number :: self.lanes]
-                ends = np.cumsum(self.sizes[shards])
+                ends = np.cumsum(sizes[shards])
                 lanes.append(Lane(shards, np.concatenate([[0], ends[self.window - 1 : -1 : self.window], ends[-1:]])))
             self._epoch = epoch, lanes
         return self._epoch[1]
@@ -119,8 +133,11 @@ class Order:
         at = epoch, lane, window
         if at not in self._windows:
             shards = self._shards_of(epoch, lane, window)
-            samples = np.concatenate([np.arange(*self.starts[[shard, shard + 1]].tolist()) for shard in shards])
+            samples = np.concatenate([self._shard_samples(epoch, shard) for shard in shards])
             if len(self._windows) == 2 * self.lanes:
                 self._windows.pop(next(iter(self._windows)))
             self._windows[at] = permutation(key(self.seed, SAMPLES, epoch), samples)
         return self._windows[at][first:end]
+
+    def _shard_samples(self, epoch: int, shard: int) -> np.ndarray:
+        return self.choice.pick(epoch, shard) if self.choice else np.arange(*self.starts[[shard, shard + 1]].tolist())

@@ -47,6 +47,7 @@ class Forecast:
     mfu          expected model FLOPs utilisation: FLOPs by formula as a share of the peak
     images       seen by the run, repetitions counted; None if the size of the data is unknown
     samples      training images; None if unknown
+    sampling     how many of them an epoch shows, in words; None: all
     shards       of the training images, and their bytes, as far as they are known
     loading      images per second that one core of this machine loads; None if it was not measured
     price        of an hour of one device, in any currency
@@ -64,6 +65,7 @@ class Forecast:
     mfu: float
     images: int | None
     samples: int | None
+    sampling: str | None
     shards: int | None
     shard_bytes: int | None
     loading: float | None

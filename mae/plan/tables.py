@@ -46,6 +46,8 @@ def _numbers(forecast: Forecast, title: str) -> Table:
         f"{forecast.ranks} x {hardware.name}: {hardware.flops / 1e12:,.4g} TFLOP/s ({source}), "
         f"{hardware.memory / GIB:.0f} GiB; {forecast.precision}, {forecast.mfu:.0%} of the peak",
     )
+    if forecast.sampling is not None:
+        table.add_row("sampling", forecast.sampling)
     if forecast.images is None:
         table.add_row("length", "unknown without data: set data.path, or plan.samples to the number of training images")
     else:

@@ -13,7 +13,7 @@ from mae.report.run_files import read_own, read_text
 from mae.run.checkpoint_files import flatten
 
 SCORED = ("knn", "linear", "attentive", "reconstruct", "classify", "segment")  # probes whose files hold scores
-UNSCORED = ("suite", "neighbours", "relevance", "embeddings")  # probes whose files hold none, or those of others again
+UNSCORED = ("suite", "neighbours", "relevance", "embeddings", "losses")  # with files that hold none, or others again
 WEIGHTS = ("average", "raw")  # folders of results of other weights than the usual ones of a run
 SCORES = ("top1", "top5", "loss", "clicks", "box")  # the other numbers of a model were chosen on training images
 COUNTS = {"train_images": "training images", "test_images": "test images", "floor_images": "images of the baselines"}

@@ -15,7 +15,7 @@ from mae.report.axes import number
 from mae.report.charts import feature_charts, training_charts
 from mae.report.run_pictures import attention_maps, evaluation_pictures, reconstructions
 from mae.report.runs import Run, differences, read_runs
-from mae.report.start import recipe_rows
+from mae.report.start import describe_sampling, recipe_rows
 from mae.report.summary import remarks
 
 MAX_LISTED = 100  # bad samples per run
@@ -129,7 +129,8 @@ def recipe(run: Run) -> list[tuple[str, str]]:
         return []
     data = derived["data"]
     return [
-        ("images", f"{derived['samples']:,} for training"),
+        ("images", f"{data.get('samples', derived['samples']):,} for training"),
+        *([("sampling", describe_sampling(sampling, data["samples"]))] if (sampling := data.get("sampling")) else []),
         ("data fingerprint", data["fingerprint"]),
         ("order of the images", ", ".join(f"{name} {data[name]}" for name in ("order_version", "window", "lanes"))),
         *recipe_rows(derived),

@@ -8,6 +8,8 @@ from rich.table import Table
 
 from mae.train.schedule import describe_split
 
+NO_RULE = ("images", "probabilities")  # of what is stored about data.sampling
+
 
 def show_start(
     run: Path,
@@ -47,7 +49,10 @@ def show_start(
     table.add_row("recipe", recipe or "none")
     table.add_row("data", data if isinstance(data, str) else ", ".join(data))
     table.add_row("image size", "{} x {} pixels".format(*image_size))
-    table.add_row("images", f"{derived['samples']:,} for training in {shards} shards, {validation:,} for validation")
+    sampling, images = derived["data"].get("sampling"), derived["data"]["samples"]
+    table.add_row("images", f"{images:,} for training in {shards} shards, {validation:,} for validation")
+    if sampling:
+        table.add_row("sampling", describe_sampling(sampling, images))
     table.add_row("pass over the images", f"{derived['steps_per_pass']:,} steps")
     for row in recipe_rows(derived):
         table.add_row(*row)
@@ -58,6 +63,15 @@ def show_start(
     table.add_row("ranks", ranks)
     table.add_row("run folder", str(run))
     Console().print(table)
+
+
+def describe_sampling(sampling: dict[str, Any], images: int) -> str:
+    """Returns how many of the training images an epoch shows, and by which rule.
+
+    sampling  as in derived.json: the rule, and "images", their number
+    """
+    rule = ", ".join(f"{name}={str(value).lower()}" for name, value in sampling.items() if name not in NO_RULE)
+    return f"{sampling['images']:,} of {images:,} images in each epoch ({rule})"
 
 
 def recipe_rows(derived: dict[str, Any]) -> list[tuple[str, str]]:
