@@ -35,3 +35,12 @@ def test_step_benchmark_contenders_compute_the_same_loss() -> None:
     steps = Steps(2, torch.device("cpu"), MICRO, peers=("transformers",))
     steps.check()
     assert all(steps.time_step(name, 0, bf16=False) > 0 for name in steps.models)
+
+
+def test_sampling_benchmark_measures_both_orders_at_small_sizes() -> None:
+    sizes = ["--shards", "30", "--samples", "40", "--images", "256", "--rounds", "1"]
+    finished = completed([sys.executable, "-m", "benchmarks.sampling", *sizes])
+    assert finished.returncode == 0, finished.stderr
+    opened, everything, chosen, _, ratio = finished.stdout.splitlines()
+    assert opened.startswith("table of 1,200 samples opened") and "all: median" in everything
+    assert "chosen: median" in chosen and "1 interleaved pairs" in ratio

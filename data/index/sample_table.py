@@ -1,6 +1,6 @@
 """Sample table: what is known of each sample of some shards, as `data.sampling` reads it. A .npy of ROW.
 
-`eval.py probe=losses` writes size, entropy and loss, `python -m data.inspect --duplicates` size, entropy and group.
+`eval.py probe=losses` writes size, entropy and loss, `python -m data.inspect --duplicates --table` size and group.
 
 1 open  map the file into memory, and find the rows of each shard in it
 2 rule  rows of a shard → probabilities of its samples, for data/order/choice.py
@@ -19,10 +19,11 @@ from data.index.index import ShardIndex
 
 # Digest of the shard (ShardIndex.digests) and number of the sample in it; pixels of the upright image's shorter side, 0
 # if it could not be read; colour entropy in bits (data/images/entropy.py) and loss, NaN if unknown; row of the largest
-# of its near-duplicates, which may be itself, -1 if nobody has looked for any.
+# of its near-duplicates, which may be itself.
 ROW = np.dtype(
     [("shard", "<u8"), ("sample", "<u4"), ("size", "<u4"), ("entropy", "<f4"), ("loss", "<f4"), ("group", "<i8")]
 )
+NOT_LOOKED_AT, UNREADABLE = -1, -2  # in the place of a group
 HOW = "Write one with `python eval.py checkpoint=RUN probe=losses`"
 
 
@@ -96,7 +97,13 @@ class SampleTable:
             ("min_size", rule.min_size, lambda rows: (rows["size"] > 0).any(), "sizes", losses),
             ("min_entropy", rule.min_entropy, lambda rows: (rows["entropy"] >= 0).any(), "entropies", losses),
             ("probability", rule.probability, lambda rows: (rows["loss"] == rows["loss"]).any(), "losses", losses),
-            ("unique", rule.unique, lambda rows: (rows["group"] >= 0).all(), "groups of near-duplicates", groups),
+            (
+                "unique",
+                rule.unique,
+                lambda rows: (rows["group"] != NOT_LOOKED_AT).all(),
+                "groups of near-duplicates",
+                groups,
+            ),
         ]
         for name, value, known, what, way in asked:
             if value and not all(known(self.of(shard)) for shard in range(len(self.starts))):
@@ -130,7 +137,7 @@ def new_rows(index: ShardIndex, samples: np.ndarray) -> np.ndarray:
     rows = np.zeros(len(samples), ROW)
     rows["shard"], rows["sample"] = index.digests[shards], samples - (ends - index.sizes)[shards]
     rows["entropy"] = rows["loss"] = np.nan
-    rows["group"] = -1
+    rows["group"] = NOT_LOOKED_AT
     return rows
 
 

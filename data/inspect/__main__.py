@@ -3,7 +3,7 @@
     python -m data.inspect SHARDS…
 
 Reads at most 5,000 evenly spread samples, and decodes at most 500 of them; --deep reads and decodes every sample.
-Corrupt and duplicate images are found only among the samples that are read.
+Corrupt and duplicate images are found only among the samples that are read. --duplicates compares how all of them look.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from data.index.passed_over import BESIDE, PassedOver, printable
 from data.index.samples import normalise_extension
 from data.index.splits import list_shards
 from data.inspect.contact_sheet import SAMPLES, draw_sheet
+from data.inspect.duplicates import near_duplicates
 from data.inspect.inspect import inspect
 from data.parallel import cores
 
@@ -40,6 +41,9 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument(
         "--jobs", type=int, default=cores(), metavar="N", help=f"processes (default: the cores, here {cores()})"
     )
+    parser.add_argument("--duplicates", action="store_true", help="find images that look alike, among all samples")
+    table = "with --duplicates: write the groups into this table for data.sampling (.npy)"
+    parser.add_argument("--table", type=Path, metavar="FILE", help=table)
     parser.add_argument("--sheet", type=Path, metavar="PNG", help=f"draw {SAMPLES} samples with their keys")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings to this file")
     image = "the image of samples with several: png, left.jpg; first: any"
@@ -48,8 +52,14 @@ def main(words: list[str] | None = None) -> None:
         "--strict", action="store_true", help="end with exit code 1 if a sample is corrupt or anything passed over"
     )
     arguments = parser.parse_args(words)
+    if arguments.table and not arguments.duplicates:
+        raise DataError(
+            f"--table {arguments.table} is for the groups that --duplicates finds. Add it, or leave it out."
+        )
     index = index_tars(list_shards(arguments.shards), image=arguments.image)
     found = inspect(index, deep=arguments.deep, jobs=arguments.jobs)
+    if arguments.duplicates:
+        found |= near_duplicates(index, arguments.jobs, arguments.table)
     _print(found)
     if arguments.json:
         try:
@@ -107,6 +117,13 @@ def _print(found: dict[str, Any]) -> None:
         *(" = ".join(map(_name, group[:3])) for group in groups[:ROWS_SHOWN]),
     ]
     table.add_row("duplicates", escape(_lines(lines, len(groups))))
+    if (alike := found.get("near_duplicates")) is not None:
+        count = sum(len(group) - 1 for group in alike)
+        lines = [
+            f"{count:,} images that look like one of {len(alike):,} others; {found['different']:,} are different",
+            *(" ~ ".join(map(_name, group[:3])) for group in alike[:ROWS_SHOWN]),
+        ]
+        table.add_row("near-duplicates", escape(_lines(lines, len(alike))))
     console = Console(width=min(100, Console().width), highlight=False)
     console.print(table)
 
