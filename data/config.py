@@ -38,6 +38,8 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     mode: Literal["index", "stream"] = "index"  # stream: for what cannot be indexed, see data/loader/streaming.py
     samples: int | None = Field(default=None, ge=1)  # in an epoch, for mode stream only
     image: str | None = Field(default=None, pattern=r"^[^/\s]+$")  # extension of the image, see data/index/samples.py
+    label_maps: str | None = Field(default=None, pattern=r"^[^/\s]+$")  # of maps with the class of each pixel
+    depth_maps: str | None = Field(default=None, pattern=r"^[^/\s]+$")  # of maps with its depth
     cache: str | None = None  # folder on a local disk for copies of remote shards; None: see data/storage/cache.py
     cache_gb: float | None = Field(default=None, gt=0)  # 10^9 bytes of copies; None: as much as the disk holds
     workers: int = Field(default=2, ge=0)
@@ -57,10 +59,10 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
-    @field_validator("image", mode="before")
+    @field_validator("image", "label_maps", "depth_maps", mode="before")
     @classmethod
-    def _normalise_extension(cls, image: Any) -> Any:
-        return normalise_extension(image) if isinstance(image, str) else image
+    def _normalise_extension(cls, extension: Any) -> Any:
+        return normalise_extension(extension) if isinstance(extension, str) else extension
 
     @field_validator("path", "val_path")
     @classmethod
@@ -110,6 +112,8 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
                 f"rand_augment={self.rand_augment} is for three channels of 8 bits, and these are {len(self.mean)} of "
                 f"{self.bits}. Set rand_augment=null"
             )
+        if self.image is not None and self.image in self.maps:
+            raise ValueError(f"image={self.image} is declared to be a map. Give the image another extension, or null")
         if min(self.std, default=0) <= 0:
             raise ValueError(f"std={list(self.std)} has to be positive in each channel")
         return self
@@ -118,6 +122,11 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     def named(self) -> bool:
         """True if the settings say which images to read."""
         return bool(self.path or self.source)
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """Extensions of the members that are maps beside an image, and no images."""
+        return tuple(name for name in (self.label_maps, self.depth_maps) if name is not None)
 
     @property
     def shard_cache(self) -> ShardCache:

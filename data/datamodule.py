@@ -252,8 +252,8 @@ def _open_training(path: str | list[str], config: DataConfig) -> ShardIndex:
     if config.mode == "stream" and config.samples:
         from data.loader.streaming import StreamShards  # with webdataset, for the few who stream
 
-        return StreamShards(path, config.samples, config.image)
-    return open_shards(path, "train", config.shard_cache, config.image)
+        return StreamShards(path, config.samples, config.image, config.maps)
+    return open_shards(path, "train", config.shard_cache, config.image, config.maps)
 
 
 def _open_validation(path: str | list[str], config: DataConfig) -> ShardIndex | None:
@@ -264,7 +264,7 @@ def _open_validation(path: str | list[str], config: DataConfig) -> ShardIndex | 
     paths = config.val_path or path
     split = next((split for split in ("val", "test") if has_split(paths, split)), None)
     if split or config.val_path:
-        return open_shards(paths, split or "val", config.shard_cache, config.image)
+        return open_shards(paths, split or "val", config.shard_cache, config.image, config.maps)
     return None
 
 

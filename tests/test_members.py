@@ -432,3 +432,56 @@ def test_shard_in_another_compression_beside_tars_raises_data_error(tmp_path):
         open_shards(tmp_path)
     write_tar(tmp_path / "b.tar", {"b.png": png()})
     assert len(open_shards(tmp_path)) == 2
+
+
+def mapped(folder: Path, name: str = "x.tar", **beside: bytes) -> Path:
+    """A tar of photographs, each with a map of classes and one of depth; the map may come first."""
+    members = {"a.jpg": png(1), "a.png": png(2), "a.depth.png": png(3), "b.png": png(4), "b.jpg": png(5)}
+    return write_tar(folder / name, members | beside)
+
+
+def test_declared_maps_are_no_images_and_no_tie(tmp_path: Path) -> None:
+    tar = str(mapped(tmp_path))
+    with pytest.raises(DataError, match="2 samples with more than one image"):
+        open_shards(tar)
+    index = open_shards(tar, maps=("png", "depth.png"))
+    assert images(index) == ["a.jpg", "b.jpg"] and not index.passed_over
+    assert images(open_shards(tar, maps=("png",))) == ["a.jpg", "b.jpg"]  # .jpg goes before .depth.png
+    # The same images in the same order: what was trained without the maps resumes with them.
+    assert index.fingerprint == open_shards(tar, image="jpg").fingerprint
+    assert images(open_shards(tar, image="first", maps=("png", "depth.png"))) == ["a.jpg", "b.jpg"]
+
+
+def test_shards_without_declared_maps_are_read_as_ever(tmp_path: Path) -> None:
+    without = str(write_tar(tmp_path / "y.tar", {"c.jpeg": png(1), "d.jpeg": png(2)}))
+    index = open_shards([str(mapped(tmp_path)), without], maps=("png", "depth.png"))
+    assert images(index) == ["a.jpg", "b.jpg", "c.jpeg", "d.jpeg"]
+
+
+def test_map_without_a_photograph_is_no_sample_and_is_named(tmp_path: Path) -> None:
+    index = open_shards(str(mapped(tmp_path, **{"c.png": png(6)})), maps=("png", "depth.png"))
+    assert images(index) == ["a.jpg", "b.jpg"] and "1 samples without .jpg (c.png)" in str(index.passed_over)
+
+
+def test_maps_that_leave_no_image_or_several_are_refused(tmp_path: Path) -> None:
+    alone = str(write_tar(tmp_path / "alone.tar", {"a.png": png(1), "b.png": png(2)}))
+    with pytest.raises(DataError, match=r"no image beside its maps: all that could be one ends in \.png"):
+        open_shards(alone, maps=("png",))
+    several = str(mapped(tmp_path, "several.tar", **{"c.webp": png(1), "c.png": png(2)}))
+    with pytest.raises(
+        DataError, match=r"several kinds beside its maps \(.depth.png and .png\): .jpg \(2\), .webp \(1\)"
+    ):
+        open_shards(several, maps=("png", "depth.png"))
+
+
+def test_image_that_is_declared_a_map_is_refused() -> None:
+    with pytest.raises(ValueError, match="image=png is declared to be a map"):
+        DataConfig(path="x", image="png", label_maps=".PNG")
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its files to the garbage collector.
+def test_stream_takes_no_declared_map_for_an_image(tmp_path: Path) -> None:
+    config = DataConfig(path=str(mapped(tmp_path)), mode="stream", samples=2, workers=0, label_maps="png")
+    data = ShardDataModule(config, image_size=(8, 8), channels=3, seed=0, global_batch=1, micro_batch=1)
+    found = first_samples(data.dataset(data.train_index), 2)["images"]
+    assert sorted(found[:, 0, 0, 0].tolist()) == [1, 5]

@@ -159,28 +159,36 @@ class ShardIndex:
 
 
 def open_shards(
-    paths: Paths, split: str | None = None, cache: ShardCache = DEFAULT, image: str | None = None
+    paths: Paths,
+    split: str | None = None,
+    cache: ShardCache = DEFAULT,
+    image: str | None = None,
+    maps: Iterable[str] = (),
 ) -> ShardIndex:
     """Opens the shards that `splits.find_shards` finds, and indexes those without an index.
 
     image  extension of the member that is the image of its sample; None: samples have one each; see index_file.choose
+    maps   extensions of the members that are maps of the image
 
     Raises DataError if there are none, splits are mixed, a sample has several images and none is chosen, or a shard is
     damaged, compressed, not a tar or has no image. Shards without any file are passed over.
     """
-    return index_tars(find_shards(paths, split), cache, image)
+    return index_tars(find_shards(paths, split), cache, image, maps)
 
 
-def index_tars(tars: list[str], cache: ShardCache = DEFAULT, image: str | None = None) -> ShardIndex:
+def index_tars(
+    tars: list[str], cache: ShardCache = DEFAULT, image: str | None = None, maps: Iterable[str] = ()
+) -> ShardIndex:
     """Does what `open_shards` does, for exactly these tars."""
-    chosen = image not in (None, FIRST)
+    declared = frozenset(maps)
+    chosen = image not in (None, FIRST) or bool(declared)
     files = dict(zip(tars, _each(lambda tar: index_file.load(tar, cache, chosen), tars), strict=True))
     if lacking := [tar for tar, file in files.items() if file is None]:
         files |= build_indexes(lacking, cache, anew=False)
     for tar, file in files.items():
         if file and is_remote(tar):
             cache.forget_other_states(tar, file.stamp)
-    return ShardIndex([index_file.choose(file, image) for file in files.values() if file], cache)
+    return ShardIndex([index_file.choose(file, image, declared) for file in files.values() if file], cache)
 
 
 def build_indexes(shards: list[str], cache: ShardCache = DEFAULT, anew: bool = True) -> dict[str, IndexFile]:

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ import numpy as np
 from data.atomic import replace_file
 from data.errors import DataError
 from data.index.passed_over import BESIDE, PassedOver
-from data.index.samples import FIRST, say_choice, split_name
+from data.index.samples import FIRST, IMAGES, say_choice, split_name
 from data.index.tar import Member, size_and_stamp
 from data.storage.cache import DEFAULT, ShardCache, cache_root
 from data.storage.protocols import is_remote, split_path
@@ -76,14 +76,17 @@ def load(tar: str, cache: ShardCache = DEFAULT, notes: bool = False) -> IndexFil
     return None
 
 
-def choose(file: IndexFile, image: str | None) -> IndexFile:
+def choose(file: IndexFile, image: str | None, maps: Set[str] = frozenset()) -> IndexFile:
     """Returns the index with the table of the chosen images.
 
     image  extension of the member that is the image; FIRST: of several the first; None: the only one
+    maps   extensions of members that are maps beside the image, and never the image
 
     Raises DataError if there are several and none is chosen, or if no sample has the chosen one.
     """
     notes = file.notes
+    if image in (None, FIRST) and not maps.isdisjoint(notes.get("tables", ())):
+        image = _only_image(file, maps)
     if image is None and (error := tie_error(file)):
         raise error
     if image in (None, FIRST) or not file.samples:
@@ -99,13 +102,34 @@ def choose(file: IndexFile, image: str | None) -> IndexFile:
     row, count, lacking, beside = tables[image]
     if lacking:
         passed_over.add(f"samples without .{image}", lacking[1], count=lacking[0])
-    if beside:
+    if beside and set(tables) - maps - {image}:
         passed_over.add(BESIDE, beside[1], count=beside[0])
     return file._replace(
         samples=count,
         probe=hashlib.blake2b(file.probe + image.encode(), digest_size=8).digest() if row else file.probe,
         start=file.start + row * RECORD.size,
         notes=notes | {"passed_over": passed_over.to_json()},
+    )
+
+
+def _only_image(file: IndexFile, maps: Set[str]) -> str:
+    """Returns the extension of the images that are no maps; .jpg goes before .left.jpg.
+
+    Raises DataError if there is none, or more than one.
+    """
+    tables = file.notes["tables"]
+    images = [name for name in tables if name not in maps]
+    images = [name for name in images if name in IMAGES] or images
+    if len(images) == 1:
+        return images[0]
+    declared = " and ".join(f".{name}" for name in sorted(maps & set(tables)))
+    if not images:
+        raise DataError(
+            f"{file.tar} has no image beside its maps: all that could be one ends in {declared}. Check data.label_maps."
+        )
+    found = ", ".join(f".{name} ({tables[name][1]:,})" for name in images)
+    raise DataError(
+        f"{file.tar} has images of several kinds beside its maps ({declared}): {found}. Set data.image to one of them."
     )
 
 

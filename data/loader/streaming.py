@@ -5,7 +5,7 @@ The batches look like those of data/loader/dataset.py; what their order does not
 
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
 from typing import Any, NoReturn
 
@@ -42,12 +42,12 @@ MAX_WITHOUT = 10_000  # samples without an image, after which there will be none
 class StreamShards(ShardIndex):
     """Stands in for the index of shards that have none: their names, and the samples of an epoch as set."""
 
-    def __init__(self, paths: Paths, samples: int, image: str | None = None):
+    def __init__(self, paths: Paths, samples: int, image: str | None = None, maps: Collection[str] = ()):
         commands = [path for path in to_list(paths) if path.startswith("pipe:")]
         files = [path for path in to_list(paths) if not path.startswith("pipe:")]
         self.shards = [command for path in commands for command in braceexpand(path)]
         self.shards += find_shards(files, "train") if files else []
-        self.image, self.passed_over = image, PassedOver()
+        self.image, self.maps, self.passed_over = image, maps, PassedOver()
         self.sizes = np.array([samples])
         self.ends = [samples]
         self.fingerprint = hashlib.sha256("\n".join(["stream", *map(reveal, self.shards)]).encode()).hexdigest()
@@ -98,7 +98,7 @@ class StreamBatches(IterableDataset[Batch]):
         index = self.dataset.index
         assert isinstance(index, StreamShards)
         shards, few = index.shards, len(index.shards) < self.ranks * workers
-        samples = _samples(shards if few else shards[self.rank :: self.ranks], index.image, resampled=few)
+        samples = _samples(shards if few else shards[self.rank :: self.ranks], index.image, index.maps, resampled=few)
         # The loader takes a batch from each worker in turn.
         for number in range(step * self.accumulate + worker, self.steps_per_epoch * self.accumulate, workers):
             step, part = divmod(number, self.accumulate)
@@ -110,11 +110,11 @@ def first_samples(dataset: ShardDataset, count: int) -> Batch:
     """Returns the first samples of the shards: always the same ones."""
     index = dataset.index
     assert isinstance(index, StreamShards)
-    return _batch(dataset, list(islice(_samples(index.shards, index.image, shuffled=False), count)), 0, 0)
+    return _batch(dataset, list(islice(_samples(index.shards, index.image, index.maps, shuffled=False), count)), 0, 0)
 
 
 def _samples(
-    shards: list[str], image: str | None, *, resampled: bool = False, shuffled: bool = True
+    shards: list[str], image: str | None, maps: Collection[str] = (), *, resampled: bool = False, shuffled: bool = True
 ) -> Iterator[tuple[dict[str, Any], bytes]]:
     """Yields webdataset's samples, and their images, without end.
 
@@ -135,7 +135,7 @@ def _samples(
     found, without = False, 0  # whether there was an image; samples without one
     for sample in samples.repeat():
         try:
-            data = find_image(sample, image)
+            data = find_image({name: member for name, member in sample.items() if name not in maps}, image)
         except DataError as error:
             raise DataError(f"{_name(sample)}: {error}") from None
         if data is not None:
