@@ -4,7 +4,8 @@ An image that cannot be read is missing, and none takes its place, so that each 
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from data.datamodule import ShardDataModule
 from data.errors import DataError
 from data.index.classes import read_classes
 from data.index.index import ShardIndex
+from data.label_maps import MappedPhotographs, Photograph, Size, Target, load, read_naming, require_extension
 from data.loader.dataset import Batch
 from data.order.samplers import MicroBatch, spread
 
@@ -91,6 +93,30 @@ class EvaluationImages:
         return self.data.evaluation_loader(
             self.index(split), self.batch_size, self.rank, self.ranks, samples.numpy(), view, replace=False
         )
+
+    def lacks_maps(self, target: Target) -> str:
+        """Says why there are no maps of classes or depth, "" if their extension is set."""
+        try:
+            require_extension(self.data, target)
+        except DataError as error:
+            return str(error)
+        return ""
+
+    def naming(self, split: str) -> tuple[list[str], int | None]:
+        """Returns the names of the classes in label maps, [] if unknown, and the number that stands for none."""
+        return read_naming(self.index(split))
+
+    def photographs(
+        self, split: str, samples: Tensor, target: Target, size: Callable[[int, int], Size], unit: float = 1.0
+    ) -> Iterator[Photograph | None]:
+        """Loads this rank's share of whole photographs with their maps, each rank equally many: the last may be None.
+
+        size, unit  as of MappedPhotographs
+        """
+        share = samples.numpy()[self.rank :: self.ranks]
+        missing = -(-len(samples) // self.ranks) - len(share)
+        photographs = MappedPhotographs(self.data, self.index(split), share, target, size, unit)
+        return itertools.chain(load(photographs, self.data.config.workers), itertools.repeat(None, missing))
 
     def identity(self, split: str, view: int | None = None) -> dict[str, Any]:
         """Returns everything that pixels and label of a sample depend on, as the key of cached features."""

@@ -31,6 +31,7 @@ from mae.models.config import MAEConfig
 from mae.models.pixels import Pixels
 from mae.probes.attentive import Attentive
 from mae.probes.classify import Classify
+from mae.probes.dense import Dense
 from mae.probes.embeddings import Embeddings
 from mae.probes.feature_cache import FeatureCache
 from mae.probes.knn import KNN
@@ -61,6 +62,7 @@ AnyProbe = (
     | Reconstruct
     | Classify
     | Neighbours
+    | Dense
     | Suite
     | SegmentProbe
     | RelevanceProbe
@@ -127,6 +129,8 @@ def _evaluate(config: EvalConfig, topology: Topology, check: Callable[[], None])
     probes, left_out = select_probes(config.probe, probed)
     wants = [want for probe in probes for want in probe.wants(probed)]
     probed.collect(wants)
+    for probe in probes:
+        probe.extract(probed)
     if topology.rank != 0:
         return
     say_unreadable(probed, wants)

@@ -92,12 +92,12 @@ def _folder(shard: str) -> str:
     return split_path(shard)[0] or "."
 
 
-def names_in(folder: Folder) -> list[str]:
-    """Returns the names of the classes by label in the manifest of a folder, [] if it has none.
+def names_in(folder: Folder, manifest: dict[str, Any] | None = None) -> list[str]:
+    """Returns the names of the classes by label in the manifest of a folder, or in this part of it; [] if it has none.
 
     `classes` is a list of names, {name: label} or {label: name}. Raises DataError if it is something else.
     """
-    found: Any = (folder.manifest() or {}).get("classes")
+    found: Any = ((folder.manifest() or {}) if manifest is None else manifest).get("classes")
     if found is None or isinstance(found, int):  # their number says nothing about them
         return []
     if isinstance(found, dict):

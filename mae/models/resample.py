@@ -48,8 +48,11 @@ def resample(model: Model, given: dict[str, Any]) -> Model:
 
 def at_image_size(encoder: Encoder, image_size: int | tuple[int, int]) -> Encoder:
     """Returns the encoder alone, without a decoder, for images of another size: see `Encoder.at`."""
+    config = encoder.config
+    if config.image_size != image_size and config.image_size != (image_size, image_size):
+        config = config.model_copy(update={"mask_cell": 1})  # which hides nothing: cells need not divide its grid
     with torch.device("meta"):
-        alone = Encoder(encoder.config)
+        alone = Encoder(config)
     state = encoder.state_dict()
     alone.load_state_dict({key: state[key] for key in alone.state_dict()}, assign=True)
     return alone.train(encoder.training).at(image_size)

@@ -21,7 +21,7 @@ HELD_OUT_STEP = -1  # stands for the step in the mask noise of evaluations
 class Features(NamedTuple):
     """Labels and features of some samples, in the order of their numbers.
 
-    samples  int64 [n]
+    samples  int64 [n], ascending; of the tokens of whole photographs each is there as often as it has tokens
     labels   int64 [n]
     values   [n, ...]
     """
@@ -32,11 +32,8 @@ class Features(NamedTuple):
 
     def take(self, samples: Tensor) -> "Features":
         """Returns the rows of those of these samples that are there."""
-        if torch.equal(samples, self.samples):
-            return self
-        samples = samples[torch.isin(samples, self.samples)]
-        rows = torch.searchsorted(self.samples, samples)
-        return Features(samples, self.labels[rows], self.values[rows])
+        wanted = torch.isin(self.samples, samples)
+        return self if wanted.all() else Features(self.samples[wanted], self.labels[wanted], self.values[wanted])
 
 
 def number_classes(train: Features, test: Features) -> tuple[Features, Features, int]:
@@ -51,7 +48,7 @@ def concatenate_by_sample(parts: list[Features]) -> Features:
     if not parts:
         return Features(*(torch.zeros(0, dtype=torch.int64) for _ in range(3)))
     samples, labels, values = (torch.cat(column) for column in zip(*parts, strict=True))
-    order = samples.argsort()
+    order = samples.argsort(stable=True)
     return Features(samples[order], labels[order], values[order])
 
 

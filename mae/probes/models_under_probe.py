@@ -1,6 +1,6 @@
 """The models under probe, trained and untrained twin, and their features on the images of the run."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -69,6 +69,28 @@ class Images(Protocol):
         """Loads this rank's share, in equally many batches on every rank: images, positions (the samples), labels.
 
         Samples that cannot be read are missing.
+        """
+        ...
+
+    def lacks_maps(self, target: Literal["classes", "depth"]) -> str:
+        """Says why there are no maps of classes or depth beside the photographs, "" if there are."""
+        ...
+
+    def naming(self, split: Split) -> tuple[list[str], int | None]:
+        """Returns the names of the classes in label maps, [] if unknown, and the number that stands for none."""
+        ...
+
+    def photographs(
+        self,
+        split: Split,
+        samples: Tensor,
+        target: Literal["classes", "depth"],
+        size: Callable[[int, int], tuple[int, int]],
+        unit: float,
+    ) -> Iterable[Any]:
+        """Loads this rank's share of whole photographs with their maps, equally many on every rank; None for none.
+
+        Each has sample, key, image [C, h, w] of `size`, truth [H, W] of its own size; or reason, why it has neither.
         """
         ...
 

@@ -56,6 +56,9 @@ class Probe(BaseModel, ABC, frozen=True, extra="forbid"):
     def wants(self, probed: ModelsUnderProbe) -> list[Want]:
         """Returns the features that it needs, which `probed.collect` finds on all ranks together."""
 
+    def extract(self, probed: ModelsUnderProbe) -> None:
+        """Extracts, on all ranks together, what is no features of `wants`: the tokens of whole photographs."""
+
     @abstractmethod
     def measure(self, probed: ModelsUnderProbe, out: Path) -> Outcome:
         """Measures, and writes pictures below `out`; rank 0 only."""

@@ -12,10 +12,13 @@ from mae.report.axes import number
 from mae.report.run_files import read_own, read_text
 from mae.run.checkpoint_files import flatten
 
-SCORED = ("knn", "linear", "attentive", "reconstruct", "classify", "segment")  # probes whose files hold scores
+# Probes whose files hold scores.
+SCORED = ("knn", "linear", "attentive", "reconstruct", "classify", "segment", "dense")
 UNSCORED = ("suite", "neighbours", "relevance", "embeddings", "losses")  # with files that hold none, or others again
 WEIGHTS = ("average", "raw")  # folders of results of other weights than the usual ones of a run
-SCORES = ("top1", "top5", "loss", "clicks", "box")  # the other numbers of a model were chosen on training images
+# The other numbers of a model were chosen on training images, or say more of these.
+SCORES = ("top1", "top5", "loss", "clicks", "box", "miou", "delta1", "abs_rel")
+DENSE = {"miou": "mean IoU", "delta1": "depth within a factor of 1.25", "abs_rel": "relative error of depth"}
 COUNTS = {"train_images": "training images", "test_images": "test images", "floor_images": "images of the baselines"}
 
 
@@ -110,7 +113,7 @@ def _numbers(tree: Any) -> dict[str, float]:
 
 
 def _title(measured: str) -> str:
-    """Returns a score's name in words: "top1", "loss.0.75", "clicks.3", "box"."""
+    """Returns a score's name in words: "top1", "loss.0.75", "clicks.3", "box", "miou.knn"."""
     kind, _, rest = measured.partition(".")
     match kind:
         case "top1" | "top5":
@@ -121,13 +124,15 @@ def _title(measured: str) -> str:
             return f"mean IoU, {rest} click{'s' if rest != '1' else ''}"
         case "box":
             return "mean IoU, box"
+        case "miou" | "delta1" | "abs_rel":
+            return f"{DENSE[kind]}, {rest}"
     return measured
 
 
 def _shown(measured: str, value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.1%}" if measured in ("top1", "top5") else number(value)
+    return f"{value:.1%}" if measured.split(".")[0] in ("top1", "top5", "miou", "delta1") else number(value)
 
 
 def _baselines(measured: str, floors: dict[str, float]) -> str:
@@ -135,5 +140,8 @@ def _baselines(measured: str, floors: dict[str, float]) -> str:
     kind, _, ratio = measured.partition(".")
     if kind == "top1" and "largest class" in floors:
         return f"largest class {floors['largest class']:.1%}"
+    if kind in DENSE:
+        of_head = {name.removeprefix(f"{measured}."): value for name, value in floors.items() if measured in name}
+        return ", ".join(f"{name} {_shown(measured, value)}" for name, value in of_head.items())
     of_ratio = {name.removeprefix(f"{ratio}."): value for name, value in floors.items() if name.startswith(f"{ratio}.")}
     return ", ".join(f"{name} {number(value)}" for name, value in of_ratio.items()) if kind == "loss" and ratio else ""

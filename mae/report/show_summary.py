@@ -36,6 +36,20 @@ def _accuracies(path: Path) -> list[float]:
         raise ConfigError(f"{path} is damaged. Delete it, or run eval.py again") from error
 
 
+def _dense(path: Path) -> dict[str, str]:
+    """Returns head -> mean IoU, or δ1 of depth, of the encoders. Raises ConfigError if the file is damaged."""
+    result = read_mapping(path) or {}
+    try:
+        score, title = ("miou", "mean IoU") if "miou" in result["trained"] else ("delta1", "δ1")
+        models = [model for model in ("trained", "untrained") if model in result]
+        return {
+            f"dense {head}, {title}": ", ".join(f"{float(result[model][score][head]):.1%} {model}" for model in models)
+            for head in result["trained"][score]
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is damaged. Delete it, or run eval.py again") from error
+
+
 def main() -> int:
     """Prints the results of a finished run as a table, those of its probes beside them."""
     if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "summary.json").is_file():
@@ -50,6 +64,8 @@ def main() -> int:
             for of, folder in (("", run / "eval"), (" of the average", run / "eval" / "average"))
             if (file := folder / f"{probe}.json").is_file()
         ]
+        if (dense := run / "eval" / "dense.json").is_file():
+            accuracies += _dense(dense).items()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
