@@ -12,19 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from mae.sam.kernels import CHUNKS, KERNELS, one_hot_places
+
 SCORES_PER_THREAD = 2**20  # that a CPU holds at a time: 2 MiB in bfloat16
 SHORT_ROW = 32  # keys per row, below which the bias is a part of the product
-
-
-def relative_table(rel_pos: Tensor, length: int) -> Tensor:
-    """Returns the relative position of every pair of rows (or of columns), interpolated linearly to another length.
-
-    rel_pos  [2n-1, d]            entry n-1+δ belongs to query minus key = δ
-    returns  [length, length, d]  (query, key)
-    """
-    rel_pos = resize_relative(rel_pos, length)
-    place = torch.arange(length, device=rel_pos.device)
-    return rel_pos[place[:, None] - place + length - 1]
 
 
 def resize_relative(rel_pos: Tensor, length: int) -> Tensor:
@@ -35,60 +26,58 @@ def resize_relative(rel_pos: Tensor, length: int) -> Tensor:
     return F.interpolate(rel_pos.float().T[None], size=wanted, mode="linear")[0].T
 
 
+def relative_tables(rel_pos_h: Tensor, rel_pos_w: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Returns the relative positions of rows, then of columns, from key minus query = 1-n to n-1: [2h + 2w, d].
+
+    Each table ends with zeros, so that the runs of n keys lie 2n apart.
+    """
+    tables = zip((rel_pos_h, rel_pos_w), grid, strict=True)
+    return torch.cat([F.pad(resize_relative(table, length).flip(0), (0, 0, 0, 1)) for table, length in tables])
+
+
 def relative_terms(q: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Returns the relative terms of the scores: `rows[..., k] + columns[..., l]` for the key in row k, column l.
 
-    q        [G, h*w, d]  not scaled
-    returns  [G, h*w, h], [G, h*w, w]
+    q          [G, h*w, d]  not scaled
+    rel_pos_h  [2n-1, d]    entry n-1+δ belongs to query row minus key row = δ; interpolated to the grid's h
+    rel_pos_w  [2n-1, d]    the same for columns
+    returns    [G, h*w, h], [G, h*w, w]
+
+    One product of all queries with all relative positions, of which each query then takes its own ones: a table for
+    every pair of rows would be products with few columns, and its gradient a sum of atomic additions on GPUs.
     """
-    h, w = grid
-    q = rearrange(q, "g (h w) d -> g h w d", h=h)
-    rows = torch.einsum("ghwd,hkd->ghwk", q, relative_table(rel_pos_h, h).to(q.dtype))
-    columns = torch.einsum("ghwd,wkd->ghwk", q, relative_table(rel_pos_w, w).to(q.dtype))
+    h = grid[0]
+    terms = rearrange(q @ relative_tables(rel_pos_h, rel_pos_w, grid).to(q.dtype).T, "g (h w) k -> g h w k", h=h)
+    rows = _shift(terms[..., : 2 * h].transpose(1, 2)).transpose(1, 2)
+    columns = _shift(terms[..., 2 * h :])
     return rows.flatten(1, 2), columns.flatten(1, 2)
 
 
-def relative_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def _shift(terms: Tensor) -> Tensor:
+    """Takes the n keys of each of n queries from all differences: [..., n, 2n] -> [..., n, n], (i, k) of n-1-i+k.
+
+    Source: Huang et al. 2018 (Music Transformer), "skewing".
+    """
+    n = terms.shape[-2]
+    return terms.flatten(-2).narrow(-1, n - 1, n * (2 * n - 1)).unflatten(-1, (n, 2 * n - 1))[..., :n]
+
+
+def relative_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, kernel: str = CHUNKS) -> Tensor:
     """Computes softmax(q·k/√d + rows + columns) · v over a grid of keys.
 
     q, k, v        [G, h*w, d]
     rows, columns  [G, h*w, h], [G, h*w, w]  from `relative_terms`
+    kernel         as `pinned` names it. "chunks", for CPUs: scores that stay in their caches, and are computed again in
+                   the backward pass
     returns        [G, h*w, d]
-
-    Accelerators, compilers and exporters get one fused attention over augmented vectors. CPUs compute chunks of scores
-    that stay in their caches, and compute them again in the backward pass.
     """
-    q = q * q.shape[-1] ** -0.5
-    if q.device.type != "cpu" or torch.compiler.is_compiling():
-        q, k = augment(q, k, rows, columns)
-        # Fused kernels take [batch, heads, tokens, width].
-        return F.scaled_dot_product_attention(q[None], k[None], v[None], scale=1.0)[0]
-    return _in_chunks(q, k, v, rows, columns)
+    attend = _in_chunks if kernel == CHUNKS else KERNELS[kernel]
+    return attend(q * q.shape[-1] ** -0.5, k, v, rows, columns)
 
 
 def attention_probabilities(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Returns the probabilities of `relative_attention`, [G, n, h*w], for any n of the queries."""
     return _scores(q * q.shape[-1] ** -0.5, k.mT, rows, columns).softmax(dim=-1)
-
-
-def augment(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns q' = [q, rows, columns] and k' = [k, one-hot row, one-hot column], whose product is the whole score.
-
-    q  [G, n, d]  scaled
-    """
-    place = _places(rows.shape[-1], columns.shape[-1], k)
-    # Fused kernels need widths that are multiples of 8.
-    spare = -(k.shape[-1] + place.shape[-1]) % 8
-    q = torch.cat([q, rows, columns, *([q.new_zeros(*q.shape[:2], spare)] if spare else [])], dim=-1)
-    k = torch.cat([k, place, *([k.new_zeros(*k.shape[:2], spare)] if spare else [])], dim=-1)
-    return q, k
-
-
-def _places(h: int, w: int, like: Tensor) -> Tensor:
-    """Returns row and column of each key as one-hot vectors, [G, h*w, h+w]."""
-    row = torch.eye(h, dtype=like.dtype, device=like.device).repeat_interleave(w, dim=0)
-    column = torch.eye(w, dtype=like.dtype, device=like.device).repeat(h, 1)
-    return torch.cat([row, column], dim=1).expand(like.shape[0], -1, -1)
 
 
 def _in_chunks(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -118,5 +107,5 @@ def _scores(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """
     h, w = rows.shape[-1], columns.shape[-1]
     if w < SHORT_ROW:
-        return torch.cat([q, rows, columns], dim=2) @ torch.cat([k, _places(h, w, k).mT], dim=1)
+        return torch.cat([q, rows, columns], dim=2) @ torch.cat([k, one_hot_places(h, w, k).mT], dim=1)
     return (rows[..., None] + columns[..., None, :]).flatten(2).baddbmm_(q, k)

@@ -17,6 +17,7 @@ from mae.models.patches import require_images
 from mae.models.resample import convert_channels, resize_positions
 from mae.models.vit import LayerNorm
 from mae.sam.attention import relative_attention, relative_terms, resize_relative
+from mae.sam.kernels import IN_PLACE, pinned
 
 
 class SamConfig(BaseModel, frozen=True, extra="forbid"):
@@ -188,6 +189,7 @@ class Attention(nn.Module):
     def __init__(self, config: SamConfig, is_global: bool) -> None:
         super().__init__()
         self.num_heads = config.num_heads
+        self.kernel: str | None = None  # a name in mae/sam/kernels.py; None: the pinned one
         self.window = None if is_global else config.window
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.proj = nn.Linear(config.width, config.width)
@@ -196,9 +198,17 @@ class Attention(nn.Module):
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * w - 1, config.width // config.num_heads))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        mixed = relative_attention(*self.project(tokens))
         _, h, w, _ = tokens.shape
         wh, ww = self._window_size(h, w)
+        qkv = self.qkv(tokens)
+        width = self.rel_pos_h.shape[1]
+        kernel = self.kernel or pinned(qkv, (wh, ww), width, training=torch.is_grad_enabled())
+        if kernel == IN_PLACE:
+            from mae.sam.triton_attention import attend_in_place
+
+            positions = self.rel_pos_h, self.rel_pos_w
+            return self.proj(attend_in_place(qkv, self.qkv.bias, *positions, (wh, ww), self.num_heads))
+        mixed = relative_attention(*self._split(qkv), kernel)
         mixed = rearrange(
             mixed,
             "(b y x n) (h w) d -> b (y h) (x w) (n d)",
@@ -207,13 +217,16 @@ class Attention(nn.Module):
         return self.proj(mixed[:, :h, :w])
 
     def project(self, tokens: Tensor) -> Projections:
-        """Projects to queries, keys and values of every window, [B, h, w, D] -> [G, n, d] each, and relative terms.
+        """Projects to queries, keys and values of every window, [B, h, w, D] -> [G, n, d] each, and relative terms."""
+        return self._split(self.qkv(tokens))
+
+    def _split(self, qkv: Tensor) -> Projections:
+        """Cuts [B, h, w, 3*D] into the windows and heads of q, k and v, and adds the relative terms.
 
         Windows at the edge are padded with zero tokens, which are keys like others; their projection is the bias.
         """
-        _, h, w, _ = tokens.shape
+        _, h, w, _ = qkv.shape
         wh, ww = self._window_size(h, w)
-        qkv = self.qkv(tokens)
         if h % wh or w % ww:
             whole = (qkv.shape[0], -(-h // wh) * wh, -(-w // ww) * ww, -1)
             filled = self.qkv.bias.to(qkv.dtype).expand(whole).clone()
