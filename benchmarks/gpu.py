@@ -1,195 +1,155 @@
-"""Speed of the published sizes on a GPU: python -m benchmarks.gpu [--out results.md]
+"""Speed on one GPU, in at most nine minutes: python -m benchmarks.gpu [--only GROUP …] [--out results]
 
-pre-training    ViT-B/16, ViT-L/16 and ViT-H/14 at 224, bf16, compiled blocks, fused AdamW, beside transformers' ViTMAE;
-                MFU counts the operations of the paper
-update          one of AdamW and one of Muon for the same models
-encoder         forward pass of the SAM-style ViT-H at 1024, bf16
-loader          images per second from photographs of 500×375, one worker per core
+vit_base, vit_large, vit_huge14  a pre-training step of ViT-B/16, L/16, H/14 beside transformers (and lightly)
+vit_1b                           the same, 1.36 billion parameters
+sam_base, sam_huge               forward passes of the SAM-style encoder at 1024 px beside timm, segment-anything and
+                                 transformers, with each kernel of mae/sam/kernels.py
+sam_base_step, sam_huge_step     training steps of it
+update                           one update of AdamW and of Muon
+fsdp                             ViT-L/16 with and without FSDP2
+loader                           JPEGs alone, and feeding ViT-B/16; nvJPEG
 
-A row that fails says why, and the others are measured. `--small` runs everything at small sizes on any device, to see
-that it works.
+Prints a row as soon as it is measured, and writes RESULTS.md and RESULTS.json. A row that fails or takes longer than
+--seconds says why, and the others are measured. MFU is the share of the ceiling in the first line. Memory is what a row
+adds to its weights. The last column is the rate divided by that of the group's first peer. `--small` runs all rows at
+small sizes, on a CPU too, to see that they work: what needs a GPU says so.
 """
 
 import argparse
-import os
-import statistics
+import gc
+import json
+import signal
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.step import Steps, contenders
-from benchmarks.stream import DATASETS, images_per_second, make_images, ours
-from data.pack.image_folder import find_images
-from data.pack.pack import pack
-from mae.models.execution import BlocksConfig, prepare_blocks
-from mae.models.flops import pretraining_flops
+from benchmarks import gpu_pretraining, gpu_sam
+from benchmarks.stream import DATASETS
+from benchmarks.timed import Bench, Figures, Row, Unavailable
 from mae.plan.devices import measure_flops
-from mae.sam.encoder import SIZES, SamConfig, SamEncoder
-from mae.sam.flops import sam_flops
-from mae.train.muon import update_flops
-from mae.train.optim import OptimConfig, build_optimizer
 
-# Settings as transformers names them, and images per micro-batch.
-PRETRAINING: dict[str, tuple[dict[str, Any], int]] = {
-    "ViT-B/16": ({}, 256),
-    "ViT-L/16": (
-        {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
-        256,
-    ),
-    "ViT-H/14": (
-        {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "intermediate_size": 5120}
-        | {"patch_size": 14},
-        128,
-    ),
-}
-SMALL: dict[str, tuple[dict[str, Any], int]] = {
-    "ViT of width 64": (
-        {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
-        | {"image_size": 64, "decoder_hidden_size": 32, "decoder_num_hidden_layers": 1}
-        | {"decoder_num_attention_heads": 2, "decoder_intermediate_size": 128},
-        4,
-    ),
-}
-FAILED = "failed: "
-WARM_UP_ROUNDS = 3  # for compilation and the choice of kernels
-SMALL_SAM = SamConfig(image_size=(64, 64), width=32, depth=2, num_heads=2, window=2, global_blocks=(1,))
-
-
-def time_pretraining(
-    name: str, size: dict[str, Any], batch: int, device: torch.device, peak: float, rounds: int
-) -> tuple[str, ...]:
-    """Returns the row of one size."""
-    steps = Steps(batch, device, size, peers=("transformers",))
-    model, _ = steps.models["ours"]
-    prepare_blocks(model.whole_blocks, BlocksConfig(compile=device.type == "cuda"))  # pyright: ignore[reportArgumentType]
-    seconds: dict[str, list[float]] = {contender: [] for contender in steps.models}
-    for number in range(WARM_UP_ROUNDS + rounds):
-        for contender in steps.models:
-            took = steps.time_step(contender, number, bf16=True)
-            if number >= WARM_UP_ROUNDS:
-                seconds[contender].append(took)
-    best = statistics.median(seconds["ours"])
-    ratio = statistics.median(a / b for a, b in zip(seconds["transformers"], seconds["ours"], strict=True))
-    mfu = pretraining_flops(steps.config) * batch / best / peak
-    return f"{name}, {batch} images", f"{batch / best:,.0f}", f"{mfu:.0%}", f"{ratio:.2f}"
-
-
-def time_update(name: str, size: dict[str, Any], device: torch.device, rounds: int) -> tuple[str, ...]:
-    """Returns the row of the updates of one size."""
-    model, _ = contenders(size, device, ())[1]["ours"]
-    for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter) if parameter.requires_grad else None
-    milliseconds = {}
-    for optimizer in ("adamw", "muon"):
-        settings = OptimConfig.model_validate({"name": optimizer})
-        step = build_optimizer(model.named_parameters(), settings, 1e-4).step
-        milliseconds[optimizer] = 1000 * median_seconds(step, device, rounds)
-    flops = update_flops(model.named_parameters())
-    rate = flops / milliseconds["muon"] * 1000 / 1e12
-    return name, *(f"{value:.2f} ms" for value in milliseconds.values()), f"{flops / 1e12:.2f}, {rate:,.0f}"
-
-
-def time_encoder(config: SamConfig, device: torch.device, peak: float, rounds: int) -> tuple[str, ...]:
-    """Returns the row of the encoder as `mae.load_sam` gives it, with compiled blocks on a GPU."""
-    torch.manual_seed(0)
-    model = SamEncoder(config).to(device, torch.bfloat16).eval()
-    if device.type == "cuda":
-        model.compile_blocks()
-    images = torch.randn(1, 3, *config.image_size, device=device, dtype=torch.bfloat16)
-    with torch.inference_mode():
-        seconds = median_seconds(lambda: model(images), device, rounds)
-    mfu = sam_flops(config, pad=True) / seconds / peak
-    return (
-        f"SAM-style encoder, width {config.width}, {config.image_size[0]} px",
-        f"{1 / seconds:,.1f}",
-        f"{mfu:.0%}",
-        "-",
+# In the order of what one wants to know first.
+GROUPS = {
+    name: (gpu_pretraining.GROUPS | gpu_sam.GROUPS)[name]
+    for name in (
+        *("vit_huge14", "sam_huge", "vit_large", "vit_base", "sam_huge_step", "fsdp", "update", "loader"),
+        *("sam_base", "sam_base_step", "vit_1b"),
     )
+}
+PEERS = ("transformers", "timm", "segment-anything", "lightly")
+HEAD = ("", "", "MFU", "peak memory", "÷ peer")
 
 
-def time_loader(photos: Path, copies: int, seconds: float) -> tuple[str, ...]:
-    """Returns the row of the loader, on `copies` crops of the photographs."""
-    workers = os.cpu_count() or 1
-    with tempfile.TemporaryDirectory() as temporary:
-        out = Path(temporary)
-        make_images(photos, out, (500, 375), copies)
-        samples, classes, _ = find_images(out / "images")
-        pack(samples, out / "shards", name="x", classes=classes, shard_size=copies // 4)
-        rate = images_per_second(ours(out, workers), seconds)
-    return f"stream of 500x375 photographs, {workers} workers", f"{rate:,.0f}", "-", "-"
-
-
-def median_seconds(run: Callable[[], object], device: torch.device, rounds: int) -> float:
-    """Returns the median time of a call after WARM_UP_ROUNDS calls."""
-    seconds = []
-    for number in range(WARM_UP_ROUNDS + rounds):
-        started = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        if number >= WARM_UP_ROUNDS:
-            seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
-
-
-def head(*columns: str) -> list[str]:
-    """Prints and returns the head of a table."""
-    lines = ["", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    say("\n".join(lines))
-    return lines
-
-
-def measured(name: str, measure: Callable[[], tuple[str, ...]]) -> list[str]:
-    """Prints and returns the row that `measure` finds, or why it found none: the others are measured all the same."""
-    try:
-        row = measure()
-    except (RuntimeError, ImportError, OSError) as error:  # out of memory, compilation, a package, a file
-        row = name, f"{FAILED}{type(error).__name__}: {str(error).splitlines()[0]}", "-", "-"
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    say(line := "| " + " | ".join(row) + " |")
-    return [line]
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
+class Late(Exception):
+    """A row has used up its seconds."""
 
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--photos", type=Path, default=DATASETS / "large_photos")
+    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), metavar="GROUP")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--seconds", type=int, default=75, help="limit of a row, with what it builds")
+    parser.add_argument("--minutes", type=float, default=9, help="no row begins after them")
+    parser.add_argument("--photos", type=Path, default=DATASETS / "large_photos", help="JPEGs for the loader")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="RESULTS.md and RESULTS.json")
     arguments = parser.parse_args(words)
-    if not arguments.small and not torch.cuda.is_available():
-        sys.exit("no CUDA device: the published sizes want one. --small shows that everything runs")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    if arguments.device == "cpu" and not arguments.small:
+        sys.exit("no CUDA device: the published sizes need one. --small shows that everything runs")
+    end = time.monotonic() + 60 * arguments.minutes
+    device = torch.device(arguments.device)
     peak = measure_flops(device)
-    sizes, sam = (SMALL, SMALL_SAM) if arguments.small else (PRETRAINING, SIZES["sam_huge"])
-    rounds = arguments.rounds
-    lines = [f"{name}, torch {torch.__version__}, bf16; measured ceiling {peak / 1e12:,.1f} TFLOP/s"]
-    say(lines[0])
-    lines += head("", "images/s", "MFU", "time of transformers / ours")
-    for size, (settings, batch) in sizes.items():
-        lines += measured(size, lambda: time_pretraining(size, settings, batch, device, peak, rounds))  # noqa: B023
-    lines += measured("SAM-style encoder", lambda: time_encoder(sam, device, peak, rounds))
-    if arguments.photos.is_dir():
-        copies, seconds = (128, 1) if arguments.small else (2400, 20)
-        lines += measured("loader", lambda: time_loader(arguments.photos, copies, seconds))
-    lines += head("update", "AdamW", "Muon", "TFLOP of Muon, TFLOP/s")
-    for size, (settings, _) in sizes.items():
-        lines += measured(size, lambda: time_update(size, settings, device, rounds))  # noqa: B023
-    if arguments.out:
-        arguments.out.write_text("\n".join(lines) + "\n")
-    if failed := sum(FAILED in line for line in lines):
-        sys.exit(f"{failed} rows failed")
+    photos = arguments.photos if arguments.photos.is_dir() else None
+    bench = Bench(device, peak, arguments.rounds, arguments.small, photos)
+    name = torch.cuda.get_device_name() if bench.on_gpu else "CPU"
+    title = f"{name}, torch {torch.__version__}, bf16; measured ceiling {peak / 1e12:,.1f} TFLOP/s"
+    lines = [title, "", table_row(*HEAD), "|" + "---|" * len(HEAD)]
+    say("\n".join(lines))
+    results: list[dict[str, Any]] = []
+    for group in arguments.only:
+        for result in measure_group(group, bench, arguments.seconds, end):
+            results.append(result)
+            lines.append(table_row(*cells(result, results)))
+            say(lines[-1])
+            if arguments.out:  # after each row: what is measured stays if the machine goes
+                arguments.out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+                arguments.out.with_suffix(".json").write_text(json.dumps({"title": title, "rows": results}, indent=1))
+    failed = [result for result in results if "failed" in result]
+    if failed:
+        sys.exit(f"{len(failed)} of {len(results)} rows failed")
+
+
+def measure_group(group: str, bench: Bench, seconds: int, end: float) -> Iterator[dict[str, Any]]:
+    """Yields a dictionary for each row of a group: its figures, or why there are none."""
+    rows = GROUPS[group](bench)
+    while True:
+        result: dict[str, Any] = {"group": group, "row": "set-up"}
+        started = time.monotonic()
+        if started > end:
+            yield result | {"row": "all further rows", "failed": "not begun: --minutes are over"}
+            return
+        row: Row | None = None
+        try:
+            with limit(seconds):
+                row = next(rows, None)
+                if row is None:
+                    return
+                result["row"] = row[0]
+                result |= row[1]()._asdict()
+        except Unavailable as error:
+            result["unavailable"] = str(error)
+        except Exception as error:  # out of memory, compilation, a package, a file: the others run all the same
+            result["failed"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
+        yield result | {"seconds": round(time.monotonic() - started, 1)}
+        if row is None:
+            return
+        del row
+        gc.collect()
+        if bench.on_gpu:
+            torch.cuda.empty_cache()
+
+
+@contextmanager
+def limit(seconds: int) -> Iterator[None]:
+    """Raises Late in its body after some seconds."""
+
+    def stop(*_: Any) -> None:
+        raise Late(f"longer than {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def cells(result: dict[str, Any], results: list[dict[str, Any]]) -> tuple[str, ...]:
+    """Returns the cells of a row; `results` holds those before it."""
+    name = f"{result['group']}: {result['row']}"
+    if "rate" not in result:
+        return name, result.get("unavailable") or f"failed: {result['failed']}", "-", "-", "-"
+    figures = Figures(*(result[field] for field in Figures._fields))
+    share = "-" if figures.mfu is None else f"{figures.mfu:.0%}"
+    memory = "-" if figures.memory is None else f"{figures.memory / 2**30:.1f} GiB"
+    peers = [one for one in results if one["group"] == result["group"] and one["row"].startswith(PEERS)]
+    rate = next((peer["rate"] for peer in peers if "rate" in peer and peer is not result), None)
+    return name, f"{figures.rate:,.1f} {figures.unit}", share, memory, f"{figures.rate / rate:.2f}" if rate else "-"
+
+
+def table_row(*row: str) -> str:
+    return "| " + " | ".join(row) + " |"
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
 
 
 if __name__ == "__main__":

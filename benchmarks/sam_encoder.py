@@ -134,12 +134,13 @@ def segment_anything(ours: SamEncoder) -> nn.Module:
 def timm(ours: SamEncoder) -> VisionTransformerSAM:
     config = ours.config
     encoder = VisionTransformerSAM(
-        img_size=1024,
+        img_size=config.image_size[0],
         patch_size=config.patch_size,
         embed_dim=config.width,
         depth=config.depth,
         num_heads=config.num_heads,
         num_classes=0,
+        neck_chans=config.out_channels,
         use_rel_pos=True,
         window_size=config.window,
         global_attn_indexes=config.global_blocks,
@@ -149,11 +150,16 @@ def timm(ours: SamEncoder) -> VisionTransformerSAM:
     return encoder
 
 
-def transformers(ours: SamEncoder, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def transformers(ours: SamEncoder, dtype: torch.dtype, device: str = "cpu") -> Callable[[Tensor], Tensor]:
     from transformers import SamVisionConfig, SamVisionModel
 
     config = ours.config
     settings = SamVisionConfig(
+        image_size=config.image_size[0],
+        patch_size=config.patch_size,
+        window_size=config.window,
+        output_channels=config.out_channels,
+        mlp_ratio=config.mlp_ratio,
         hidden_size=config.width,
         num_hidden_layers=config.depth,
         num_attention_heads=config.num_heads,
@@ -161,7 +167,7 @@ def transformers(ours: SamEncoder, dtype: torch.dtype) -> Callable[[Tensor], Ten
     )
     encoder = cast(nn.Module, SamVisionModel(settings))
     encoder.load_state_dict(to_transformers(ours.state_dict(prefix="encoder.")))
-    encoder.to(dtype).eval()
+    encoder.to(device, dtype).eval()
     return lambda images: encoder(images).last_hidden_state
 
 

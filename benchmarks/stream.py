@@ -78,9 +78,9 @@ def webdataset(out: Path, workers: int) -> Iterable:
     return wds.WebLoader(data.batched(BATCH, partial=False), batch_size=None, num_workers=workers)  # type: ignore
 
 
-def ours(out: Path, workers: int, shards: str = "shards", step: int = 0, **settings) -> DataLoader:
+def ours(out: Path, workers: int, shards: str = "shards", step: int = 0, batch: int = BATCH, **settings) -> DataLoader:
     config = DataConfig(path=str(out / shards), workers=workers, **settings)
-    shape = {"image_size": (224, 224), "channels": 3, "global_batch": BATCH, "micro_batch": BATCH}
+    shape = {"image_size": (224, 224), "channels": 3, "global_batch": batch, "micro_batch": batch}
     return ShardDataModule(config, seed=0, **shape).train_loader(lambda: step)
 
 

@@ -1,4 +1,4 @@
-"""The kernel of mae/sam/triton_attention.py on a CPU, interpreted: TRITON_INTERPRET=1 python -m tests.interpreted_kernel
+"""Interprets the kernel of mae/sam/triton_attention.py on a CPU: TRITON_INTERPRET=1 python -m tests.interpreted_kernel
 
 The variable has to stand before triton is imported, so this is a program of its own. Prints a line for each case.
 """
