@@ -42,7 +42,7 @@ class Poison(pl.Callback):
         digest = hashlib.sha256()
         for parameter, state in trainer.optimizers[0].state.items():
             for tensor in (parameter.detach(), *state.values()):
-                digest.update(tensor.numpy().tobytes())
+                digest.update(tensor.cpu().numpy().tobytes())
         self.learnt.append(digest.hexdigest())
         if self.path:
             with open(self.path, "ab", buffering=0) as file:

@@ -52,9 +52,6 @@ def choose_predicted(noise: Tensor, ids_hidden: Tensor, count: int) -> Tensor:
 MAX_RECTANGLES = 32  # per image
 AREA = (0.1, 0.3)  # range of the area of a rectangle, as a share of the hidden patches
 MIN_ASPECT = 0.3  # height / width of the flattest rectangle; of the tallest it is the inverse (Bao et al. 2022, alg. 1)
-# Ranks of a 4 x 4 cell (ordered dithering, Bayer 1973): the lowest one is every fourth patch in both directions, the
-# lowest 4 every second, the lowest 8 a checkerboard.
-DITHER_RANKS = ((0, 8, 2, 10), (12, 4, 14, 6), (3, 11, 1, 9), (15, 7, 13, 5))
 
 
 def draw_masking(noise: Tensor, config: MAEConfig) -> Masking:
@@ -97,6 +94,9 @@ def given_masking(mask: Tensor, images: int, patches: int) -> Masking:
 def grid_ranking(noise: Tensor, grid: tuple[int, int]) -> Tensor:
     """Ranks patches by a regular pattern, which starts at the patch with the lowest noise.
 
+    The pattern is ordered dithering in cells of 4 x 4 (Bayer 1973): the lowest rank is every fourth patch in both
+    directions, the lowest 4 every second, the lowest 8 a checkerboard.
+
     Noise ranks the patches of equal rank, so that any grid and mask ratio is met exactly.
 
     noise    [B, N]
@@ -106,7 +106,8 @@ def grid_ranking(noise: Tensor, grid: tuple[int, int]) -> Tensor:
     start = noise.argmin(dim=1, keepdim=True)
     place = torch.arange(h * w, device=noise.device)
     row, column = (place // w - start // w) % 4, (place % w - start % w) % 4
-    return torch.tensor(DITHER_RANKS, device=noise.device)[row, column] + noise
+    unlike = row ^ column
+    return 8 * (unlike & 1) + 4 * (row & 1) + 2 * (unlike >> 1) + (row >> 1) + noise
 
 
 def cell_ranking(noise: Tensor, grid: tuple[int, int], cell: int) -> Tensor:

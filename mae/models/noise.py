@@ -13,7 +13,7 @@ def uniform_noise(seed: int, step: int, rows: Tensor, patches: int) -> Tensor:
     A hash (the finaliser of SplitMix64, Steele et al. 2014) instead of a generator: a rank computes its own rows only,
     and every device and version of torch gives the same masks.
     """
-    start = _mix(_mix(torch.tensor(seed, dtype=torch.int64)) ^ step).to(rows.device)
+    start = _mix_integer(_mix_integer(seed) ^ step)  # not of a tensor, whose copy to a GPU the host would wait for
     counter = rows.to(torch.int64)[:, None] * patches + torch.arange(patches, device=rows.device)
     return _unit(_mix(_mix(start + counter * _GOLDEN)))
 
@@ -30,6 +30,7 @@ def further_noise(noise: Tensor, count: int) -> Tensor:
 
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
+_ALL = (1 << 64) - 1
 
 
 def _unit(bits: Tensor) -> Tensor:
@@ -40,6 +41,15 @@ def _unit(bits: Tensor) -> Tensor:
 def _shift_right(x: Tensor, bits: int) -> Tensor:
     """Shifts logically; torch shifts signed integers arithmetically."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix_integer(x: int) -> int:
+    """Applies the SplitMix64 finaliser to a signed 64-bit integer."""
+    x = (x + _GOLDEN) & _ALL
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _ALL
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _ALL
+    x ^= x >> 31
+    return x - (1 << 64) if x >> 63 else x
 
 
 def _mix(x: Tensor) -> Tensor:
