@@ -65,7 +65,7 @@ def config_of(size: dict[str, Any]) -> mae.MAEConfig:
     return mae.MAEConfig.model_validate({names[name]: value for name, value in size.items() if name in names})
 
 
-VIT_1B = mae.MAEConfig(width=1536, depth=48, num_heads=24)
+VIT_1B = mae.MAEConfig.model_validate({"width": 1536, "depth": 48, "num_heads": 24})
 SMALL_1B = config_of(SMALL[0])
 ADAMW = OptimConfig.model_validate({})
 
@@ -142,7 +142,7 @@ def training_step(bench: Bench, model: mae.MaskedAutoencoder) -> Any:
 
 def fsdp_rows(bench: Bench) -> Iterator[Row]:
     """Yields the same steps with and without FSDP2, on one device."""
-    config = SMALL_1B if bench.small else mae.MAEConfig(width=1024, depth=24, num_heads=16)
+    config = SMALL_1B if bench.small else config_of(SIZES["vit_large"][0])
     batch = 4 if bench.small else 256
     plain = BlocksConfig()
 
@@ -204,7 +204,7 @@ def batch_size(bench: Bench) -> int:
 
 def time_fed(bench: Bench, out: Path, workers: int, seconds: float) -> Figures:
     """Times ViT-B/16, compiled on a GPU, from bytes of JPEGs to the update."""
-    config = SMALL_1B.model_copy(update={"image_size": (224, 224)}) if bench.small else mae.MAEConfig()
+    config = SMALL_1B.model_copy(update={"image_size": (224, 224)}) if bench.small else config_of({})
     with bench.device:
         model = mae.MaskedAutoencoder(config).train()
         pixels = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -240,10 +240,10 @@ def write_pictures(folder: Path) -> None:
     folder.mkdir()
     noise = np.random.default_rng(0)
     for number in range(8):
-        smooth = Image.fromarray(noise.integers(0, 256, (12, 16, 3), np.uint8)).resize((1200, 900), Image.BICUBIC)
+        smooth = Image.fromarray(noise.integers(0, 256, (12, 16, 3), np.uint8)).resize((1200, 900))
         grain = noise.normal(0, 12, (900, 1200, 1))
         buffer = io.BytesIO()
-        Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=95)
+        Image.fromarray(np.clip(np.asarray(smooth) + grain, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=95)
         (folder / f"{number}.jpg").write_bytes(buffer.getvalue())
 
 

@@ -81,8 +81,8 @@ def core() -> None:
     for name, grid in WINDOWS.items():
         groups = BATCH * CONFIG.num_heads * (25 if name == "window" else 1)
         q, k, v = (torch.randn(groups, grid[0] * grid[1], width, device="cuda").bfloat16() for _ in range(3))
-        tables = (torch.randn(2 * side - 1, width, device="cuda").bfloat16() * 0.1 for side in grid)
-        rows, columns = (x.contiguous() for x in relative_terms(q, *tables, grid))
+        of_rows, of_columns = (torch.randn(2 * side - 1, width, device="cuda").bfloat16() * 0.1 for side in grid)
+        rows, columns = (x.contiguous() for x in relative_terms(q, of_rows, of_columns, grid))
         wide_q, wide_k = augment(q, k, rows, columns)
         wide_v = F.pad(v, (0, wide_q.shape[-1] - width))
         keys = q.shape[1]
@@ -169,10 +169,8 @@ def report(name: str, run: Callable[[], object], batch: int, *, trace: bool = Fa
             total = sum(event.self_device_time_total for event in profiler.key_averages())
             events = sorted(profiler.key_averages(), key=lambda event: -event.self_device_time_total)
             for event in events[:22]:
-                share = event.self_device_time_total / total
-                print(
-                    f"    {share:5.1%} {event.self_device_time_total / 1000:8.2f} ms {event.count:5} x {event.key[:110]}"
-                )
+                took = event.self_device_time_total
+                print(f"    {took / total:5.1%} {took / 1000:8.2f} ms {event.count:5} x {event.key[:110]}")
     except Exception as error:
         print(f"  {name:46} {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}", flush=True)
 

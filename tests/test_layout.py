@@ -67,6 +67,7 @@ DOORS = {
     "mae/callbacks/save_checkpoints.py": "checkpoint.artifacts=",
     "mae/distributed/stop.py": "a signal: asks SLURM; waits for other ranks",
     "mae/models/vit.py": "at(): models for images of another size",
+    "mae/sam/encoder.py": "the kernel in place: triton comes with torch for CUDA alone",
     "mae/__init__.py": "names of the API when they are first used",
     "mae/demo/__main__.py": "--help",
 }

@@ -201,8 +201,7 @@ class Attention(nn.Module):
         _, h, w, _ = tokens.shape
         wh, ww = self._window_size(h, w)
         qkv = self.qkv(tokens)
-        width = self.rel_pos_h.shape[1]
-        kernel = self.kernel or pinned(qkv, (wh, ww), width, training=torch.is_grad_enabled())
+        kernel = self.kernel or pinned(qkv)
         if kernel == IN_PLACE:
             from mae.sam.triton_attention import attend_in_place
 

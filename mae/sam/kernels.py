@@ -26,20 +26,11 @@ CHUNKS, IN_PLACE = "chunks", "in place"
 LONGEST_ROW = 128  # keys of a row that "in place" holds
 
 
-def pinned(like: Tensor, window: tuple[int, int], width: int, *, training: bool) -> str:
-    """Returns the name of the kernel for tensors of this device and dtype.
-
-    window    rows and columns of the keys
-    width     of a head
-    training  gradients are enabled
-    """
+def pinned(like: Tensor) -> str:
+    """Returns the name of the kernel for tensors of this device."""
     if like.device.type == "cpu" and not torch.compiler.is_compiling():
         return CHUNKS
-    if like.device.type != "cuda" or like.dtype == torch.float32 or torch.compiler.is_exporting():
-        return "augmented"  # one operation that every device has
-    if not training and fits_in_place(width, window) and _runs_triton():
-        return IN_PLACE
-    return "padded"
+    return "augmented"  # one operation that every device has
 
 
 def fits_in_place(width: int, window: tuple[int, int]) -> bool:
@@ -51,11 +42,6 @@ def fits_in_place(width: int, window: tuple[int, int]) -> bool:
 def power_of_two_below(number: int) -> int:
     """Returns the largest power of two that is not above a number from 1."""
     return 1 << (number.bit_length() - 1)
-
-
-@torch.compiler.assume_constant_result
-def _runs_triton() -> bool:
-    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
 
 
 def augmented(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -9,6 +9,9 @@ rows     a tile is one row of keys: one number for each query, and one row of co
 one-hot  a tile is any run of keys: a product of row and column terms with one-hot places
 """
 
+# pyright: reportCallIssue=false, reportAssignmentType=false, reportArgumentType=false
+# Constants of a kernel look like arguments that a caller has left out.
+
 from typing import NamedTuple
 
 import torch
