@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from pydantic import ValidationError
 from skimage.measure import shannon_entropy
 
@@ -15,16 +17,23 @@ from data.config import DataConfig
 from data.datamodule import ShardDataModule
 from data.errors import DataError
 from data.images.entropy import colour_entropy
-from data.index.sample_table import ROW, read_rows, write_rows
+from data.index.sample_table import ROW, new_rows, read_rows, write_rows
 from data.order.choice import ONE
 from mae.distributed.launch import Topology
 from mae.errors import CheckpointError, ConfigError
 from mae.models.masking import draw_masking
 from mae.models.noise import uniform_noise
 from mae.models.pixels import Pixels
+from mae.run.checkpoint_files import refuse_other_run
 from tasks.evaluate import evaluate
+from tasks.plan import plan_only
+from tasks.task import read_settings
+from tasks.train import train
+from tests.conftest import ROOT
+from tests.processes import SMALL, run
 from tests.test_eval import ALONE, pack_coloured, settings
 
+TINY = [*SMALL, "data.workers=0", "global_batch=2", "epochs=2", "val_every=null", "plan.gpu=cpu"]
 SHAPE = {"image_size": (32, 32), "channels": 3, "seed": 0, "global_batch": 2, "micro_batch": 2}
 
 
@@ -249,3 +258,64 @@ def test_table_is_matched_by_shard_and_refused_for_others(place: Path, table: Pa
 def test_settings_that_do_not_go_together_are_refused(given: dict, sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         DataConfig.model_validate(given)
+
+
+def test_data_sets_of_a_mixture_choose_each_by_its_rows_of_one_table(place: Path, tmp_path: Path) -> None:
+    pack_coloured(tmp_path, {"train": [2, 2, 1, 0, 1, 1]})
+    paths = [f"{folder}/shards/train" for folder in (place, tmp_path)]
+    index = ShardDataModule(DataConfig.model_validate({"path": paths}), **SHAPE).train_index
+    rows = new_rows(index, np.arange(17))
+    rows["size"] = [1, 9] * 8 + [9]
+    write_rows(tmp_path / "mixed.npy", rows)
+    rule, weights = {"min_size": 5}, [0.5, 0.5]
+    data = module(place, tmp_path / "mixed.npy", path=paths, weights=weights, rule=rule)
+    samples = np.concatenate([data.order.samples(epoch, 0, 8) for epoch in range(9)])
+    assert len(data.order) == 9 and set(samples.tolist()) == {*range(1, 17, 2), 16}
+    assert ((samples.reshape(-1, 2) < 11).sum(1) == 1).all()
+    assert len(data.identity["sampling"]["probabilities"].split()) == 2
+
+
+def test_resume_with_another_table_is_refused_and_with_a_moved_or_extended_one_is_not(
+    place: Path, table: Path, tmp_path: Path
+) -> None:
+    rows, rule = np.load(table), {"probability": "loss"}
+    begun = {"order": module(place, table, rule=rule).identity}
+    rows["group"] = np.arange(11)
+    write_rows(tmp_path / "extended.npy", rows)
+    refuse_other_run(begun, {"order": module(place, tmp_path / "extended.npy", rule=rule).identity}, Path("x.ckpt"))
+    rows["loss"][0] /= 4
+    write_rows(tmp_path / "other.npy", rows)
+    with pytest.raises(
+        ConfigError, match=r"different run: .*order\.sampling\.probabilities \(\w+ in the checkpoint, \w+ now"
+    ):
+        refuse_other_run(begun, {"order": module(place, tmp_path / "other.npy", rule=rule).identity}, Path("x.ckpt"))
+
+
+def test_plan_and_start_say_how_many_images_an_epoch_has(
+    place: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = np.load(table)
+    rows["loss"] = 0.5
+    write_rows(tmp_path / "half.npy", rows)
+    own = [f"runs={tmp_path}", "name=half", f"data.path={place}/shards", "data.flip=false", *TINY]
+    words = [*own, f"data.sampling={tmp_path / 'half.npy'}", "data.rule.probability=loss"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = read_settings(compose("train", overrides=words))
+    plan_only(config)
+    assert "6 of 11 images in each epoch (probability=loss)" in " ".join(capsys.readouterr().out.split())
+    train(config, ALONE)
+    assert "6 of 11 images in each epoch (probability=loss)" in capsys.readouterr().out.replace("\n", "")
+    derived = json.loads((tmp_path / "half" / "derived.json").read_text())
+    assert derived["samples"] == 6 and derived["steps_per_pass"] == 3 and derived["total_steps"] == 6
+
+
+@pytest.mark.slow
+def test_two_ranks_write_the_table_of_one(place: Path, table: Path, tmp_path: Path) -> None:
+    words = ["probe=losses", f"checkpoint={place / 'mae.pth'}", f"data.path={place / 'shards'}", f"out={tmp_path}"]
+    words += ["model.num_heads=2", "model.decoder_num_heads=2", "model.norm_pix=true", "probe.part_images=3"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run([sys.executable, *launcher, "eval.py", *words])
+    found, whole = np.load(tmp_path / "losses.npy"), np.load(table)
+    np.testing.assert_allclose(found["loss"], whole["loss"], rtol=0.02)
+    assert all(np.array_equal(found[name], whole[name]) for name in ("shard", "sample", "size", "entropy", "group"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["losses.json", "losses.npy"]
