@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 
 from data.config import DataConfig, SamplingRule
 from data.datamodule import ShardDataModule
@@ -55,16 +56,19 @@ def measure_seeks(shards: int, samples: int, folder: Path) -> None:
     seconds = time.perf_counter() - start
     print(f"table of {total:,} samples opened in {seconds:.2f} s, {choice.n:,} in an epoch")
     orders = {"all": Order(index.sizes, seed=0), "chosen": Order(index.sizes, seed=0, choice=choice)}
-    times: dict[str, list[float]] = {name: [] for name in orders}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in orders}
     positions = np.random.default_rng(0).integers(0, choice.n - BATCH, SEEKS)
     for epoch, position in enumerate(positions.tolist()):
         for name, order in orders.items():
-            start = time.perf_counter()
+            start = time.perf_counter(), time.process_time()
             order.samples(epoch, position, position + BATCH)
-            times[name].append(time.perf_counter() - start)
+            times[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
     for name, found in times.items():
-        median, worst = statistics.median(found) * 1e3, max(found) * 1e3
-        print(f"seek to a position of a new epoch, {name}: median {median:.1f} ms, worst {worst:.1f} ms")
+        (median, busy), worst = map(statistics.median, zip(*found, strict=True)), max(found)[0] * 1e3
+        print(
+            f"seek to a position of a new epoch, {name}: median {median * 1e3:.1f} ms ({busy * 1e3:.1f} of processor "
+            f"time), worst {worst:.1f} ms"
+        )
 
 
 def measure_throughput(path: str, images: int, rounds: int, folder: Path) -> None:
@@ -105,6 +109,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1_024, help="loaded in each round")
     parser.add_argument("--rounds", type=int, default=9)
     given = parser.parse_args()
+    torch.set_num_threads(1)  # as the loader's workers do
     with tempfile.TemporaryDirectory() as folder:
         if given.path is None:
             builtin.ensure("digits", folder)

@@ -127,7 +127,7 @@ def read_rows(path: str | Path) -> np.ndarray:
         raise DataError(f"data.sampling={path} is no table of samples. {HOW}.") from None
     if not isinstance(rows, np.ndarray) or rows.dtype != ROW or rows.ndim != 1:
         raise DataError(f"data.sampling={path} is no table of samples: its columns are others. {HOW}.")
-    return rows
+    return np.asarray(rows)  # still mapped; a subclass of arrays would slow down every use
 
 
 def new_rows(index: ShardIndex, samples: np.ndarray) -> np.ndarray:

@@ -57,6 +57,7 @@ class Choice:
         self.extra = np.diff(np.minimum(np.cumsum(open_), lacking), prepend=0)
         self.ends = np.cumsum(np.add.reduceat(scaled, self.starts[:-1]) + self.extra)
         assert self.ends[-1] == self.n * ONE
+        self._epoch: tuple[int, tuple[int, np.ndarray]] | None = None
 
     def counts(self, epoch: int) -> np.ndarray:
         """Returns how many samples each shard gives in an epoch, [S] int64; their sum is n."""
@@ -65,7 +66,7 @@ class Choice:
     def pick(self, epoch: int, shard: int) -> np.ndarray:
         """Returns the samples that a shard gives in an epoch, ascending, int64."""
         first, stop = self.starts[shard : shard + 2].tolist()
-        hashed = permutation(key(self.seed, CHOICE, epoch, 1), np.arange(first, stop))
+        hashed = permutation(self._drawn(epoch)[1], np.arange(first, stop))
         begin = int(self.ends[shard - 1]) if shard else 0
         ends = begin + np.cumsum(self.scaled(shard)[hashed - first])
         points = self._points_before(epoch, np.concatenate([[begin], ends]))
@@ -80,8 +81,14 @@ class Choice:
 
     def _points_before(self, epoch: int, places: np.ndarray) -> np.ndarray:
         """Counts the points of an epoch below each place on the line of cumulative sums."""
-        offset = int(key(self.seed, CHOICE, epoch, 0)[0]) % ONE
-        return (places + (ONE - 1 - offset)) >> BITS
+        return (places + (ONE - 1 - self._drawn(epoch)[0])) >> BITS
+
+    def _drawn(self, epoch: int) -> tuple[int, np.ndarray]:
+        """Returns the offset of an epoch, in units of 1 / ONE, and the stream of hashes of its samples."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            offset = int(key(self.seed, CHOICE, epoch, 0)[0]) % ONE
+            self._epoch = epoch, (offset, key(self.seed, CHOICE, epoch, 1))
+        return self._epoch[1]
 
 
 def _scaled(probabilities: np.ndarray, scale: int) -> np.ndarray:
