@@ -5,7 +5,7 @@
 
 SOURCE is a folder of images (flat, or with one sub-folder per class), existing tars (a tar, a folder of tars, a glob
 in quotes), or a CSV list with the header path[,label]. Files named after an image are kept with it; with --masks
-instances.json each image gets a record of its objects in SA-1B's format.
+instances.json each image gets a record of its objects in SA-1B's format; with --label-maps FOLDER its map of classes.
 
 The part of an image follows from a hash of its key: adding images moves no other. --group-by folder, or a column of the
 list (patient, scene, video), keeps images that belong together in one part.
@@ -39,6 +39,7 @@ from data.pack.assemble import assemble
 from data.pack.class_list import read_class_list
 from data.pack.coco import with_masks
 from data.pack.divide import FOLDER, count_splits, divide, wanted
+from data.pack.label_maps import MEMBERS, with_maps
 from data.pack.pack import MAX_BAD, QUALITY, SHARD_SIZE, Part, write_shards
 from data.pack.plan import (
     DIVISION,
@@ -55,6 +56,8 @@ from data.pack.plan import (
 from data.pack.sources import open_source
 from data.parallel import cores
 from data.storage.credentials import hide
+
+KINDS = tuple(MEMBERS)  # of maps: label, depth
 
 
 def main(words: list[str] | None = None) -> None:
@@ -79,7 +82,13 @@ def main(words: list[str] | None = None) -> None:
             "write a list with the header path,label and that column."
         )
     source = open_source(path, given, arguments.image, passed_over, ours, arguments.group_by)
-    samples, classes, note = with_masks(source, arguments.masks, passed_over) if arguments.masks else source
+    if arguments.masks:
+        source = with_masks(source, arguments.masks, passed_over)
+    for kind in KINDS:
+        if folder := getattr(arguments, f"{kind}_maps"):
+            source, maps = with_maps(source, kind, folder, getattr(arguments, f"{kind}_name"), passed_over)
+            settings[f"{kind}_maps"] = list(maps)
+    samples, classes, note = source
     plan = PackPlan(samples=len(samples), classes=classes, keys=hash_keys(samples), **settings)
     split_of = None
     if wanted(plan):
@@ -126,7 +135,24 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     _refuse_division(arguments, is_split)
     quality = (arguments.quality or QUALITY) if arguments.shorter_side else None
     settings = {field: getattr(arguments, field) for field in SETTINGS} | {"name": name, "quality": quality}
-    return settings | ({"annotations": _digest(arguments.masks)} if arguments.masks else {})
+    settings |= {"annotations": _digest(arguments.masks)} if arguments.masks else {}
+    return settings | _map_settings(arguments)
+
+
+def _map_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the fields of the PackPlan that say what label maps mean. Raises DataError if there are no maps."""
+    names = ("label_classes", "void", "label_name"), ("depth_name",)
+    for kind, belonging in zip(KINDS, names, strict=True):
+        given = [name for name in belonging if getattr(arguments, name) is not None]
+        if given and getattr(arguments, f"{kind}_maps") is None:
+            option = f"--{given[0].replace('_', '-')}"
+            raise DataError(f"{option} {getattr(arguments, given[0])} says what --{kind}-maps are: add those.")
+        if getattr(arguments, f"{kind}_maps") and arguments.shorter_side:
+            raise DataError(
+                f"--{kind}-maps fit images as they are, not resized: leave out --shorter-side, or resize both before."
+            )
+    listed = arguments.label_classes and read_class_list(arguments.label_classes, "--label-classes")
+    return {"label_classes": listed or [], "void": arguments.void}
 
 
 def _digest(masks: Path) -> str:
@@ -212,6 +238,12 @@ def _parser() -> argparse.ArgumentParser:
         help="the image of samples of tars with several: png, left.jpg; first: any",
     )
     add("--masks", type=Path, metavar="JSON", help="COCO instances of the images, kept as KEY.json as SA-1B does")
+    add("--label-maps", type=Path, metavar="FOLDER", help="a map of classes for each image, by its path: KEY.seg.png")
+    add("--label-name", metavar="OLD=NEW", help="text in the paths of images, and what those of their maps have there")
+    add("--label-classes", metavar="FILE", help="names of the classes of the maps, one per line, into manifest.json")
+    add("--void", type=int, metavar="N", help="number of no class in the maps, into manifest.json")
+    add("--depth-maps", type=Path, metavar="FOLDER", help="a map of depths for each image: KEY.depth.png, .npy")
+    add("--depth-name", metavar="OLD=NEW", help="as --label-name, of depth maps")
     add("--jobs", type=_positive, default=cores(), metavar="N", help=f"processes (default: the cores, here {cores()})")
     one = parser.add_mutually_exclusive_group()
     one.add_argument("--part", type=_part, metavar="I/N", help="write only each N-th shard, from the I-th of 1 … N on")

@@ -134,6 +134,7 @@ def _build_manifest(
         "quality": plan.quality,
         "reencoded": sum(record.reencoded for record in records),
         "classes": plan.classes,
+        **_maps(plan),
         "shards": [
             {
                 "file": os.path.basename(record.tar),
@@ -148,6 +149,18 @@ def _build_manifest(
         "passed_over": _passed_over(folder) if split == next(iter(plan.splits), "") else {},
         **({"divided_by": {name: getattr(plan, name) for name in DIVISION}} if split else {}),
     }
+
+
+def _maps(plan: PackPlan) -> dict[str, Any]:
+    """Returns what the manifest says of maps beside the images; nothing if there are none."""
+    found: dict[str, Any] = {}
+    if plan.label_maps:
+        names = {"classes": plan.label_classes} if plan.label_classes else {}
+        void = {"void": plan.void} if plan.void is not None else {}
+        found["label_maps"] = {"extension": plan.label_maps[0], **names, **void}
+    if plan.depth_maps:
+        found["depth_maps"] = {"extension": plan.depth_maps[0]}
+    return found
 
 
 def _passed_over(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from data.storage.credentials import hide
 from data.storage.listing import Folder
 
 
-def read_class_list(given: str) -> list[str]:
+def read_class_list(given: str, option: str = "--classes") -> list[str]:
     """Returns the names of the classes of a packed folder or URL, or those in a text file, one per line.
 
     given  the folder, its manifest.json, or the file
@@ -23,17 +23,17 @@ def read_class_list(given: str) -> list[str]:
         try:
             names = [same_name(line.strip()) for line in Path(given).read_text("utf-8-sig").rstrip().splitlines()]
         except UnicodeDecodeError as error:
-            raise DataError(f"--classes {given} is no text file in UTF-8 ({error}). Save it as such.") from None
+            raise DataError(f"{option} {given} is no text file in UTF-8 ({error}). Save it as such.") from None
     else:
         names = names_in(Folder(given))
     if not names or "" in names:
         raise DataError(
-            f"--classes {given} {'has an empty line' if names else 'names no classes'}. Give a folder packed with "
+            f"{option} {given} {'has an empty line' if names else 'names no classes'}. Give a folder packed with "
             "labels, such as OUT/train, or a text file with the name of a class in each line."
         )
     name, times = Counter(names).most_common(1)[0]
     if times > 1:
-        raise DataError(f"--classes {given} has the class {name!r} {times} times. List each once.")
+        raise DataError(f"{option} {given} has the class {name!r} {times} times. List each once.")
     return names
 
 

@@ -34,6 +34,7 @@ from data.storage.listing import Folder
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)  # of file systems that have none
 WORK = ".pack"  # hidden folder in OUT.partial, of the plan and the records
 DIVISION = ("val", "test", "val_per_class", "group_by")  # options of data/pack/divide.py
+MAPS = ("label_maps", "depth_maps", "label_classes")  # of data/pack/label_maps.py
 SETTINGS = ("name", "seed", "shard_size", "shorter_side", "quality", *DIVISION)  # set by options, such as --shard-size
 
 
@@ -59,6 +60,10 @@ class PackPlan:
     group_by: str | None = None
     splits: dict[str, int] = dataclasses.field(default_factory=dict)  # samples of train, val, test; {}: not divided
     annotations: str | None = None  # SHA-256 of the file of --masks
+    label_maps: list[str] = dataclasses.field(default_factory=list)  # of --label-maps: extension, hash
+    depth_maps: list[str] = dataclasses.field(default_factory=list)  # the same of --depth-maps
+    label_classes: list[str] = dataclasses.field(default_factory=list)  # names of the classes of label maps
+    void: int | None = None  # number of no class in label maps
 
     @property
     def shards(self) -> list[str]:
@@ -79,8 +84,9 @@ class PackPlan:
     @property
     def digest(self) -> str:
         fields = dataclasses.asdict(self)
-        later = {*DIVISION, "splits", "annotations"}  # than packs that may be unfinished
+        later = {*DIVISION, *MAPS, "splits", "annotations", "void"}  # than packs that may be unfinished
         known = {name: value for name, value in fields.items() if value or name not in later}
+        known |= {} if self.void is None else {"void": self.void}  # which may be 0
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 
@@ -255,6 +261,8 @@ def find_difference(found: PackPlan, wanted: PackPlan) -> str:
         return f"{_list_classes(found)}, where now they are {_list_classes(wanted)}"
     if found.annotations != wanted.annotations:
         return "annotations (--masks) that are others than now, or not on record"
+    if found.void != wanted.void or any(getattr(found, name) != getattr(wanted, name) for name in MAPS):
+        return "label or depth maps (--label-maps, --label-classes, --void, --depth-maps) that are others than now"
     return "" if found == wanted else "samples of other names than the source now has"
 
 

@@ -83,10 +83,10 @@ class Dense(Probe, frozen=True):
     tokens: PositiveInt = 500
     bank: PositiveInt = 10_000
     k: PositiveInt = 20
-    lr: PositiveFloat = 3e-3
+    lr: PositiveFloat = 1e-2
     weight_decay: float = Field(0.01, ge=0)
-    batch: PositiveInt = 4096
-    steps: PositiveInt = 1000
+    batch: PositiveInt = 2048
+    steps: PositiveInt = 1500
     void: int | None = Field(None, ge=0)
     depth_unit: PositiveFloat = 1e-3
     untrained: bool = True
@@ -176,7 +176,7 @@ class Dense(Probe, frozen=True):
             if classes is not None and confusion is not None:
                 if classes.void < classes.count:
                     predicted[classes.void] = -torch.inf
-                found = predicted.argmax(0).cpu()
+                found = predicted.max(0).indices.cpu()  # several times as fast as argmax on CPUs
                 confusion += count_pixels(truth, found.numpy(), classes)
             else:
                 found = predicted[0].exp().cpu()
