@@ -92,12 +92,25 @@ class TrainerConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class OnlineProbeConfig(BaseModel, frozen=True, extra="forbid"):
-    """Evaluation of the features while the run is under way: every how many steps, and on at most how many images."""
+    """Evaluation of the features while the run is under way: every how many steps, and on at most how many images.
+
+    dense_images  photographs of the training and of the validation part each, with label maps; None: none
+    """
 
     every: int | None = Field(None, ge=1)
     train_images: int = Field(2000, ge=1)
     test_images: int = Field(1000, ge=2)
     k: int = Field(20, ge=1)
+    dense_images: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _is_measured(self) -> Self:
+        if self.dense_images is not None and self.every is None:
+            raise ValueError(
+                f"dense_images={self.dense_images} are measured every online_probe.every steps, and that is null: set "
+                "it, or leave dense_images out"
+            )
+        return self
 
 
 class PlanConfig(BaseModel, frozen=True, extra="forbid"):

@@ -6,7 +6,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from data.errors import DataError
 from mae.callbacks.reconstructions import Reconstructions
 from mae.distributed.rank_zero import say
 from mae.errors import ConfigError
@@ -80,37 +79,12 @@ class Pretrain(Task[PretrainConfig]):
         images, _ = self.data.examples(PICTURE_IMAGES)
         every, statistics = self.config.pictures_every, self.config.pictures_statistics
         callbacks: list[pl.Callback] = [Reconstructions(self.config.run, images, every, statistics)]
-        if self.config.online_probe.every is not None:
-            callbacks.append(self._online_probe(self.config.online_probe.every))
+        probe = self.config.online_probe
+        if probe.every is not None:
+            from tasks.online_probe import build_online_probe
+
+            callbacks.append(build_online_probe(probe, probe.every, self.data, self.config.model, self.topology))
         return callbacks
-
-    def _online_probe(self, every: int) -> pl.Callback:
-        """Builds the online probe on test images, else training images; with kNN if all of them have labels."""
-        from data.evaluation import EvaluationImages
-        from mae.callbacks.online_probe import OnlineProbe
-
-        probe, data, topology = self.config.online_probe, self.data, self.topology
-        images = EvaluationImages(data, data.micro_batch, topology.rank, topology.ranks)
-        streamed = data.config.mode == "stream"
-        if streamed and data.val_index is None:
-            raise ConfigError(
-                f"online_probe.every={every} needs images that have numbers, and a stream has none: set "
-                "data.val_path, or online_probe.every=null"
-            )
-        test = "train" if data.val_index is None else "test"
-        held_out = images.samples(test, probe.test_images)
-        train = None
-        if test == "test" and not streamed and bool((images.labels("test", held_out) >= 0).all()):
-            samples = images.samples("train", probe.train_images)
-            if bool((images.labels("train", samples) >= 0).all()):
-                if differing := images.differing_classes("train", "test"):
-                    raise DataError(f"online_probe.every={every}: {differing} Or set online_probe.every=null.")
-                train = images.batches("train", samples)
-                for remark in images.remarks_on_labels():
-                    say(f"labels: {remark}")
-        if train is None:
-            say("online probe: knn/top1 is left out, it needs labels of all training and validation images")
-        return OnlineProbe(every, probe.k, train, images.batches(test, held_out))
 
     def results(self, module: Pretraining, step: int) -> dict[str, Any]:
         """Computes the losses of trivial predictors under the masks of validation, and names the last picture."""

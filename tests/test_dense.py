@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from einops import rearrange
+from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix, jaccard_score
@@ -26,9 +27,10 @@ from mae.probes.dense_targets import Classes, class_shares, find_classes, log_de
 from mae.probes.dense_tokens import drawn_rows, encode_windows, position_and_colour, thin
 from mae.probes.windows import crop_windows, cut_windows, merge_windows, resize_nearest, shown_size
 from mae.report.evaluations import read_evaluations
+from mae.run.metrics import read_metrics
 from tasks.evaluate import evaluate
 from tasks.train import train
-from tests.processes import run
+from tests.processes import assert_same_run, run
 from tests.test_eval import ALONE, settings
 from tests.test_experiments import REDUCED, compose
 from tests.test_index import write_tar
@@ -372,3 +374,31 @@ def test_camvid_is_measured_with_the_names_of_its_manifest(dense_run: Path, real
     found = json.loads((tmp_path / "dense.json").read_text())
     assert found["classes"][:2] == ["sky", "building"] and found["void"] == 11
     assert found["trained"]["iou"]["linear"]["road"] > 0.3
+
+
+def test_online_segmentation_equals_that_of_the_checkpoint_and_changes_nothing(dense_run: Path, tmp_path: Path) -> None:
+    stored = OmegaConf.load(dense_run / "config.yaml")
+    maps = ("data.label_maps=png", "data.depth_maps=depth.png", "data.workers=0")
+    data = ("data=shards", f"data.path={stored.data.path}", "data.mean=[0.4,0.4,0.4]", "data.std=[0.2,0.2,0.2]", *maps)
+    short = ("max_steps=2", "global_batch=4", "micro_batch=4")
+    probe = ("online_probe.every=1", "online_probe.dense_images=8", "task.ema=0.5")
+    runs = {}
+    for name, more in {"with": probe, "without": ("task.ema=0.5",)}.items():
+        config = compose(f"runs={tmp_path}", f"name={name}", *REDUCED, *data, *TINY, *short, *more)
+        train(config, ALONE)
+        runs[name] = config.run
+    assert_same_run(runs["with"], runs["without"])
+    rows = [row for row in read_metrics(runs["with"] / "metrics.csv") if "dense/miou" in row]
+    assert len(rows) == 2 and all(0 < float(row["dense_average/miou"]) <= 1 for row in rows)
+    same = ("probe=dense", "probe.heads=[knn]", "probe.size=64", "probe.window=64", "probe.tokens=100", "weights=raw")
+    evaluate(settings(runs["with"], *same, f"out={tmp_path / 'out'}"), ALONE)
+    found = json.loads((tmp_path / "out" / "dense.json").read_text())
+    assert float(rows[-1]["dense/miou"]) == pytest.approx(found["trained"]["miou"]["knn"], abs=1e-3)
+
+
+def test_online_segmentation_without_maps_or_steps_is_refused(tmp_path: Path, built_in: Path) -> None:
+    with pytest.raises(ValueError, match=r"dense_images=8 are measured every online_probe\.every steps"):
+        compose(f"runs={tmp_path}", "online_probe.dense_images=8")
+    probe = ("online_probe.every=1", "online_probe.dense_images=8", f"data.root={built_in}", "max_steps=2")
+    with pytest.raises(ConfigError, match=r"online_probe.dense_images=8: no maps of classes are named: set data"):
+        train(compose(f"runs={tmp_path}", "name=no_maps", *REDUCED, *probe), ALONE)

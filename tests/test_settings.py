@@ -179,7 +179,9 @@ def test_unknown_setting_names_the_nearest_one() -> None:
     assert unknown("global_btach", known) == "unknown setting global_btach: did you mean global_batch?"
     assert unknown("experimnt", known).endswith("did you mean experiment?")
     assert unknown("mask_ratio", known).endswith("did you mean model.mask_ratio?")
-    assert unknown("online_probe.foo", known).endswith(": online_probe has every, k, test_images, train_images")
+    assert unknown("online_probe.foo", known).endswith(
+        ": online_probe has dense_images, every, k, test_images, train_images"
+    )
     assert unknown("foo", known) == "unknown setting foo: --cfg job lists those that there are"
     assert unknown("trainer.max_epochs", known).startswith("trainer.max_epochs is not yours to set: set epochs")
 

@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from mae.callbacks.online_dense import OnlineDense
 from mae.callbacks.step_callback import StepCallback
 from mae.callbacks.throughput import Throughput
 from mae.distributed.ranks import gather_to_rank_zero
@@ -25,13 +26,16 @@ class OnlineProbe(StepCallback):
     knn_average/top1 …   the same of the averaged encoder (task.ema)
     perf/probe_share     share of the time since this start that the probe took
 
+    dense/miou           mean IoU of a segmentation by the nearest patch tokens, see OnlineDense
+
     train, test  this rank's centre crops, always the same; `train` is None without labels, and knn/top1 is left out
+    dense        None: not measured
 
     Only reads the weights: no parameter, random state or counter of the run changes.
     """
 
-    def __init__(self, every: int, k: int, train: Loader | None, test: Loader) -> None:
-        self.every, self.k = every, k
+    def __init__(self, every: int, k: int, train: Loader | None, test: Loader, dense: OnlineDense | None) -> None:
+        self.every, self.k, self.dense = every, k, dense
         self.train, self.test = train, test
         self.seconds = 0.0
 
@@ -60,7 +64,8 @@ class OnlineProbe(StepCallback):
         encoders = {"": module.model} | ({} if module.average is None else {"_average": module.average})
         tests = self._features(trainer, module, encoders, self.test)
         trains = self._features(trainer, module, encoders, self.train) if self.train is not None else {}
-        found = {f"rank{of}/rankme": rankme(test.values) for of, test in tests.items()}
+        dense = self.dense.measure(trainer, module, encoders) if self.dense is not None else {}
+        found = dense | {f"rank{of}/rankme": rankme(test.values) for of, test in tests.items()}
         return found | {f"knn{of}/top1": knn_accuracy(train, tests[of], self.k) for of, train in trains.items()}
 
     @torch.no_grad()

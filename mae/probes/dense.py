@@ -30,7 +30,7 @@ from mae.probes.dense_heads import (
     fit_depths,
     fit_on_pixels,
     fit_on_tokens,
-    split_windows,
+    predict_pixels,
 )
 from mae.probes.dense_pictures import colour_classes, colour_depths, draw_predictions
 from mae.probes.dense_scores import count_pixels, depth_errors, mean_errors, segmentation_scores
@@ -38,7 +38,7 @@ from mae.probes.dense_targets import UNKNOWN, Classes, class_shares, find_classe
 from mae.probes.dense_tokens import FLOOR, Extraction, Mapped, TokenMaps, View, drawn_rows, thin
 from mae.probes.models_under_probe import ModelsUnderProbe, Split, Want
 from mae.probes.probe import Outcome, Probe, Row
-from mae.probes.windows import Size, merge_windows, resize_nearest, upsample
+from mae.probes.windows import Size, resize_nearest
 
 HeadName = Literal["linear", "knn"]
 Square = Annotated[Size, BeforeValidator(lambda side: (side, side) if isinstance(side, int) else side)]
@@ -191,21 +191,18 @@ class Dense(Probe, frozen=True):
             raise ConfigError("no test photograph has a pixel of known depth: nothing is scored")
         return Measured(mean_errors(errors), None, pictured)
 
-    @torch.no_grad()
     def _predict(
         self, head: Head, name: str, pooled: bool, probed: ModelsUnderProbe
     ) -> Iterator[tuple[Mapped, Tensor]]:
         """Yields each test photograph with what the head says of its pixels, [C, H, W]."""
         view, found = self._view(probed), self._found["test"]
         for photograph, rows in zip(found.photographs, found.rows(name), strict=True):
-            places, (height, width) = view.places(photograph.shown), view.grid(photograph.shown)
+            places, shown = view.places(photograph.shown), photograph.shown
             tokens = rearrange(rows.to(probed.device), "(w n) d -> w n d", w=len(places))
-            said = head(*split_windows(tokens, pooled))
-            values = rearrange(said, "(w r c) k -> w k r c", r=height, c=width)
-            values = upsample(values, view.window or photograph.shown, align_corners=self.protocol == "pixio")
-            merged = merge_windows(values.softmax(1) if head.scores else values, places, photograph.shown)
             size: Size = (photograph.truth.shape[0], photograph.truth.shape[1])
-            yield photograph, upsample(merged[None], size, align_corners=False)[0].clone()
+            window, published = view.window or shown, self.protocol == "pixio"
+            about = {"pooled": pooled, "align_corners": published}
+            yield photograph, predict_pixels(head, tokens, places, view.grid(shown), window, shown, size, **about)
 
     def _fit(self, kind: HeadName, name: str, pooled: bool, probed: ModelsUnderProbe, classes: Classes | None) -> Head:
         if kind == "linear" and self.protocol == "pixio":

@@ -4,7 +4,7 @@ linear  BatchNorm and one linear layer per token, on the patch token beside the 
 knn     mean over the nearest tokens of training photographs; nothing is trained
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mae.probes.windows import Size, upsample
+from mae.probes.windows import Size, merge_windows, upsample
 
 POWER = 0.9  # of the polynomial decay of the learning rate
 AT_ONCE = 4096  # tokens whose neighbours are searched together
@@ -198,6 +198,33 @@ def fit_on_pixels(
                 yield loss / (truth != void).sum().clamp_min(1)
 
     return _train(head, losses(), lr, weight_decay, epochs * (count // batch))
+
+
+@torch.no_grad()
+def predict_pixels(
+    head: Head,
+    tokens: Tensor,
+    places: Sequence[tuple[int, int]],
+    grid: Size,
+    window: Size,
+    shown: Size,
+    size: Size,
+    *,
+    pooled: bool = False,
+    align_corners: bool = False,
+) -> Tensor:
+    """Returns what a head says of each pixel of a photograph, [C, *size].
+
+    tokens         [W, 1 + N, D] of its windows, class token first, N = rows · columns of `grid`
+    places         (top, left) of the windows, of size `window`, in the photograph of size `shown`
+    pooled         whether the head takes the class token
+    align_corners  of the resize from the grid to the window
+    """
+    rows, columns = grid
+    values = rearrange(head(*split_windows(tokens, pooled)), "(w r c) k -> w k r c", r=rows, c=columns)
+    values = upsample(values, window, align_corners)
+    merged = merge_windows(values.softmax(1) if head.scores else values, places, shown)
+    return upsample(merged[None], size, align_corners=False)[0].clone()
 
 
 def split_windows(tokens: Tensor, pooled: bool) -> tuple[Tensor, Tensor | None]:

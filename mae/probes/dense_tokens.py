@@ -114,9 +114,9 @@ def encode_windows(encoder: Encoder, images: Tensor, layers: tuple[int, ...]) ->
 
         return hook
 
-    hooks = [encoder.blocks[number].register_forward_hook(keep(number)) for number in set(wanted)]
+    hooks = [encoder.blocks[number].register_forward_hook(keep(number)) for number in {*wanted} - {depth - 1}]
     try:
-        encoder.encode(images)
+        outputs[depth - 1] = encoder.encode(images)
     finally:
         for hook in hooks:
             hook.remove()
@@ -236,7 +236,7 @@ class Extraction:
         if photograph.reason:
             nothing = Mapped(photograph.sample, (0, 0), torch.zeros(0))
             return nothing, {}, photograph.key, photograph.reason
-        image, truth = torch.from_numpy(photograph.image), torch.from_numpy(_signed(photograph.truth))
+        image, truth = torch.from_numpy(photograph.image), as_tensor(photograph.truth)
         shown: Size = (image.shape[-2], image.shape[-1])
         places, window = self.view.places(shown), self.view.window or shown
         pixels = self.probed.pixels.normalise(image[None].to(self.probed.device))[0]
@@ -254,9 +254,9 @@ class Extraction:
         return Mapped(photograph.sample, shown, truth, kept), found, photograph.key, ""
 
 
-def _signed(truth: np.ndarray) -> np.ndarray:
-    """Returns a type that torch computes with: classes of 16 bits as int32."""
-    return truth.astype(np.int32) if truth.dtype == np.uint16 else truth
+def as_tensor(truth: np.ndarray) -> Tensor:
+    """Returns a map as a tensor of a type that torch computes with: classes of 16 bits as int32."""
+    return torch.from_numpy(truth.astype(np.int32) if truth.dtype == np.uint16 else truth)
 
 
 def _ranks() -> int:

@@ -49,6 +49,9 @@ TRAINING = (
 FEATURES = (
     Panel("Top-1 accuracy", ("knn/top1", "knn_average/top1", "linear/top1", "val/top1"), "", "%", True, False),
     Panel("Top-5 accuracy", ("val/top5",), "", "%", True, False),
+    Panel(
+        "Segmentation, mean IoU", ("dense/miou", "dense_average/miou"), "By the nearest patch tokens.", "%", True, False
+    ),
     Panel("RankMe", ("rank/rankme", "rank_average/rankme"), "Effective rank of the features.", from_zero=False),
     Panel(
         "Mean IoU of the masks",

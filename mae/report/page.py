@@ -92,6 +92,7 @@ def key_numbers(run: Run) -> list[tuple[str, str, str]]:
         ("linear/top1", "linear probe"),
         ("knn/top1", "online kNN, of a sample"),
         ("knn_average/top1", "the same of the average weights"),
+        ("dense/miou", "online segmentation by neighbours, mean IoU"),
     ):
         if name in run.series:
             numbers.append(_score(run, name, title, "{:.1%}", ""))

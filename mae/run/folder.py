@@ -86,7 +86,7 @@ def own_launch(run: Path) -> str | None:
 # Files of a run and its evaluations, sub-folder by sub-folder. Exports are not among them.
 PROBES = (
     *("knn", "linear", "attentive", "reconstruct", "classify", "neighbours", "suite", "segment", "relevance"),
-    "embeddings",
+    *("embeddings", "dense", "losses"),
 )
 WRITTEN = {
     "": (
@@ -100,7 +100,7 @@ WRITTEN = {
     "tensorboard": ("events.out.tfevents.*", "hparams.yaml"),
     "wandb": ("run-*", "offline-run-*", "latest-run", "debug*.log", "artifacts", "wandb-resume.json"),
     "eval": (
-        *("features", "segment_pictures.png", "step-????????.ckpt", "on-*-????????"),
+        *("features", "losses.npy", "segment_pictures.png", "step-????????.ckpt", "on-*-????????"),
         *(probe + kind for probe in PROBES for kind in ("", ".json", ".png")),
     ),
 }
