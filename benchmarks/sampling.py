@@ -101,14 +101,14 @@ def _processor_seconds(data: ShardDataModule, epoch: int, images: int) -> float:
     return (time.process_time() - start) / loaded
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--path", help="shards to load from")
     parser.add_argument("--shards", type=int, default=11_000)
     parser.add_argument("--samples", type=int, default=1_000, help="in each shard")
     parser.add_argument("--images", type=int, default=1_024, help="loaded in each round")
     parser.add_argument("--rounds", type=int, default=9)
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     torch.set_num_threads(1)  # as the loader's workers do
     with tempfile.TemporaryDirectory() as folder:
         if given.path is None:

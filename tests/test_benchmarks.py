@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, sampling
 from benchmarks.gpu import GROUPS
 from benchmarks.step import Steps
 from benchmarks.timed import Bench, Figures, Row
+from data.pack import builtin
 from tests.processes import completed
 
 MICRO = {
@@ -64,10 +65,12 @@ def test_step_benchmark_contenders_compute_the_same_loss() -> None:
     assert all(steps.time_step(name, 0, bf16=False) > 0 for name in steps.models)
 
 
-def test_sampling_benchmark_measures_both_orders_at_small_sizes() -> None:
+def test_sampling_benchmark_measures_both_orders_at_small_sizes(
+    built_in: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    builtin.ensure("digits", built_in)
     sizes = ["--shards", "30", "--samples", "40", "--images", "256", "--rounds", "1"]
-    finished = completed([sys.executable, "-m", "benchmarks.sampling", *sizes])
-    assert finished.returncode == 0, finished.stderr
-    opened, everything, chosen, _, ratio = finished.stdout.splitlines()
+    sampling.main([*sizes, "--path", str(built_in / "built_in" / "digits")])
+    opened, everything, chosen, _, ratio = capsys.readouterr().out.splitlines()
     assert opened.startswith("table of 1,200 samples opened") and "all: median" in everything
     assert "chosen: median" in chosen and "1 interleaved pairs" in ratio

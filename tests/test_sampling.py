@@ -176,7 +176,7 @@ def test_image_that_cannot_be_read_has_no_loss_and_is_never_chosen(
 def test_rules_choose_what_meets_all_of_them(place: Path, table: Path, tmp_path: Path) -> None:
     rows = np.load(table)
     rows["size"], rows["entropy"] = np.arange(11), np.arange(11)[::-1] / 2
-    rows["loss"] = [0.25, 0.5, 0, 2, np.nan, 0.75, 0.1, 0.2, 0.3, 0.4, np.inf]
+    rows["loss"] = [np.nan, 0.5, 0, 2, 0.25, 0.75, 0.1, 0.2, 0.3, 0.4, np.inf]
     rows["group"] = [0, 0, 2, 3, 4, 5, 6, 10, 8, 9, 10]
     write_rows(tmp_path / "made.npy", rows)
 
@@ -188,7 +188,7 @@ def test_rules_choose_what_meets_all_of_them(place: Path, table: Path, tmp_path:
     assert probabilities(min_entropy=2.5) == [1] * 6 + [0] * 5
     assert probabilities(min_size=3, min_entropy=2.5) == [0] * 3 + [1] * 3 + [0] * 5
     assert probabilities(unique=True) == [1, 0, *[1] * 5, 0, 1, 1, 1]
-    losses = [0.25, 0.5, 0, 1, 0, 0.75, 0.1, 0.2, 0.3, 0.4, 1]
+    losses = [0, 0.5, 0, 1, 0.25, 0.75, 0.1, 0.2, 0.3, 0.4, 1]
     assert probabilities(probability="loss") == pytest.approx(losses, abs=1e-7)
     assert probabilities(probability="loss", min_size=3)[:4] == [0, 0, 0, 1]
 
@@ -222,9 +222,17 @@ def test_table_is_matched_by_shard_and_refused_for_others(place: Path, table: Pa
     with pytest.raises(DataError, match="does not match the shards"):
         module(place, tmp_path / "shuffled.npy", rule=rule)
     with pytest.raises(
-        DataError, match=r"rule.unique=true, but .*losses.npy does not know the groups of near-duplicates"
+        DataError, match=r"rule.unique=true, but .*losses.npy does not know the near-duplicates of all images"
     ):
         module(place, table, rule={"unique": True})
+    for name, field in (("probability", "loss"), ("min_entropy", "entropy")):
+        lacking = rows.copy()
+        lacking[field][3] = np.nan
+        write_rows(tmp_path / "lacking.npy", lacking)
+        with pytest.raises(
+            DataError, match=rf"rule\.{name}=.*lacking\.npy does not know the .* of all images: run `python eval"
+        ):
+            module(place, tmp_path / "lacking.npy", rule={name: "loss" if name == "probability" else 1})
     with pytest.raises(DataError, match=r"gone\.npy cannot be read: No such file"):
         module(place, "gone.npy", rule=rule)
     for contents in (b"", b"PK", b"\x93NUMPY"):

@@ -52,20 +52,23 @@ class SampleTable:
     def __init__(self, path: str | Path, index: ShardIndex):
         self.path, self.index = path, index
         self.rows = read_rows(path)
-        shards = self.rows["shard"]
-        begins = np.flatnonzero((np.diff(shards, prepend=0) != 0) | (self.rows["sample"] == 0))
-        ranges = itertools.pairwise([*begins.tolist(), len(shards)])
-        places = dict(zip(shards[begins].tolist(), ranges, strict=True))
+        begins = np.flatnonzero(self.rows["sample"] == 0)
+        ranges = itertools.pairwise([*begins.tolist(), len(self.rows)])
+        places = dict(zip(self.rows["shard"][begins].tolist(), ranges, strict=True))
         found = [places.get(digest, (0, 0)) for digest in index.digests.tolist()]
         self.starts = [start for start, _ in found]
         wrong = [shard for shard, (start, stop) in enumerate(found) if stop - start != index.sizes[shard]]
-        wrong = wrong or [shard for shard in range(len(found)) if not self._in_order(shard)]
+        wrong = wrong or [shard for shard in self._shards if not self._is_whole(shard)]
         if wrong:
             others = f" and {len(wrong) - 1:,} more" if len(wrong) > 1 else ""
             raise DataError(
                 f"{path} does not match the shards: it has no rows for {index.shards[wrong[0]]} of "
                 f"{index.sizes[wrong[0]]:,} samples as it is now{others}. {HOW} for exactly these shards."
             )
+
+    @property
+    def _shards(self) -> range:
+        return range(len(self.starts))
 
     def of(self, shard: int) -> np.ndarray:
         """Returns the rows of a shard, [samples] of ROW, in the order of its samples."""
@@ -90,31 +93,25 @@ class SampleTable:
         return np.where(kept, (losses * one).astype(np.int64), 0)
 
     def refuse_unknown(self, rule: Rule) -> None:
-        """Raises DataError if a rule asks for what the table does not hold of these shards."""
+        """Raises DataError if a rule asks for what the table does not hold of an image that can be read."""
         losses = "run `python eval.py checkpoint=RUN probe=losses` on these shards"
         groups = f"run `python -m data.inspect SHARDS --duplicates --table {self.path}`"
         asked = [
-            ("min_size", rule.min_size, lambda rows: (rows["size"] > 0).any(), "sizes", losses),
-            ("min_entropy", rule.min_entropy, lambda rows: (rows["entropy"] >= 0).any(), "entropies", losses),
-            ("probability", rule.probability, lambda rows: (rows["loss"] == rows["loss"]).any(), "losses", losses),
-            (
-                "unique",
-                rule.unique,
-                lambda rows: (rows["group"] != NOT_LOOKED_AT).all(),
-                "groups of near-duplicates",
-                groups,
-            ),
+            ("min_entropy", rule.min_entropy, "entropies", losses, lambda rows: np.isnan(rows["entropy"])),
+            ("probability", rule.probability, "losses", losses, lambda rows: np.isnan(rows["loss"])),
+            ("unique", rule.unique, "near-duplicates", groups, lambda rows: rows["group"] == NOT_LOOKED_AT),
         ]
-        for name, value, known, what, way in asked:
-            if value and not all(known(self.of(shard)) for shard in range(len(self.starts))):
+        for name, value, what, way, is_unknown in asked:
+            if value and any((is_unknown(rows) & (rows["size"] > 0)).any() for rows in map(self.of, self._shards)):
                 raise DataError(
-                    f"data.rule.{name}={str(value).lower()}, but {self.path} does not know the {what} of all shards: "
+                    f"data.rule.{name}={str(value).lower()}, but {self.path} does not know the {what} of all images: "
                     f"{way}, or leave the rule out."
                 )
 
-    def _in_order(self, shard: int) -> bool:
-        numbers = self.of(shard)["sample"]
-        return bool((numbers == np.arange(len(numbers))).all())
+    def _is_whole(self, shard: int) -> bool:
+        rows = self.of(shard)
+        in_order = (rows["sample"] == np.arange(len(rows))).all()
+        return bool(in_order and (rows["shard"] == self.index.digests[shard]).all())
 
 
 def read_rows(path: str | Path) -> np.ndarray:

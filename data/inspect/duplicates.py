@@ -160,7 +160,7 @@ def list_groups(groups: np.ndarray) -> list[list[int]]:
 
 
 def write_groups(path: Path, index: ShardIndex, groups: np.ndarray, sizes: np.ndarray) -> None:
-    """Writes groups and sizes into a table, of which all else stays; makes it if it is not there.
+    """Writes groups into a table, and sizes if it has none; all else stays. Makes it if it is not there.
 
     Raises DataError if the table there is one of other shards.
     """
@@ -170,7 +170,8 @@ def write_groups(path: Path, index: ShardIndex, groups: np.ndarray, sizes: np.nd
     else:
         rows, starts = new_rows(index, np.arange(len(index))), np.cumsum(index.sizes) - index.sizes
     row_of = np.concatenate([start + np.arange(size) for start, size in zip(starts, index.sizes, strict=True)])
-    rows["size"][row_of] = sizes
+    if not rows["size"][row_of].any():  # else they are of the time at which the losses were measured
+        rows["size"][row_of] = sizes
     rows["group"][row_of] = np.where(groups >= 0, row_of[groups.clip(0)], groups)
     write_rows(path, rows)
 
