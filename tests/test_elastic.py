@@ -11,18 +11,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from data.index.index import open_shards
-from data.index.sample_table import new_rows, write_rows
-from data.pack import builtin
 from mae.run.checkpoint_files import checkpoints
 from mae.run.folder import read_mapping
 from tests.conftest import ROOT
 from tests.processes import SMALL, Process, finish, losses, processes_of, start, state, wait_for_checkpoint
 from tests.slurm_cluster import free_ports
+from tests.test_sampling import random_losses
 
 STEPS = 80
 
@@ -99,17 +96,12 @@ def test_resume_on_two_one_three_ranks_sees_the_same_samples_and_masks(
 @pytest.mark.slow
 def test_resume_on_two_one_three_ranks_chooses_the_same_samples(tmp_path: Path, built_in: Path) -> None:
     """By a table with a loss for each digit: about 700 of the 1,438 in an epoch, 14 steps."""
-    builtin.ensure("digits", built_in)
-    index = open_shards(str(built_in / "built_in" / "digits"), "train")
-    rows = new_rows(index, np.arange(len(index)))
-    rows["loss"] = np.random.default_rng(0).random(len(rows))
-    write_rows(tmp_path / "losses.npy", rows)
-    sampling = (f"data.sampling={tmp_path / 'losses.npy'}", "data.rule.probability=loss")
+    sampling, losses = random_losses(built_in, tmp_path / "losses.npy")
     finish(start([sys.executable, *words(tmp_path / "whole.jsonl", tmp_path, built_in, "whole", 50, *sampling)]))
     rows_of_whole = seen(tmp_path / "whole.jsonl")
     assert len({(step, key) for step, key, _, _ in rows_of_whole}) == STEPS * 50
     chosen = (read_mapping(tmp_path / "whole" / "derived.json") or {})["data"]["sampling"]["images"]
-    assert 600 < chosen == round(rows["loss"].astype(float).sum()) < 800
+    assert 600 < chosen == round(losses.astype(float).sum()) < 800
     epochs = [{key for step, key, _, _ in rows_of_whole if step // (chosen // 50) == epoch} for epoch in range(5)]
     assert {len(keys) for keys in epochs} == {chosen // 50 * 50} and len(set.union(*epochs)) > 1.5 * chosen
     assert sorted(seen_in_pieces(tmp_path, built_in, *sampling)) == sorted(rows_of_whole)

@@ -17,8 +17,10 @@ from data.config import DataConfig
 from data.datamodule import ShardDataModule
 from data.errors import DataError
 from data.images.entropy import colour_entropy
+from data.index.index import open_shards
 from data.index.sample_table import ROW, new_rows, read_rows, write_rows
 from data.order.choice import ONE
+from data.pack import builtin
 from mae.distributed.launch import Topology
 from mae.errors import CheckpointError, ConfigError
 from mae.models.masking import draw_masking
@@ -30,8 +32,9 @@ from tasks.plan import plan_only
 from tasks.task import read_settings
 from tasks.train import train
 from tests.conftest import ROOT
-from tests.processes import SMALL, run
+from tests.processes import SMALL, assert_same_run, command, run
 from tests.test_eval import ALONE, pack_coloured, settings
+from tests.test_ranks import forget
 
 TINY = [*SMALL, "data.workers=0", "global_batch=2", "epochs=2", "val_every=null", "plan.gpu=cpu"]
 SHAPE = {"image_size": (32, 32), "channels": 3, "seed": 0, "global_batch": 2, "micro_batch": 2}
@@ -68,6 +71,16 @@ def write(place: Path, out: Path, *words: str, weights: str = "mae.pth", topolog
 @pytest.fixture(scope="module")
 def table(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(place, tmp_path_factory.mktemp("table"))
+
+
+def random_losses(built_in: Path, file: Path) -> tuple[list[str], np.ndarray]:
+    """Writes a table with a loss for each built-in digit. Returns the settings that choose by it, and the losses."""
+    builtin.ensure("digits", built_in)
+    index = open_shards(str(built_in / "built_in" / "digits"), "train")
+    rows = new_rows(index, np.arange(len(index)))
+    rows["loss"], rows["size"] = np.random.default_rng(0).random(len(rows)), 32
+    write_rows(file, rows)
+    return [f"data.sampling={file}", "data.rule.probability=loss"], rows["loss"]
 
 
 def module(place: Path, table: Path | str, **changes: object) -> ShardDataModule:
@@ -327,3 +340,16 @@ def test_two_ranks_write_the_table_of_one(place: Path, table: Path, tmp_path: Pa
     np.testing.assert_allclose(found["loss"], whole["loss"], rtol=0.02)
     assert all(np.array_equal(found[name], whole[name]) for name in ("shard", "sample", "size", "entropy", "group"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["losses.json", "losses.npy"]
+
+
+@pytest.mark.slow
+def test_run_that_chooses_resumes_bit_for_bit_within_an_epoch(tmp_path: Path, built_in: Path) -> None:
+    """About 11 steps an epoch."""
+    sampling, _ = random_losses(built_in, tmp_path / "losses.npy")
+    checkpoints = ("max_steps=40", "checkpoint.every_steps=15", "checkpoint.keep=9", "data.workers=1")
+    words = command(tmp_path, built_in, *sampling, *checkpoints, "name=run")
+    run(words)
+    whole = shutil.copytree(tmp_path / "run", tmp_path / "whole")
+    forget(tmp_path / "run", after=15)
+    assert "step-00000015.ckpt" in run(words).replace("\n", "")
+    assert_same_run(tmp_path / "run", whole)
