@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from data.errors import DataError
 from data.order.choice import ONE, Choice
 from data.order.mixture import Mixture, shares
-from data.order.order import Order
+from data.order.order import ORDER_VERSION, Order
 from data.order.samplers import MicroBatches
 
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=20).map(np.array)
@@ -37,6 +37,16 @@ def drawn(sizes: np.ndarray, seed: int) -> np.ndarray:
 def expected(choice: Choice) -> np.ndarray:
     """Returns the probabilities with which the samples come."""
     return np.concatenate([choice.scaled(shard) for shard in range(len(choice.sizes))]) / ONE
+
+
+def test_order_version_1_chooses_the_recorded_samples():
+    """Checkpoints rely on it: a change here needs a new ORDER_VERSION."""
+    assert ORDER_VERSION == 1
+    sizes = np.array([5, 3, 7, 4])
+    choice = choose(sizes, np.arange(19) * (ONE // 20), seed=7)
+    order = Order(sizes, 7, window=2, choice=choice)
+    assert order.samples(3, 0, len(order)).tolist() == [8, 9, 13, 11, 6, 18, 17, 16, 3]
+    assert choice.digest == "ca326b9f87b93657"
 
 
 @given(sizes, seeds, epochs, windows, lanes)
