@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from omegaconf import OmegaConf
 from PIL import Image
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.metrics import confusion_matrix, jaccard_score
 from torch.nn import functional as F
 
@@ -21,12 +21,13 @@ from mae.models.config import MAEConfig
 from mae.models.mae import MaskedAutoencoder
 from mae.models.resample import at_image_size
 from mae.models.vit import Encoder
-from mae.probes.dense_heads import LinearHead, NeighbourHead, Table, Windows, fit_on_pixels, fit_on_tokens
+from mae.probes.dense_heads import LinearHead, NeighbourHead, Table, Windows, fit_depths, fit_on_pixels, fit_on_tokens
 from mae.probes.dense_scores import count_pixels, depth_errors, segmentation_scores
 from mae.probes.dense_targets import Classes, class_shares, find_classes, log_depths
 from mae.probes.dense_tokens import drawn_rows, encode_windows, position_and_colour, thin
 from mae.probes.windows import crop_windows, cut_windows, merge_windows, resize_nearest, shown_size
 from mae.report.evaluations import read_evaluations
+from mae.report.show_summary import main as show_summary
 from mae.run.metrics import read_metrics
 from tasks.evaluate import evaluate
 from tasks.train import train
@@ -220,6 +221,16 @@ def test_linear_head_on_tokens_agrees_with_logistic_regression() -> None:
     assert np.abs(probabilities - oracle.predict_proba(values.float().numpy())).mean() < 0.02
 
 
+def test_depths_are_fitted_as_by_weighted_least_squares() -> None:
+    torch.manual_seed(0)
+    values, weights = torch.randn(300, 5), torch.rand(300).round(decimals=1)
+    targets = values @ torch.randn(5, 1) + 2 + torch.randn(300, 1)
+    found = fit_depths(Table(values, targets, weights))
+    oracle = LinearRegression().fit(values.numpy(), targets.numpy(), sample_weight=weights.numpy())
+    with torch.no_grad():
+        assert np.allclose(found(values).numpy(), oracle.predict(values.numpy()), atol=2e-3)
+
+
 def test_void_tokens_are_never_trained_on() -> None:
     values = torch.randn(100, 2).half()
     targets = F.one_hot((values[:, 0] > 0).long(), 2).float()
@@ -271,7 +282,9 @@ def test_nearest_resize_keeps_the_values() -> None:
     assert torch.equal(resize_nearest(truth, (2, 2)), truth)
 
 
-def test_dense_evaluation_scores_counts_and_draws(dense_run: Path) -> None:
+def test_dense_evaluation_scores_counts_and_draws(
+    dense_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stripes and dots of one colour: their patches tell them apart, their mean colour does not."""
     evaluate(settings(dense_run, *FEW), ALONE)
     folder = dense_run / "eval"
@@ -292,6 +305,9 @@ def test_dense_evaluation_scores_counts_and_draws(dense_run: Path) -> None:
     (evaluation,), _ = read_evaluations(folder)
     measured, trained, untrained, floors = evaluation.scores[0]
     assert measured == "dense, mean IoU, linear" and "position and colour" in floors and trained and untrained
+    monkeypatch.setattr(sys, "argv", ["summary", str(dense_run)])
+    assert show_summary() == 0
+    assert f"{found['trained']['miou']['knn']:.1%} trained" in capsys.readouterr().out
 
 
 def test_dense_evaluation_of_windows_at_another_size_with_the_published_protocol(
@@ -300,6 +316,7 @@ def test_dense_evaluation_of_windows_at_another_size_with_the_published_protocol
     published = ("probe.protocol=pixio", "probe.window=48", "probe.size=48", "probe.layers=[1,-1]")
     evaluate(settings(dense_run, *FEW, *published, "probe.untrained=false", f"out={tmp_path}"), ALONE)
     found = json.loads((tmp_path / "dense.json").read_text())
+    assert "trained 60 steps on 16 windows" in found["remarks"][0]
     assert "untrained" not in found and 0.3 < found["trained"]["miou"]["linear"] <= 1
 
 

@@ -93,7 +93,8 @@ class NeighbourHead:
         half_squares = self.bank.square().sum(1) / 2
         found = []
         for tokens in self._prepare(patches).split(AT_ONCE):
-            nearest = (tokens @ self.bank.T - half_squares).topk(self.k, dim=1, sorted=False).indices
+            closeness = torch.addmm(-half_squares, tokens, self.bank.T)
+            nearest = closeness.topk(self.k, dim=1, sorted=False).indices
             found.append(self.targets[nearest].mean(1))
         return torch.cat(found)
 

@@ -28,7 +28,6 @@ from mae.probes.models_under_probe import ModelsUnderProbe, Split, refuse_not_fi
 from mae.probes.windows import Size, crop_windows, cut_windows, shown_size
 
 FLOOR = "position and colour"
-LONG = 512  # tokens, from which on fused attention is faster on CPUs too
 SIZES = 8  # of images for which resampled encoders are held
 
 
@@ -160,11 +159,8 @@ class Extraction:
         self.sized = lru_cache(SIZES)(self._at_size)
 
     def _at_size(self, name: str, size: Size) -> Encoder:
-        encoder = at_image_size(self.probed.models[name], size).eval()
-        for module in encoder.modules():
-            if hasattr(module, "fused_attn") and encoder.config.patches >= LONG:
-                module.fused_attn = True  # pyright: ignore
-        return encoder
+        # The copy has fused attention, which for whole photographs is the faster one on CPUs too.
+        return at_image_size(self.probed.models[name], size).eval()
 
     def collect(
         self, split: Split, at_most: int | None, drawn: int | None, seed: int, pictured: Collection[int] = ()
