@@ -16,7 +16,8 @@ from data.datamodule import ShardDataModule
 from data.errors import DataError
 from data.index.classes import read_classes
 from data.index.index import ShardIndex
-from data.label_maps import MappedPhotographs, Photograph, Size, Target, load, read_naming, require_extension
+from data.index.naming import read_naming
+from data.label_maps import MappedPhotographs, Photograph, Size, Target, load, require_extension
 from data.loader.dataset import Batch
 from data.order.samplers import MicroBatch, spread
 
@@ -104,7 +105,8 @@ class EvaluationImages:
 
     def naming(self, split: str) -> tuple[list[str], int | None]:
         """Returns the names of the classes in label maps, [] if unknown, and the number that stands for none."""
-        return read_naming(self.index(split))
+        found = read_naming(self.index(split).shards)
+        return found.names, found.void
 
     def photographs(
         self, split: str, samples: Tensor, target: Target, size: Callable[[int, int], Size], unit: float = 1.0

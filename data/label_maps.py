@@ -18,12 +18,9 @@ from data.datamodule import ShardDataModule
 from data.errors import DataError
 from data.images import decode
 from data.images.label_maps import read_classes, read_depths
-from data.index.classes import names_in
 from data.index.index import ShardIndex
 from data.index.samples import split_name
 from data.loader.loader import SETTLE_SECONDS, explain_worker_death, init_worker
-from data.storage.listing import Folder
-from data.storage.protocols import split_path
 from data.storage.read import read
 
 Target = Literal["classes", "depth"]
@@ -43,40 +40,6 @@ class Photograph(NamedTuple):
     image: np.ndarray
     truth: np.ndarray
     reason: str = ""
-
-
-class Naming(NamedTuple):
-    """Names of the classes by number, [] if unknown, and the number that stands for no class, None if unknown."""
-
-    names: list[str]
-    void: int | None
-
-
-def read_naming(index: ShardIndex) -> Naming:
-    """Returns what the manifests beside the shards say of their label maps.
-
-    `label_maps` of manifest.json has `classes` and `void`; without it they stand in the manifest itself. Raises
-    DataError if two folders say different things.
-    """
-    folders = dict.fromkeys(split_path(shard)[0] or "." for shard in index.shards)
-    found = {folder: _naming(Folder(folder)) for folder in folders}
-    first = next(iter(found))
-    for folder, naming in found.items():
-        if naming != found[first]:
-            raise DataError(
-                f"manifest.json of {first} and of {folder} name the classes of label maps differently. Give both the "
-                "same `classes` and `void`, or read one of them."
-            )
-    return found[first]
-
-
-def _naming(folder: Folder) -> Naming:
-    manifest = folder.manifest() or {}
-    block = manifest["label_maps"] if isinstance(manifest.get("label_maps"), dict) else manifest
-    void = block.get("void")
-    if void is not None and (not isinstance(void, int) or isinstance(void, bool)):
-        raise DataError(f"{folder.file('manifest.json')} has `void` {void!r}, which is no number. Make it one.")
-    return Naming(names_in(folder, block), void)
 
 
 class MappedPhotographs(Dataset[Photograph]):

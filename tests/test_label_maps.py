@@ -11,7 +11,7 @@ from PIL import Image
 from data.errors import DataError
 from data.images.label_maps import read_classes, read_depths
 from data.index.index import open_shards
-from data.label_maps import Naming, read_naming
+from data.index.naming import Naming, read_naming
 from data.pack.__main__ import main as pack
 from data.storage.read import read
 
@@ -107,14 +107,27 @@ def test_maps_are_packed_beside_their_images_with_names_and_void(tmp_path: Path,
     assert found["b"]["seg.png"] == (labels / "training" / "b.png").read_bytes()
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["label_maps"] == {"extension": "seg.png", "classes": ["wall", "sky"], "void": 0}
-    assert manifest["classes"] == [] and read_naming(open_shards(str(out))) == Naming(["wall", "sky"], 0)
+    assert manifest["classes"] == [] and read_naming([f"{out}/x.tar"]) == Naming(["wall", "sky"], 0, "seg.png", True)
     assert images_of(out) == ["a.jpg", "b.jpg"]
+    pack([str(out), str(tmp_path / "again")])  # tars keep what is known of their maps
+    assert json.loads((tmp_path / "again" / "manifest.json").read_text())["label_maps"] == manifest["label_maps"]
+    assert packed(tmp_path / "again") == found
 
 
 def images_of(out: Path) -> list[str]:
     index = open_shards(str(out), maps=("seg.png",))
     assert not index.passed_over
     return sorted(f"{index.key(sample)}.jpg" for sample in range(len(index)))
+
+
+def test_manifests_that_name_the_classes_of_maps_differently_are_refused(tmp_path: Path) -> None:
+    for name, said in {"a": {"label_maps": {"classes": ["x", "y"]}}, "b": {"void": 3}, "c": {"classes": ["z"]}}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(json.dumps(said))
+    a, b, c = (str(tmp_path / name / "0.tar") for name in "abc")
+    assert read_naming([a, c]).names == ["x", "y"]  # images of other classes have no maps
+    with pytest.raises(DataError, match="name the classes of label maps differently"):
+        read_naming([a, b])
 
 
 def test_names_that_differ_are_matched_as_said(tmp_path: Path) -> None:

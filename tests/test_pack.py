@@ -559,7 +559,7 @@ def test_ambiguous_folder_ends_with_an_error(tmp_path, files, says):
 def test_hidden_files_and_folders_are_not_packed(tmp_path):
     for name in ("a.png", "._a.png", ".cache/b.png"):
         image(tmp_path / name)
-    samples, classes, ignored = find_images(tmp_path)
+    samples, classes, ignored, _ = find_images(tmp_path)
     assert [sample.key for sample in samples] == ["a"] and not classes and not ignored
 
 

@@ -88,7 +88,9 @@ def main(words: list[str] | None = None) -> None:
         if folder := getattr(arguments, f"{kind}_maps"):
             source, maps = with_maps(source, kind, folder, getattr(arguments, f"{kind}_name"), passed_over)
             settings[f"{kind}_maps"] = list(maps)
-    samples, classes, note = source
+    samples, classes, note, naming = source
+    if naming.stated and arguments.label_maps is None:  # of the tars that are packed anew
+        settings |= {"label_maps": [naming.extension, ""], "label_classes": naming.names, "void": naming.void}
     plan = PackPlan(samples=len(samples), classes=classes, keys=hash_keys(samples), **settings)
     split_of = None
     if wanted(plan):

@@ -157,7 +157,8 @@ def _maps(plan: PackPlan) -> dict[str, Any]:
     if plan.label_maps:
         names = {"classes": plan.label_classes} if plan.label_classes else {}
         void = {"void": plan.void} if plan.void is not None else {}
-        found["label_maps"] = {"extension": plan.label_maps[0], **names, **void}
+        extension = {"extension": plan.label_maps[0]} if plan.label_maps[0] else {}
+        found["label_maps"] = {**extension, **names, **void}
     if plan.depth_maps:
         found["depth_maps"] = {"extension": plan.depth_maps[0]}
     return found

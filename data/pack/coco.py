@@ -67,7 +67,8 @@ def with_masks(source: Source, file: Path, passed_over: PassedOver | None = None
         sample = samples[image]
         return sample._replace(others=(*sample.others, ("json", partial(build_record, entry, usable, sample.read))))
 
-    return Source(LazySamples(len(found), make), source.classes, "; ".join(filter(None, (source.note, renamed))))
+    note = "; ".join(filter(None, (source.note, renamed)))
+    return source._replace(samples=LazySamples(len(found), make), note=note)
 
 
 def _load(file: Path, left_out: PassedOver) -> tuple[list[Entry], dict[int, list[Entry]]]:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from data.index.naming import Naming
+
 Read = Callable[[], bytes]
 
 
@@ -43,3 +45,4 @@ class Source(NamedTuple):
     samples: Samples
     classes: list[str]
     note: str = ""  # printed for the user, such as the number of files left out
+    naming: Naming = Naming([], None)  # of the label maps in tars

@@ -7,6 +7,7 @@ from functools import partial
 from data.errors import DataError
 from data.index.classes import class_names
 from data.index.index import ShardIndex, open_shards
+from data.index.naming import read_naming
 from data.index.passed_over import BESIDE, PassedOver
 from data.index.samples import split_name
 from data.index.splits import find_splits
@@ -41,7 +42,8 @@ def find_samples(
     classes = class_names(index.shards)
     numbers = None if given is None else _renumber(source, index, classes, given)
     samples = LazySamples(len(index), partial(_make_sample, index, numbers))
-    return Source(samples, classes if given is None else given, _remark_on_labels(index))
+    remark = _remark_on_labels(index)
+    return Source(samples, classes if given is None else given, remark, read_naming(index.shards))
 
 
 def _remark_on_labels(index: ShardIndex) -> str:
