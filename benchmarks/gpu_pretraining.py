@@ -187,7 +187,7 @@ def loader_rows(bench: Bench) -> Iterator[Row]:
         if bench.photos is None:
             write_pictures(out / "pictures")
         make_images(bench.photos or out / "pictures", out, (500, 375), copies)
-        samples, classes, _ = find_images(out / "images")
+        samples, classes, *_ = find_images(out / "images")
         pack(samples, out / "shards", name="x", classes=classes, shard_size=copies // 4)
         kind = "photographs" if bench.photos else "made pictures"
         yield (

@@ -160,7 +160,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             out = Path(temporary)
             make_images(arguments.photos, out, SIZES[name], COPIES[name])
-            samples, classes, _ = find_images(out / "images")
+            samples, classes, *_ = find_images(out / "images")
             pack(samples, out / "shards", name="x", classes=classes, shard_size=COPIES[name] // 8)
             size = sum(path.stat().st_size for path in (out / "images" / "0").iterdir()) / COPIES[name]
             pack(samples, out / "small", name="x", classes=classes, shard_size=COPIES[name] // 8, shorter_side=512)

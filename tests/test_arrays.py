@@ -130,7 +130,7 @@ def test_five_channel_16_bit_folder_packs_and_loads_as_normalised_batches(tmp_pa
     (tmp_path / "in").mkdir()
     for i in range(12):
         np.save(tmp_path / "in" / f"{i:02d}.npy", image(5, height=30 + i))
-    samples, classes, _ = find_images(tmp_path / "in")
+    samples, classes, *_ = find_images(tmp_path / "in")
     pack(samples, tmp_path / "out", name="x", classes=classes)
     config = DataConfig(path=str(tmp_path / "out"), workers=2, bits=16, mean=[0.5] * 5, std=[0.25] * 5)
     data = ShardDataModule(config, image_size=(16, 24), channels=5, seed=0, global_batch=6, micro_batch=6)

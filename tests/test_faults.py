@@ -28,7 +28,7 @@ def shards(tmp_path: Path) -> Path:
     (tmp_path / "in").mkdir()
     for i in range(40):
         Image.effect_noise((30, 30), 50).save(tmp_path / "in" / f"{i:02d}.png")
-    samples, _, _ = find_images(tmp_path / "in")
+    samples, *_ = find_images(tmp_path / "in")
     pack(samples, tmp_path / "out", name="x", classes=[], shard_size=8)
     return tmp_path / "out"
 
@@ -167,7 +167,7 @@ def test_damaged_images_and_tars_raise_nothing_but_data_error(tmp_path, number_o
     (tmp_path / "in").mkdir()
     for i in range(6):
         (tmp_path / "in" / f"{i}.jpg").write_bytes(image)
-    samples, _, _ = find_images(tmp_path / "in")
+    samples, *_ = find_images(tmp_path / "in")
     pack(samples, tmp_path / "out", name="x", classes=[])
     tar = (tmp_path / "out" / "x-000000.tar").read_bytes()
     refused = {"image": 0, "tar": 0}

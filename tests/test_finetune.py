@@ -252,7 +252,7 @@ def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "images").mkdir()
     for number in range(70):
         Image.new("RGB", (32, 32), (number, 0, 0)).save(root / "images" / f"{number}.png")
-    samples, classes, _ = find_images(root / "images")
+    samples, classes, *_ = find_images(root / "images")
     pack(samples, root / "packed", name="x", classes=classes)
     return root / "packed"
 

@@ -70,7 +70,7 @@ def test_two_packed_sets_are_mixed_by_weight(tmp_path):
             path = tmp_path / name / f"{i:03d}.png"
             path.parent.mkdir(exist_ok=True)
             Image.new("RGB", (24, 24), (grey, grey, grey)).save(path)
-        samples, classes, _ = find_images(tmp_path / name)
+        samples, classes, *_ = find_images(tmp_path / name)
         pack(samples, tmp_path / "packed" / name, name=name, classes=classes, shard_size=8)
     paths = [str(tmp_path / "packed" / name) for name in ("dark", "light")]
     config = DataConfig(path=paths, weights=[3, 1], workers=0)

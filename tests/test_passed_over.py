@@ -373,7 +373,7 @@ def check_folder(members: list) -> None:
         entries = write_tree(Path(folder, "in"), members)
         passed_over = PassedOver()
         try:
-            samples, _, _ = find_images(Path(folder, "in"), None, passed_over)
+            samples, *_ = find_images(Path(folder, "in"), None, passed_over)
         except DataError as error:
             assert folder in str(error)
             return

@@ -52,7 +52,7 @@ def folder(tmp_path_factory) -> Path:
             path = root / "images" / part / f"class{i % 3}" / f"{i:03d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(noise.integers(0, 255, (50 + i % 7, 60, 3), np.uint8)).save(path)
-        samples, classes, _ = find_images(root / "images" / part)
+        samples, classes, *_ = find_images(root / "images" / part)
         pack(samples, root / "packed" / part, name=f"x-{part}", classes=classes, shard_size=8)
     return root / "packed"
 

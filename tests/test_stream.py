@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
             path.parent.mkdir(parents=True, exist_ok=True)
             small = noise.integers(0, 255, (6, 7, 3), np.uint8)
             Image.fromarray(small).resize((40 + i % 30, 36 + i % 17)).save(path)
-        samples, classes, _ = find_images(root / "images" / part)
+        samples, classes, *_ = find_images(root / "images" / part)
         pack(samples, root / "packed" / part, name=f"x-{part}", classes=classes, shard_size=10)
     return root / "packed"
 
