@@ -66,6 +66,7 @@ def test_steps_of_a_task_on_a_gpu_have_the_losses_of_a_cpu(tmp_path: Path, built
 
 
 def test_segmentation_trains_on_a_gpu(tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
     photographs = shards_of_shapes(tmp_path / "shapes", train=8, val=2)
     words = [f"runs={tmp_path}", f"data.path={photographs}", "data.workers=0", "name=run", *SEGMENT]
     config = compose(*words, GPU, "precision=bf16-mixed", "max_steps=4", "val_every=4", "blocks.recompute=all")
@@ -108,11 +109,13 @@ def test_checkpoint_of_fsdp_on_a_gpu_goes_on_under_ddp(tmp_path: Path, built_in:
 
 
 def test_pinned_batches_under_accumulation_give_the_losses_of_no_workers(tmp_path: Path, built_in: Path) -> None:
-    """A batch of the ring that is written again while it is still copied would change them."""
+    """A batch of the ring that is written again while it is still copied would change them by more than rounding."""
     settings = (*PLAIN, GPU, "precision=32-true", "micro_batch=8", "max_steps=30")
     run(command(tmp_path, built_in, *settings, "name=none"))
     run(command(tmp_path, built_in, *settings, "name=two", "data.workers=2"))
-    assert losses(tmp_path / "two") == losses(tmp_path / "none")
+    two, none = losses(tmp_path / "two"), losses(tmp_path / "none")
+    assert two.keys() == none.keys()
+    assert [float(two[at]) for at in two] == pytest.approx([float(none[at]) for at in two], rel=1e-5)
 
 
 def test_compiled_and_16_bit_runs_stay_near_float32(tmp_path: Path, built_in: Path) -> None:

@@ -76,7 +76,7 @@ def attend_in_place(
         batch,
         height,
         width,
-        d**-0.5,
+        SCALE=d**-0.5,  # a constant: compiled calls would pass a number in double precision
         HEADS=num_heads,
         ROWS=window[0],
         COLUMNS=window[1],
@@ -129,7 +129,7 @@ def _attend(
     batch,
     height,
     width,
-    scale,
+    SCALE: tl.constexpr,
     HEADS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -195,7 +195,7 @@ def _attend(
         if REST > 0:
             k_rest = _load_heads(qkv, padding, key_token, inside, 1, head, WIDE, HEADS, D, PAD, REST)
             scores = tl.dot(q_rest, tl.trans(k_rest), scores, input_precision="ieee")
-        scores *= scale
+        scores *= SCALE
         if BY_ROW:
             by_row = tl.load(row_terms + tile, mask=asked, other=0.0)
             scores += by_row.to(tl.float32)[:, None] + by_column.to(tl.float32)
