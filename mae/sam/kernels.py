@@ -8,8 +8,8 @@ padded     the same, and v padded with zeros to that width: flash attention want
 bias       rows + columns as a matrix [G, n, n] beside q, k and v
 flex       rows and columns, which the kernel adds to each score
 
-Two more are ours: "chunks" for CPUs (mae/sam/attention.py) and "in place" for GPUs (mae/sam/triton_attention.py), which
-is the fastest at one image and not pinned yet: with eight of them it ended in an illegal memory access (docs/results.md).
+Two more are ours: "chunks" for CPUs (mae/sam/attention.py) and "in place" for GPUs (mae/sam/triton_attention.py). That
+is the fastest at one image and not pinned yet: eight ended in an illegal memory access (docs/results.md).
 A kernel is pinned in code and never chosen by a timing, so that all ranks and every resume compute alike.
 """
 
