@@ -49,6 +49,8 @@ def _values(data: bytes) -> np.ndarray:
             raise DataError(f"its map is of {values.dtype} {list(values.shape)}, and a map is [height, width]")
         return values.astype(values.dtype.newbyteorder("="))
     with pil.opened(data) as image:
+        if image.format == "JPEG":
+            raise DataError("its map is a JPEG, whose compression changes the numbers: save it as PNG")
         if image.mode not in MODES:
             raise DataError(
                 f"its map is a picture of colours (PIL's mode {image.mode}), and a map has one number per pixel: save "
