@@ -44,10 +44,17 @@ def read_naming(shards: Iterable[str]) -> Naming:
 
 def _naming(folder: Folder) -> Naming:
     manifest = folder.manifest() or {}
-    block = manifest["label_maps"] if isinstance(manifest.get("label_maps"), dict) else None
+    block = manifest.get("label_maps")
+    if block is not None and not isinstance(block, dict):
+        raise DataError(
+            f"{folder.file('manifest.json')} has `label_maps` {block!r}, which is no object with `classes` and `void`. "
+            "Make it one, or remove it."
+        )
     said = manifest if block is None else block
     void = said.get("void")
-    if void is not None and (not isinstance(void, int) or isinstance(void, bool)):
-        raise DataError(f"{folder.file('manifest.json')} has `void` {void!r}, which is no number. Make it one.")
+    if void is not None and (not isinstance(void, int) or isinstance(void, bool) or not 0 <= void < 1 << 16):
+        raise DataError(
+            f"{folder.file('manifest.json')} has `void` {void!r}, which is no number of 16 bits. Take 0 … 65535."
+        )
     extension = str((block or {}).get("extension", ""))
     return Naming(names_in(folder, said), void, extension, block is not None or void is not None)
