@@ -178,6 +178,8 @@ def write_groups(path: Path, index: ShardIndex, groups: np.ndarray, sizes: np.nd
 
 def near_duplicates(index: ShardIndex, jobs: int, table: Path | None) -> dict[str, Any]:
     """Finds near-duplicates and writes them to the table, if one is wanted. Returns what the report says of them."""
+    if table is not None and os.path.exists(table):
+        SampleTable(table, index)  # refuses one of other shards before all images are read
     groups, sizes = find_duplicates(index, jobs)
     if table is not None:
         write_groups(table, index, groups, sizes)
