@@ -120,6 +120,10 @@ class OnlineDense:
             width = photograph.tokens[of].shape[1] // 2  # the class token stands behind
             values.append(photograph.tokens[of][known, :width])
             targets.append(share[known])
+        if not any(map(len, values)):
+            raise ConfigError(
+                f"online_probe.dense_images: all pixels of the training photographs are void ({classes.void})"
+            )
         head = NeighbourHead(torch.cat(values).to(device), torch.cat(targets).to(device), self.k, cosine=True)
         confusion = np.zeros((classes.count, classes.count), np.int64)
         for photograph in test:
@@ -135,6 +139,10 @@ class OnlineDense:
             if classes.void < classes.count:
                 predicted[classes.void] = -torch.inf
             confusion += count_pixels(photograph.truth.numpy(), predicted.max(0).indices.cpu().numpy(), classes)
+        if not confusion.any():
+            raise ConfigError(
+                f"online_probe.dense_images: all pixels of the validation photographs are void ({classes.void})"
+            )
         miou = segmentation_scores(confusion, classes)["miou"]
         assert isinstance(miou, float)
         return miou

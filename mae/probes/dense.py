@@ -76,7 +76,7 @@ class Dense(Probe, frozen=True):
     target: Target = "classes"
     heads: list[HeadName] = Field(min_length=1)
     protocol: Literal["tokens", "pixio"] = "tokens"
-    size: int | Size | None = None
+    size: PositiveInt | Size | None = None
     window: Square | None = None
     layers: list[int] = Field(min_length=1)
     train_images: int | None = Field(None, ge=1)
@@ -88,7 +88,7 @@ class Dense(Probe, frozen=True):
     weight_decay: float = Field(0.01, ge=0)
     batch: PositiveInt = 2048
     steps: PositiveInt = 1500
-    void: int | None = Field(None, ge=0)
+    void: int | None = Field(None, ge=0, le=65535)
     depth_unit: PositiveFloat = 1e-3
     untrained: bool = True
     shown: int = Field(6, ge=0)
@@ -258,7 +258,8 @@ class Dense(Probe, frozen=True):
         table = Table(torch.cat(values), torch.cat(targets), torch.cat(weights))
         width = table.values.shape[1]
         if not table.weights.any():
-            raise ConfigError(f"the {len(found.photographs):,} training photographs have no pixel that is not void")
+            lacks = "of known depth" if classes is None else f"that is not void ({classes.void})"
+            raise ConfigError(f"the {len(found.photographs):,} training photographs have no pixel {lacks}")
         return table if pooled else table._replace(values=table.values[:, : width // 2])
 
     def _windows(self, name: str, probed: ModelsUnderProbe) -> Windows:

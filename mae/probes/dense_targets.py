@@ -10,6 +10,7 @@ from mae.errors import ConfigError
 from mae.probes.windows import Size, crop_windows
 
 UNKNOWN = 255  # void, where neither settings nor manifest name it
+MAX_CLASSES = 4096  # a count of every pair of classes has to fit into memory
 
 
 class Classes(NamedTuple):
@@ -28,12 +29,21 @@ class Classes(NamedTuple):
 
 
 def find_classes(truths: list[Tensor], names: list[str], void: int) -> Classes:
-    """Returns the classes in these maps. Raises ConfigError for a class without a name, or if there is only one."""
+    """Returns the classes in these maps.
+
+    Raises ConfigError for a class without a name, for numbers that cannot be those of classes, or if there is only one.
+    """
     seen = sorted({number for truth in truths for number in truth.unique().tolist()} - {void})
     if names and seen and seen[-1] >= len(names):
         raise ConfigError(
             f"label maps hold the value {seen[-1]}, and manifest.json names {len(names)} classes, 0 … "
-            f"{len(names) - 1}, and {void} is void: add its name, or set probe.void={seen[-1]} if it stands for none"
+            f"{len(names) - 1}, and {void} is void: add its name; if it "
+            f"stands for none, make it `void` there, or set probe.void={seen[-1]}"
+        )
+    if seen and seen[-1] >= MAX_CLASSES:
+        raise ConfigError(
+            f"label maps hold the value {seen[-1]}, and classes are 0 … {MAX_CLASSES - 1}: those of objects or depths "
+            "are no classes. Give maps of classes, or, if it stands for none, make it `void` in manifest.json"
         )
     if len(seen) < 2:
         raise ConfigError(
