@@ -127,7 +127,7 @@ class ShardDataModule(lightning.LightningDataModule):
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """The rule of data.sampling, how many images an epoch shows, a digest of their probabilities; {} without."""
+        """Returns the rule of data.sampling, the images of an epoch, a digest of their probabilities; {} without."""
         orders = self.order.orders if isinstance(self.order, Mixture) else [self.order]
         digests = [order.choice.digest for order in orders if order.choice is not None]
         rule, chosen = self.config.rule.given, len(self.order)

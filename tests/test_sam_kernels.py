@@ -30,7 +30,7 @@ def attend(kernel: str, grid: tuple[int, int], given: list[Tensor]) -> Tensor:
 
 
 def exact(grid: tuple[int, int], given: list[Tensor]) -> Tensor:
-    """The definition, with the relative positions of each pair of tokens."""
+    """Computes the definition, with the relative positions of each pair of tokens."""
     q, k, v, rel_pos_h, rel_pos_w = given
     row, column = (place.flatten() for place in torch.meshgrid(*map(torch.arange, grid), indexing="ij"))
     pairs = rel_pos_h[row[:, None] - row + grid[0] - 1] + rel_pos_w[column[:, None] - column + grid[1] - 1]

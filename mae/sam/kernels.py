@@ -64,7 +64,7 @@ def bias(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tens
 
 
 def flex(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """The gradients of rows and columns are sums of atomic additions: not the same to the last bit in two runs."""
+    """Adds to scores inside the kernel. Gradients of rows and columns are atomic sums: runs differ in the last bit."""
     width = columns.shape[-1]
 
     def add_positions(score: Tensor, batch: Tensor, group: Tensor, query: Tensor, key: Tensor) -> Tensor:
