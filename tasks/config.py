@@ -39,7 +39,7 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 # Settings that name a file or folder on this machine, or on a disk that it mounts.
 PATHS = {"runs", "out", "data.root", "data.cache", "data.sampling", "task.embeddings", "plan.json", "sweep.sweeps"}
-PATHS |= {"init_from", "resume", "checkpoint"}
+PATHS |= {"init_from", "resume", "checkpoint", "task.teacher", "task.outputs"}
 HOME = re.compile(r"~[\w.-]*/|~$")
 LONGEST_NAME = 255  # bytes, of file systems
 

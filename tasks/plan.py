@@ -9,6 +9,7 @@ from data.rate import loading_rate
 from mae.distributed.launch import Topology, resolve_devices
 from mae.errors import CheckpointError
 from mae.plan.devices import find_hardware, planned_precision
+from mae.plan.distillation_cost import distillation_cost
 from mae.plan.forecast import Forecast
 from mae.plan.tables import show_forecast
 from mae.plan.training_cost import TrainingCost, classification_cost, pretraining_cost, sam_cost
@@ -18,6 +19,7 @@ from mae.run.folder import write_json
 from mae.sam.convert import sam_config
 from tasks.branch import resolve_branch
 from tasks.config import TrainConfig
+from tasks.distill import Distill
 from tasks.finetune import Finetune
 from tasks.segment import Segment
 from tasks.task import Task, task_class
@@ -83,6 +85,8 @@ def training_cost(task: Task, precision: str, device: torch.device) -> TrainingC
     if isinstance(task, Finetune):
         drop_path = task.settings.drop_path
         return classification_cost(model, task.classes, drop_path, precision, device, optim, averaged)
+    if isinstance(task, Distill):
+        return distillation_cost(task.student, task.teacher, precision, device, optim, averaged)
     if isinstance(task, Segment):
         return sam_cost(sam_config(model, task.settings.sam_fields), precision, optim, averaged)
     return pretraining_cost(model, precision, device, optim, averaged)

@@ -19,6 +19,7 @@ STATED = ("task", "model", "data", "optim")  # groups whose values a recipe stat
 SIZE = ("model.width", "model.depth", "model.num_heads", "model.patch_size")  # what a file of conf/model states
 FITTING = {  # for data of one's own; for pre-training suggest=true writes one
     "finetune": "finetune_base (ViT-B at 224 pixels), experiment=cifar10_finetune (32 pixels, minutes on a CPU)",
+    "distill": "distill_small (ViT-S at 224 pixels), experiment=distill_tiny (112 pixels, minutes on a CPU)",
     "segment": "sa1b_segment_base (ViT-B at 1024 pixels), experiment=coco_sa1b_tiny (128 pixels, minutes on a CPU)",
 }
 

@@ -29,7 +29,7 @@ from mae.train.training import Training
 from tasks.config import TaskSettings, TrainConfig, plain_settings, validate
 from tasks.words import choose_one, setting
 
-TASKS = {"pretrain": "Pretrain", "finetune": "Finetune", "segment": "Segment"}  # tasks/NAME.py and the class in it
+TASKS = {"pretrain": "Pretrain", "finetune": "Finetune", "distill": "Distill", "segment": "Segment"}  # tasks/NAME.py
 PIXELS = {"scale", "flip", "rand_augment", "decode", "bits", "mean", "std"}  # settings of `data` that a recipe holds
 
 
@@ -130,8 +130,8 @@ class Task(ABC, Generic[TaskSettings]):
         """Raises ConfigError if settings do not go together, or are of no use in this task."""
         if self.config.online_probe.every is not None:
             raise ConfigError(
-                f"online_probe.every={self.config.online_probe.every} is for task=pretrain alone: set it to null. "
-                "What is validated here is set by val_every"
+                f"online_probe.every={self.config.online_probe.every} is for task=pretrain and distill: set it to "
+                "null. What is validated here is set by val_every"
             )
 
     @abstractmethod

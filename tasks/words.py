@@ -25,7 +25,7 @@ ABSENT = ("null", "false", "none")  # in any case: what users write to do withou
 # Settings that are text, whose values may look like numbers: a job's id, a date, the hash of a commit.
 TEXT = {"name", "runs", "resume", "init_from", "checkpoint", "out", "sweep.name", "sweep.sweeps"}
 TEXT |= {"data.path", "data.val_path", "data.root", "data.cache", "data.sampling", "task.embeddings", "plan.json"}
-TEXT |= {"logger.mlflow.experiment_name", "logger.mlflow.run_name"}
+TEXT |= {"logger.mlflow.experiment_name", "logger.mlflow.run_name", "task.teacher", "task.outputs"}
 TEXT |= {f"logger.wandb.{name}" for name in ("project", "name", "group", "entity")}
 PLAIN = re.compile(r"[\w./:+-]*", re.ASCII)  # read by Hydra as it stands
 

@@ -54,7 +54,7 @@ CASES = {
     "accelerator of nobody": (["trainer.accelerator=foo"], "Lightning refuses trainer.accelerator=foo"),
     "no GPU": (["trainer.accelerator=cuda"], "torch finds no GPU"),
     "unknown nested key": (["+model.foo=1"], "unknown setting model.foo: model has class_tokens, decoder"),
-    "unknown task": (["task.name=foo"], "task.name=foo is none of pretrain, finetune, segment"),
+    "unknown task": (["task.name=foo"], "task.name=foo is none of pretrain, finetune, distill, segment"),
     "setting of a task": (
         ["task=finetune", "task.drop_path=2"],
         "error: task.drop_path=2: input should be less than 1",

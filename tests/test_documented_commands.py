@@ -45,6 +45,7 @@ SUGGESTED = {"experiment=photos", "experiment=further"}  # recipes that document
 # What makes a command of any size one of seconds.
 TINY = ["model.width=192", "model.depth=2", "model.num_heads=3", "model.image_size=32", "model.patch_size=8"]
 TINY += ["model.decoder_width=32", "model.decoder_depth=1", "model.decoder_num_heads=2"]
+SAM_STUDENT = ["task.window=2", "task.global_blocks=[1]"]
 OWN = ["experiment=digits_tiny", "data=shards", "data.path=SHARDS", "name=NAME"]
 SHORT = ["epochs=1", "max_steps=2", "global_batch=8", "micro_batch=4", "val_every=2", "data.workers=0", "trainer=cpu"]
 
@@ -208,8 +209,9 @@ def reduced(words: list[str], checkout: Path) -> list[str]:
     if {"--help", "--cfg", "plan=true", "suggest=true"} & set(words):
         return words
     if program == "train.py":
-        task = check_program(program, overrides)[0].task.name
-        return [*words, *TINY, *SHORT, *(SEGMENT if task == "segment" else [])]
+        task = check_program(program, overrides)[0].task
+        own = SEGMENT if task.name == "segment" else SAM_STUDENT if getattr(task, "student", None) == "sam" else []
+        return [*words, *TINY, *SHORT, *own]
     if program == "eval.py":
         probe = next((word.removeprefix("probe=") for word in words if word.startswith("probe=")), "suite")
         smaller = {"suite": ["probe.attentive.steps=20"], "attentive": ["probe.steps=20"]}

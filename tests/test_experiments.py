@@ -14,6 +14,7 @@ from tasks.config import TrainConfig
 from tasks.task import read_settings
 from tasks.train import train
 from tests.conftest import ROOT
+from tests.exports import own_checkpoint
 from tests.masked_photos import shards_of_shapes
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -95,6 +96,8 @@ def test_recipe_runs_two_steps_at_reduced_size(experiment: str, tmp_path: Path, 
         reduced += [*SEGMENT, f"data.path={shards_of_shapes(tmp_path / 'shapes')}"]
         if full.task.embeddings is not None:
             reduced.append(f"task.embeddings={tmp_path / 'embeddings'}")
+    if full.task.name == "distill":
+        reduced.append(f"task.teacher={own_checkpoint(tmp_path)[1]}")
     config = compose(f"experiment={experiment}", f"runs={tmp_path}", f"data.root={built_in}", *reduced)
     train(config, Topology(rank=0, ranks=1, devices=1, nodes=1))
     rows = read_metrics(config.run / "metrics.csv")

@@ -18,6 +18,7 @@ from mae.sam.encoder import Block, SamConfig, SamEncoder
 from mae.sam.kernels import IN_PLACE, KERNELS
 from mae.train.optim import OptimConfig, build_optimizer
 from tasks.train import train
+from tests.exports import own_checkpoint
 from tests.masked_photos import shards_of_shapes
 from tests.poisoned_run import Poison
 from tests.processes import SMALL, assert_same_run, command, losses, run
@@ -59,6 +60,14 @@ def test_steps_of_a_task_on_a_gpu_have_the_losses_of_a_cpu(tmp_path: Path, built
         "precision=32-true",
         *(["optim=finetune", "task.drop_path=0"] if task == "finetune" else []),
     ]
+    expected = losses_of(trained(tmp_path, built_in, "cpu", *words, "trainer.accelerator=cpu"))
+    found = losses_of(trained(tmp_path, built_in, "gpu", *words))
+    assert len(found) == 6
+    assert found == pytest.approx(expected, rel=2e-3)
+
+
+def test_distillation_on_a_gpu_has_the_losses_of_a_cpu(tmp_path: Path, built_in: Path) -> None:
+    words = ["task=distill", f"task.teacher={own_checkpoint(tmp_path)[1]}", "task.mask_ratio=0.5", "precision=32-true"]
     expected = losses_of(trained(tmp_path, built_in, "cpu", *words, "trainer.accelerator=cpu"))
     found = losses_of(trained(tmp_path, built_in, "gpu", *words))
     assert len(found) == 6

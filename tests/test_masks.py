@@ -21,7 +21,8 @@ from data.index.index import open_shards
 from data.index.passed_over import PassedOver
 from data.inspect.__main__ import main as inspect
 from data.loader.faults import Faults
-from data.loader.mask_dataset import Frame, MaskDataset, fit
+from data.loader.mask_dataset import Frame, MaskDataset
+from data.loader.photograph_dataset import fit
 from data.mask_datamodule import MaskDataModule
 from data.order.samplers import MicroBatch
 from data.pack.__main__ import main as pack

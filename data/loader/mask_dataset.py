@@ -16,6 +16,7 @@ from data.errors import DataError, NoObject
 from data.images import decode, masks
 from data.index.index import ShardIndex
 from data.loader.dataset import Batch, CropSpec, ShardDataset, Uniforms
+from data.loader.photograph_dataset import fit, lay_into_frame
 from data.order.hashing import key, permutation
 from data.order.samplers import spread
 from data.storage.read import read
@@ -46,12 +47,6 @@ class Annotated(NamedTuple):
     original: tuple[int, int]  # height, width of the photograph that the masks are of
     masks: np.ndarray  # bool [N, side / stride, side / stride], or [N, height, width]
     numbers: np.ndarray  # int64 [N], of the annotations in the record
-
-
-def fit(height: int, width: int, side: int) -> tuple[int, int]:
-    """Returns (height, width) of a photograph whose longer side becomes `side`, rounded as segment-anything does."""
-    scale = side / max(height, width)
-    return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
 class MaskDataset(ShardDataset):
@@ -87,10 +82,7 @@ class MaskDataset(ShardDataset):
         else:
             choice = None if uniforms is None else uniforms[0][1]
             chosen, numbers = self._frame_masks(codes, self.frame.masks_per_image, original, inside, mirrored, choice)
-        box = (0, 0, header.height, header.width)
-        (image,) = decode.decode(data, header, [box], inside, exact=True, filter="bilinear")
-        rows.zero_()
-        rows[0, :, : inside[0], : inside[1]] = image.flip(-1) if mirrored else image
+        lay_into_frame(rows, data, header, inside, mirrored)
         return Annotated(inside, original, chosen, numbers)
 
     def _read_record(self, sample: int) -> bytes:

@@ -17,7 +17,7 @@ from mae.probes.dense_scores import count_pixels, segmentation_scores
 from mae.probes.dense_targets import Classes, class_shares, find_classes
 from mae.probes.dense_tokens import View, as_tensor, drawn_rows, encode_windows, thin
 from mae.probes.windows import Size, crop_windows, resize_nearest
-from mae.train.pretraining import Pretraining
+from mae.train.training import Training
 
 TOKENS = 100  # of each training photograph
 
@@ -53,7 +53,7 @@ class OnlineDense:
         assert self.view.window is not None
         return self.view.window
 
-    def measure(self, trainer: pl.Trainer, module: Pretraining, encoders: Mapping[str, Any]) -> dict[str, float]:
+    def measure(self, trainer: pl.Trainer, module: Training, encoders: Mapping[str, Any]) -> dict[str, float]:
         """Returns the metrics on rank 0, elsewhere an empty dictionary. A collective."""
         train = self._encode(trainer, module, encoders, self.train, drawn=TOKENS)
         test = self._encode(trainer, module, encoders, self.test, drawn=None)
@@ -66,7 +66,7 @@ class OnlineDense:
     def _encode(
         self,
         trainer: pl.Trainer,
-        module: Pretraining,
+        module: Training,
         encoders: Mapping[str, Any],
         photographs: Callable[[], Iterable[Any]],
         drawn: int | None,
@@ -74,7 +74,7 @@ class OnlineDense:
         """Returns the photographs of all ranks that have a map, in the order of their samples, on rank 0."""
         found: list[Encoded] = []
         left_out: list[str] = []
-        channels, window = module.model.config.in_channels, self.window
+        channels, window = encoders[""].config.in_channels, self.window
         for loaded in photographs():
             # Where weights are sharded every rank has to encode as often as all others: those without one, zeros.
             photograph = loaded if loaded is not None and not loaded.reason else None

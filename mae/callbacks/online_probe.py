@@ -13,7 +13,7 @@ from mae.callbacks.throughput import Throughput
 from mae.distributed.ranks import gather_to_rank_zero
 from mae.probes.features import Features, concatenate_by_sample, describe, rankme
 from mae.probes.knn import knn_accuracy
-from mae.train.pretraining import Pretraining
+from mae.train.training import Training
 
 Loader = Iterable[dict[str, Any]]
 
@@ -60,8 +60,8 @@ class OnlineProbe(StepCallback):
 
     def measure(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, float]:
         """Returns the metrics on rank 0, elsewhere an empty dictionary. A collective."""
-        assert isinstance(module, Pretraining)
-        encoders = {"": module.model} | ({} if module.average is None else {"_average": module.average})
+        assert isinstance(module, Training)
+        encoders: dict[str, Any] = {"": module.model} | ({} if module.average is None else {"_average": module.average})
         tests = self._features(trainer, module, encoders, self.test)
         trains = self._features(trainer, module, encoders, self.train) if self.train is not None else {}
         dense = self.dense.measure(trainer, module, encoders) if self.dense is not None else {}
@@ -70,7 +70,7 @@ class OnlineProbe(StepCallback):
 
     @torch.no_grad()
     def _features(
-        self, trainer: pl.Trainer, module: Pretraining, encoders: dict[str, Any], loader: Loader
+        self, trainer: pl.Trainer, module: Training, encoders: dict[str, Any], loader: Loader
     ) -> dict[str, Features]:
         """Returns the features by each encoder on rank 0, elsewhere an empty dictionary."""
         parts: dict[str, list[Features]] = {of: [] for of in encoders}

@@ -20,7 +20,8 @@ def load_sam(path: str | Path | Opened, *, like: SamConfig | None = None, **give
 
     path   a segment-anything .pth (a whole SAM, its image_encoder.* part, or the encoder's bare weights), own exports
            among them, the same weights as safetensors or in whatever a training program wraps round them, a folder (a
-           Hugging Face SamModel or SamVisionModel, or an exported samvit_* of timm), or any of them already opened
+           Hugging Face SamModel or SamVisionModel, or an exported samvit_* of timm), a run of task=distill with
+           task.student=sam, or any of them already opened
     like   an architecture whose windows are taken where the image is one window and the weights cannot say
     given  fields of SamConfig that the file cannot say: global_blocks and window, if the image is one window; for
            another image_size or in_channels the weights are resampled, as by `SamEncoder.at`
@@ -42,7 +43,9 @@ def load_sam(path: str | Path | Opened, *, like: SamConfig | None = None, **give
             for key, value in to_our_names(opened.weights).items()
             if key.startswith(ENCODER)
         }
-        if opened.path.is_dir():
+        if opened.run is not None:
+            config = SamConfig.model_validate(opened.run["recipe"]["sam"] | given)
+        elif opened.path.is_dir():
             read = timm_folder.read_sam if "architecture" in opened.settings else hf_sam.read
             config = SamConfig.model_validate(read(opened.settings) | given)
         else:

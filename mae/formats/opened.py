@@ -36,6 +36,7 @@ ARGUMENTS = {
 }
 NECK = "neck.0.weight"  # of a SAM-style encoder, in each library's names
 HF_NECK = "neck.conv1.weight"
+DISTILLATION_HEAD = "distillation_head."  # of a student (mae/distill/student.py): no part of its encoder
 PATCHES = "patch_embed.proj.weight"
 
 
@@ -47,8 +48,9 @@ class Opened:
     which nobody may overwrite meanwhile, and takes half the memory.
 
     path      the file or folder; of a run its newest valid checkpoint
-    kind      "mae": autoencoder, encoder or classifier, for `load`; "sam": SAM or its encoder from another library, for
-              `load_sam` and `load_segmenter`; "segmentation": own checkpoint of task=segment, for `load_segmenter`
+    kind      "mae": autoencoder, encoder or classifier, for `load`; "sam": SAM or its encoder from another library, or
+              a SAM-style student's of task=distill, for `load_sam` and `load_segmenter`; "segmentation": own checkpoint
+              of task=segment, for `load_segmenter`
     weights   under the names of the library that they are of; of an own checkpoint those of the model
     settings  config.json of a folder, label_names of a .safetensors file written here, pretrained_cfg; else empty
     fields    of MAEConfig, as a file says them: its metadata, or the arguments in a training checkpoint
@@ -175,8 +177,8 @@ def _open_own(path: Path, tree: dict[str, Any], weights: Weights | None) -> Open
 
     Raises ConfigError if the average is asked for, and the run kept none.
     """
-    task = tree["mae"]["recipe"].get("task", {}).get("name")
-    kind = "segmentation" if task == "segment" else "mae"
+    task = tree["mae"]["recipe"].get("task", {})
+    kind = "segmentation" if task.get("name") == "segment" else "sam" if task.get("student") == "sam" else "mae"
     raw, average = (_part_of(tree["state_dict"], name) for name in ("model", "average"))
     if not average:
         if weights == "average":
@@ -254,7 +256,8 @@ def _pixels(mean: Tensor, std: Tensor) -> dict[str, list[float]]:
 def _part_of(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     """Returns the weights of a module in an own checkpoint; an earlier version compiled blocks under other names."""
     named = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
-    return {key.removeprefix(f"{name}."): value for key, value in named.items() if key.startswith(f"{name}.")}
+    own = {key.removeprefix(f"{name}."): value for key, value in named.items() if key.startswith(f"{name}.")}
+    return {key: value for key, value in own.items() if not key.startswith(DISTILLATION_HEAD)}
 
 
 def class_names_of(opened: Opened, classes: int) -> list[str]:

@@ -27,12 +27,14 @@ DECODER = ("decoder", "decoder_width", "decoder_depth", "decoder_num_heads")
 
 
 def initialise_from(
-    model: MaskedAutoencoder, path: Path, pixels: MeanAndDeviation | None = None, weights: Weights | None = None
+    model: Encoder, path: Path, pixels: MeanAndDeviation | None = None, weights: Weights | None = None
 ) -> list[str]:
     """Copies the weights in `path` (any format of `load`) into a fresh model of the same widths, depths and heads.
 
+    A model without a decoder, such as a student, takes the encoder alone; what the file lacks stays as it is.
+
     Image size, patch size and channels may differ: the weights are resampled. Sine-cosine positions stay the model's
-    own table, which is exact for any grid. A file without a decoder leaves the model's as it is.
+    own table, which is exact for any grid.
 
     pixels   mean and deviation of the new run's images, compared with those of the weights; None: not compared
     weights  raw or average, of a checkpoint that holds both; an average of pre-training has no decoder
@@ -40,10 +42,10 @@ def initialise_from(
 
     Raises CheckpointError or ConfigError naming what does not fit.
     """
-    config = model.config
+    config, decoder = model.config, isinstance(model, MaskedAutoencoder)
     opened = open_weights(path, weights=weights)
     source = load(opened, **unsaid(opened, config))
-    refuse_other_architecture(source, config, path)
+    refuse_other_architecture(source, config, path, decoder)
     if config.positions == "sincos" and source.config.positions == "learned":
         raise ConfigError(
             f"init_from={path} has learned positions, and model.positions=sincos replaces them by the fixed table: set "
@@ -55,7 +57,7 @@ def initialise_from(
     model.load_state_dict(
         {key: value for key, value in state.items() if key in own and key not in tables}, strict=False
     )
-    return differences(source, config) + other_scale(opened, pixels)
+    return differences(source, config, decoder) + other_scale(opened, pixels)
 
 
 def unsaid(opened: Opened, config: MAEConfig) -> dict[str, Any]:
@@ -80,10 +82,13 @@ def unsaid_heads(opened: Opened, config: MAEConfig | SamConfig) -> dict[str, Any
     return {"num_heads": config.num_heads} if unsaid else {}
 
 
-def refuse_other_architecture(source: Encoder, config: MAEConfig, path: Path) -> None:
-    """Raises CheckpointError naming the settings of the architecture that differ, and those that would fit."""
+def refuse_other_architecture(source: Encoder, config: MAEConfig, path: Path, decoder: bool = True) -> None:
+    """Raises CheckpointError naming the settings of the architecture that differ, and those that would fit.
+
+    decoder  False: the encoder's alone count
+    """
     theirs, ours = ({**one.model_dump(), "hidden": int(one.width * one.mlp_ratio)} for one in (source.config, config))
-    names = ENCODER + (DECODER if isinstance(source, MaskedAutoencoder) else ())
+    names = ENCODER + (DECODER if decoder and isinstance(source, MaskedAutoencoder) else ())
     differing = [name for name in names if theirs[name] != ours[name]]
     if "width" in differing:
         differing = [name for name in differing if name not in ("num_heads", "hidden")]
@@ -99,11 +104,16 @@ def refuse_other_architecture(source: Encoder, config: MAEConfig, path: Path) ->
         raise CheckpointError(f"init_from={path} is of another architecture: {listed}. Set {settings}{way_out}")
 
 
-def differences(source: Encoder, config: MAEConfig) -> list[str]:
-    """Returns what a warm start resamples, leaves out, or starts from random weights, a sentence each."""
+def differences(source: Encoder, config: MAEConfig, decoder: bool = True) -> list[str]:
+    """Returns what a warm start resamples, leaves out, or starts from random weights, a sentence each.
+
+    decoder  whether the model has one
+    """
     before, whole = source.config, isinstance(source, MaskedAutoencoder)
-    said = resampling(before, config, whole)
-    if not whole:
+    said = resampling(before, config, whole and decoder)
+    if not decoder:
+        said += ["left out: its decoder"] if whole else []
+    elif not whole:
         said.append("there is no decoder in it: the decoder starts from random weights")
     elif before.norm_pix != config.norm_pix:
         said.append(f"its decoder was trained with norm_pix={_plain(before.norm_pix)}: another target")

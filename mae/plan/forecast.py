@@ -17,6 +17,7 @@ class Layout(NamedTuple):
     strategy             one device | DDP | FSDP
     recompute            activation checkpointing of all blocks
     average              of the weights (task.ema)
+    frozen               weights of a teacher (task=distill), which no strategy shards
     gathered             weights and gradients that FSDP holds unsharded for a while
     activations          of the micro-batch, and copies of weights in the precision of autocast
     largest_micro_batch  images that fit, 0 if not even one does
@@ -29,6 +30,7 @@ class Layout(NamedTuple):
     gradients: int
     optimiser: int
     average: int
+    frozen: int
     gathered: int
     activations: int
     largest_micro_batch: int
@@ -36,7 +38,7 @@ class Layout(NamedTuple):
 
     @property
     def total(self) -> int:
-        held = self.weights + self.gradients + self.optimiser + self.average
+        held = self.weights + self.gradients + self.optimiser + self.average + self.frozen
         return held + self.gathered + self.activations
 
 
@@ -151,6 +153,7 @@ def layout(
         gradients=step.gradients // share,
         optimiser=step.optimiser // share,
         average=cost.average // share,
+        frozen=cost.frozen,
         gathered=2 * (cost.unblocked + 2 * cost.block) if strategy == "FSDP" else 0,
         activations=step.copies,
         largest_micro_batch=0,

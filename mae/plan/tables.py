@@ -97,7 +97,8 @@ def _layouts(forecast: Forecast) -> Table:
     table.add_column("")
     for layout in forecast.layouts:
         table.add_column(f"{layout.strategy}\n{'recompute' if layout.recompute else ''}", justify="right")
-    for part in ("weights", "gradients", "optimiser", "average", "gathered", "activations"):
+    frozen = ("frozen",) if forecast.cost.frozen else ()
+    for part in ("weights", "gradients", "optimiser", "average", *frozen, "gathered", "activations"):
         table.add_row(part, *(f"{getattr(layout, part) / GIB:.2f}" for layout in forecast.layouts))
     room = forecast.hardware.memory * (1 - MEMORY_RESERVE)
     table.add_row("total", *(f"{x.total / GIB:.2f}{'' if x.total <= room else ', too much'}" for x in forecast.layouts))

@@ -35,6 +35,7 @@ class TrainingCost(NamedTuple):
     update      FLOPs of Muon's iterations in each step, of all matrices; 0 with AdamW
     block       bytes of weights of the largest block
     unblocked   bytes of weights outside the blocks
+    frozen      bytes of a teacher that is not trained, whole on every device; 0 without
     """
 
     parameters: dict[str, int]
@@ -46,6 +47,7 @@ class TrainingCost(NamedTuple):
     update: int
     block: int
     unblocked: int
+    frozen: int = 0
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -105,7 +107,7 @@ def pretraining_cost(
 ) -> TrainingCost:
     """Returns the cost of masked pre-training on `device`; `averaged`: with an average of the encoder's weights."""
     flops = pretraining_flops(config), executed_pretraining_flops(config)
-    cost = _cost(
+    cost = count_cost(
         pretraining(config, device)._replace(optim=optim),
         DRY_BATCH,
         ("decoder", ("decoder", "mask_token")),
@@ -127,18 +129,18 @@ def classification_cost(
     """Returns the cost of fine-tuning a classifier on `device`; `averaged`: with an average of all weights."""
     flops = classification_flops(config, classes), executed_classification_flops(config, classes)
     workload = classification(config, classes, drop_path, device)._replace(optim=optim)
-    cost = _cost(workload, DRY_BATCH, ("head", ("fc_norm", "head")), flops, precision)
+    cost = count_cost(workload, DRY_BATCH, ("head", ("fc_norm", "head")), flops, precision)
     return cost._replace(average=cost.kept.weights if averaged else 0)
 
 
 def sam_cost(config: SamConfig, precision: str, optim: OptimConfig = ADAMW, averaged: bool = False) -> TrainingCost:
     """Returns the cost of training the SAM-style encoder; `averaged`: with an average of all weights."""
     flops = 3 * sam_flops(config), executed_sam_flops(config)
-    cost = _cost(sam_training(config)._replace(optim=optim), 1, ("neck", ("neck",)), flops, precision)
+    cost = count_cost(sam_training(config)._replace(optim=optim), 1, ("neck", ("neck",)), flops, precision)
     return cost._replace(average=cost.kept.weights if averaged else 0)
 
 
-def _cost(
+def count_cost(
     workload: Workload, images: int, after_encoder: tuple[str, tuple[str, ...]], flops: tuple[int, int], precision: str
 ) -> TrainingCost:
     """Counts parameters and runs the dry steps.

@@ -1,4 +1,4 @@
-"""Disk cache of the tokens that a frozen encoder gives for each image of a data set."""
+"""Disk cache of what a frozen encoder gives for each image of a data set."""
 
 import hashlib
 import json
@@ -19,35 +19,32 @@ SAMPLES_PER_FOLDER = 1000
 CHECKSUM_BYTES = 4
 
 
-class TokenCache:
-    """FOLDER/KEY/…/NUMBER.tokens: the tokens before the neck of a sample, bfloat16 [h, w, D] and their CRC-32.
+class OutputCache:
+    """FOLDER/KEY/…/NUMBER.tokens: the output for a sample, bfloat16 of `shape`, and its CRC-32.
 
-    The key is a hash of the encoder's weights and `identity`: other weights or data get a folder of their own. Several
-    ranks and runs may share a folder. Tokens are rounded when they are first computed too, so that each epoch is alike.
+    Several ranks and runs may share a folder. Outputs are rounded when they are first computed too, so that each epoch
+    is alike.
 
-    samples   number of samples in the data set
-    identity  plain values: fingerprint and scale of the images, precision of the computation
+    key      of everything that decides the outputs: another one gets a folder of its own
+    samples  number of samples in the data set
+    setting  name of the setting that gave the folder, for messages
 
     Raises ConfigError if the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, encoder: SamEncoder, samples: int, identity: dict[str, Any]) -> None:
-        about = identity | {"config": encoder.config.model_dump(), "format": FORMAT}
-        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-        for name, value in encoder.state_dict().items():
-            if not name.startswith("neck."):
-                digest.update(value.cpu().numpy().tobytes())
-        self.folder = folder / digest.hexdigest()[:16]
+    def __init__(self, folder: Path, key: str, shape: tuple[int, ...], samples: int, setting: str) -> None:
+        self.folder = folder / key
         self.samples = samples
-        self.shape = (*encoder.config.grid, encoder.config.width)
-        self.bytes = 2 * torch.Size(self.shape).numel()
+        self.shape = shape
+        self.setting = setting
+        self.bytes = 2 * torch.Size(shape).numel()
         self._make(self.folder)
 
     def path(self, sample: int) -> Path:
         return self.folder / f"{sample // SAMPLES_PER_FOLDER:06d}" / f"{sample:09d}.tokens"
 
     def read(self, sample: int) -> Tensor | None:
-        """Returns the tokens of a sample; None if they are not kept, damaged, or cannot be read."""
+        """Returns the output for a sample; None if it is not kept, damaged, or cannot be read."""
         try:
             contents = self.path(sample).read_bytes()
         except OSError:
@@ -58,7 +55,7 @@ class TokenCache:
         return torch.frombuffer(bytearray(data), dtype=torch.bfloat16).view(self.shape)
 
     def keep(self, sample: int, tokens: Tensor) -> Tensor:
-        """Writes the tokens of a sample, and returns them as they are kept. Images outside of the data are not kept."""
+        """Writes the output for a sample, and returns it as it is kept. Images outside of the data are not kept."""
         tokens = tokens.detach().to("cpu", torch.bfloat16).contiguous()
         if sample < 0:
             return tokens
@@ -71,7 +68,7 @@ class TokenCache:
             os.replace(temporary, self.path(sample))
         except OSError as error:
             raise ConfigError(
-                f"task.embeddings={self.folder.parent} cannot be written ({error.strerror}): the tokens of "
+                f"{self.setting}={self.folder.parent} cannot be written ({error.strerror}): the tokens of "
                 f"{self.samples:,} images take {self.samples * self.bytes / 1e9:,.1f} GB. Make room, choose another "
                 "folder, or leave it out"
             ) from error
@@ -84,6 +81,24 @@ class TokenCache:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
-                f"task.embeddings={self.folder.parent} cannot be made ({error.strerror}): choose another folder, or "
+                f"{self.setting}={self.folder.parent} cannot be made ({error.strerror}): choose another folder, or "
                 "leave it out"
             ) from error
+
+
+class TokenCache(OutputCache):
+    """Tokens [h, w, D] before the neck of a SAM-style encoder.
+
+    The key is a hash of the encoder's weights and `identity`.
+
+    identity  plain values: fingerprint and scale of the images, precision of the computation
+    """
+
+    def __init__(self, folder: Path, encoder: SamEncoder, samples: int, identity: dict[str, Any]) -> None:
+        about = identity | {"config": encoder.config.model_dump(), "format": FORMAT}
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+        for name, value in encoder.state_dict().items():
+            if not name.startswith("neck."):
+                digest.update(value.cpu().numpy().tobytes())
+        shape = (*encoder.config.grid, encoder.config.width)
+        super().__init__(folder, digest.hexdigest()[:16], shape, samples, "task.embeddings")

@@ -1,4 +1,4 @@
-"""Coordinates in a photograph and in SAM's square frame, into which data/loader/mask_dataset.py puts it top left."""
+"""Coordinates in a photograph and in SAM's square frame, into which data/loader/photograph_dataset.py lays it."""
 
 import torch
 from torch import Tensor
