@@ -17,7 +17,7 @@ from data.index.index import ShardIndex
 from data.loader.dataset import ShardDataset
 from data.order.samplers import spread
 from data.photograph_datamodule import PhotographDataModule
-from mae.distill.distillation import DistillConfig, Distillation
+from mae.distill.distillation import Distillation, DistillConfig
 from mae.distill.floors import trivial_cosine_losses, trivial_embedding_losses
 from mae.distill.loss import Tokens
 from mae.distill.student import SamStudent, Student
@@ -83,7 +83,7 @@ class Distill(Task[DistillConfig]):
                 f"model.image_size={list(config.image_size)} is not square, and task.student=sam takes photographs in "
                 "a square: set it to one number"
             )
-        given = {"window": task.window, "out_channels": self.teacher.width}
+        given: dict[str, object] = {"window": task.window, "out_channels": self.teacher.width}
         given |= {"image_size": config.image_size, "patch_size": config.patch_size}
         if task.global_blocks is not None:
             given["global_blocks"] = task.global_blocks

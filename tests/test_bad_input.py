@@ -49,6 +49,10 @@ CASES = {
         "suggest=true suggest.hours=8` writes one for these images, this machine and 8 hours; or choose one of "
         "conf/experiment. experiment=digits_tiny resumes",
     ),
+    "distillation of own data without a recipe": (
+        ["task=distill", "task.teacher=x", "data.path={wrong}/cut"],
+        "Add experiment=distill_small (ViT-S at 224 pixels)",
+    ),
     "group set to null": (["model=null"], "model is left out, and cannot be: set model= to one of mae, vit_1b"),
     "folder beyond ASCII": ([*OWN, "data.path=数据/a=b"], "数据/a=b does not exist"),
     "accelerator of nobody": (["trainer.accelerator=foo"], "Lightning refuses trainer.accelerator=foo"),

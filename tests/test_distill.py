@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -131,7 +130,7 @@ def test_encoder_of_any_format_is_a_teacher(tmp_path: Path, built_in: Path, sam:
     batch = next(iter(task.data.train_loader(lambda: 0)))
     loss = module.training_step(batch, 0)["loss"]
     loss.backward()
-    assert 0 < float(loss) < 2 and module.teacher.width == (32 if kind == "sam" else 64)
+    assert 0 < float(loss.detach()) < 2 and module.teacher.width == (32 if kind == "sam" else 64)
     assert module.teacher.grid == (4, 4) and module.model.config.grid == (8, 8)
     # DDP waits for the gradient of every parameter.
     assert all((parameter.grad is not None) == parameter.requires_grad for parameter in module.parameters())
@@ -227,7 +226,7 @@ def test_conflicting_distill_settings_raise_config_error_and_leave_no_run(
 
 def test_settings_that_would_have_no_effect_are_refused(tmp_path: Path, built_in: Path, teacher: Path) -> None:
     for words in (["task.mask_ratio=0"], ["task.window=7"], ["task.student=sam"]):
-        with pytest.raises(ValueError, match="mask_cell=2 hides nothing|are of a SAM-style student|hides patches from"):
+        with pytest.raises(ValueError, match=r"hides nothing|of a SAM-style student|hides patches"):
             settings(tmp_path, built_in, teacher, *words)
 
 
@@ -236,7 +235,7 @@ def test_settings_that_would_have_no_effect_are_refused(tmp_path: Path, built_in
 
 def test_killed_distillation_resumes_to_the_uninterrupted_run(tmp_path: Path, built_in: Path, teacher: Path) -> None:
     """Over the edge of an epoch, with tokens of the teacher kept from before the kill."""
-    words = [*STORED, "max_steps=26", "task.ema=0.9", "optim=muon"]
+    words = [*STORED, "max_steps=24", "task.ema=0.9", "optim=muon", "val_every=13", "checkpoint.every_steps=5"]
     distilled(tmp_path, built_in, teacher, *words, "name=whole")
     kept = [f"task.teacher={teacher}", f"task.outputs={tmp_path / 'kept'}"]
     line = command(tmp_path, built_in, *STEPS, *words, *kept, "name=killed")
@@ -244,7 +243,7 @@ def test_killed_distillation_resumes_to_the_uninterrupted_run(tmp_path: Path, bu
     wait_for_checkpoint(process, tmp_path / "killed")
     kill(process)
     newest = newest_valid(tmp_path / "killed")
-    assert newest is not None and newest.stem < "step-00000026"
+    assert newest is not None and newest.stem < "step-00000024"
     damaged = sorted((tmp_path / "kept").rglob("*.tokens"))[3]
     damaged.write_bytes(damaged.read_bytes()[:-1])
     run(line)
@@ -253,7 +252,7 @@ def test_killed_distillation_resumes_to_the_uninterrupted_run(tmp_path: Path, bu
     with pytest.raises(ConfigError, match=r"from another teacher: .*ckpt had the fingerprint \w{16}, and"):
         distilled(tmp_path, built_in, other, *words, "name=killed", "max_steps=30")
     moved = Path(shutil.copy(teacher, tmp_path / "step-00000700.ckpt"))  # the same weights at another place
-    distilled(tmp_path, built_in, moved, *words, "name=killed", "max_steps=27")
+    Distill(settings(tmp_path, built_in, moved, *words), ONE).refuse_settings(newest_valid(tmp_path / "killed"))
 
 
 @pytest.mark.slow
@@ -364,8 +363,3 @@ def test_plan_counts_the_teacher_whole_on_every_device(tmp_path: Path, built_in:
     assert plan["work"]["parameters"]["head"] == sum(p.numel() for p in student.distillation_head.parameters())
     assert plan["work"]["kept"]["flops"] == pytest.approx(plan["work"]["executed"], rel=0.02)
     assert plan["work"]["kept"]["flops"] > plan["work"]["flops"] * 0.9
-
-
-def test_help_line_of_own_data_names_recipes_of_distillation(tmp_path: Path) -> None:
-    output = run([sys.executable, "train.py", "task=distill", "task.teacher=x", f"data.path={tmp_path}"], code=2)
-    assert "Add experiment=distill_small (ViT-S at 224 pixels)" in output.replace("\n", " ")

@@ -15,8 +15,8 @@ from data.config import DataConfig
 from data.mask_datamodule import MaskDataModule
 from data.order.samplers import MicroBatch
 from data.photograph_datamodule import PhotographDataModule
-from mae.distill.flops import executed_distillation_flops
 from mae.distill.floors import trivial_cosine_losses, trivial_embedding_losses
+from mae.distill.flops import executed_distillation_flops
 from mae.distill.loss import Tokens, embedding_loss, match_grid, token_loss
 from mae.distill.student import SamStudent, Student
 from mae.distill.teacher import Teacher, encode, open_teacher

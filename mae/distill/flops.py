@@ -1,5 +1,7 @@
 """FLOPs of distillation by formula, counted as in mae/models/flops.py."""
 
+from torch import nn
+
 from mae.distill.student import SamStudent, Student
 from mae.models.config import MAEConfig
 from mae.models.flops import attention, linear
@@ -17,10 +19,12 @@ def distillation_flops(student: Student | SamStudent, teacher: Encoder | SamEnco
 
 def executed_distillation_flops(student: Student | SamStudent, teacher: Encoder | SamEncoder) -> int:
     """Returns what is computed of `distillation_flops`: pixels get no gradient; SAM's scores are computed again."""
-    if isinstance(student, SamStudent):
-        return executed_sam_flops(student.config) + teacher_forward(teacher)
     config = student.config
-    return distillation_flops(student, teacher) - linear(visible(student), config.patch_values, config.width)
+    patches = config.grid[0] * config.grid[1] if isinstance(student, SamStudent) else visible(student)
+    pixels = linear(patches, config.patch_size**2 * config.in_channels, config.width)
+    if isinstance(student, SamStudent):
+        return executed_sam_flops(student.config) - pixels + teacher_forward(teacher)
+    return distillation_flops(student, teacher) - pixels
 
 
 def teacher_forward(teacher: Encoder | SamEncoder) -> int:
@@ -32,9 +36,9 @@ def teacher_forward(teacher: Encoder | SamEncoder) -> int:
 
 def student_forward(student: Student) -> int:
     """Counts the forward pass of a student and its head on the visible patches of an image."""
-    first, last = student.distillation_head[0], student.distillation_head[-1]
     tokens = visible(student) + student.config.class_tokens
-    head = sum(linear(tokens, layer.in_features, layer.out_features) for layer in (first, last))
+    layers = (layer for layer in student.distillation_head if isinstance(layer, nn.Linear))
+    head = sum(linear(tokens, layer.in_features, layer.out_features) for layer in layers)
     return encoder_forward(student.config, visible(student)) + head
 
 
