@@ -109,11 +109,13 @@ def draw_found(example: Example, found: Found) -> Image:
     return draw_answer(example.pixels, found.masks[0].cpu().numpy(), MASK_COLOURS["mask"], points, box)
 
 
-def prompt_in_photograph(prompts: Prompts, photograph: Photograph) -> tuple[list[tuple[float, float, int]], Any]:
-    """Returns the points (x, y, label) and the box of the first prompt in pixels of the photograph; no points with a
-    box, and None without."""
+def prompt_in_photograph(
+    prompts: Prompts, photograph: Photograph, row: int = 0
+) -> tuple[list[tuple[float, float, int]], Any]:
+    """Returns the points (x, y, label) and the box of one prompt in pixels of the photograph; no points with a box, and
+    None without."""
     scale = photograph.original[1] / photograph.inside[1]
-    if prompts.boxed[0]:
-        return [], (prompts.boxes[0] * scale).tolist()
-    places = ((prompts.points[0] + 0.5) * scale - 0.5).tolist()
-    return [(x, y, label) for (x, y), label in zip(places, prompts.labels[0].tolist(), strict=True)], None
+    if prompts.boxed[row]:
+        return [], (prompts.boxes[row] * scale).tolist()
+    places = ((prompts.points[row] + 0.5) * scale - 0.5).tolist()
+    return [(x, y, label) for (x, y), label in zip(places, prompts.labels[row].tolist(), strict=True)], None

@@ -76,7 +76,8 @@ class Segment(Task[SegmentConfig]):
 
     def next_steps(self) -> dict[str, str]:
         export = {"export": self.export_command("segment-anything", "sam.pth")}
-        return super().next_steps() | export | {"Python": f"mae.load_segmenter({str(self.config.run)!r})"}
+        python = {"Python": f"mae.load_segmenter({str(self.config.run)!r})"}
+        return super().next_steps() | self.show_demo() | export | python
 
     def describe(self, model: Segmenter) -> dict[str, str]:
         encoder, task = model.encoder.config, self.settings

@@ -3,7 +3,7 @@
 1 open    the SAM, and the validation photographs of its run
 2 before  the model that the run started from
 3 score   every object by clicks and by box                                    mae/sam/scores.py
-4 write   segment.json, a table
+4 write   segment.json, a table; segment_masks/, if wanted                      found_masks.py
 5 draw    segment.png, segment_pictures.png
 """
 
@@ -29,6 +29,7 @@ from mae.sam.pictures import MASK_COLOURS, draw_answer, draw_scores, draw_table
 from mae.sam.scores import by_box, by_clicks, score
 from mae.sam.segmenter import Segmenter
 from tasks.evaluation_folder import choose_folder, record_data
+from tasks.found_masks import FoundMasks
 from tasks.sam_on_photographs import Example, SamOnPhotographs, draw_found
 from tasks.segment import initial_segmenter
 
@@ -40,12 +41,14 @@ class SegmentProbe(BaseModel, frozen=True, extra="forbid"):
 
     clicks    numbers of clicks after which the IoU is measured
     pictures  photographs in the picture, one object of each
+    masks     write the masks that are found as COCO and SA-1B JSON
     images    at most so many photographs, evenly spread; None: all
     """
 
     name: Literal["segment"]
     clicks: list[PositiveInt] = Field(min_length=1)
     pictures: int = Field(6, ge=0)
+    masks: bool = False
     images: int | None = Field(None, ge=1)
 
 
@@ -73,8 +76,9 @@ def evaluate_segmentation(
     results = choose_folder(checkpoint, sam.opened, sam.data, out=out, wandb=wandb)
     start = before(sam.model, sam.run_settings, seed)
     models = {"trained": sam.model, "untrained": start.to(sam.device).eval()}
+    masks = FoundMasks(results / "segment_masks", sam.data.dataset(sam.index)) if probe.masks else None
     batches = track(sam.batches(probe.images), "objects", transient=True)
-    scores = score(models, batches, sam.normalise, probe.clicks, sam.device)
+    scores = score(models, batches, sam.normalise, probe.clicks, sam.device, keep=masks.keep if masks else None)
     if not scores:
         raise ConfigError(
             f"probe=segment found no object in {probe.images or len(sam.index)} validation photographs: set "
@@ -85,6 +89,10 @@ def evaluate_segmentation(
     record = {"probe": probe.name, "checkpoint": str(checkpoint), "weights": sam.opened.taken, **scores}
     record |= {"settings": probe.model_dump(), "seed": seed, "data": record_data(sam.data)}
     record["unreadable"] = {"test": sorted(sam.unreadable)}
+    if masks:
+        if remark := masks.write():
+            print(remark)
+        record["masks"] = str(masks.folder)
     write_json(results / "segment.json", record)
     report(scores, checkpoint, results)
     draw_scores(results / "segment.png", scores, str(checkpoint))

@@ -209,13 +209,16 @@ class Task(ABC, Generic[TaskSettings]):
 
     def use_encoder(self) -> dict[str, str]:
         """Returns the next steps with an encoder: demo, export, mae.load."""
-        run, python = self.config.run, interpreter()
-        shown = find_spec("gradio") is not None and self.architecture.in_channels in (1, 3)
-        demo = {"demo": f"{python} -m mae.demo {shlex.quote(str(run))}"} if shown else {}
+        demo = self.show_demo() if self.architecture.in_channels in (1, 3) else {}
         return demo | {
             "export": self.export_command("timm", "encoder.safetensors"),
-            "Python": f"mae.load({str(run)!r})",
+            "Python": f"mae.load({str(self.config.run)!r})",
         }
+
+    def show_demo(self) -> dict[str, str]:
+        """Returns the command of the demo page, nothing where gradio is not installed."""
+        command = f"{interpreter()} -m mae.demo {shlex.quote(str(self.config.run))}"
+        return {"demo": command} if find_spec("gradio") is not None else {}
 
     def export_command(self, to: str, name: str) -> str:
         """Returns the command that writes the weights in another format into the run folder."""

@@ -57,6 +57,11 @@ def unfenced(page: Path) -> str:
     return FENCE.sub(lambda block: "\n" * block[0].count("\n"), page.read_text())
 
 
+def python_blocks(page: Path) -> list[str]:
+    """The contents of the fences of Python."""
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
 def links(page: Path) -> list[str]:
     """The targets of all links and pictures."""
     return re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", unfenced(page)))

@@ -69,16 +69,16 @@ def shards_of_shapes(folder: Path, train: int = 24, val: int = 8) -> Path:
     return folder
 
 
-def write_coco(folder: Path, file: Path) -> tuple[Path, Path]:
-    """Such pictures and a COCO file of their objects: polygons, run lengths, a crowd, an image without objects."""
+def write_coco(folder: Path, file: Path, count: int = 4) -> tuple[Path, Path]:
+    """Such pictures and a COCO file of their objects: polygons, run lengths, a crowd, a last image without objects."""
     images, objects = [], []
     folder.mkdir(parents=True)
-    for number in range(4):
+    for number in range(count):
         pixels, masks = shapes(number)
         name = f"{number}.jpg"
         (folder / name).write_bytes(jpeg(pixels))
         images.append({"id": 10 + number, "file_name": name, "height": 90, "width": 120})
-        if number < 3:
+        if number < count - 1:
             objects += [{"id": len(objects), "image_id": 10 + number, "segmentation": encode(mask)} for mask in masks]
     square = [[10, 20, 50, 20, 50, 60, 10, 60]]
     objects.append({"id": 90, "image_id": 10, "segmentation": square, "iscrowd": 0})

@@ -461,8 +461,11 @@ def address(real_run: Path) -> Iterator[str]:
         thread.join()
 
 
-def opened(context: Any, address: str) -> tuple[Any, list[str]]:
-    """Opens the page in a browser that reaches this machine alone; the list fills with complaints as it is used."""
+def opened(context: Any, address: str, pictures: int = 2) -> tuple[Any, list[str]]:
+    """Opens the page in a browser that reaches this machine alone; the list fills with complaints as it is used.
+
+    pictures  that answer to the pointer
+    """
     complaints: list[str] = []
     page = context.new_page()
     page.set_default_timeout(60_000)
@@ -483,7 +486,7 @@ def opened(context: Any, address: str) -> tuple[Any, list[str]]:
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(address)
     # The page is there before its script is: a stroke before that would be lost.
-    page.locator("p.unseen").nth(1).wait_for(state="attached")
+    page.locator("p.unseen").nth(pictures - 1).wait_for(state="attached")
     return page, complaints
 
 

@@ -163,7 +163,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(folder / "SHARDS", folder / name)
     shards_of_shapes(folder / "coco_sa1b")
     for part in ("train2017", "val2017"):
-        write_coco(folder / "COCO" / part, folder / "COCO" / "annotations" / f"instances_{part}.json")
+        write_coco(folder / "COCO" / part, folder / "COCO" / "annotations" / f"instances_{part}.json", 12)
     run(folder, ["train.py", *OWN, *TINY, *SHORT], {})
     for name in ("OTHER", "photos2", "cifar10_tiny"):
         shutil.copytree(folder / "runs" / "NAME", folder / "runs" / name)
@@ -211,7 +211,11 @@ def reduced(words: list[str], checkout: Path) -> list[str]:
     if program == "train.py":
         task = check_program(program, overrides)[0].task
         own = SEGMENT if task.name == "segment" else SAM_STUDENT if getattr(task, "student", None) == "sam" else []
-        return [*words, *TINY, *SHORT, *own]
+        sides = [word.removeprefix("model.image_size=") for word in words if word.startswith("model.image_size=")]
+        larger = [
+            f"model.image_size={int(side) // 7 // 8 * 8}" for side in sides if side.isdecimal() and int(side) > 224
+        ]
+        return [*words, *TINY, *SHORT, *larger, *own]
     if program == "eval.py":
         probe = next((word.removeprefix("probe=") for word in words if word.startswith("probe=")), "suite")
         smaller = {"suite": ["probe.attentive.steps=20"], "attentive": ["probe.steps=20"]}

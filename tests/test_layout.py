@@ -46,7 +46,7 @@ MAE = {
     "formats": "distributed models run sam",
     "export": "formats models run sam",
     "report": "formats models run train pictures",
-    "demo": "export formats models probes run train pictures",
+    "demo": "export formats models probes run sam train pictures",
     "summary": "report",  # the command that is now mae.report.summary
     "__init__": "models formats sam",  # names that are imported when they are first used
 }

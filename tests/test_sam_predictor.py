@@ -1,6 +1,8 @@
 """What is trained here answers in segment-anything's SamPredictor and transformers' SamModel with the same masks."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,18 +10,23 @@ import torch
 from PIL import Image
 from skimage.data import chelsea
 
+from data.images.masks import decode
 from data.index.index import open_shards
 from data.loader.mask_dataset import Frame, MaskDataset
 from data.order.samplers import MicroBatch
+from mae.demo.sam_model import Marks, open_sam
 from mae.export.write import export
 from mae.formats.load_segmenter import load_segmenter
+from mae.formats.opened import open_weights
 from mae.formats.segment_anything import peer_sam
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.models.pixels import Pixels
 from mae.sam.config import SegmentConfig, build_segmenter
 from mae.sam.scores import Photograph, at_photograph, photograph_of
-from mae.sam.segmenter import FOREGROUND, NONE, Prompts, Segmenter
+from mae.sam.segmenter import BACKGROUND, FOREGROUND, NONE, Prompts, Segmenter
+from tests.conftest import ROOT
+from tests.documentation import python_blocks
 from tests.masked_photos import record, write_tar
 from tests.test_sam import randomised
 
@@ -61,13 +68,20 @@ def photograph(tmp_path_factory: pytest.TempPathFactory) -> Photograph:
     return photograph_of(tensors, PIXELS.normalise, torch.device("cpu"))
 
 
+@pytest.fixture(scope="module")
+def sam_file(checkpoint: Path) -> Path:
+    """Exports that checkpoint for segment-anything."""
+    export(checkpoint, "segment-anything", checkpoint.with_name("sam.pth"))
+    return checkpoint.with_name("sam.pth")
+
+
 POINT, BOX = np.array([[230, 140]]), np.array([60, 30, 400, 280])  # pixels of the photograph
 
 
-def ours(model: Segmenter, photograph: Photograph, boxed: bool) -> np.ndarray:
-    """Returns the three masks, for the coordinates as segment-anything scales them."""
+def ours(model: Segmenter, photograph: Photograph, boxed: bool, at: np.ndarray = POINT) -> np.ndarray:
+    """Returns the three masks of a point or of the box, for the coordinates as segment-anything scales them."""
     transform = segment_anything.utils.transforms.ResizeLongestSide(1024)
-    point = torch.from_numpy(transform.apply_coords(POINT, photograph.original)).float()[None]
+    point = torch.from_numpy(transform.apply_coords(at, photograph.original)).float()[None]
     box = torch.from_numpy(transform.apply_boxes(BOX[None], photograph.original)).float()
     label = torch.tensor([[NONE if boxed else FOREGROUND]])
     prompts = Prompts(point, label, box, torch.tensor([boxed]))
@@ -82,11 +96,12 @@ def agree(one: np.ndarray, other: np.ndarray) -> None:
 
 
 @torch.inference_mode()
-def test_masks_equal_those_of_sam_predictor_and_sam_model(tmp_path: Path, checkpoint: Path, photograph) -> None:
+def test_masks_equal_those_of_sam_predictor_and_sam_model(
+    tmp_path: Path, checkpoint: Path, sam_file: Path, photograph
+) -> None:
     model = load_segmenter(checkpoint)
-    export(checkpoint, "segment-anything", tmp_path / "sam.pth")
     sam = peer_sam(model.encoder.config)
-    sam.load_state_dict(torch.load(tmp_path / "sam.pth", weights_only=True), strict=True)
+    sam.load_state_dict(torch.load(sam_file, weights_only=True), strict=True)
     predictor = segment_anything.SamPredictor(sam)
     predictor.set_image(chelsea())
     export(checkpoint, "hf-sam", tmp_path / "hf")
@@ -103,3 +118,51 @@ def test_masks_equal_those_of_sam_predictor_and_sam_model(tmp_path: Path, checkp
             out.pred_masks, inputs["original_sizes"], inputs["reshaped_input_sizes"]
         )
         agree(masks[0][0].numpy(), expected)
+
+
+@torch.inference_mode()
+def test_automatic_mask_generator_finds_our_masks_at_each_point_of_its_grid(
+    tmp_path: Path, checkpoint: Path, sam_file: Path, photograph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (block,) = [
+        each for each in python_blocks(ROOT / "docs" / "segmentation.md") if "SamAutomaticMaskGenerator" in each
+    ]
+    shutil.copy(sam_file, tmp_path)
+    Image.fromarray(chelsea()).save(tmp_path / "PHOTO.png")
+    monkeypatch.chdir(tmp_path)
+    # The scores of random weights mean nothing: every candidate is let through.
+    limits = "points_per_side=32, pred_iou_thresh=0.5, stability_score_thresh=0.8"
+    assert limits in block
+    none = "points_per_side=3, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1.0"
+    names: dict[str, Any] = {}
+    exec(block.replace(limits, none), names)
+    found, model = names["annotations"], load_segmenter(checkpoint)
+    assert len(found) == 3 * 3 * 3 and len({tuple(one["point_coords"][0]) for one in found}) == 3 * 3
+    for one in found[::9]:
+        expected, mask = ours(model, photograph, False, np.array(one["point_coords"])), decode(one["segmentation"])
+        assert min((mask != each).mean() for each in expected) < 1e-4
+
+
+@torch.inference_mode()
+def test_demo_answers_a_box_and_a_negative_click_as_sam_predictor_does(checkpoint: Path, sam_file: Path) -> None:
+    demo = open_sam(checkpoint, open_weights(checkpoint))
+    sam = peer_sam(demo.model.encoder.config)
+    sam.load_state_dict(torch.load(sam_file, weights_only=True))
+    predictor = segment_anything.SamPredictor(sam)
+    predictor.set_image(chelsea())
+    embedded = demo.embed(Image.fromarray(chelsea()))
+
+    box = Marks(box=(60.0, 30.0, 400.0, 280.0))
+    reply = demo.answer(embedded, box)
+    masks, scores, logits = predictor.predict(box=BOX, multimask_output=True)
+    best_first = np.argsort(-scores)
+    assert reply.scores == pytest.approx(scores[best_first].tolist(), abs=1e-4)
+    agree(demo.masks(embedded, reply), masks[best_first])
+
+    both = demo.answer(embedded, box._replace(points=((150.0, 200.0, BACKGROUND),)), reply)
+    # segment-anything scales the corners of pixels, we their centres.
+    place = np.array([[150.0, 200.0]]) + 0.5 - 0.5 * np.array([451 / 1024, 300 / 681])
+    given = {"box": BOX, "point_coords": place, "point_labels": np.array([0])}
+    masks, scores, _ = predictor.predict(**given, mask_input=logits[best_first[:1]], multimask_output=False)
+    assert both.scores == pytest.approx(scores.tolist(), abs=1e-4)
+    assert (demo.masks(embedded, both) != masks).mean() < 1e-4

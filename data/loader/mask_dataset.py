@@ -70,7 +70,7 @@ class MaskDataset(ShardDataset):
         data = self.index.read(sample)
         header = decode.read_header(data)
         try:
-            codes, original = masks.read_record(self._read_record(sample), header[:2])
+            codes, original = masks.read_record(self.record(sample), header[:2])
         except NoObject:
             if self.frame.masks_per_image is not None:
                 raise
@@ -85,7 +85,8 @@ class MaskDataset(ShardDataset):
         lay_into_frame(rows, data, header, inside, mirrored)
         return Annotated(inside, original, chosen, numbers)
 
-    def _read_record(self, sample: int) -> bytes:
+    def record(self, sample: int) -> bytes:
+        """Returns the SA-1B record beside an image. Raises DataError if there is none."""
         found = [member for member in self.index.members(sample) if member.name.lower().endswith(".json")]
         if not found:
             raise DataError("it has no .json with masks beside it")

@@ -18,10 +18,11 @@ from mae.formats.given import model_settings
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m mae.demo",
-        description="Show on a page of this machine what a model makes of photographs: reconstruction, attention, "
-        "nearest neighbours.",
+        description="Show on a page of this machine what a model makes of photographs: reconstruction, attention and "
+        "nearest neighbours of an autoencoder, masks for clicks and boxes of a SAM.",
     )
-    parser.add_argument("model", type=Path, help="run folder, checkpoint, .pth, Hugging Face or timm folder")
+    what = "run folder, checkpoint, .pth, Hugging Face or timm folder, of an autoencoder or a whole SAM"
+    parser.add_argument("model", type=Path, help=what)
     parser.add_argument("settings", nargs="*", metavar="model.NAME=VALUE", help="what a file cannot say: num_heads, …")
     parser.add_argument(
         "--weights", choices=("raw", "average"), help="of a run with task.ema (default: those that it validated)"
@@ -52,13 +53,20 @@ def show(path: Path, weights: Any, host: str, port: int, root_path: str, given: 
         from mae.demo.gallery import open_gallery
         from mae.demo.model import open_model
         from mae.demo.page import Page
+        from mae.demo.sam_model import open_sam
+        from mae.demo.sam_page import SamPage
         from mae.demo.serve import Proxy, listen, serve
         from mae.demo.views import Views, load_examples
+        from mae.formats.opened import open_weights
 
         proxy = Proxy.behind(root_path)
         with listen(host, port) as at:
-            model = open_model(path, weights, **given)
-            page = Page(Views(model, open_gallery(model), load_examples(model)))
+            opened = open_weights(path, weights=weights)
+            if opened.kind == "mae":
+                model = open_model(path, opened=opened, **given)
+                page = Page(Views(model, open_gallery(model), load_examples(model)))
+            else:
+                page = SamPage(open_sam(path, opened, **given))
             address, port = at.getsockname()[:2]
             if proxy.origin:
                 print(f"{proxy.origin}{proxy.prefix}/ by the proxy, which has to reach", flush=True)

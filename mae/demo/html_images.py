@@ -69,13 +69,13 @@ def neighbour_row(found: Iterable[Neighbour]) -> Markup:
     return Markup('<div class="pictures">{}</div>').format(Markup("").join(figures))
 
 
-def example_row(examples: Iterable[tuple[str, Tensor]]) -> Markup:
+def example_row(examples: Iterable[tuple[str, Image.Image]]) -> Markup:
     """Returns a button with a picture for each example."""
     buttons = [
         Markup('<button type="button" data-number="{}" title="{}">{}</button>').format(
-            number, name, img(to_image(photo[0]), f"Example: {name}")
+            number, name, img(picture, f"Example: {name}")
         )
-        for number, (name, photo) in enumerate(examples)
+        for number, (name, picture) in enumerate(examples)
     ]
     return Markup('<div class="pictures examples">{}</div>').format(Markup("").join(buttons))
 

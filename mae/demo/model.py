@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mae.errors import ConfigError
 from mae.formats.load import load
-from mae.formats.opened import open_weights, scale_of
+from mae.formats.opened import Opened, open_weights, scale_of
 from mae.models.attention_maps import attention_weights, rollout
 from mae.models.config import MAEConfig, visible_patches
 from mae.models.mae import MaskedAutoencoder
@@ -98,15 +98,16 @@ class DemoModel:
         return describe(self.encoder.encode(self.images(photo)), self.config.class_tokens, kind).cpu()
 
 
-def open_model(path: Path, weights: Weights | None = None, **given: Any) -> DemoModel:
+def open_model(path: Path, weights: Weights | None = None, *, opened: Opened | None = None, **given: Any) -> DemoModel:
     """Loads the newest checkpoint of a run folder, or whatever `mae.load` reads, onto a GPU if there is one.
 
     weights  raw or average, of a checkpoint that holds both
+    opened   what lies at the path, if it is open already
     given    fields of MAEConfig that the file cannot say, as in `mae.load`
 
     Raises CheckpointError if there is no model, ConfigError if its images have other channels than a photograph.
     """
-    opened = open_weights(path, weights=weights)
+    opened = opened or open_weights(path, weights=weights)
     encoder = deepcopy(load(opened, **given))  # the file may be overwritten while the page is open
     channels = encoder.config.in_channels
     if channels not in (1, 3):

@@ -15,6 +15,7 @@ from mae.demo.photo import fit_to_model, read_photograph
 from mae.demo.serve import discard
 from mae.demo.views import Views
 from mae.errors import ConfigError
+from mae.pictures.draw import to_image
 
 MASK_KINDS = ["random", "block", "grid"]
 ROLLOUT = -1  # stands for all blocks where a block number is expected
@@ -55,7 +56,7 @@ class Page:
     def _lay_out_photograph(self) -> None:
         with gr.Row(elem_classes="halves"):
             self.file = gr.File(label="Photograph", height=172)
-            self.examples = html(example_row(self.views.examples), PICK)
+            self.examples = html(example_row((name, to_image(photo[0])) for name, photo in self.views.examples), PICK)
         self.message = html(self.views.remark(self.views.examples[0][1]), elem_id="message")
 
     def _lay_out_reconstruction(self, shown: tuple[str, ...]) -> None:

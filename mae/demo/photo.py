@@ -1,4 +1,4 @@
-"""Photographs: reading files of any mode, and fitting them to a model's input."""
+"""Photographs: reading files of any mode, and fitting them to the input of an autoencoder or a SAM."""
 
 import warnings
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mae.errors import ConfigError
 from mae.models.config import MAEConfig
+from mae.sam.square_frame import Size, size_in_frame
 
 # By default Pillow refuses a PNG with a text of 1 MB, such as the workflow that image generators add.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 1 << 28
@@ -75,16 +76,32 @@ def fit_to_model(image: Image.Image, config: MAEConfig, bits: int = 8) -> Tensor
     Drops an alpha channel, as in training.
     """
     height, width = config.image_size
-    if image.mode.startswith("I"):  # `convert` would clip 16 bits
+    if image.mode.startswith("I") and bits == 16:
         values = np.clip(np.asarray(image), 0, 65535)
-        if bits == 16:
-            fitted = ImageOps.fit(Image.fromarray(values.astype(np.float32)), (width, height), Image.Resampling.BICUBIC)
-            grey = np.clip(np.array(fitted).round(), 0, 65535).astype(np.uint16)
-            return torch.from_numpy(np.repeat(grey[None, None], config.in_channels, axis=1))
-        image = Image.fromarray((values / 257).round().astype(np.uint8))
+        fitted = ImageOps.fit(Image.fromarray(values.astype(np.float32)), (width, height), Image.Resampling.BICUBIC)
+        grey = np.clip(np.array(fitted).round(), 0, 65535).astype(np.uint16)
+        return torch.from_numpy(np.repeat(grey[None, None], config.in_channels, axis=1))
+    image = to_colours(image, "L" if config.in_channels == 1 else "RGB")
+    image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+    return rearrange(torch.from_numpy(np.array(image)), "h w ... -> 1 (...) h w", h=height, w=width)
+
+
+def fit_to_frame(image: Image.Image, side: int) -> tuple[Tensor, Size]:
+    """Lays an RGB photograph top left into SAM's square frame, its longer side filling it, as in training.
+
+    returns  uint8 [1, 3, side, side], zero outside the photograph, and its height and width in the frame
+    """
+    height, width = size_in_frame((image.height, image.width), side)
+    frame = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+    resized = np.array(image.resize((width, height), Image.Resampling.BILINEAR))
+    frame[0, :, :height, :width] = rearrange(torch.from_numpy(resized), "h w c -> c h w")
+    return frame, (height, width)
+
+
+def to_colours(image: Image.Image, mode: str = "RGB") -> Image.Image:
+    """Returns an image of 8 bits per channel as RGB or grey (L), without an alpha channel."""
+    if image.mode.startswith("I"):  # `convert` would clip 16 bits
+        image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) / 257).round().astype(np.uint8))
     if "transparency" in image.info:
         image = image.convert("RGBA")
-    image = ImageOps.fit(
-        image.convert("L" if config.in_channels == 1 else "RGB"), (width, height), Image.Resampling.BICUBIC
-    )
-    return rearrange(torch.from_numpy(np.array(image)), "h w ... -> 1 (...) h w", h=height, w=width)
+    return image.convert(mode)

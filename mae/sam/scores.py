@@ -14,6 +14,7 @@ from mae.sam.segmenter import BACKGROUND, FOREGROUND, NONE, Prompts, Segmenter
 from mae.sam.square_frame import Size, blank_padding, boxes_to_frame, maps_to_photograph, points_to_frame
 
 OBJECTS_AT_A_TIME = 16  # bounds the memory of masks at the resolution of the photograph
+STABILITY_OFFSET = 1.0  # of the logits
 
 
 class Photograph(NamedTuple):
@@ -26,10 +27,37 @@ class Photograph(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Masks bool [N, height, width] of the photograph, and the prompts they answer, in pixels of the frame."""
+    """Answers to prompts on a photograph.
+
+    masks    bool [N, height, width] of the photograph
+    ious     [N]                     their IoUs as the model predicts them
+    logits   [N, 1, S/4, S/4]        above 0 inside the masks
+    prompts  in pixels of the frame
+    """
 
     masks: Tensor
+    ious: Tensor
+    logits: Tensor
     prompts: Prompts
+
+
+class Answered(NamedTuple):
+    """What one model finds of some objects of a photograph.
+
+    model       its name
+    batch       the photograph, with its sample and key and the numbers of all its annotations
+    objects     which of these annotations, as a slice
+    photograph  in its frame
+    truth       bool [N, height, width]
+    found       by number of clicks, and "box"
+    """
+
+    model: str
+    batch: dict[str, Any]
+    objects: slice
+    photograph: Photograph
+    truth: Tensor
+    found: dict[int | str, Found]
 
 
 def innermost_click(missed: np.ndarray, wrong: np.ndarray) -> tuple[int, int, int]:
@@ -69,9 +97,10 @@ def by_clicks(model: Segmenter, embedding: Tensor, photograph: Photograph, truth
         there = points_to_frame(clicked[:, :2].float(), photograph.original, photograph.inside)
         points, labels = torch.cat([points, there[:, None]], 1), torch.cat([labels, clicked[:, 2:]], 1)
         prompts = Prompts(points, labels, boxes, boxed, logits)
-        logits = model.answer(embedding, rows, prompts, several=number == 0).best().float()
+        answer = model.answer(embedding, rows, prompts, several=number == 0)
+        logits = answer.best().float()
         masks = at_photograph(logits, photograph)
-        found.append(Found(masks, prompts))
+        found.append(Found(masks, answer.ious.amax(1), logits, prompts))
     return found
 
 
@@ -86,12 +115,23 @@ def by_box(model: Segmenter, embedding: Tensor, photograph: Photograph, truth: T
 def by_prompts(model: Segmenter, embedding: Tensor, photograph: Photograph, prompts: Prompts) -> Found:
     """Segments with given prompts: the mask with the highest predicted IoU of three."""
     rows = torch.zeros_like(prompts.boxed, dtype=torch.long)
-    return Found(at_photograph(model.answer(embedding, rows, prompts, several=True).best(), photograph), prompts)
+    answer = model.answer(embedding, rows, prompts, several=True)
+    return Found(at_photograph(answer.best(), photograph), answer.ious.amax(1), answer.best(), prompts)
 
 
 def at_photograph(logits: Tensor, photograph: Photograph) -> Tensor:
     """Returns masks bool [N, height, width] of logits [N, 1, S/4, S/4]."""
     return (maps_to_photograph(logits, photograph.side, photograph.inside, photograph.original) > 0)[:, 0]
+
+
+def stability(found: Found, photograph: Photograph) -> Tensor:
+    """Returns the stability scores [N] of masks: the IoU of those at logits above 1 and above -1, as in SA-1B.
+
+    A mask that is empty at both has 0.
+    """
+    logits = maps_to_photograph(found.logits, photograph.side, photograph.inside, photograph.original)[:, 0]
+    inner, outer = ((logits > limit).sum((1, 2)) for limit in (STABILITY_OFFSET, -STABILITY_OFFSET))
+    return inner / outer.clamp(min=1)
 
 
 @torch.inference_mode()
@@ -101,11 +141,14 @@ def score(
     normalise: Callable[[Tensor], Tensor],
     clicks: Sequence[int],
     device: torch.device,
+    *,
+    keep: Callable[[Answered], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Computes the mean IoU over all objects, for each model.
 
     batches    one photograph each, with all its masks: images uint8 [1, 3, S, S], inside, originals [1, 2], masks
                [N, height, width]
+    keep       called with what each model finds, a few objects at a time
     returns    name -> {"clicks": {number: mIoU}, "box": mIoU, "objects": number}; {} if there is no object
     """
     sums = {name: torch.zeros(max(clicks) + 1, dtype=torch.float64) for name in models}
@@ -118,10 +161,15 @@ def score(
         objects += len(everything)
         for name, model in models.items():
             embedding = model(photograph.images)
-            for truth in everything.split(OBJECTS_AT_A_TIME):
+            for first in range(0, len(everything), OBJECTS_AT_A_TIME):
+                part = slice(first, first + OBJECTS_AT_A_TIME)
+                truth = everything[part]
                 found = by_clicks(model, embedding, photograph, truth, max(clicks))
                 found.append(by_box(model, embedding, photograph, truth))
                 sums[name] += torch.stack([intersection_over_union(each.masks, truth).sum() for each in found]).cpu()
+                if keep is not None:
+                    named: dict[int | str, Found] = {count: found[count - 1] for count in clicks}
+                    keep(Answered(name, batch, part, photograph, truth, named | {"box": found[-1]}))
     if objects == 0:
         return {}
     means = {name: (total / objects).tolist() for name, total in sums.items()}

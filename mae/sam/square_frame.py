@@ -7,6 +7,13 @@ from torch.nn import functional as F
 Size = tuple[int, int]  # height, width
 
 
+def size_in_frame(original: Size, side: int) -> Size:
+    """Returns height and width of a photograph whose longer side becomes `side`, rounded as segment-anything does."""
+    scale = side / max(original)
+    height, width = (max(1, int(length * scale + 0.5)) for length in original)
+    return height, width
+
+
 def blank_padding(images: Tensor, inside: Tensor) -> Tensor:
     """Sets normalised images to zero outside the photograph, as segment-anything pads.
 
