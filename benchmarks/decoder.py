@@ -12,7 +12,6 @@ import torch
 
 import mae
 from mae.models.noise import uniform_noise
-from mae.models.vit import choose_attention
 from mae.plan.executed_flops import executed_pretraining_flops
 from mae.train.optim import OptimConfig, build_optimizer
 
@@ -25,7 +24,6 @@ class Contender:
     def __init__(self, config: mae.MAEConfig, batch: int, device: torch.device) -> None:
         torch.manual_seed(0)
         self.model = mae.MaskedAutoencoder(config).to(device)
-        choose_attention(self.model.blocks, self.model.decoder_blocks, device=device)
         self.optimizer = build_optimizer(self.model.named_parameters(), OptimConfig.model_validate({}), 1e-4)
         self.images = torch.randn(batch, 3, *config.image_size, device=device)
         self.flops = executed_pretraining_flops(config)

@@ -30,7 +30,6 @@ from mae.models.execution import BlocksConfig, prepare_blocks
 from mae.models.flops import pretraining_flops
 from mae.models.noise import uniform_noise
 from mae.models.pixels import Pixels
-from mae.models.vit import choose_attention
 from mae.train.muon import update_flops
 from mae.train.optim import OptimConfig, build_optimizer
 from mae.train.strategies import shard
@@ -116,7 +115,6 @@ def time_model(bench: Bench, config: mae.MAEConfig, batch: int, settings: Blocks
         model = mae.MaskedAutoencoder(config).train()
         images, rows = torch.randn(batch, 3, *config.image_size), torch.arange(batch)
     before = allocated(bench)
-    choose_attention(model, device=bench.device)
     prepare_blocks(model.whole_blocks, settings)  # pyright: ignore[reportArgumentType]
     if fsdp:
         mesh = init_device_mesh(bench.device.type, (1,))
@@ -208,7 +206,6 @@ def time_fed(bench: Bench, out: Path, workers: int, seconds: float) -> Figures:
     with bench.device:
         model = mae.MaskedAutoencoder(config).train()
         pixels = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    choose_attention(model, device=bench.device)
     prepare_blocks(model.whole_blocks, BlocksConfig(compile=bench.on_gpu))  # pyright: ignore[reportArgumentType]
     step, rows = training_step(bench, model), torch.arange(batch_size(bench), device=bench.device)
     images, started = 0, 0.0

@@ -16,7 +16,6 @@ from torch.optim import AdamW
 import mae
 from mae.models.execution import BlocksConfig, prepare_blocks
 from mae.models.noise import uniform_noise
-from mae.models.vit import choose_attention
 from mae.train.optim import OptimConfig, build_optimizer
 
 BASE = {"width": 768, "depth": 12, "num_heads": 12}
@@ -47,7 +46,6 @@ def saved_per_image(fields: dict[str, int], recompute: str) -> int:
         model = mae.MaskedAutoencoder(mae.MAEConfig.model_validate(fields))
         images = torch.empty(BATCH, 3, *model.config.image_size)
         noise = torch.empty(BATCH, model.config.patches)
-    choose_attention(model.blocks, model.decoder_blocks, device=torch.device("cpu"))
     prepare_blocks(model.whole_blocks, BlocksConfig(recompute=int(recompute) if recompute.isdigit() else recompute))
     return saved_bytes(model, images, noise) // BATCH
 
@@ -66,7 +64,6 @@ def peak_resident(recompute: str) -> int:
             return theirs(images, noise=noise).loss
     else:
         ours = mae.MaskedAutoencoder(mae.MAEConfig.model_validate(BASE))
-        choose_attention(ours.blocks, ours.decoder_blocks, device=torch.device("cpu"))
         prepare_blocks(ours.whole_blocks, BlocksConfig(recompute=int(recompute) if recompute.isdigit() else recompute))
         optimizer = build_optimizer(ours.named_parameters(), OptimConfig.model_validate({}), 1e-4)
 

@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 
 import mae
-from mae.models.vit import choose_attention
 from mae.train.muon import update_flops
 from mae.train.optim import OptimConfig, build_optimizer
 
@@ -34,7 +33,6 @@ def main() -> None:
     config = mae.MAEConfig.model_validate({} if options.vit_base else SHAPE | DECODER)
     batches, passes = ((8,), ACCUMULATE) if options.vit_base else (BATCHES, 1)
     model = mae.MaskedAutoencoder(config)
-    choose_attention(model, device=torch.device("cpu"))
     optimizers = {
         name: build_optimizer(model.named_parameters(), OptimConfig.model_validate({"name": name}), lr=1e-4)
         for name in ("adamw", "muon")

@@ -31,7 +31,6 @@ from torch.optim import AdamW
 import mae
 from mae.models.flops import pretraining_flops
 from mae.models.noise import uniform_noise
-from mae.models.vit import choose_attention
 from mae.train.optim import OptimConfig, build_optimizer
 from mae.train.precision import choose_float32_products
 
@@ -54,7 +53,6 @@ def contenders(
         # Loading sets the decoder positions to those of the file, as in ours.
         theirs = transformers.ViTMAEForPreTraining.from_pretrained(folder, attn_implementation="sdpa")
     assert isinstance(ours, mae.MaskedAutoencoder)
-    choose_attention(ours.blocks, ours.decoder_blocks, device=device)
     models: dict[str, tuple[nn.Module, Loss]] = {"ours": (ours, lambda images, noise: ours(images, noise).loss)}
     if "transformers" in peers:
         models["transformers"] = theirs, lambda images, noise: theirs(images, noise=noise).loss

@@ -114,15 +114,27 @@ class OnlineProbeConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class PlanConfig(BaseModel, frozen=True, extra="forbid"):
-    """Whether the forecast is wanted instead of the run, and for which machine."""
+    """Whether the forecast is wanted instead of the run, and for which machine.
+
+    memory, tflops  GiB and TFLOP/s of a device, of one that is not in the table of devices say; None: as known
+    network         GB/s that each device sends to another node
+    """
 
     show: bool = False
     gpus: int | None = Field(None, ge=1)
     gpu: str | None = None
+    memory: float | None = Field(None, gt=0)
+    tflops: float | None = Field(None, gt=0)
+    network: float = Field(25, gt=0)
     mfu: float = Field(0.4, gt=0, le=1)
     samples: int | None = Field(None, ge=1)
     price: float | None = Field(None, gt=0)
     file: str | None = Field(None, alias="json")
+
+    @property
+    def described(self) -> bool:
+        """Returns whether the settings say all that a plan needs of a device."""
+        return self.memory is not None and self.tflops is not None
 
 
 class SuggestConfig(BaseModel, frozen=True, extra="forbid"):

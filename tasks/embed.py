@@ -29,7 +29,7 @@ from mae.errors import CheckpointError, ConfigError
 from mae.formats.opened import Opened
 from mae.models.mae import MaskedAutoencoder
 from mae.models.pixels import Pixels
-from mae.models.vit import Encoder, choose_attention
+from mae.models.vit import Encoder
 from mae.probes.embeddings import (
     Embeddings,
     Format,
@@ -120,7 +120,6 @@ def write_embeddings(
     broadcast_from_rank_zero(None)  # nobody writes before the card is there
     model.to(device).eval()
     choose_float32_products(device)
-    choose_attention(model, device=device)
     pixels = Pixels(config.mean, config.std).to(device)
 
     def read(index: ShardIndex, samples: np.ndarray) -> Rows:

@@ -29,7 +29,7 @@ from mae.errors import CheckpointError, ConfigError
 from mae.formats.opened import Opened
 from mae.models.mae import MaskedAutoencoder
 from mae.models.pixels import Pixels
-from mae.models.vit import Encoder, choose_attention
+from mae.models.vit import Encoder
 from mae.probes.feature_cache import weights_fingerprint
 from mae.probes.features import held_out_noise, losses
 from mae.probes.losses import Losses
@@ -89,7 +89,6 @@ def write_losses(
     parts = results / f"losses-{digest}"
     model.to(device).eval()
     choose_float32_products(device)
-    choose_attention(model, device=device)
     measure = partial(measure_part, model, data, Pixels(config.mean, config.std).to(device), precision, batch)
     files = write_parts(parts, probe.part_images, len(data.train_index), measure, topology)
     gather_to_rank_zero(None)  # all ranks are through

@@ -34,8 +34,8 @@ def plan_only(config: TrainConfig) -> None:
     config = resolve_branch(config)
     task = task_class(config.task.name)(config, Topology(ranks=ranks, devices=ranks))
     micro_batch, accumulate = task.batch_split
-    precision = planned_precision(config.precision, wanted.gpu)
-    hardware = find_hardware(wanted.gpu, precision)
+    precision = planned_precision(config.precision, wanted.gpu, wanted.described)
+    hardware = find_hardware(wanted.gpu, precision, wanted.memory, wanted.tflops)
     cost = training_cost(task, precision, torch.device(hardware.kind))
     samples, shards, shard_bytes, loading, sampling = wanted.samples, None, None, None, None
     shown = samples  # in an epoch
@@ -67,6 +67,8 @@ def plan_only(config: TrainConfig) -> None:
         price=wanted.price,
         checkpoints=config.checkpoint.keep + 1 + (config.optim.schedule == "wsd"),
         saving=saving_seconds(cost, config.run),
+        network=wanted.network * 1e9,
+        unit=task.unit,
     )
     show_forecast(expected, config.name)
     if wanted.file is not None:

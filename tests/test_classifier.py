@@ -89,9 +89,9 @@ def test_layer_decay_equals_timms_with_each_parameter_in_one_group(pool: Pool) -
 
 def test_drop_path_rates_rise_with_depth_as_in_timm() -> None:
     ours, theirs = Classifier(CONFIG, 7, drop_path=0.3), timms("patches", drop_path=0.3)
-    rates = [[getattr(block.drop_path1, "drop_prob", 0.0) for block in model.blocks] for model in (ours, theirs)]
-    assert rates[0] == pytest.approx(rates[1]) and rates[0][-1] == pytest.approx(0.3)
-    assert all(one < other for one, other in pairwise(rates[0]))
+    rates = [getattr(block.drop_path2, "rate", 0.0) for block in ours.blocks]
+    assert rates == pytest.approx([getattr(block.drop_path2, "drop_prob", 0.0) for block in theirs.blocks])
+    assert rates[-1] == pytest.approx(0.3) and all(one < other for one, other in pairwise(rates))
 
 
 def test_drop_path_under_activation_checkpointing_gives_equal_gradients() -> None:
@@ -101,7 +101,7 @@ def test_drop_path_under_activation_checkpointing_gives_equal_gradients() -> Non
         model = with_large_head(Classifier(CONFIG, 7, drop_path=0.5))
         prepare_blocks(list(model.blocks), BlocksConfig(recompute=recompute))
         torch.manual_seed(1)
-        model(torch.randn(8, 3, 32, 32)).square().sum().backward()
+        model(torch.randn(8, 3, 32, 32), torch.rand(8, 1)).square().sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 

@@ -11,11 +11,11 @@ from pydantic import ValidationError
 import mae
 from mae.export.write import export
 from mae.formats.warm_start import initialise_from
+from mae.models.attention import set_attention
 from mae.models.execution import BlocksConfig, prepare_blocks
 from mae.models.loss import normalise_patches
 from mae.models.noise import uniform_noise
 from mae.models.patches import patchify, unpatchify
-from mae.models.vit import choose_attention
 from mae.plan.executed_flops import executed_pretraining_flops
 from mae.plan.training_cost import pretraining_cost
 from mae.train.optim import OptimConfig, build_optimizer
@@ -105,8 +105,8 @@ def test_visible_pixels_change_every_prediction(batch) -> None:
 def test_fused_and_explicit_attention_give_the_same_loss(batch, class_tokens: int) -> None:
     model = model_of(decoder="cross", class_tokens=class_tokens)
     losses = []
-    for device in (CPU, CUDA):
-        choose_attention(model.blocks, model.decoder_blocks, device=device)
+    for fused in (False, True):
+        set_attention(model, fused=fused)
         losses.append(model(*batch).loss)
     torch.testing.assert_close(*losses)
 

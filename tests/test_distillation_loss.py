@@ -22,7 +22,6 @@ from mae.distill.student import SamStudent, Student
 from mae.distill.teacher import Teacher, encode, open_teacher
 from mae.models.noise import uniform_noise
 from mae.models.pixels import Pixels
-from mae.models.vit import choose_attention
 from mae.sam.embedding_cache import OutputCache
 from mae.sam.encoder import SamConfig
 from tests.exports import own_checkpoint, photograph
@@ -162,7 +161,6 @@ def test_teacher_is_frozen_without_a_decoder_and_sees_its_own_size_and_scale(tmp
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     normalised = Pixels((0.3, 0.4, 0.5), (0.2, 0.25, 0.3)).normalise(pixels)
     larger = F.interpolate(normalised, (64, 64), mode="bicubic", antialias=True)
-    choose_attention(model, device=torch.device("cpu"))
     with torch.no_grad():
         expected = model.encode(larger).bfloat16()
     found = teacher(pixels)

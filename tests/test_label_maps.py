@@ -59,6 +59,9 @@ def test_pictures_of_colours_and_real_numbers_are_no_classes() -> None:
         read_classes(array(np.ones((2, 2), np.float32)))
     with pytest.raises(DataError, match=r"of uint8 \[2, 2, 2\], and a map is \[height, width\]"):
         read_classes(array(np.ones((2, 2, 2), np.uint8)))
+    noise = np.random.default_rng(0).integers(256, size=(64, 64)).astype(np.uint8)
+    with pytest.raises(DataError, match="its map cannot be decoded: the PNG image"):
+        read_classes(saved(Image.fromarray(noise))[:2000])
     with pytest.raises(DataError, match="cannot be decoded"):
         read_classes(b"\x93NUMPYxx")
 

@@ -472,6 +472,8 @@ def test_maps_that_leave_no_image_or_several_are_refused(tmp_path: Path) -> None
         DataError, match=r"several kinds beside its maps \(.depth.png and .png\): .jpg \(2\), .webp \(1\)"
     ):
         open_shards(several, maps=("png", "depth.png"))
+    with pytest.raises(DataError, match=r"has no \.seg\.png, which data\.label_maps .* \.png \(3\), \.jpg \(2\)\."):
+        open_shards(several, maps=("seg.png", "depth.png", "webp"))
 
 
 def test_image_that_is_declared_a_map_is_refused() -> None:

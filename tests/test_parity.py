@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import mae
+from mae.models.attention import set_attention
 from mae.models.noise import uniform_noise
-from mae.models.vit import choose_attention
 
 transformers = pytest.importorskip("transformers")
 
@@ -132,7 +132,7 @@ def test_decoding_hidden_patches_only_gives_the_predictions_of_all_patches(fused
         image_size=32, patch_size=8, width=64, depth=1, num_heads=4, decoder_width=32, decoder_depth=2
     )
     model = mae.MaskedAutoencoder(config)
-    choose_attention(model.blocks, model.decoder_blocks, device=torch.device("cuda" if fused else "cpu"))
+    set_attention(model, fused=fused)
     images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
     out = model(images, noise)
     everything = model.reconstruct(images, noise).pred

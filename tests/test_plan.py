@@ -1,11 +1,13 @@
 """A plan counts what a step really multiplies and holds, and is printed without starting anything."""
 
 import json
+import math
 import re
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mae
 from mae.errors import ConfigError
+from mae.models.attention import set_attention
 from mae.models.flops import pretraining_flops
-from mae.models.vit import choose_attention
 from mae.plan.devices import Hardware, known_device, recognise
 from mae.plan.dry_step import Tally, Workload, autocast, dry_step
 from mae.plan.executed_flops import executed_pretraining_flops
-from mae.plan.forecast import MEMORY_RESERVE, layout
+from mae.plan.forecast import MEMORY_RESERVE, Forecast, Layout, layout
 from mae.plan.tables import duration
 from mae.plan.training_cost import pretraining, pretraining_cost, sam_cost, sam_training
 from mae.sam.encoder import SIZES, SamConfig, SamEncoder
@@ -36,7 +38,7 @@ TINY = mae.MAEConfig(image_size=(32, 32), patch_size=4, width=64, depth=2, num_h
 SMALL_SAM = SamConfig(image_size=(512, 512), depth=4, global_blocks=(1, 3))
 # Dry steps of large models take seconds.
 training_cost = cache(pretraining_cost)
-H100 = Hardware("h100", "cuda", 989e12, 80 * 2**30, measured=False)
+H100 = Hardware("h100", "cuda", 989e12, 80 * 2**30, measured=False, link=math.inf)
 
 
 @pytest.mark.parametrize(("config", "giga"), [(LARGE, 123.8), (HUGE, 290.5)])
@@ -65,7 +67,7 @@ def test_pretraining_flops_formula_agrees_with_the_dry_step(config: mae.MAEConfi
 @pytest.mark.parametrize("fused", [False, True])
 def test_dry_step_flops_equal_those_of_torchs_counter(fused: bool) -> None:
     model = mae.MaskedAutoencoder(TINY)
-    choose_attention(model.blocks, model.decoder_blocks, device=CUDA if fused else CPU)
+    set_attention(model, fused=fused or None)
     with FlopCounterMode(display=False) as counter:
         model(torch.randn(4, 3, 32, 32), torch.rand(4, 64)).loss.backward()
     kept = training_cost(TINY, "32-true", CUDA if fused else CPU).kept
@@ -182,6 +184,62 @@ def test_planned_speed_is_the_peak_times_the_utilisation_over_the_flops() -> Non
     assert 0.75 < recomputed.images_per_s / kept.images_per_s < 1
 
 
+def test_planned_waiting_is_what_the_network_takes_longer_than_the_computation() -> None:
+    cost = training_cost(MIDDLE, "bf16-mixed", CUDA)
+    size, card = cost.kept.gradients, H100._replace(link=1e9)
+
+    def at(
+        strategy: str, micro_batch: int, ranks: int = 8, network: float = math.inf, hardware: Hardware = card
+    ) -> Layout:
+        sizes = {"ranks": ranks, "micro_batch": micro_batch, "global_batch": 1024, "mfu": 0.5, "network": network}
+        return layout(strategy, False, cost, hardware, **sizes)
+
+    computing = 1024 / at("DDP", 128, hardware=H100).images_per_s
+    assert 1024 / at("DDP", 128).images_per_s == pytest.approx(computing / 3 + 2 * 7 / 8 * size / 1e9)
+    # DDP sums once a step, beside the last pass alone; FSDP gathers in every pass.
+    assert at("DDP", 16).images_per_s == pytest.approx(1024 / (computing * (1 - 2 / 3 / 8) + 2 * 7 / 8 * size / 1e9))
+    one_pass = 7 / 8 * (2 * cost.kept.weights + size) / 1e9
+    assert 1024 / at("FSDP", 16).images_per_s == pytest.approx(8 * one_pass)
+    assert 1024 / at("FSDP", 128).images_per_s == pytest.approx(one_pass)
+    assert at("FSDP", 16).waiting == pytest.approx(1 - computing / (8 * one_pass))
+    # Between nodes: eight rings, one over each device's network.
+    slow = at("DDP", 16, ranks=16, network=1e7)
+    assert slow.waiting > at("DDP", 16, ranks=16).waiting
+    assert 1024 / slow.images_per_s == pytest.approx(2 * 15 / 16 * size / 8e7, rel=0.01)
+    assert at("DDP", 128, ranks=1).waiting == 0
+
+
+def forecast(ranks: int, memory_gib: float, link: float = 450e9, **changed: Any) -> Forecast:
+    numbers: dict[str, Any] = {"global_batch": 1024, "micro_batch": 1024 // ranks, "accumulate": 1, "mfu": 0.4}
+    unknown = ("images", "samples", "sampling", "shards", "shard_bytes", "loading", "price", "saving")
+    card = H100._replace(memory=int(memory_gib * 2**30), link=link)
+    return Forecast(
+        training_cost(MIDDLE, "bf16-mixed", CUDA),
+        card,
+        ranks=ranks,
+        precision="bf16-mixed",
+        checkpoints=3,
+        network=25e9,
+        **dict.fromkeys(unknown),
+        **(numbers | changed),
+    )
+
+
+def test_plan_recommends_the_simplest_of_the_fastest_layouts_that_fit() -> None:
+    large = forecast(8, 80).recommended
+    assert large is not None and (large.strategy, large.recompute, large.micro_batch) == ("DDP", False, 128)
+    cost = forecast(8, 80).cost
+    held = cost.kept.weights + cost.kept.gradients + cost.kept.optimiser + cost.kept.copies
+    room = (held + 40 * cost.kept.activations) / (1 - MEMORY_RESERVE) / 2**30
+    tight = forecast(8, room).recommended
+    assert tight is not None and (tight.strategy, tight.recompute, tight.micro_batch) == ("DDP", False, 32)
+    small = forecast(8, held * 0.8 / (1 - MEMORY_RESERVE) / 2**30).recommended
+    assert small is not None and small.strategy == "FSDP"
+    assert forecast(8, 1e-3).recommended is None
+    alone = forecast(1, 80).recommended
+    assert alone is not None and alone.strategy == "one device"
+
+
 @pytest.mark.parametrize(
     ("said", "name"),
     [
@@ -192,6 +250,10 @@ def test_planned_speed_is_the_peak_times_the_utilisation_over_the_flops() -> Non
         ("Tesla V100-SXM2-16GB", "v100-16"),
         ("NVIDIA GeForce RTX 4090", "rtx4090"),
         ("NVIDIA L40S", "l40s"),
+        ("NVIDIA RTX A6000", "a6000"),
+        ("NVIDIA RTX 6000 Ada Generation", "rtx6000-ada"),
+        ("NVIDIA GeForce RTX 2080 Ti", "rtx2080-ti"),
+        ("Tesla P100-PCIE-16GB", "p100"),
     ],
 )
 def test_device_names_of_drivers_are_recognised(said: str, name: str) -> None:
@@ -199,7 +261,7 @@ def test_device_names_of_drivers_are_recognised(said: str, name: str) -> None:
 
 
 def test_unknown_device_is_none_or_raises_config_error() -> None:
-    assert recognise("NVIDIA GeForce GTX 1080") is None
+    assert recognise("NVIDIA GeForce GTX 1080") is None and recognise("Quadro RTX 6000") is None
     with pytest.raises(ConfigError, match=r"plan\.gpu=h1000 is not in the table of devices: choose one of"):
         known_device("h1000")
 

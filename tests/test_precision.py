@@ -1,10 +1,17 @@
 """What the choice of arithmetic may change, and what it may not."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch.nn.utils import get_total_norm
 
 import mae
+from mae.models.pixels import Pixels
+from mae.train.optim import OptimConfig
 from mae.train.precision import FLOAT32_ERROR, choose_float32_products
+from mae.train.pretraining import Pretraining
+from mae.train.schedule import derive_schedule
 
 
 @pytest.fixture(autouse=True)
@@ -51,3 +58,32 @@ def test_float32_precision_setting_is_kept_on_cuda() -> None:
     torch.set_float32_matmul_precision("high")
     choose_float32_products(torch.device("cuda"))
     assert torch.get_float32_matmul_precision() == "high"
+
+
+@pytest.mark.parametrize("scale", [None, 1024.0])
+def test_gradients_are_clipped_to_the_norm_that_they_have_without_the_scale(
+    scale: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = OptimConfig.model_validate({"warmup_epochs": 0})
+    schedule = derive_schedule(config, samples=8, global_batch=4, micro_batch=4, ranks=1, epochs=1, max_steps=None)
+    model = mae.MaskedAutoencoder(mae.MAEConfig(image_size=(32, 32), patch_size=8, width=32, depth=1, num_heads=2))
+    module = Pretraining(model, config, schedule, seed=0, pixels=Pixels([0.5] * 3, [0.5] * 3), recipe={})
+    # Lightning's trainer has a scaler with 16-mixed alone, which it refuses on a CPU.
+    scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
+    monkeypatch.setattr(Pretraining, "trainer", SimpleNamespace(scaler=scaler))
+    for limit in (0.01, 1e6):
+        _, expected = gradients_of(model, 1.0)
+        found, _ = gradients_of(model, scale or 1.0)
+        module.configure_gradient_clipping(None, limit)
+        factor = min(1.0, limit / expected) * (scale or 1.0)
+        torch.testing.assert_close(get_total_norm(found), torch.tensor(expected * factor), rtol=1e-4, atol=0)
+
+
+def gradients_of(model: mae.MaskedAutoencoder, scale: float) -> tuple[list[torch.Tensor], float]:
+    """Returns gradients of a loss times `scale`, as the model holds them, and their norm."""
+    model.zero_grad()
+    generator = torch.Generator().manual_seed(1)
+    loss = model(torch.randn(4, 3, 32, 32, generator=generator), torch.rand(4, 16, generator=generator)).loss
+    (loss * scale).backward()
+    found = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return found, float(get_total_norm(found))

@@ -424,17 +424,18 @@ def spaced(run: Path) -> str:
 
 def test_attention_weights_equal_those_of_timm() -> None:
     config = compose(*REDUCED, "model.image_size=32", "model.patch_size=8", "model.depth=3").model
-    encoder = mae.Encoder(config).eval()
+    encoder, replaced = mae.Encoder(config).eval(), mae.Encoder(config).eval()
+    replaced.load_state_dict(encoder.state_dict())
     seen = []
-    for block in encoder.blocks:
-        attention = block.attn
-        assert isinstance(attention, Attention)
-        attention.fused_attn = False  # pyright: ignore[reportAttributeAccessIssue]
-        attention.attn_drop.register_forward_hook(lambda module, inputs, output: seen.append(output.mean(1)))
+    for block in replaced.blocks:
+        theirs = Attention(config.width, config.num_heads, qkv_bias=True)
+        theirs.load_state_dict(block.attn.state_dict())  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+        theirs.fused_attn = False  # pyright: ignore[reportAttributeAccessIssue]
+        theirs.attn_drop.register_forward_hook(lambda module, inputs, output: seen.append(output.mean(1)))
+        block.attn = theirs
     images = torch.randn(2, 3, 32, 32)
-    encoder.encode(images)
+    replaced.encode(images)
     expected = torch.stack(seen, 1)
-    seen.clear()
     weights = attention_weights(encoder, images)
     torch.testing.assert_close(weights, expected.detach())
     torch.testing.assert_close(rollout(weights).sum(-1), torch.ones(2, 17))

@@ -189,7 +189,7 @@ def test_image_that_cannot_be_read_has_no_loss_and_is_never_chosen(
 def test_rules_choose_what_meets_all_of_them(place: Path, table: Path, tmp_path: Path) -> None:
     rows = np.load(table)
     rows["size"], rows["entropy"] = np.arange(11), np.arange(11)[::-1] / 2
-    rows["loss"] = [np.nan, 0.5, 0, 2, 0.25, 0.75, 0.1, 0.2, 0.3, 0.4, np.inf]
+    rows["loss"] = [np.nan, 0.5, 0, 2, 0.25, 0.75, 0.1, 0.2, 0.3, 0.4, 1.5]
     rows["group"] = [0, 0, 2, 3, 4, 5, 6, 10, 8, 9, 10]
     write_rows(tmp_path / "made.npy", rows)
 
@@ -238,9 +238,13 @@ def test_table_is_matched_by_shard_and_refused_for_others(place: Path, table: Pa
         DataError, match=r"rule.unique=true, but .*losses.npy does not know the near-duplicates of all images"
     ):
         module(place, table, rule={"unique": True})
-    for name, field in (("probability", "loss"), ("min_entropy", "entropy")):
+    for name, field, value in (
+        ("probability", "loss", np.nan),
+        ("probability", "loss", np.inf),
+        ("min_entropy", "entropy", np.nan),
+    ):
         lacking = rows.copy()
-        lacking[field][3] = np.nan
+        lacking[field][3] = value
         write_rows(tmp_path / "lacking.npy", lacking)
         with pytest.raises(
             DataError, match=rf"rule\.{name}=.*lacking\.npy does not know the .* of all images: run `python eval"

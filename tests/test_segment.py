@@ -246,7 +246,7 @@ def test_blank_batch_leaves_no_tokens_in_the_cache(tmp_path: Path, shapes_folder
     settings = ("name=blank", "task.encoder=frozen", "data.flip=false", f"task.embeddings={tmp_path / 'tokens'}")
     task = Segment(compose(*words(tmp_path, shapes_folder, *settings)), Topology(rank=0, ranks=1, devices=1, nodes=1))
     module = task.module(task.model(None), task.recipe("32-true"))
-    module.training_step(module.blank_batch(), 0)["loss"].backward()
+    module.training_step(module.blank_batch(2), 0)["loss"].backward()
     assert not list((tmp_path / "tokens").rglob("*.tokens"))
     batch = next(iter(task.data.train_loader(lambda: 0)))
     module.training_step(batch, 0)

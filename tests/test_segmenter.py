@@ -44,6 +44,17 @@ def some_masks(count: int = 6, side: int = 16) -> Tensor:
 # The model.
 
 
+@torch.no_grad()
+def test_autocast_does_not_move_prompts() -> None:
+    model, masks = randomised(small()), some_masks()
+    assert isinstance(model, Segmenter)
+    prompts = first_prompts(masks, 0.5, generator())._replace(logits=torch.randn(6, 1, 16, 16).bfloat16())
+    (points, dense), positions = model.embed(prompts), model.positions()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(model.embed(prompts), (points, dense))
+        torch.testing.assert_close(model.positions(), positions)
+
+
 @pytest.mark.parametrize("logits", [False, True])
 @torch.no_grad()
 def test_segmenter_answers_each_kind_of_prompt_as_segment_anything(logits: bool) -> None:

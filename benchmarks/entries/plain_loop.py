@@ -105,15 +105,18 @@ class RandomCrops(Dataset[Tensor]):
         return crop
 
 
-def run_entry(build: Callable[[], Peer], own: Recipe, version: str) -> None:
-    """Trains a peer as the command line says, and writes its weights, proof and report."""
+def run_entry(build: Callable[..., Peer], own: Recipe, version: str, known: tuple[str, ...] = ()) -> None:
+    """Trains a peer as the command line says, and writes its weights, proof and report.
+
+    build  gets one of the words `known` as True if it stands behind the name of the entry
+    """
     given = parse_arguments()
-    if given.words:
-        raise SystemExit(f"this entry takes no words of its own: {' '.join(given.words)}")
+    if unknown := set(given.words) - set(known):
+        raise SystemExit(f"this entry takes {', '.join(known) or 'no words'} and not {' '.join(sorted(unknown))}")
     recipe = own if given.settings == "own" else OURS
     data = TrainingImages.load(given.images)
     torch.manual_seed(given.seed)
-    peer = build()
+    peer = build(**dict.fromkeys(given.words, True))
     train(peer, recipe, data, given)
     given.out.mkdir(parents=True, exist_ok=True)
     peer.module.cpu().eval()

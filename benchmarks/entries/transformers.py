@@ -2,22 +2,31 @@
 
 `own` are the settings of the command that the documentation of examples/pytorch/image-pretraining/run_mae.py gives for
 CIFAR-10, and what transformers.Trainer adds by default (betas, clipping). bf16 is its flag of that name.
+
+A model that begins from random weights has zeros for the fixed positions of its decoder (transformers 5.24), so that
+all hidden patches of an image get the same prediction. `--entries "transformers positions"` sets positions and mask
+token as published.
 """
 
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining, __version__
 
 from benchmarks.entries.plain_loop import MODEL, Recipe, run_entry
+from mae.models.vit import sincos_positions
 
 RUN_MAE = Recipe(batch=8, base_lr=1.5e-4, betas=(0.9, 0.999), warmup=0.05, clip=1.0)
 
 
 class ViTMAE:
-    """The model of cifar10_tiny as a ViTMAEForPreTraining."""
+    """The model of cifar10_tiny as a ViTMAEForPreTraining.
 
-    def __init__(self) -> None:
+    positions  set the decoder's positions and mask token as published; otherwise they are as the library begins
+    """
+
+    def __init__(self, positions: bool = False) -> None:
         self.module = ViTMAEForPreTraining(
             ViTMAEConfig(
                 image_size=MODEL.image_size[0],
@@ -35,6 +44,11 @@ class ViTMAE:
                 layer_norm_eps=1e-6,  # as published; transformers has 1e-12 by default, which is another function
             )
         )
+        if positions:
+            decoder = self.module.decoder
+            with torch.no_grad():
+                decoder.decoder_pos_embed.copy_(sincos_positions(MODEL.decoder_width, MODEL.grid, 1))
+                nn.init.normal_(decoder.mask_token, std=0.02)
 
     def loss(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         return self.module(images, noise=noise).loss
@@ -50,4 +64,4 @@ class ViTMAE:
 
 
 if __name__ == "__main__":
-    run_entry(ViTMAE, RUN_MAE, __version__)
+    run_entry(ViTMAE, RUN_MAE, __version__, known=("positions",))

@@ -48,13 +48,23 @@ def _values(data: bytes) -> np.ndarray:
         if values.ndim != 2 or values.dtype.kind not in "uif":
             raise DataError(f"its map is of {values.dtype} {list(values.shape)}, and a map is [height, width]")
         return values.astype(values.dtype.newbyteorder("="))
-    with pil.opened(data) as image:
-        if image.format == "JPEG":
-            raise DataError("its map is a JPEG, whose compression changes the numbers: save it as PNG")
-        if image.mode not in MODES:
-            raise DataError(
-                f"its map is a picture of colours (PIL's mode {image.mode}), and a map has one number per pixel: save "
-                "the numbers, not their colours"
-            )
-        values = np.asarray(image)
+    values = _picture(data)
     return values.astype(np.uint8) if values.dtype == bool else values.astype(values.dtype.newbyteorder("="))
+
+
+def _picture(data: bytes) -> np.ndarray:
+    """Returns the numbers of a map that is stored as a picture."""
+    try:
+        with pil.opened(data) as image:
+            kind, mode = image.format, image.mode
+            values = np.asarray(image) if kind != "JPEG" and mode in MODES else None
+    except DataError as error:
+        raise DataError(f"its map cannot be decoded: {error}") from None
+    if kind == "JPEG":
+        raise DataError("its map is a JPEG, whose compression changes the numbers: save it as PNG")
+    if values is None:
+        raise DataError(
+            f"its map is a picture of colours (PIL's mode {mode}), and a map has one number per pixel: save the "
+            "numbers, not their colours"
+        )
+    return values

@@ -128,6 +128,11 @@ def _only_image(file: IndexFile, maps: Set[str]) -> str:
             f"{file.tar} has no image beside its maps: all that could be one ends in {declared}. Check data.label_maps."
         )
     found = ", ".join(f".{name} ({tables[name][1]:,})" for name in images)
+    if missing := " and ".join(f".{name}" for name in sorted(maps - set(tables))):
+        raise DataError(
+            f"{file.tar} has no {missing}, which data.label_maps or data.depth_maps names, and images of several "
+            f"kinds: {found}. Name the one that is a map there, or set data.image to the photographs."
+        )
     raise DataError(
         f"{file.tar} has images of several kinds beside its maps ({declared}): {found}. Set data.image to one of them."
     )

@@ -63,7 +63,8 @@ class SampleTable:
             others = f" and {len(wrong) - 1:,} more" if len(wrong) > 1 else ""
             raise DataError(
                 f"{path} does not match the shards: it has no rows for {index.shards[wrong[0]]} of "
-                f"{index.sizes[wrong[0]]:,} samples as it is now{others}. {HOW} for exactly these shards."
+                f"{index.sizes[wrong[0]]:,} samples as it is now{others}. Give only the shards that it was written of. "
+                f"{HOW} for others."
             )
 
     @property
@@ -97,8 +98,8 @@ class SampleTable:
         losses = "run `python eval.py checkpoint=RUN probe=losses` on these shards"
         groups = f"run `python -m data.inspect SHARDS --duplicates --table {self.path}`"
         asked = [
-            ("min_entropy", rule.min_entropy, "entropies", losses, lambda rows: np.isnan(rows["entropy"])),
-            ("probability", rule.probability, "losses", losses, lambda rows: np.isnan(rows["loss"])),
+            ("min_entropy", rule.min_entropy, "entropies", losses, lambda rows: ~np.isfinite(rows["entropy"])),
+            ("probability", rule.probability, "losses", losses, lambda rows: ~np.isfinite(rows["loss"])),
             ("unique", rule.unique, "near-duplicates", groups, lambda rows: rows["group"] == NOT_LOOKED_AT),
         ]
         for name, value, what, way, is_unknown in asked:

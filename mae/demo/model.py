@@ -18,7 +18,7 @@ from mae.models.masking import draw_masking
 from mae.models.noise import uniform_noise
 from mae.models.patches import patchify, unpatchify
 from mae.models.pixels import Pixels
-from mae.models.vit import Encoder, choose_attention
+from mae.models.vit import Encoder
 from mae.probes.features import Kind, describe
 from mae.run.checkpoint_files import Weights
 from mae.train.precision import choose_float32_products
@@ -118,7 +118,6 @@ def open_model(path: Path, weights: Weights | None = None, *, opened: Opened | N
     scale = scale_of(opened, channels)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     choose_float32_products(device)
-    choose_attention(encoder, device=device)
     pixels = Pixels(scale.mean, scale.std).to(device)
     return DemoModel(path, opened.step, encoder.to(device), pixels, assumed=not scale.known, bits=scale.bits)
 

@@ -102,13 +102,13 @@ class Distillation(Training):
         super().on_save_checkpoint(checkpoint)
         checkpoint["mae"]["teacher"] = str(self.teacher.path)
 
-    def blank_batch(self) -> dict[str, Any]:
+    def blank_batch(self, count: int) -> dict[str, Any]:
         config = self.model.config
-        images = torch.zeros(2, config.in_channels, *config.image_size, dtype=torch.uint8, device=self.device)
-        batch = {"images": images, "positions": torch.arange(2, device=self.device)}
-        batch["samples"] = torch.full((2,), -1, device=self.device)
+        images = torch.zeros(count, config.in_channels, *config.image_size, dtype=torch.uint8, device=self.device)
+        batch = {"images": images, "positions": torch.arange(count, device=self.device)}
+        batch["samples"] = torch.full((count,), -1, device=self.device)
         if isinstance(self.model, SamStudent):
-            batch["inside"] = torch.tensor([config.image_size] * 2, device=self.device)
+            batch["inside"] = torch.tensor([config.image_size] * count, device=self.device)
         return batch
 
     def validate(self, batch: dict[str, Any]) -> tuple[dict[str, float], int]:

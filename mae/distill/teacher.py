@@ -19,7 +19,7 @@ from mae.formats.opened import Opened, open_weights, scale_of, scale_words
 from mae.models.classifier import Classifier
 from mae.models.pixels import Pixels
 from mae.models.resample import at_image_size
-from mae.models.vit import Encoder, choose_attention
+from mae.models.vit import Encoder
 from mae.sam.embedding_cache import OutputCache
 from mae.sam.encoder import SamEncoder
 from mae.sam.square_frame import blank_padding
@@ -117,7 +117,6 @@ class Teacher:
             self.device = images.device
             self.encoder.to(self.device)
             self.pixels.to(self.device)
-            choose_attention(self.encoder, device=self.device)
         pixels = self.pixels.normalise(images)
         if inside is not None:
             pixels = blank_padding(pixels, inside)

@@ -12,8 +12,8 @@ from torch.export import Dim, ExportedProgram
 
 from mae.errors import ConfigError
 from mae.formats.format import Comparison, Export, Format
+from mae.models.attention import set_attention
 from mae.models.classifier import Classifier
-from mae.models.vit import choose_attention
 from mae.sam.encoder import SamEncoder
 
 INPUT, BATCH = "images", "batch"
@@ -54,11 +54,12 @@ def trace(export: Export) -> ExportedProgram:
     config, graph = export.model.config, Graph(export)
     if too_large := [key for key, value in graph.model.state_dict().items() if not value.isfinite().all()]:
         raise ConfigError(f"--half: {', '.join(too_large[:8])} have values above 65504, the largest of float16")
-    if not isinstance(export.model, SamEncoder):
-        choose_attention(graph, device=torch.device("cuda"))
+    set_attention(graph, fused=True)
     # A batch of two, because torch.export takes a size of one for a constant.
     images = torch.zeros(2, config.in_channels, *config.image_size)
-    return torch.export.export(graph, (images,), dynamic_shapes={INPUT: {0: Dim(BATCH)}})
+    program = torch.export.export(graph, (images,), dynamic_shapes={INPUT: {0: Dim(BATCH)}})
+    set_attention(graph, fused=None)
+    return program
 
 
 def output_name(export: Export) -> str:

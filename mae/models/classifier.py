@@ -1,12 +1,11 @@
 """Classifier for fine-tuning: the encoder on all patches, pooling, a linear head."""
 
-from typing import Literal, cast
+from typing import Literal
 
-from timm.layers.drop import DropPath
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from mae.models.config import MAEConfig
+from mae.models.drop_path import add_drop_path
 from mae.models.vit import Encoder, LayerNorm
 
 Pool = Literal["patches", "class_token"]
@@ -39,11 +38,7 @@ class Classifier(Encoder):
         self.head = nn.Linear(config.width, classes)
         nn.init.normal_(self.head.weight, std=HEAD_STD)
         nn.init.zeros_(self.head.bias)
-        for number, block in enumerate(self.blocks):
-            rate = drop_path * number / max(1, config.depth - 1)
-            if rate > 0:
-                cast(Block, block).drop_path1 = DropPath(rate)
-                cast(Block, block).drop_path2 = DropPath(rate)
+        add_drop_path(self.blocks, drop_path)
 
     def like(self, config: MAEConfig) -> "Classifier":
         """Builds a classifier of the same classes and pooling, with another config, of random weights."""
@@ -51,9 +46,12 @@ class Classifier(Encoder):
         model.class_names = self.class_names
         return model
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns the class scores [B, classes] of normalised images [B, C, H, W]."""
-        return self.scores(self.encode(images))
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Returns the class scores [B, classes] of normalised images [B, C, H, W].
+
+        noise  [B, n]  uniform numbers from which stochastic depth draws in training; None: no branch is left out
+        """
+        return self.scores(self.encode_tokens(self.embed(self.patchify(images)), noise))
 
     def scores(self, latent: Tensor) -> Tensor:
         """Returns the class scores [B, classes] of a latent, the output of `encode`."""

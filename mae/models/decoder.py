@@ -5,8 +5,9 @@ from einops import rearrange
 from timm.layers import Mlp
 from torch import Tensor, nn
 
+from mae.models.attention import attend
 from mae.models.config import MAEConfig
-from mae.models.vit import LayerNorm, attend, initialise, last_tokens, position_parameter, transformer_blocks
+from mae.models.vit import LayerNorm, initialise, last_tokens, position_parameter, transformer_blocks
 
 
 class Decoder(nn.Module):
@@ -89,7 +90,7 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.fused_attn = True
+        self.fused: bool | None = None  # as in SelfAttention
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
@@ -98,7 +99,7 @@ class CrossAttention(nn.Module):
         """Returns [B, n, D] for queries [B, n, D] and visible tokens [B, m, D]."""
         q = rearrange(self.q(queries), "b n (h d) -> b h n d", h=self.num_heads)
         k, v = rearrange(self.kv(visible), "b m (two h d) -> two b h m d", two=2, h=self.num_heads)
-        return self.proj(rearrange(attend(q, k, v, fused=self.fused_attn), "b h n d -> b n (h d)"))
+        return self.proj(rearrange(attend(q, k, v, fused=self.fused), "b h n d -> b n (h d)"))
 
 
 class CrossBlock(nn.Module):

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, field_validator
-from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -50,10 +49,10 @@ def _prepare(module: nn.Module, *, compiled: bool, recomputed: bool) -> None:
     """Replaces the module's `forward`; its class, hooks and parameter names stay."""
     plain = module.forward
     # Shapes never change in training. The last validation batch is smaller, and validation runs the plain function.
-    trained: Callable[..., Tensor] = torch.compile(plain, dynamic=False) if compiled else plain
-    if recomputed:
-        draws = any(isinstance(part, DropPath) for part in module.modules())
-        trained = partial(checkpoint, trained, use_reentrant=False, preserve_rng_state=draws)
+    # As a whole graph a block is never left uncompiled in silence: torch ends the step, and says why.
+    trained: Callable[..., Tensor] = torch.compile(plain, dynamic=False, fullgraph=True) if compiled else plain
+    if recomputed:  # nothing in a block draws: stochastic depth is drawn before it
+        trained = partial(checkpoint, trained, use_reentrant=False, preserve_rng_state=False)
 
     def forward(*arguments: Any, **named: Any) -> Tensor:
         return trained(*arguments, **named) if torch.is_grad_enabled() else plain(*arguments, **named)

@@ -1,16 +1,16 @@
 """Encoder: a plain pre-norm Vision Transformer on the patches that it is given, visible ones or all."""
 
 from functools import partial
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 from einops import rearrange
 from timm.layers import PatchEmbed
-from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mae.models.attention import SelfAttention, attend
 from mae.models.config import MAEConfig
 from mae.models.drop_path import draw_paths
 from mae.models.patches import patchify, require_images, require_size
@@ -147,7 +147,8 @@ def sincos_positions(width: int, grid: tuple[int, int], class_tokens: int) -> Te
 
 def transformer_blocks(depth: int, width: int, num_heads: int, mlp_ratio: float = 4.0) -> nn.ModuleList:
     """Returns `depth` pre-norm blocks of timm with biases on q, k and v, and the paper's LayerNorm epsilon."""
-    return nn.ModuleList(Block(width, num_heads, mlp_ratio, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth))
+    given: dict[str, Any] = {"qkv_bias": True, "norm_layer": LayerNorm, "attn_layer": SelfAttention}
+    return nn.ModuleList(Block(width, num_heads, mlp_ratio, **given) for _ in range(depth))
 
 
 def last_tokens(block: nn.Module, tokens: Tensor, count: int) -> Tensor:
@@ -157,33 +158,16 @@ def last_tokens(block: nn.Module, tokens: Tensor, count: int) -> Tensor:
     returns  [B, count, D], equal to block(tokens)[:, -count:]
     """
     block = cast(Block, block)
-    attention, mlp = cast(Attention, block.attn), cast(nn.Module, block.mlp)
+    attention, mlp = cast(SelfAttention, block.attn), cast(nn.Module, block.mlp)
     normed = block.norm1(tokens)
     weight_q, weight_kv = attention.qkv.weight.tensor_split([tokens.shape[-1]])
     bias_q, bias_kv = attention.qkv.bias.tensor_split([tokens.shape[-1]])
     heads = attention.num_heads
     q = rearrange(F.linear(normed[:, -count:], weight_q, bias_q), "b n (h d) -> b h n d", h=heads)
     k, v = rearrange(F.linear(normed, weight_kv, bias_kv), "b n (two h d) -> two b h n d", two=2, h=heads)
-    mixed = attend(q, k, v, fused=attention.fused_attn)
+    mixed = attend(q, k, v, fused=attention.fused)
     tokens = tokens[:, -count:] + attention.proj(rearrange(mixed, "b h n d -> b n (h d)"))
     return tokens + mlp(block.norm2(tokens))
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, *, fused: bool) -> Tensor:
-    """Computes attention of queries [B, H, n, d] to keys and values [B, H, m, d]: [B, H, n, d]."""
-    if fused:
-        return F.scaled_dot_product_attention(q, k, v)
-    return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1) @ v
-
-
-def choose_attention(*models: nn.Module, device: torch.device) -> None:
-    """Chooses fused attention on accelerators, batched matrix products on CPUs. The same function either way.
-
-    On CPUs the products are faster for the short sequences of pre-training (ViT-tiny, 65 tokens: 0.6 of the step time).
-    """
-    for module in (module for model in models for module in model.modules()):
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = device.type != "cpu"  # pyright: ignore
 
 
 def initialise(*modules: nn.Module) -> None:

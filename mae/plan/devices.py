@@ -21,12 +21,14 @@ class Device(NamedTuple):
     half    TFLOP/s of dense 16-bit products summed in float32, a multiply-add counted as two
     single  TFLOP/s of float32 outside the tensor cores, torch's default
     memory  GiB
+    link    GB/s from one to the next in a node, in one direction: NVLink or its like, else PCI Express
     bf16    multiplies bfloat16 natively, not float16 only
     """
 
     half: float
     single: float
     memory: int
+    link: float = 32
     bf16: bool = True
 
     def flops(self, precision: str) -> float:
@@ -37,30 +39,45 @@ class Device(NamedTuple):
 # The keys are values of plan.gpu. Both parts of a key have to be words of the driver's name of the device; special
 # entries stand before general ones.
 DEVICES = {
-    "t4": Device(65, 8.1, 15, bf16=False),
-    "v100-16": Device(125, 15.7, 16, bf16=False),
-    "v100-32": Device(125, 15.7, 32, bf16=False),
+    "p100": Device(18.7, 9.3, 16, 16, bf16=False),
+    "t4": Device(65, 8.1, 15, 16, bf16=False),
+    "v100-16": Device(125, 15.7, 16, 150, bf16=False),
+    "v100-32": Device(125, 15.7, 32, 150, bf16=False),
     "a10g": Device(70, 31.5, 22),
-    "a100-40": Device(312, 19.5, 40),
-    "a100-80": Device(312, 19.5, 80),
+    "a30": Device(165, 10.3, 24),
+    "a40": Device(150, 37.4, 45),
+    "a6000": Device(155, 38.7, 48),
+    "a100-40": Device(312, 19.5, 40, 300),
+    "a100-80": Device(312, 19.5, 80, 300),
     "l4": Device(121, 30.3, 22),
     "l40s": Device(362, 91.6, 45),
-    "h100-pcie": Device(756, 51.2, 80),
-    "h100": Device(989, 66.9, 80),
-    "h200": Device(989, 66.9, 140),
-    "b200": Device(2250, 80, 180),
-    "mi300x": Device(1307, 163.4, 192),
+    "rtx6000-ada": Device(364, 91.1, 48),
+    "h100-pcie": Device(756, 51.2, 80, 64),
+    "h100": Device(989, 66.9, 80, 450),
+    "h200": Device(989, 66.9, 140, 450),
+    "b200": Device(2250, 80, 180, 900),
+    "mi300x": Device(1307, 163.4, 192, 448),
+    "rtx2080-ti": Device(54, 13.4, 11, 16, bf16=False),
     "rtx3090": Device(71, 35.6, 24),
     "rtx4090": Device(165, 82.6, 24),
-    "rtx5090": Device(210, 104.8, 32),
+    "rtx5090": Device(210, 104.8, 32, 64),
 }
+UNKNOWN = Device(0, 0, 0)  # a card of which plan.memory and plan.tflops say the rest
 
 
-def known_device(name: str) -> Device:
-    """Returns the GPU with this name in DEVICES. Raises ConfigError, which lists all names, if there is none."""
-    if name not in DEVICES:
-        raise ConfigError(f"plan.gpu={name} is not in the table of devices: choose one of {', '.join(DEVICES)}, or cpu")
-    return DEVICES[name]
+def known_device(name: str, described: bool = False) -> Device:
+    """Returns the GPU with this name in DEVICES, or one of which nothing is known if settings describe it.
+
+    Raises ConfigError, which lists all names, if there is none.
+    """
+    if name in DEVICES:
+        return DEVICES[name]
+    if not described:
+        raise ConfigError(
+            f"plan.gpu={name} is not in the table of devices: choose one of {', '.join(DEVICES)}, or cpu, or describe "
+            "it by plan.memory (GiB) and plan.tflops"
+        )
+    return UNKNOWN
 
 
 class Hardware(NamedTuple):
@@ -70,6 +87,8 @@ class Hardware(NamedTuple):
     flops     peak FLOP/s in the precision of the run
     memory    bytes
     measured  the peak is that of a matrix product on this machine, not of a data sheet
+    link      bytes per second from one device to the next in a node
+    half      peak FLOP/s of 16-mixed where the run has float32 because bfloat16 is missing; None: it has what is best
     """
 
     name: str
@@ -77,16 +96,30 @@ class Hardware(NamedTuple):
     flops: float
     memory: int
     measured: bool
+    link: float = UNKNOWN.link * 1e9
+    half: float | None = None
 
 
-def find_hardware(gpu: str | None, precision: str) -> Hardware:
+def find_hardware(
+    gpu: str | None, precision: str, memory: float | None = None, tflops: float | None = None
+) -> Hardware:
     """Returns the GPU of that name, the CPU of this machine for "cpu", or its own device for None.
 
     precision  Lightning's name
+    memory     GiB, and TFLOP/s in that precision: of a GPU that is not in DEVICES, or in place of what stands there
     """
+    found = _find_hardware(gpu, precision, memory is not None and tflops is not None)
+    if memory is not None:
+        found = found._replace(memory=int(memory * 2**30))
+    return found if tflops is None else found._replace(flops=tflops * 1e12, measured=False, half=None)
+
+
+def _find_hardware(gpu: str | None, precision: str, described: bool) -> Hardware:
     if gpu not in (None, "cpu"):
-        known = known_device(gpu)
-        return Hardware(gpu, "cuda", known.flops(precision), known.memory * 2**30, measured=False)
+        known = known_device(gpu, described)
+        half = None if known.bf16 or precision != "32-true" else known.half * 1e12
+        memory, link = known.memory * 2**30, known.link * 1e9
+        return Hardware(gpu, "cuda", known.flops(precision), memory, measured=False, link=link, half=half)
     if gpu is None and torch.cuda.is_available():
         device = torch.device("cuda", torch.cuda.current_device())
         name, memory = torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory
@@ -94,19 +127,23 @@ def find_hardware(gpu: str | None, precision: str) -> Hardware:
         device = torch.device("cpu")
         name, memory = "cpu", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     peak = peak_flops(device, precision)
-    return Hardware(name, device.type, peak or measure_flops(device, precision), memory, measured=peak is None)
+    link = ((recognise(name) if device.type == "cuda" else None) or UNKNOWN).link * 1e9
+    return Hardware(
+        name, device.type, peak or measure_flops(device, precision), memory, measured=peak is None, link=link
+    )
 
 
-def planned_precision(setting: str, gpu: str | None) -> str:
+def planned_precision(setting: str, gpu: str | None, described: bool = False) -> str:
     """Returns Lightning's name of the precision that `setting` means on the device of `find_hardware(gpu, ...)`."""
     if setting != "auto" or gpu in (None, "cpu"):
         return resolve_precision(setting)
-    return "bf16-mixed" if known_device(gpu).bf16 else "32-true"
+    return "bf16-mixed" if known_device(gpu, described).bf16 else "32-true"
 
 
 def recognise(driver_name: str) -> Device | None:
     """Returns the entry of DEVICES for a driver's name, such as "NVIDIA A100-SXM4-80GB"; None if there is none."""
-    words = driver_name.lower().replace("rtx ", "rtx").replace("-", " ").split()
+    said = driver_name.lower().replace("-", " ")
+    words = {*said.split(), *said.replace("rtx ", "rtx").split()}
     for name, device in DEVICES.items():
         chip, _, variant = name.partition("-")
         if chip in words and (not variant or variant in words or f"{variant}gb" in words):

@@ -10,8 +10,9 @@ from mae.distill.flops import distillation_flops, executed_distillation_flops
 from mae.distill.loss import Tokens
 from mae.distill.student import SamStudent, Student
 from mae.distill.teacher import Teacher, encode
+from mae.models.attention import set_attention
 from mae.models.execution import BlocksConfig, prepare_blocks
-from mae.models.vit import Encoder, choose_attention
+from mae.models.vit import Encoder
 from mae.plan.dry_step import ADAMW, Workload
 from mae.plan.training_cost import DRY_BATCH, TrainingCost, count_cost
 from mae.sam.encoder import SamConfig, SamEncoder
@@ -46,7 +47,7 @@ def distillation(build_student: Callable[[], Student | SamStudent], teacher: Tea
         else:
             prepare_blocks(list(student.blocks), BlocksConfig(recompute="all" if recompute else "none"))
         model = Both(student, SamEncoder(theirs) if isinstance(theirs, SamConfig) else Encoder(theirs))
-        choose_attention(model, device=device)
+        set_attention(model, fused=device.type != "cpu" or None)  # fake tensors are on a CPU
         return model
 
     def loss(model: Any, images: int) -> Tensor:

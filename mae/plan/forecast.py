@@ -1,5 +1,6 @@
 """Forecast of a training run: memory on each device, speed, time, price, data, disk. Arithmetic on plain numbers."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -9,6 +10,8 @@ from mae.plan.training_cost import TrainingCost
 # Share of a device's memory for what is no tensor: CUDA context, libraries, gaps between allocations.
 MEMORY_RESERVE = 0.1
 NODE = 8  # devices of a usual node of GPUs
+BACKWARD = 2 / 3  # share of a step's time, beside which DDP sums gradients
+ALIKE = 0.01  # difference in speed below which the simpler layout is recommended
 
 
 class Layout(NamedTuple):
@@ -20,7 +23,9 @@ class Layout(NamedTuple):
     frozen               weights of a teacher (task=distill), which no strategy shards
     gathered             weights and gradients that FSDP holds unsharded for a while
     activations          of the micro-batch, and copies of weights in the precision of autocast
+    micro_batch          images of a forward pass
     largest_micro_batch  images that fit, 0 if not even one does
+    waiting              share of the time in which devices wait for weights or gradients of the others
     images_per_s         over all devices
     """
 
@@ -33,7 +38,9 @@ class Layout(NamedTuple):
     frozen: int
     gathered: int
     activations: int
+    micro_batch: int
     largest_micro_batch: int
+    waiting: float
     images_per_s: float
 
     @property
@@ -55,6 +62,8 @@ class Forecast:
     price        of an hour of one device, in any currency
     checkpoints  on disk at a time, one of them being written
     saving       seconds that writing one takes on this machine; None if nothing can be written
+    network      bytes per second that each device sends to another node
+    unit         images that a micro-batch is a multiple of
     """
 
     cost: TrainingCost
@@ -74,16 +83,37 @@ class Forecast:
     price: float | None
     checkpoints: int
     saving: float | None
+    network: float
+    unit: int = 1
 
     @property
     def layouts(self) -> list[Layout]:
         """Returns memory and speed under each strategy, without and with activation checkpointing."""
-        sizes = {"ranks": self.ranks, "micro_batch": self.micro_batch, "global_batch": self.global_batch}
-        return [
-            layout(strategy, recompute, self.cost, self.hardware, mfu=self.mfu, **sizes)
-            for strategy in (["one device"] if self.ranks == 1 else ["DDP", "FSDP"])
-            for recompute in (False, True)
-        ]
+        strategies = ["one device"] if self.ranks == 1 else ["DDP", "FSDP"]
+        return [self.layout(strategy, recompute) for strategy in strategies for recompute in (False, True)]
+
+    def layout(self, strategy: str, recompute: bool, micro_batch: int | None = None) -> Layout:
+        """Returns memory and speed under one strategy, with the micro-batch of the settings or another."""
+        sizes = {"ranks": self.ranks, "global_batch": self.global_batch, "micro_batch": micro_batch or self.micro_batch}
+        return layout(
+            strategy, recompute, self.cost, self.hardware, mfu=self.mfu, network=self.network, node=self.node, **sizes
+        )
+
+    @property
+    def recommended(self) -> Layout | None:
+        """Returns the fastest layout that fits, each with the largest micro-batch that divides the share of a device.
+
+        Of those that are as fast the first: DDP before FSDP, all activations kept. None if nothing fits.
+        """
+        share = self.global_batch // self.ranks
+        found = []
+        for each in self.layouts:
+            fits = [size for size in range(self.unit, share + 1, self.unit) if share % size == 0]
+            fits = [size for size in fits if size <= each.largest_micro_batch]
+            if fits:
+                found.append(self.layout(each.strategy, each.recompute, max(fits)))
+        fastest = max((each.images_per_s for each in found), default=0.0)
+        return next((each for each in found if each.images_per_s >= (1 - ALIKE) * fastest), None)
 
     @property
     def node(self) -> int:
@@ -121,6 +151,7 @@ class Forecast:
             "work": self.cost._asdict() | steps,
             "hardware": self.hardware._asdict(),
             "layouts": [x._asdict() | {"total": x.total} | self.budget(x) for x in self.layouts],
+            "recommended": None if (best := self.recommended) is None else best._asdict() | self.budget(best),
             "devices_of_a_node": self.node,
             "stored": stored | {"checkpoint_bytes": self.cost.checkpoint_bytes},
         }
@@ -136,16 +167,33 @@ def layout(
     micro_batch: int,
     global_batch: int,
     mfu: float,
+    network: float = math.inf,
+    node: int = NODE,
 ) -> Layout:
     """Returns memory and speed under one strategy.
+
+    network  bytes per second that each device sends to another node, of `node` devices
 
     DDP keeps gradients in its buckets, so each device holds the same as one alone. FSDP holds a share of weights,
     gradients, moments and average, and gathers weights and gradients of everything outside the blocks, of the current
     block and of the next.
+
+    Both send along rings, in which each device passes (ranks - 1) / ranks of all bytes on. Between nodes the rings run
+    beside each other, one over the network of each device. DDP sums the gradients once a step, beside the last backward
+    pass. FSDP gathers the weights in each forward and in each backward pass, and sums the gradients in the latter, all
+    beside the computation. Devices wait for what takes longer than that.
     """
     step = cost.recomputed if recompute else cost.kept
     share = ranks if strategy == "FSDP" else 1
-    per_image = cost.flops * step.flops / cost.kept.flops + cost.update / global_batch
+    rate = hardware.flops * mfu
+    pass_seconds = micro_batch * cost.flops * step.flops / cost.kept.flops / rate
+    passes = global_batch / (ranks * micro_batch)
+    around = (ranks - 1) / ranks / (hardware.link if ranks <= node else min(hardware.link, node * network))
+    if strategy == "FSDP":
+        waits = passes * max(0.0, around * (2 * step.weights + step.gradients) - pass_seconds)
+    else:
+        waits = max(0.0, around * 2 * step.gradients - BACKWARD * pass_seconds)
+    seconds = passes * pass_seconds + cost.update / (ranks * rate) + waits
     empty = Layout(
         strategy,
         recompute,
@@ -156,8 +204,10 @@ def layout(
         frozen=cost.frozen,
         gathered=2 * (cost.unblocked + 2 * cost.block) if strategy == "FSDP" else 0,
         activations=step.copies,
+        micro_batch=micro_batch,
         largest_micro_batch=0,
-        images_per_s=ranks * hardware.flops * mfu / per_image,
+        waiting=waits / seconds,
+        images_per_s=global_batch / seconds,
     )
     free = hardware.memory * (1 - MEMORY_RESERVE) - empty.total
     return empty._replace(

@@ -6,7 +6,6 @@ import torch
 
 from mae.models.config import MAEConfig
 from mae.models.mae import MaskedAutoencoder
-from mae.models.vit import choose_attention
 from mae.plan.dry_step import AUTOCAST
 from mae.train.optim import OptimConfig, build_optimizer
 
@@ -26,7 +25,6 @@ def step_rate(config: MAEConfig, device: torch.device, precision: str, seconds: 
         model = MaskedAutoencoder(config)
         pixels = torch.randn(images, config.in_channels, *config.image_size)
         noise = torch.rand(images, config.patches)
-    choose_attention(model, device=device)
     optimizer = build_optimizer(model.named_parameters(), OptimConfig.model_validate({}), lr=1e-4)
     taken: list[float] = []
     while len(taken) < 2 or (sum(taken[1:]) < seconds and len(taken) <= MAX_STEPS):

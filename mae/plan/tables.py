@@ -46,6 +46,10 @@ def _numbers(forecast: Forecast, title: str) -> Table:
         f"{forecast.ranks} x {hardware.name}: {hardware.flops / 1e12:,.4g} TFLOP/s ({source}), "
         f"{hardware.memory / GIB:.0f} GiB; {forecast.precision}, {forecast.mfu:.0%} of the peak",
     )
+    if forecast.ranks > 1:
+        between = f", {forecast.network / 1e9:,.3g} GB/s to another" if forecast.ranks > forecast.node else ""
+        table.add_row("network", f"{hardware.link / 1e9:,.3g} GB/s from a device to the next in a node{between}")
+    table.add_row("recommended", _recommended(forecast))
     if forecast.sampling is not None:
         table.add_row("sampling", forecast.sampling)
     if forecast.images is None:
@@ -56,6 +60,18 @@ def _numbers(forecast: Forecast, title: str) -> Table:
     table.add_row("data", _data(forecast))
     table.add_row("disk", _disk(forecast))
     return table
+
+
+def _recommended(forecast: Forecast) -> str:
+    """Returns the fastest layout that fits, as settings."""
+    best = forecast.recommended
+    if best is None:
+        return "nothing fits: a smaller model, smaller images, or devices of more memory"
+    words = [f"micro_batch={best.micro_batch}", f"blocks.recompute={'all' if best.recompute else 'none'}"]
+    words = words if forecast.ranks == 1 else [f"trainer.strategy={best.strategy.lower()}", *words]
+    hours = forecast.hours(best)
+    time = "" if hours is None else f", {duration(hours)}"
+    return f"{' '.join(words)}: {_number(best.images_per_s)} images/s{time}"
 
 
 def _giga(flops: int) -> str:
@@ -104,6 +120,8 @@ def _layouts(forecast: Forecast) -> Table:
     table.add_row("total", *(f"{x.total / GIB:.2f}{'' if x.total <= room else ', too much'}" for x in forecast.layouts))
     table.add_section()
     table.add_row("largest micro-batch", *(f"{layout.largest_micro_batch:,}" for layout in forecast.layouts))
+    if forecast.ranks > 1:
+        table.add_row("waiting for others", *(f"{layout.waiting:.0%}" for layout in forecast.layouts))
     table.add_row("images/s, all devices", *(_number(layout.images_per_s) for layout in forecast.layouts))
     budgets = [forecast.budget(layout) for layout in forecast.layouts]
     rows = {
@@ -140,6 +158,12 @@ def _remarks(forecast: Forecast) -> list[str]:
         "libraries and gaps between allocations. Time and price hold if the data keeps up, and leave out validation "
         f"and interruptions; {forecast.mfu:.0%} of the peak is plan.mfu, not a measurement."
     ]
+    if half := forecast.hardware.half:
+        lines.append(
+            f"{forecast.hardware.name} does not multiply bfloat16, so that precision=auto is 32-true there. "
+            f"precision=16-mixed has a peak of {half / 1e12:,.4g} TFLOP/s in place of "
+            f"{forecast.hardware.flops / 1e12:,.4g}: plan it beside this."
+        )
     if "neck" in forecast.cost.parameters:
         huge = SIZES["sam_huge"]
         lines.append(

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mae.models.attention import set_attention
 from mae.models.classifier import Classifier
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig, prepare_blocks
 from mae.models.flops import classification_flops, pretraining_flops
 from mae.models.mae import MaskedAutoencoder
-from mae.models.vit import choose_attention
 from mae.plan.dry_step import ADAMW, DryStep, Workload, dry_step
 from mae.plan.executed_flops import executed_classification_flops, executed_pretraining_flops
 from mae.sam.encoder import SamConfig, SamEncoder
@@ -59,7 +59,7 @@ def pretraining(config: MAEConfig, device: torch.device) -> Workload:
 
     def build(recompute: bool) -> MaskedAutoencoder:
         model = MaskedAutoencoder(config)
-        choose_attention(model, device=device)
+        set_attention(model, fused=device.type != "cpu" or None)  # fake tensors are on a CPU
         prepare_blocks(model.whole_blocks, BlocksConfig(recompute="all" if recompute else "none"))
         return model
 
@@ -75,12 +75,12 @@ def classification(config: MAEConfig, classes: int, drop_path: float, device: to
 
     def build(recompute: bool) -> Classifier:
         model = Classifier(config, classes, drop_path=drop_path)
-        choose_attention(model, device=device)
+        set_attention(model, fused=device.type != "cpu" or None)  # fake tensors are on a CPU
         prepare_blocks(list(model.blocks), BlocksConfig(recompute="all" if recompute else "none"))
         return model
 
     def loss(model: Classifier, images: int) -> Tensor:
-        scores = model(torch.empty(images, config.in_channels, *config.image_size))
+        scores = model(torch.empty(images, config.in_channels, *config.image_size), torch.empty(images, 1))
         return F.cross_entropy(scores.float(), torch.empty(images, classes))
 
     return Workload(build, loss)

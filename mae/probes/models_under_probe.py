@@ -13,7 +13,7 @@ from mae.errors import CheckpointError, ConfigError
 from mae.models.classifier import Classifier, Pool
 from mae.models.mae import MaskedAutoencoder
 from mae.models.pixels import Pixels
-from mae.models.vit import Encoder, choose_attention
+from mae.models.vit import Encoder
 from mae.pictures.draw import shown_range, stretch
 from mae.probes.feature_cache import FeatureCache, thumbnails_key, weights_fingerprint
 from mae.probes.features import Features, Kind, concatenate_by_sample, describe, held_out_noise, losses, thumbnails
@@ -146,7 +146,6 @@ class ModelsUnderProbe:
         self.fingerprints = {name: weights_fingerprint(model) for name, model in models.items()}
         for model in models.values():
             model.to(device).eval()
-            choose_attention(model, device=device)
 
     def lacks_labels(self, wants: list[Want]) -> str | None:
         """Returns why there are no test images, or no labels of several classes for the images of `wants`, or None."""

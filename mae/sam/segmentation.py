@@ -110,15 +110,15 @@ class Segmentation(Training):
         means = {"loss": session.loss, "first_iou": session.first_iou, "last_iou": session.last_iou}
         return {name: float(mean) for name, mean in means.items()}, len(batch["masks"])
 
-    def blank_batch(self) -> dict[str, Any]:
+    def blank_batch(self, count: int) -> dict[str, Any]:
         side = self.model.encoder.config.image_size[0]
-        masks = torch.zeros(2, side // 4, side // 4, dtype=torch.bool, device=self.device)
+        masks = torch.zeros(count, side // 4, side // 4, dtype=torch.bool, device=self.device)
         masks[:, : side // 8] = True
-        rows = torch.arange(2, device=self.device)
+        rows = torch.arange(count, device=self.device)
         return {
-            "images": torch.zeros(2, 3, side, side, dtype=torch.uint8, device=self.device),
-            "inside": torch.full((2, 2), side, device=self.device),
+            "images": torch.zeros(count, 3, side, side, dtype=torch.uint8, device=self.device),
+            "inside": torch.full((count, 2), side, device=self.device),
             "masks": masks,
             "rows": rows,
-            "samples": torch.full((2,), -1, device=self.device),
+            "samples": torch.full((count,), -1, device=self.device),
         }

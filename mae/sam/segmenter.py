@@ -125,9 +125,14 @@ class Segmenter(nn.Module):
 
         The two tokens of a box take the places of the first point and of "not a point", so that rows with and without a
         box are equally long: the order of the tokens has no meaning.
+
+        Autocast has no part in it: bfloat16 would round coordinates to 2 pixels of 1024.
         """
-        points, dense = self.prompt_encoder(prompts.points[:, None], prompts.labels[:, None], None, prompts.logits)
-        corners, _ = self.prompt_encoder(None, None, prompts.boxes[:, None], None)
+        logits, dtype = prompts.logits, self.prompt_encoder.no_mask_embed.weight.dtype
+        logits = None if logits is None else logits.to(dtype)
+        with torch.autocast(prompts.points.device.type, enabled=False):
+            points, dense = self.prompt_encoder(prompts.points[:, None], prompts.labels[:, None], None, logits)
+            corners, _ = self.prompt_encoder(None, None, prompts.boxes[:, None], None)
         points, corners = points[:, 0], corners[:, 0]
         with_box = torch.cat([corners[:, :1], points[:, 1:-1], corners[:, 1:]], 1)
         return torch.where(prompts.boxed[:, None, None], with_box, points), dense
@@ -137,7 +142,8 @@ class Segmenter(nn.Module):
         side = self.encoder.config.grid[0]
         places = (torch.arange(side, device=self.encoder.pos_embed.device) + 0.5) / side
         grid = torch.stack(torch.meshgrid(places, places, indexing="xy"), -1)
-        return rearrange(self.prompt_encoder.shared_embedding(grid), "h w c -> 1 c h w")
+        with torch.autocast(grid.device.type, enabled=False):
+            return rearrange(self.prompt_encoder.shared_embedding(grid), "h w c -> 1 c h w")
 
 
 def build_prompt_encoder_and_mask_decoder(config: SamConfig) -> tuple[Any, Any]:

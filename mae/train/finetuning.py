@@ -90,17 +90,18 @@ class Finetuning(Training):
             images = RandomErasing(self.task.erasing, mode="pixel", device=cast(Any, self.device))(images)
         if self.task.mixes:
             images, targets = self.mixup(images, targets)
+        scores = self.model(images, torch.rand(len(images), 1, device=images.device)).float()
         # Label smoothing is linear in the targets, so smoothing after mixup equals timm's smoothing before it.
-        return F.cross_entropy(self.model(images).float(), targets, label_smoothing=self.task.label_smoothing)
+        return F.cross_entropy(scores, targets, label_smoothing=self.task.label_smoothing)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["mae"]["classes"] = self.model.class_names
 
-    def blank_batch(self) -> dict[str, Any]:
+    def blank_batch(self, count: int) -> dict[str, Any]:
         config = self.model.config
-        images = torch.zeros(2, config.in_channels, *config.image_size, dtype=torch.uint8, device=self.device)
-        return {"images": images, "labels": torch.zeros(2, dtype=torch.int64, device=self.device)}
+        images = torch.zeros(count, config.in_channels, *config.image_size, dtype=torch.uint8, device=self.device)
+        return {"images": images, "labels": torch.zeros(count, dtype=torch.int64, device=self.device)}
 
     def validate(self, batch: dict[str, Any]) -> tuple[dict[str, float], int]:
         """Validates the EMA weights if `task.ema` is set, else the trained weights."""

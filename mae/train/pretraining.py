@@ -54,10 +54,10 @@ class Pretraining(Training):
         rows = batch["positions"] % self.schedule.global_batch
         return self.model(self.pixels.normalise(batch["images"]), self.noise(self.global_step, rows)).loss
 
-    def blank_batch(self) -> dict[str, Any]:
+    def blank_batch(self, count: int) -> dict[str, Any]:
         config = self.model.config
-        images = torch.zeros(2, config.in_channels, *config.image_size, dtype=torch.uint8, device=self.device)
-        return {"images": images, "positions": torch.arange(2, device=self.device)}
+        images = torch.zeros(count, config.in_channels, *config.image_size, dtype=torch.uint8, device=self.device)
+        return {"images": images, "positions": torch.arange(count, device=self.device)}
 
     def validate(self, batch: dict[str, Any]) -> tuple[dict[str, float], int]:
         out = self.model(self.pixels.normalise(batch["images"]), self.noise(VALIDATION, batch["positions"]))

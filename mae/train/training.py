@@ -2,7 +2,7 @@
 
 import random
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import LambdaLR
 
 from mae.models.pixels import Pixels
-from mae.models.vit import choose_attention
 from mae.train.average import pair_parameters, update_average
 from mae.train.lightning_progress import loops_at_step
 from mae.train.optim import NamedAdamW, OptimConfig, build_optimizer
@@ -89,7 +88,6 @@ class Training(ValidationMeans, ABC):
                 self.shard(self.average, mesh, reshard=True)  # no backward pass comes to do it
 
     def on_fit_start(self) -> None:
-        choose_attention(self, device=self.device)
         choose_float32_products(self.device)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -121,11 +119,14 @@ class Training(ValidationMeans, ABC):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clips by norm. Lightning refuses fused optimisers, though they unscale inside the step only with a scaler."""
+        """Clips by norm. Lightning refuses fused optimisers, which divide by the scale of 16-mixed inside the step."""
+        if not gradient_clip_val:
+            return
+        parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])
         if self.trainer.scaler is not None:
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+            norm = norm / self.trainer.scaler.scale(torch.ones_like(norm))
+        torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         super().optimizer_step(*arguments, **named)

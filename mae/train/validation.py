@@ -17,8 +17,8 @@ class ValidationMeans(pl.LightningModule, ABC):
     """
 
     @abstractmethod
-    def blank_batch(self) -> dict[str, Any]:
-        """Returns a small batch of black images, which is no part of the data: its samples have the number -1."""
+    def blank_batch(self, count: int) -> dict[str, Any]:
+        """Returns a batch of so many black images, which is no part of the data: its samples have the number -1."""
 
     @abstractmethod
     def validate(self, batch: dict[str, Any]) -> tuple[dict[str, float], int]:
@@ -26,7 +26,7 @@ class ValidationMeans(pl.LightningModule, ABC):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         has_samples = len(batch["images"]) > 0
-        means, count = self.validate(batch if has_samples else self.blank_batch())
+        means, count = self.validate(batch if has_samples else self.blank_batch(2))
         for name, mean in means.items():
             total = self.tallies.setdefault(name, torch.zeros(2, dtype=torch.float64, device=self.device))
             if has_samples:
