@@ -339,9 +339,10 @@ def test_sam_students_embedding_converges_to_that_of_a_random_teacher(
 def test_student_learns_more_than_a_constant_on_photographs(tmp_path: Path, real_images: Path, teacher: Path) -> None:
     words = ["data=shards", f"data.path={real_images / 'grocery'}", "model.patch_size=8", "max_steps=300"]
     words += ["task.mask_ratio=0", "task.mask_cell=1", "val_every=300", "optim=muon", "micro_batch=null"]
+    words += ["checkpoint.every_steps=300", "log_every=50"]
     folder = distilled(tmp_path, tmp_path, teacher, "name=photographs", *words)
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["val/loss"] < 0.8 * min(summary["floors"].values())
+    assert summary["val/loss"] < 0.5 * min(summary["floors"].values())
 
 
 # The plan.
