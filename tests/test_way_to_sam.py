@@ -78,5 +78,6 @@ def test_way_to_sam_runs_at_toy_size_and_each_killed_stage_ends_bit_equal(checko
         trained.append(name)
     assert trained == ["at224", "at448", "at1024", "small", "small_sam", "sam", "sam_small"]
     (block,) = python_blocks(PAGE)
-    run([sys.executable, "-c", block + SAME_MASKS], folder=checkout)
+    (checkout / "use.py").write_text(block + SAME_MASKS)
+    run([sys.executable, "use.py"], folder=checkout)
     assert len(list((checkout / "runs" / "sam" / "eval" / "segment_masks" / "box").glob("*.json"))) == 11
