@@ -1,5 +1,7 @@
 """Memory that plan=true forecasts against that of real steps on a CPU: python -m benchmarks.plan_memory
 
+python -m benchmarks.plan_memory segment: the tasks alone whose names hold that word.
+
 Each case runs in a process of its own and makes two steps in Lightning's order; the first creates AdamW's moments.
 
 foreseen        everything but the weights
@@ -22,34 +24,46 @@ from rich.table import Table
 
 from mae.models.config import MAEConfig
 from mae.plan.dry_step import Workload, autocast, dry_step
-from mae.plan.training_cost import pretraining, sam_training
+from mae.plan.training_cost import pretraining, sam_training, segmentation
+from mae.sam.config import SegmentConfig
 from mae.sam.encoder import SIZES
 from mae.train.optim import OptimConfig, build_optimizer
+
+
+def sessions(masks: int, clicks: int) -> Workload:
+    """Returns the workload of task=segment with a narrow encoder at 128 x 128 and SAM's own decoder."""
+    fields = {"name": "segment", "image_size": 128, "masks_per_image": masks, "clicks": clicks, "global_blocks": (1, 3)}
+    config = MAEConfig.model_validate({"image_size": 128, "width": 192, "depth": 4, "num_heads": 3})
+    return segmentation(config, SegmentConfig.model_validate(fields))
+
 
 MIB = 2**20
 PRECISION = "bf16-mixed"
 CPU = torch.device("cpu")
+SESSIONS = ((8, 0), (64, 0), (16, 4), (32, 8))  # masks, clicks
 WORKLOADS = {
     "ViT-B pre-training": pretraining(MAEConfig.model_validate({}), CPU),
     "SAM-B at 512": sam_training(SIZES["sam_base"].model_copy(update={"image_size": (512, 512)})),
     "SAM-B at 1024": sam_training(SIZES["sam_base"]),
-}
+} | {f"segment, {masks} masks, {clicks} clicks": sessions(masks, clicks) for masks, clicks in SESSIONS}
 CASES = [
     *(("ViT-B pre-training", images, recompute) for images in (16, 32) for recompute in (False, True)),
     *((name, 1, recompute) for name in ("SAM-B at 512", "SAM-B at 1024") for recompute in (False, True)),
+    *((name, 1, recompute) for name in WORKLOADS if name.startswith("segment") for recompute in (False, True)),
 ]
 RETURN_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        name, images, recompute = json.loads(sys.argv[1])
+    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+    if wanted.startswith("["):
+        name, images, recompute = json.loads(wanted)
         print(measure(WORKLOADS[name], images, recompute))
         return
     table = Table(title="MiB beside the weights, two bf16 steps")
     for column in ("task", "images", "recompute", "foreseen", "measured", "ratio", "glibc as it is", "ratio"):
         table.add_column(column, justify="left" if column == "task" else "right")
-    for name, images, recompute in track(CASES, "steps", transient=True):
+    for name, images, recompute in track([case for case in CASES if wanted in case[0]], "steps", transient=True):
         foreseen = foresee(WORKLOADS[name], images, recompute)
         row = [name, str(images), "blocks" if recompute else "nothing", f"{foreseen / MIB:,.0f}"]
         for environment in (RETURN_BLOCKS, {}):

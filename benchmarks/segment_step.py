@@ -1,4 +1,4 @@
-"""Time and peak memory of a training step of SAM at 1024 x 1024, beside the forecast of plan=true for its encoder.
+"""Time and peak memory of a training step of SAM at 1024 x 1024, beside the forecast of plan=true.
 
 python -m benchmarks.segment_step base|huge [--masks N] [--clicks N] [--steps N]
 """
@@ -9,11 +9,13 @@ import time
 
 import torch
 
+from mae.models.config import MAEConfig
 from mae.plan.devices import peak_memory
-from mae.plan.training_cost import sam_cost
+from mae.plan.training_cost import segmentation_cost
+from mae.sam.config import SegmentConfig
 from mae.sam.encoder import SIZES, SamEncoder
 from mae.sam.segmenter import STRIDE, Segmenter
-from mae.sam.session import simulate_session
+from mae.sam.session import draw_session, simulate_session
 from mae.train.optim import OptimConfig, build_optimizer
 
 
@@ -26,9 +28,12 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = SIZES[f"sam_{arguments.size}"]
-    expected = sam_cost(config, "bf16-mixed")
+    fields = {name: getattr(config, name) for name in ("image_size", "width", "depth", "num_heads")}
+    asked = {"masks_per_image": arguments.masks, "clicks": arguments.clicks, "global_blocks": config.global_blocks}
+    task = SegmentConfig.model_validate({"name": "segment"} | asked)
+    expected = segmentation_cost(MAEConfig.model_validate(fields), task, "bf16-mixed")
     print(
-        f"plan, the encoder alone: {expected.recomputed.peak / 1e9:.1f} GB, {expected.executed / 1e12:.1f} TFLOP, "
+        f"plan: {expected.recomputed.peak / 1e9:.1f} GB, {expected.executed / 1e12:.1f} TFLOP, "
         f"with what is computed twice {expected.recomputed.flops / 1e12:.1f}"
     )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -52,9 +57,8 @@ def main() -> None:
                 embedding,
                 masks,
                 rows,
-                clicks=arguments.clicks,
+                draw_session(len(masks), arguments.clicks, True, torch.Generator(device).manual_seed(0)),
                 box_share=0.5,
-                generator=torch.Generator(device).manual_seed(0),
             )
         session.loss.backward()
         optimizer.step()

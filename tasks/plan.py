@@ -12,11 +12,10 @@ from mae.plan.devices import find_hardware, planned_precision
 from mae.plan.distillation_cost import distillation_cost
 from mae.plan.forecast import Forecast
 from mae.plan.tables import show_forecast
-from mae.plan.training_cost import TrainingCost, classification_cost, pretraining_cost, sam_cost
+from mae.plan.training_cost import TrainingCost, classification_cost, pretraining_cost, segmentation_cost
 from mae.report.start import describe_sampling
 from mae.run.checkpoint_writer import seconds_to_write
 from mae.run.folder import write_json
-from mae.sam.convert import sam_config
 from tasks.branch import resolve_branch
 from tasks.config import TrainConfig
 from tasks.distill import Distill
@@ -90,5 +89,5 @@ def training_cost(task: Task, precision: str, device: torch.device) -> TrainingC
     if isinstance(task, Distill):
         return distillation_cost(task.student, task.teacher, precision, device, optim, averaged)
     if isinstance(task, Segment):
-        return sam_cost(sam_config(model, task.settings.sam_fields), precision, optim, averaged)
+        return segmentation_cost(model, task.settings, precision, optim, averaged)
     return pretraining_cost(model, precision, device, optim, averaged)

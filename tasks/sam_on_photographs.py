@@ -10,6 +10,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from data.evaluation import explain_unreadable, left_out_sentence
+from data.images.masks import CodedMasks
 from data.images.pil import picture
 from data.loader.dataset import Batch
 from data.mask_datamodule import MaskDataModule
@@ -70,7 +71,7 @@ class SamOnPhotographs:
         self.normalise = Pixels(config.mean, config.std).to(self.device).normalise
 
     def batches(self, at_most: int | None) -> Iterator[Batch]:
-        """Yields batches of one photograph with all its masks; `at_most` so many photographs, evenly spread.
+        """Yields batches of one photograph with all its masks, coded; `at_most` so many photographs, evenly spread.
 
         Says which cannot be read, and leaves them out.
         """
@@ -92,11 +93,13 @@ class SamOnPhotographs:
     def examples(self, count: int) -> Iterator[Example]:
         """Yields at most `count` photographs, evenly spread, that have an object."""
         for batch in self.batches(count):
-            if len(batch["masks"]) == 0:
+            masks: CodedMasks = batch["masks"]
+            if len(masks) == 0:
                 continue
             photograph = photograph_of(batch, self.normalise, self.device)
-            areas = batch["masks"].float().mean((1, 2))
-            truth = batch["masks"][int(torch.where(areas < 0.5, areas, 0).argmax())][None].to(self.device)
+            most = masks.size[0] * masks.size[1] / 2
+            largest = int(np.where(masks.areas < most, masks.areas, 0).argmax())
+            truth = torch.from_numpy(masks.stack(largest, largest + 1)).to(self.device)
             sample = int(batch["samples"][0])
             image = picture(self.index.read(sample), "RGB")
             height, width = photograph.original

@@ -7,7 +7,7 @@ from typing import Any
 from data.mask_datamodule import MaskDataModule
 from mae.distributed.rank_zero import say
 from mae.errors import ConfigError
-from mae.formats.load_segmenter import initialise_segmenter
+from mae.formats.load_segmenter import initialise_decoder, initialise_segmenter
 from mae.formats.opened import MeanAndDeviation
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
@@ -16,7 +16,11 @@ from mae.sam.config import SegmentConfig, build_segmenter, set_trainable
 from mae.sam.embedding_cache import TokenCache
 from mae.sam.segmentation import Segmentation
 from mae.sam.segmenter import Segmenter
+from mae.sam.session import count_answers
 from tasks.task import Task
+
+# Settings that change no result, or that only a fresh start reads.
+OUTSIDE_RECIPE = {"embeddings", "masks_at_a_time", "decoder_from"}
 
 
 class Segment(Task[SegmentConfig]):
@@ -46,15 +50,22 @@ class Segment(Task[SegmentConfig]):
         return self.settings.image_size, self.settings.image_size
 
     def recipe(self, precision: str) -> dict[str, Any]:
-        return super().recipe(precision) | {"task": self.settings.model_dump(mode="json", exclude={"embeddings"})}
+        return super().recipe(precision) | {"task": self.settings.model_dump(mode="json", exclude=OUTSIDE_RECIPE)}
+
+    def refuse_settings(self, checkpoint: Path | None) -> None:
+        super().refuse_settings(checkpoint)
+        if self.settings.masks_at_a_time is not None and self.config.trainer.strategy == "fsdp":
+            raise ConfigError(
+                f"task.masks_at_a_time={self.settings.masks_at_a_time} gives each rank another number of answers, "
+                "for which the shards of trainer.strategy=fsdp would wait: set one of them otherwise"
+            )
 
     def model(self, checkpoint: Path | None) -> Segmenter:
-        config = self.config
-        init_from = config.init_from if checkpoint is None else None
+        config, task, init_from = self.config, self.settings, self.config.init_from
+        if checkpoint is not None:
+            task, init_from = task.model_copy(update={"decoder_from": None}), None
         pixels = config.data.mean, config.data.std
-        return initial_segmenter(
-            config.model, self.settings, config.blocks, init_from, pixels, weights=config.init_weights
-        )
+        return initial_segmenter(config.model, task, config.blocks, init_from, pixels, weights=config.init_weights)
 
     def averaged(self, model: Segmenter) -> Segmenter:
         average = build_segmenter(self.config.model, self.settings, BlocksConfig())
@@ -86,7 +97,8 @@ class Segment(Task[SegmentConfig]):
             "model": f"SAM of {encoder.width} x {encoder.depth} blocks at {task.image_size} px, "
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
             f"{sum(p.numel() for p in parameters) / 1e6:.1f} M of them trained",
-            "prompts": f"{task.box_share:.0%} boxes, else points; {3 + task.clicks} answers with {task.clicks} clicks",
+            "prompts": f"{task.box_share:.0%} boxes, else points; "
+            f"{count_answers(task.clicks, task.mask_input)} answers with {task.clicks} clicks",
         }
 
 
@@ -106,7 +118,11 @@ def initial_segmenter(
     """
     model = build_segmenter(config, task, blocks)
     if init_from is not None:
-        for sentence in initialise_segmenter(model, Path(init_from), pixels, weights):
+        decoder = task.decoder_from is None
+        for sentence in initialise_segmenter(model, Path(init_from), pixels, weights, decoder=decoder):
             say(f"init_from: {sentence}")
+    if task.decoder_from is not None:
+        initialise_decoder(model, task.decoder_from)
+        say(f"prompt encoder and mask decoder start from those of {task.decoder_from}")
     set_trainable(model, task)
     return model

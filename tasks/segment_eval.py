@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mae.errors import ConfigError
+from mae.errors import CheckpointError, ConfigError
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.run.checkpoint_files import Weights
@@ -33,7 +33,7 @@ from tasks.found_masks import FoundMasks
 from tasks.sam_on_photographs import Example, SamOnPhotographs, draw_found
 from tasks.segment import initial_segmenter
 
-EXAMPLE_TITLES = ["object"] + [f"{who}, {how}" for how in ("1 click", "box") for who in ("untrained", "trained")]
+SHOWN = "untrained", "trained"  # from left to right in the pictures
 
 
 class SegmentProbe(BaseModel, frozen=True, extra="forbid"):
@@ -43,6 +43,8 @@ class SegmentProbe(BaseModel, frozen=True, extra="forbid"):
     pictures  photographs in the picture, one object of each
     masks     write the masks that are found as COCO and SA-1B JSON
     images    at most so many photographs, evenly spread; None: all
+    mask_input, multimask
+              as in `by_clicks`; None: as the run was trained, which is true for another SAM
     """
 
     name: Literal["segment"]
@@ -50,6 +52,8 @@ class SegmentProbe(BaseModel, frozen=True, extra="forbid"):
     pictures: int = Field(6, ge=0)
     masks: bool = False
     images: int | None = Field(None, ge=1)
+    mask_input: bool | None = None
+    multimask: bool | None = None
 
 
 def evaluate_segmentation(
@@ -74,11 +78,17 @@ def evaluate_segmentation(
     """
     sam = SamOnPhotographs(probe.name, checkpoint, weights, given)
     results = choose_folder(checkpoint, sam.opened, sam.data, out=out, wandb=wandb)
-    start = before(sam.model, sam.run_settings, seed)
-    models = {"trained": sam.model, "untrained": start.to(sam.device).eval()}
     masks = FoundMasks(results / "segment_masks", sam.data.dataset(sam.index)) if probe.masks else None
+    models, left_out = {"trained": sam.model}, {}
+    try:
+        models["untrained"] = before(sam.model, sam.run_settings, seed).to(sam.device).eval()
+    except (CheckpointError, ConfigError) as error:
+        left_out["untrained"] = f"what the run started from cannot be used ({error})"
+        print(f"scores of the trained model alone: {left_out['untrained']}")
+    asking = choose_answers(probe, sam.run_settings)
     batches = track(sam.batches(probe.images), "objects", transient=True)
-    scores = score(models, batches, sam.normalise, probe.clicks, sam.device, keep=masks.keep if masks else None)
+    keep = masks.keep if masks else None
+    scores = score(models, batches, sam.normalise, probe.clicks, sam.device, **asking, keep=keep)
     if not scores:
         raise ConfigError(
             f"probe=segment found no object in {probe.images or len(sam.index)} validation photographs: set "
@@ -87,7 +97,8 @@ def evaluate_segmentation(
     check()
     results.mkdir(parents=True, exist_ok=True)
     record = {"probe": probe.name, "checkpoint": str(checkpoint), "weights": sam.opened.taken, **scores}
-    record |= {"settings": probe.model_dump(), "seed": seed, "data": record_data(sam.data)}
+    record |= {"settings": probe.model_dump() | asking, "seed": seed, "data": record_data(sam.data)}
+    record |= {"left_out": left_out} if left_out else {}
     record["unreadable"] = {"test": sorted(sam.unreadable)}
     if masks:
         if remark := masks.write():
@@ -96,8 +107,8 @@ def evaluate_segmentation(
     write_json(results / "segment.json", record)
     report(scores, checkpoint, results)
     draw_scores(results / "segment.png", scores, str(checkpoint))
-    if probe.pictures and (rows := draw_examples(models, sam.examples(probe.pictures))):
-        draw_table(EXAMPLE_TITLES, rows).save(results / "segment_pictures.png")
+    if probe.pictures and (rows := draw_examples(models, sam.examples(probe.pictures), asking["multimask"])):
+        draw_table(example_titles(models), rows).save(results / "segment_pictures.png")
     return scores
 
 
@@ -111,18 +122,36 @@ def before(trained: Segmenter, settings: dict[str, Any] | None, seed: int) -> Se
     return initial_segmenter(model, task, BlocksConfig(), settings["init_from"], weights=settings.get("init_weights"))
 
 
+def choose_answers(probe: SegmentProbe, settings: dict[str, Any] | None) -> dict[str, bool]:
+    """Returns `mask_input` and `multimask`: those of the probe, else those that the run was trained with."""
+    trained = {} if settings is None else settings["task"]
+    names = "mask_input", "multimask"
+    given = {name: getattr(probe, name) for name in names}
+    return {name: trained.get(name, True) if given[name] is None else given[name] for name in names}
+
+
+def example_titles(models: dict[str, Segmenter]) -> list[str]:
+    """Returns the titles of the columns that `draw_examples` draws."""
+    return ["object", *(f"{name}, {how}" for how in ("1 click", "box") for name in SHOWN if name in models)]
+
+
 @torch.inference_mode()
-def draw_examples(models: dict[str, Segmenter], examples: Iterator[Example]) -> list[list[tuple[Image, str]]]:
+def draw_examples(
+    models: dict[str, Segmenter], examples: Iterator[Example], multimask: bool
+) -> list[list[tuple[Image, str]]]:
     """Draws a row for each example: the object, and what each model finds after one click and in the box."""
     rows = []
     for example in examples:
         photograph, truth = example.photograph, example.truth
         row = [(draw_answer(example.pixels, truth[0].cpu().numpy(), MASK_COLOURS["truth"]), example.key)]
-        embeddings = {name: models[name](photograph.images) for name in ("untrained", "trained")}
+        embeddings = {name: models[name](photograph.images) for name in SHOWN if name in models}
         for kind in ("1 click", "box"):
             for name, embedding in embeddings.items():
                 asked = models[name], embedding, photograph, truth
-                found = by_box(*asked) if kind == "box" else by_clicks(*asked, 1)[0]
+                if kind == "box":
+                    found = by_box(*asked, multimask=multimask)
+                else:
+                    found = by_clicks(*asked, 1, multimask=multimask)[0]
                 iou = float(intersection_over_union(found.masks, truth)[0])
                 row.append((draw_found(example, found), f"IoU {iou:.2f}"))
         rows.append(row)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import re
 import tarfile
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 
 from data.datamodule import DataConfig
 from data.errors import DataError
-from data.images.masks import decode, encode, nearest, read_record
+from data.images.masks import CodedMasks, decode, encode, nearest, read_record
 from data.index.index import open_shards
 from data.index.passed_over import PassedOver
 from data.inspect.__main__ import main as inspect
@@ -200,6 +201,19 @@ def test_masks_of_public_photographs_equal_those_of_pycocotools(real_images: Pat
         annotations = json.loads(file.read(member.size))["annotations"]
     for mask, annotation in zip(batch["masks"], annotations, strict=True):
         assert np.array_equal(mask, coco.decode(annotation["segmentation"])) and mask.sum() == annotation["area"]
+
+
+def test_coded_masks_are_counted_without_being_decoded_and_stacked_a_few_at_a_time(tmp_path: Path) -> None:
+    whole = [np.zeros((30, 40), bool) for _ in range(5)]
+    for number, mask in enumerate(whole):
+        mask[: 6 * number, 3:9] = True
+    coded = CodedMasks([encode(mask) for mask in whole], (30, 40))
+    assert coded.areas.tolist() == [mask.sum() for mask in whole]
+    assert np.array_equal(coded.stack(1, 4), np.stack(whole[1:4])) and len(coded.stack(4, 9)) == 1
+    tar = write_tar(tmp_path / "a.tar", [(jpeg(np.zeros((30, 40, 3), np.uint8)), record(whole * 40))])
+    batch = first(tar, Frame(64, None))
+    assert len(batch["masks"]) == 160 and batch["numbers"][:5].tolist() == [1, 2, 3, 4, 6]  # the empty one is left out
+    assert len(pickle.dumps(batch["masks"])) < 160 * 30 * 40 / 4
 
 
 def test_photograph_packed_smaller_keeps_the_masks_of_its_original(tmp_path: Path) -> None:

@@ -11,20 +11,28 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import mae
+from benchmarks import plan_memory
 from mae.errors import ConfigError
 from mae.models.attention import set_attention
+from mae.models.execution import BlocksConfig
 from mae.models.flops import pretraining_flops
 from mae.plan.devices import Hardware, known_device, recognise
 from mae.plan.dry_step import Tally, Workload, autocast, dry_step
 from mae.plan.executed_flops import executed_pretraining_flops
 from mae.plan.forecast import MEMORY_RESERVE, Forecast, Layout, layout
 from mae.plan.tables import duration
-from mae.plan.training_cost import pretraining, pretraining_cost, sam_cost, sam_training
-from mae.sam.encoder import SIZES, SamConfig, SamEncoder
+from mae.plan.training_cost import (
+    pretraining,
+    pretraining_cost,
+    sam_training,
+    segmentation,
+    segmentation_cost,
+)
+from mae.sam.config import SegmentConfig, build_segmenter
+from mae.sam.encoder import SIZES, SamConfig
 from mae.sam.flops import executed_sam_flops, sam_flops
 from mae.train.optim import OptimConfig, build_optimizer
 from tests.processes import SMALL, completed
@@ -36,6 +44,7 @@ LARGE = mae.MAEConfig(width=1024, depth=24, num_heads=16)
 HUGE = mae.MAEConfig(width=1280, depth=32, num_heads=16, patch_size=14)
 TINY = mae.MAEConfig(image_size=(32, 32), patch_size=4, width=64, depth=2, num_heads=2, decoder_depth=2)
 SMALL_SAM = SamConfig(image_size=(512, 512), depth=4, global_blocks=(1, 3))
+NARROW = mae.MAEConfig(image_size=(128, 128), width=96, depth=2, num_heads=3)
 # Dry steps of large models take seconds.
 training_cost = cache(pretraining_cost)
 H100 = Hardware("h100", "cuda", 989e12, 80 * 2**30, measured=False, link=math.inf)
@@ -75,13 +84,34 @@ def test_dry_step_flops_equal_those_of_torchs_counter(fused: bool) -> None:
 
 
 def test_sam_flops_formula_agrees_with_the_dry_step() -> None:
-    step = sam_cost(SMALL_SAM, "bf16-mixed").kept
+    step = dry_step(sam_training(SMALL_SAM), 1, "bf16-mixed", recompute=False)
     assert step.flops == pytest.approx(executed_sam_flops(SMALL_SAM), rel=0.02)
+
+
+def sessions(**fields: Any) -> SegmentConfig:
+    """Settings of task=segment for NARROW."""
+    small = {"name": "segment", "image_size": 128, "global_blocks": (1,), "masks_per_image": 4, "clicks": 2}
+    return SegmentConfig.model_validate(small | fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"clicks": 0, "mask_input": False, "multimask": False},
+        *(
+            pytest.param(fields, marks=pytest.mark.slow)
+            for fields in ({}, {"encoder": "frozen"}, {"decoder": "frozen"})
+        ),
+    ],
+)
+def test_flops_formula_of_sessions_agrees_with_the_dry_step(fields: dict[str, Any]) -> None:
+    cost = segmentation_cost(NARROW, sessions(**fields), "bf16-mixed")
+    assert cost.kept.flops == pytest.approx(cost.executed, rel=0.02)
 
 
 @pytest.mark.slow
 def test_sam_flops_formula_agrees_with_the_dry_step_at_1024() -> None:
-    step = sam_cost(SIZES["sam_base"], "bf16-mixed").kept
+    step = dry_step(sam_training(SIZES["sam_base"]), 1, "bf16-mixed", recompute=False)
     assert step.flops == pytest.approx(executed_sam_flops(SIZES["sam_base"]), rel=0.02)
 
 
@@ -118,7 +148,12 @@ def test_planned_bytes_of_weights_gradients_and_moments_are_exact(config: mae.MA
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize(
     "workload",
-    [pretraining(TINY, CPU), sam_training(SamConfig(image_size=(96, 96), width=48, depth=4, global_blocks=(3,)))],
+    [
+        pretraining(TINY, CPU),
+        sam_training(SamConfig(image_size=(96, 96), width=48, depth=4, global_blocks=(3,))),
+        segmentation(NARROW, sessions(clicks=0, mask_input=False)),
+        pytest.param(segmentation(NARROW, sessions(encoder="frozen", masks_at_a_time=5)), marks=pytest.mark.slow),
+    ],
 )
 def test_dry_step_counts_the_bytes_and_flops_of_a_real_step(
     workload: Workload, precision: str, recompute: bool
@@ -145,6 +180,17 @@ def test_activations_grow_with_the_batch_and_shrink_under_checkpointing() -> Non
     assert one.kept.at(16).activations == pytest.approx(sixteen.activations, rel=0.01)
     assert one.recomputed.activations < one.kept.activations / 2
     assert one.kept.flops < one.recomputed.flops < one.kept.flops * 4 / 3
+
+
+@pytest.mark.slow
+def test_sessions_cost_memory_by_masks_and_answers_unless_a_few_are_held_at_a_time() -> None:
+    def activations(**fields: Any) -> int:
+        return dry_step(segmentation(NARROW, sessions(**fields)), 1, "32-true", recompute=False).activations
+
+    one, many = activations(masks_per_image=4), activations(masks_per_image=16)
+    assert activations(masks_per_image=4, clicks=8) > 1.8 * one
+    assert many > 3 * one
+    assert activations(masks_per_image=16, masks_at_a_time=4) < 1.2 * one
 
 
 def test_plan_counts_the_average_of_the_encoder_in_memory_and_checkpoint() -> None:
@@ -340,12 +386,24 @@ def test_plan_counts_the_samples_of_available_data(tmp_path: Path, built_in: Pat
 
 
 @pytest.mark.slow
-def test_segment_plan_counts_the_sam_encoder_at_1024(tmp_path: Path) -> None:
+def test_segment_plan_counts_encoder_and_sessions_at_1024(tmp_path: Path) -> None:
     small = ["model.width=64", "model.num_heads=2", "model.depth=4"]
     done = program(tmp_path, "task=segment", "plan.gpu=a100-80", "plan.samples=1000", "global_batch=8", *small)
     assert done.returncode == 0, done.stderr
     assert "180 GFLOPs" in done.stdout and "2.98 T multiply-adds" in " ".join(done.stdout.split())
     plan = json.loads((tmp_path / "plan.json").read_text())
     with torch.device("meta"):
-        encoder: nn.Module = SamEncoder(SamConfig(width=64, num_heads=2, depth=4, global_blocks=(0, 1, 2, 3)))
-    assert sum(plan["work"]["parameters"].values()) == sum(p.numel() for p in encoder.parameters())
+        config = mae.MAEConfig(width=64, num_heads=2, depth=4)
+        model = build_segmenter(config, SegmentConfig(name="segment"), BlocksConfig())
+    assert sum(plan["work"]["parameters"].values()) == sum(p.numel() for p in model.parameters())
+    said = words_of(done.stdout)
+    assert "task.masks_per_image=64 objects" in said and "each answered 11 times" in said
+    assert plan["layouts"][0]["activations"] > 64 * 11 * 4 * 256 * 64 * 64  # the embedding, of each object and answer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in plan_memory.WORKLOADS if name.startswith("segment")])
+def test_planned_memory_of_sessions_is_within_15_percent_of_the_measured(name: str) -> None:
+    foreseen = plan_memory.foresee(plan_memory.WORKLOADS[name], 1, recompute=False)
+    measured = plan_memory.measure_in_process(name, 1, False, plan_memory.RETURN_BLOCKS)
+    assert foreseen == pytest.approx(measured, rel=0.15)

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -18,7 +19,9 @@ import mae
 from mae.distributed.launch import Topology
 from mae.errors import CheckpointError, ConfigError
 from mae.export.write import export
-from mae.formats.load_segmenter import load_segmenter
+from mae.formats.load_segmenter import initialise_decoder, load_segmenter
+from mae.formats.sam_names import example_prompts
+from mae.formats.segment_anything import peer_sam
 from mae.models.config import MAEConfig
 from mae.models.execution import BlocksConfig
 from mae.run.checkpoint_files import newest_valid, read_own
@@ -34,7 +37,7 @@ from mae.train.optim import OptimConfig
 from mae.train.schedule import derive_schedule
 from tasks.evaluate import launch
 from tasks.relevance_eval import RelevanceProbe, evaluate_relevance
-from tasks.segment import Segment
+from tasks.segment import Segment, initial_segmenter
 from tasks.segment_eval import SegmentProbe, before, evaluate_segmentation
 from tasks.train import train
 from tests.conftest import ROOT
@@ -42,6 +45,7 @@ from tests.exports import own_checkpoint
 from tests.masked_photos import jpeg, record, shapes, shards_of_shapes, write_tar
 from tests.processes import assert_same_run, kill, losses, run, start, state, wait_for_checkpoint
 from tests.test_experiments import compose
+from tests.test_sam import randomised
 
 SMALL = (
     "task=segment",
@@ -67,6 +71,8 @@ SMALL = (
     "precision=32-true",
     "checkpoint.every_steps=5",
 )
+
+CONFIG = MAEConfig.model_validate({"width": 48, "depth": 2, "num_heads": 3, "image_size": 64})
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +132,97 @@ def test_segment_run_starts_from_a_masked_autoencoder_or_a_segment_run(tmp_path:
         trained(tmp_path, shapes_folder, "name=other", *tiny, "model.width=96")
 
 
+# What it starts from.
+
+
+@torch.inference_mode()
+def test_decoder_from_a_published_sam_answers_as_that_sam(tmp_path: Path) -> None:
+    """Of random weights in segment-anything's own classes: its encoder in one file, the whole SAM in another."""
+    pytest.importorskip("segment_anything")
+    model, task = segmenter()
+    sam = peer_sam(model.encoder.config)
+    randomised(sam)
+    torch.save(sam.state_dict(), tmp_path / "sam.pth")
+    torch.save(sam.image_encoder.state_dict(), tmp_path / "encoder.pth")
+    wanted = task.model_copy(update={"decoder_from": tmp_path / "sam.pth"})
+    started = initial_segmenter(CONFIG, wanted, BlocksConfig(), str(tmp_path / "encoder.pth")).eval()
+    images, row = torch.randn(1, 3, 64, 64), torch.zeros(1, dtype=torch.long)
+    embedding, places = sam.image_encoder(images), sam.prompt_encoder.get_dense_pe()
+    point, box = example_prompts(64)
+    for prompts, points, boxes in ((point, (point.points, point.labels), None), (box, None, box.boxes)):
+        asked = sam.prompt_encoder(points, boxes, None)
+        logits, ious = sam.mask_decoder(embedding, places, *asked, multimask_output=True)
+        answer = started.answer(started(images), row, prompts, several=True)
+        torch.testing.assert_close(answer.logits, logits, rtol=1e-4, atol=1e-4 * float(logits.abs().max()))
+        torch.testing.assert_close(answer.ious, ious, rtol=1e-4, atol=1e-4)
+
+
+def test_decoder_from_reads_what_whole_sams_are_kept_in_and_refuses_other_files(
+    tmp_path: Path, uninterrupted_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(uninterrupted_run, "segment-anything", tmp_path / "sam.pth")
+    export(uninterrupted_run, "hf-sam", tmp_path / "hf")
+    expected = load_segmenter(uninterrupted_run).other_parts()
+    model, task = segmenter()
+    for source in (uninterrupted_run, tmp_path / "sam.pth", tmp_path / "hf"):
+        wanted = task.model_copy(update={"decoder_from": source})
+        started = initial_segmenter(CONFIG, wanted, BlocksConfig(), None).other_parts()
+        assert all(torch.equal(started[key], value) for key, value in expected.items())
+        assert f"prompt encoder and mask decoder start from those of {source}" in capsys.readouterr().out
+    torch.save(model.encoder.state_dict(), tmp_path / "bare.pth")
+    _, autoencoder = own_checkpoint(tmp_path)
+    for source in (tmp_path / "bare.pth", autoencoder):
+        with pytest.raises(CheckpointError, match=r"task\.decoder_from=.* holds no prompt encoder and mask decoder"):
+            initialise_decoder(model, source)
+    wide, _ = segmenter(out_channels=64)
+    with pytest.raises(CheckpointError, match=r"has another .*: set task\.out_channels=32 as there, which is 64 here"):
+        initialise_decoder(wide, tmp_path / "sam.pth")
+
+
+def test_frozen_decoder_stays_until_a_second_run_trains_all(
+    tmp_path: Path, shapes_folder: Path, uninterrupted_run: Path
+) -> None:
+    """The first run resumes, and is evaluated, without the files that it started from."""
+    shutil.copytree(uninterrupted_run, tmp_path / "sam")
+    staged = ("name=first", "task.decoder=frozen", f"task.decoder_from={tmp_path / 'sam'}", "checkpoint.every_steps=2")
+    trained(tmp_path, shapes_folder, *staged, "max_steps=2")
+    shutil.rmtree(tmp_path / "sam")
+    first = trained(tmp_path, shapes_folder, *staged, "max_steps=4")
+    source, frozen = load_segmenter(uninterrupted_run), load_segmenter(first)
+    assert all(torch.equal(value, frozen.other_parts()[key]) for key, value in source.other_parts().items())
+    fresh = segmenter()[0].encoder.state_dict()
+    assert not any(torch.equal(value, fresh[key]) for key, value in frozen.encoder.state_dict().items())
+
+    second = load_segmenter(trained(tmp_path, shapes_folder, "name=second", f"init_from={first}", "max_steps=2"))
+    moved = [key for key, value in frozen.other_parts().items() if not torch.equal(value, second.other_parts()[key])]
+    assert any(key.startswith("mask_decoder.") for key in moved)
+
+
+def test_evaluation_without_the_start_of_the_run_scores_the_trained_model_alone(
+    tmp_path: Path, shapes_folder: Path, uninterrupted_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(uninterrupted_run, tmp_path / "start")
+    folder = trained(tmp_path, shapes_folder, "name=moved", f"init_from={tmp_path / 'start'}", "max_steps=1")
+    (tmp_path / "start").rename(tmp_path / "elsewhere")
+    probe = SegmentProbe(name="segment", clicks=[1], pictures=1, images=1, mask_input=False)
+    scores = evaluate_segmentation(probe, folder, {"workers": 0}, 7, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "segment.json").read_text())
+    assert list(scores) == ["trained"] and "untrained" not in written
+    assert "start does not exist" in written["left_out"]["untrained"]
+    assert written["settings"]["mask_input"] is False and written["settings"]["multimask"] is True
+    assert "scores of the trained model alone: what the run started from cannot be used" in capsys.readouterr().out
+    with Image.open(tmp_path / "out" / "segment_pictures.png") as picture:
+        assert picture.width == 3 * 304
+
+
+def test_unusable_segment_settings_raise_config_error_before_a_run_folder(tmp_path: Path, shapes_folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.in_channels=5, and task=segment takes RGB photographs"):
+        trained(tmp_path, shapes_folder, "name=channels", "model.in_channels=5")
+    with pytest.raises(ConfigError, match=r"task\.masks_at_a_time=1 .* trainer\.strategy=fsdp"):
+        trained(tmp_path, shapes_folder, "name=fsdp", "task.masks_at_a_time=1", "trainer.strategy=fsdp")
+    assert not (tmp_path / "channels").exists() and not (tmp_path / "fsdp").exists()
+
+
 # What learns.
 
 
@@ -133,8 +230,7 @@ def segmenter(encoder: str = "all", **fields) -> tuple[Segmenter, SegmentConfig]
     torch.manual_seed(0)
     small = {"image_size": 64, "window": 2, "global_blocks": (1,), "out_channels": 32}
     task = SegmentConfig.model_validate({"name": "segment", "encoder": encoder} | small | fields)
-    config = MAEConfig(width=48, depth=2, num_heads=3, image_size=64)
-    model = build_segmenter(config, task, BlocksConfig())
+    model = build_segmenter(CONFIG, task, BlocksConfig())
     set_trainable(model, task)
     return model, task
 

@@ -15,10 +15,10 @@ from mae.formats.sam_names import from_segment_anything, to_segment_anything
 from mae.formats.segment_anything import peer_sam
 from mae.sam.encoder import SamConfig, SamEncoder
 from mae.sam.loss import dice_loss, focal_loss, intersection_over_union, mask_losses
-from mae.sam.prompts import add_click, bounding_boxes, click, first_prompts
+from mae.sam.prompts import Draws, add_click, bounding_boxes, click, first_prompts
 from mae.sam.scores import innermost_click
 from mae.sam.segmenter import BACKGROUND, FOREGROUND, NONE, STRIDE, Prompts, Segmenter
-from mae.sam.session import simulate_session
+from mae.sam.session import draw_session, simulate_session
 from tests.test_sam import randomised
 
 pytest.importorskip("transformers")
@@ -32,6 +32,10 @@ def small(**settings) -> Segmenter:
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def draws(objects: int = 6, clicks: int = 0, seed: int = 0, mask_input: bool = True) -> Draws:
+    return draw_session(objects, clicks, mask_input, generator(seed))
 
 
 def some_masks(count: int = 6, side: int = 16) -> Tensor:
@@ -95,7 +99,7 @@ def test_segmenter_checkpointing_changes_no_gradient() -> None:
         model = small(checkpointing=checkpointing).train()
         embedding = model(torch.ones(1, 3, 64, 64))
         masks, rows = some_masks(), torch.zeros(6, dtype=torch.long)
-        simulate_session(model, embedding, masks, rows, clicks=2, box_share=0.5, generator=generator()).loss.backward()
+        simulate_session(model, embedding, masks, rows, draws(clicks=2), box_share=0.5).loss.backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, gradient in gradients[0].items():
         if name == "prompt_encoder.shared_embedding.positional_embedding":
@@ -110,24 +114,16 @@ def test_untrained_gate_changes_no_mask_and_learns_from_alignment_only() -> None
     plain, gated = small(), small(relevance=True)
     gated.load_state_dict(plain.state_dict(), strict=False)
     embedding, rows = plain(torch.ones(1, 3, 64, 64)), torch.zeros(6, dtype=torch.long)
-    prompts = first_prompts(some_masks(), 0.5, generator())
+    prompts = first_prompts(some_masks(), 0.5, draws())
     one, other = (model.answer(embedding, rows, prompts, several=True) for model in (plain, gated))
     torch.testing.assert_close(other.logits, one.logits)
     assert one.gate is None and other.gate is not None and other.gate.shape == (6, 4, 4)
     with torch.enable_grad():
         for alignment in (0.0, 0.3):
-            loss = simulate_session(
-                gated,
-                embedding,
-                some_masks(),
-                rows,
-                clicks=0,
-                box_share=0.5,
-                alignment=alignment,
-                generator=generator(),
-            ).loss
+            asked = gated, embedding, some_masks(), rows, draws()
+            session = simulate_session(*asked, box_share=0.5, alignment=alignment)
             gated.zero_grad()
-            loss.backward()
+            session.loss.backward()
             bias = gated.get_parameter("relevance.gate.bias").grad
             assert bias is not None and bool(bias.abs() > 0.01) == (alignment > 0)
 
@@ -199,7 +195,7 @@ def test_clicks_fall_into_the_error_with_the_label_of_the_object(seed: int, coun
     masks[:, 4, 4] = True
     predicted = torch.rand(count, 16, 16, generator=drawn) < 0.3
     predicted[0] = masks[0]
-    points, labels = click(masks, predicted, drawn)
+    points, labels = click(masks, predicted, torch.rand(count, 1, generator=drawn))
     cells = ((points + 0.5) / STRIDE).floor().long()
     assert torch.equal((cells + 0.5) * STRIDE - 0.5, points)
     for number, ((x, y), label) in enumerate(zip(cells.tolist(), labels.tolist(), strict=True)):
@@ -211,7 +207,7 @@ def test_clicks_fall_into_the_error_with_the_label_of_the_object(seed: int, coun
 def test_clicks_are_uniform_over_the_error() -> None:
     masks = torch.zeros(4000, 4, 4, dtype=torch.bool)
     masks[:, 1, 1:3] = masks[:, 3, 3] = True
-    points, _ = click(masks, torch.zeros_like(masks), generator())
+    points, _ = click(masks, torch.zeros_like(masks), torch.rand(4000, 1, generator=generator()))
     _, counts = points.unique(dim=0, return_counts=True)
     assert len(counts) == 3 and (counts - 4000 / 3).abs().max() < 150
 
@@ -222,15 +218,15 @@ def test_prompt_boxes_are_tight_with_bounded_noise() -> None:
     assert tight[2].tolist() == [2 * STRIDE, 2 * STRIDE, 7 * STRIDE, 8 * STRIDE]
     large = torch.ones(300, 256, 256, dtype=torch.bool)
     large[:, :64] = large[:, 192:] = large[:, :, :64] = large[:, :, 192:] = False
-    prompts = first_prompts(large, 1.0, generator())
+    prompts = first_prompts(large, 1.0, draws(300))
     noise = prompts.boxes - bounding_boxes(large) * STRIDE
     assert prompts.boxed.all() and (prompts.labels == NONE).all()
     assert noise.abs().max() == 20  # a tenth of 512 is more than the limit of 20 pixels in 1024
     small = torch.zeros(1000, 256, 256, dtype=torch.bool)
     small[:, 100:110, 100:120] = True
-    noise = first_prompts(small, 1.0, generator()).boxes - bounding_boxes(small) * STRIDE
+    noise = first_prompts(small, 1.0, draws(1000)).boxes - bounding_boxes(small) * STRIDE
     assert noise.std(0).tolist() == pytest.approx([8, 4, 8, 4], rel=0.15)
-    shares = first_prompts(small, 0.25, generator()).boxed.float().mean()
+    shares = first_prompts(small, 0.25, draws(1000)).boxed.float().mean()
     assert abs(float(shares) - 0.25) < 0.05
 
 
@@ -241,11 +237,8 @@ def test_session_loss_is_determined_by_its_generator() -> None:
 
     def loss(seed: int) -> float:
         torch.rand(3)  # what torch's own generator has drawn before is without effect
-        return float(
-            simulate_session(
-                model, embedding, some_masks(), rows, clicks=3, box_share=0.5, generator=generator(seed)
-            ).loss.detach()
-        )
+        drawn = draws(clicks=3, seed=seed)
+        return float(simulate_session(model, embedding, some_masks(), rows, drawn, box_share=0.5).loss.detach())
 
     assert loss(1) == loss(1) != loss(2)
 
@@ -263,12 +256,47 @@ def test_session_of_eight_clicks_has_eleven_answers_two_to_the_mask_alone(monkey
     for seed in range(3):
         asked.clear()
         rows = torch.zeros(6, dtype=torch.long)
-        simulate_session(model, embedding, some_masks(), rows, clicks=8, box_share=0.5, generator=generator(seed))
+        simulate_session(model, embedding, some_masks(), rows, draws(clicks=8, seed=seed), box_share=0.5)
         points = [count for count, _, _ in asked]
         assert len(asked) == 11 and points[0] == 1 and points[-1] == points[-2] == 9
         assert sum(b == a for a, b in pairwise(points)) == 2
         assert [logits for _, logits, _ in asked] == [False] + [True] * 10
         assert [several for _, _, several in asked] == [True] + [False] * 10
+
+
+def test_session_without_mask_input_and_with_one_mask_asks_for_a_click_each_time(monkeypatch) -> None:
+    model, asked = small(), []
+    answer = Segmenter.answer
+
+    def listening(self, embedding, rows, prompts, *, several):
+        asked.append((prompts.points.shape[1], prompts.logits is not None, several))
+        return answer(self, embedding, rows, prompts, several=several)
+
+    monkeypatch.setattr(Segmenter, "answer", listening)
+    embedding, rows = model(torch.ones(1, 3, 64, 64)).detach(), torch.zeros(6, dtype=torch.long)
+    drawn = draws(clicks=3, mask_input=False)
+    simulate_session(model, embedding, some_masks(), rows, drawn, box_share=0.5, mask_input=False, multimask=False)
+    assert asked == [(points, False, False) for points in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_session_of_a_few_masks_at_a_time_has_the_same_loss_and_gradients(checkpointing: bool) -> None:
+    rows = torch.tensor([0, 0, 0, 1, 1, 1])
+    found = []
+    for at_a_time in (None, 4, 1):
+        model = small(checkpointing=checkpointing, relevance=True).train()
+        embedding = model(torch.ones(2, 3, 64, 64))
+        session = simulate_session(
+            model, embedding, some_masks(), rows, draws(clicks=2), box_share=0.5, alignment=0.3, at_a_time=at_a_time
+        )
+        session.loss.backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        found.append((torch.stack([value.detach() for value in session]), gradients))
+    for values, gradients in found[1:]:
+        torch.testing.assert_close(values, found[0][0])
+        assert gradients.keys() == found[0][1].keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, found[0][1][name], rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_innermost_click_falls_in_the_middle_of_the_largest_error() -> None:
@@ -284,8 +312,8 @@ def test_innermost_click_falls_in_the_middle_of_the_largest_error() -> None:
 
 def test_added_click_keeps_the_earlier_prompts() -> None:
     masks = some_masks()
-    prompts = first_prompts(masks, 0.5, generator())
-    more = add_click(prompts, masks, torch.zeros_like(masks), generator(1))
+    prompts = first_prompts(masks, 0.5, draws())
+    more = add_click(prompts, masks, torch.zeros_like(masks), torch.rand(6, 1))
     assert torch.equal(more.points[:, :1], prompts.points) and more.points.shape == (6, 2, 2)
     assert (more.labels[:, 1] == FOREGROUND).all()
     assert F.one_hot(more.labels[:, 0] + 1, 3).sum() == 6

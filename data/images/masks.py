@@ -5,6 +5,7 @@ Masks belong to the upright image, as viewers and labelling tools show it.
 """
 
 import json
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -71,6 +72,50 @@ def decode(code: RLE) -> np.ndarray:
 
     Raises DataError if the counts are not run lengths, or do not fill the mask exactly; without any it is empty.
     """
+    runs, (height, width) = _checked_runs(code)
+    if len(runs) == 0:
+        return np.zeros((height, width), bool)
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+
+
+def area(code: RLE) -> int:
+    """Returns the number of pixels of the mask of a run-length code, without decoding it. Raises what `decode` does."""
+    runs, _ = _checked_runs(code)
+    return int(runs[1::2].sum())
+
+
+class CodedMasks:
+    """Masks of one photograph as run-length codes, decoded when they are asked for: hundreds take little memory.
+
+    codes  of masks of the same size
+    size   (height, width)
+    areas  int64 [N], pixels of each mask
+
+    Raises DataError if a mask cannot be decoded.
+    """
+
+    def __init__(self, codes: Sequence[RLE], size: tuple[int, int]) -> None:
+        self.codes, self.size = list(codes), size
+        self.areas = np.array([area(code) for code in codes], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        """Returns one mask, bool [height, width]."""
+        return decode(self.codes[number])
+
+    def stack(self, first: int, stop: int) -> np.ndarray:
+        """Returns the masks first … stop - 1, as many as there are: bool [n, height, width]."""
+        codes = self.codes[first:stop]
+        stacked = np.zeros((len(codes), *self.size), bool)
+        for row, code in zip(stacked, codes, strict=True):
+            row[:] = decode(code)
+        return stacked
+
+
+def _checked_runs(code: RLE) -> tuple[np.ndarray, tuple[int, int]]:
+    """Returns the lengths of the runs and (height, width). Raises DataError if they do not fill the mask exactly."""
     try:
         height, width = code["size"]
         if type(height) is not int or type(width) is not int or not 0 < height * width <= MAX_PIXELS:
@@ -78,15 +123,13 @@ def decode(code: RLE) -> np.ndarray:
         runs = run_lengths(code["counts"])
     except (ValueError, TypeError, LookupError, OverflowError) as error:
         raise DataError(f"a mask in its .json cannot be decoded ({error})") from None
-    if len(runs) == 0:
-        return np.zeros((height, width), bool)
     # pycocotools would leave whatever lay in memory in the rest of the mask.
-    if runs.sum() != height * width:
+    if len(runs) and runs.sum() != height * width:
         raise DataError(
             f"a mask in its .json cannot be decoded: its run lengths are of {runs.sum():,} pixels, and a mask of "
             f"{height}x{width} has {height * width:,}"
         )
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+    return runs, (height, width)
 
 
 def run_lengths(counts: list[int] | str) -> np.ndarray:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data.errors import DataError, NoObject
 from data.images import decode, masks
+from data.images.masks import CodedMasks
 from data.index.index import ShardIndex
 from data.loader.dataset import Batch, CropSpec, ShardDataset, Uniforms
 from data.loader.photograph_dataset import fit, lay_into_frame
@@ -26,8 +27,8 @@ class Frame(NamedTuple):
     """Square that a photograph is laid into, top left, its longer side filling it.
 
     side             of the square in pixels
-    masks_per_image  at most, drawn for training, evenly spread otherwise; None: all of them, at the resolution of the
-                     photograph, and one photograph in a batch
+    masks_per_image  at most, drawn for training, evenly spread otherwise; None: all of them, coded and at the
+                     resolution of the photograph, and one photograph in a batch
     stride           pixels per cell of the masks: 4 is the resolution of SAM's mask decoder
     flip             mirror half of the training images
     min_area         share of the frame that a training mask has to cover, unless all masks of its image are smaller
@@ -45,7 +46,7 @@ class Annotated(NamedTuple):
 
     inside: tuple[int, int]  # height, width of the photograph in the frame
     original: tuple[int, int]  # height, width of the photograph that the masks are of
-    masks: np.ndarray  # bool [N, side / stride, side / stride], or [N, height, width]
+    masks: np.ndarray | CodedMasks  # bool [N, side / stride, side / stride], or all of the photograph
     numbers: np.ndarray  # int64 [N], of the annotations in the record
 
 
@@ -58,7 +59,7 @@ class MaskDataset(ShardDataset):
              bad as in ShardDataset
 
     A photograph without an object in the frame is replaced like one that cannot be read, but counts as no damage. With
-    all masks at the resolution of the photograph (`masks_per_image` None) it stays, with none.
+    all masks at the resolution of the photograph (`masks_per_image` None) it stays, with none, as CodedMasks.
     """
 
     def __init__(self, index: ShardIndex, frame: Frame, seed: int | None = None, replace: bool = True):
@@ -135,19 +136,21 @@ class MaskDataset(ShardDataset):
 
     def _collate(self, samples: np.ndarray, loaded: list[Any]) -> Batch:
         """Returns the masks of a batch one after the other, `loaded` being the Annotated of each sample."""
-        found: list[np.ndarray] = [annotated.masks for annotated in loaded]
+        found: list[Any] = [annotated.masks for annotated in loaded]
+        if self.frame.masks_per_image is None:
+            together = found[0] if found else CodedMasks([], (0, 0))
+        else:
+            together = np.concatenate(found) if found else np.zeros((0, 0, 0), bool)
         return {
             "inside": np.array([annotated.inside for annotated in loaded], np.int64).reshape(-1, 2),
             "originals": np.array([annotated.original for annotated in loaded], np.int64).reshape(-1, 2),
-            "masks": np.concatenate(found) if found else np.zeros((0, 0, 0), bool),
+            "masks": together,
             "rows": np.repeat(np.arange(len(found)), np.array([len(each) for each in found], np.int64)),
             "numbers": np.concatenate([np.zeros(0, np.int64), *(annotated.numbers for annotated in loaded)]),
         }
 
 
-def _all_masks(codes: list[masks.RLE], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the masks [N, *size] that have a pixel, and their numbers."""
-    found = [(mask, number) for number, mask in enumerate(map(masks.decode, codes)) if mask.any()]
-    chosen = [mask for mask, _ in found]
-    numbers = np.array([number for _, number in found], np.int64)
-    return np.stack(chosen) if chosen else np.zeros((0, *size), bool), numbers
+def _all_masks(codes: list[masks.RLE], size: tuple[int, int]) -> tuple[CodedMasks, np.ndarray]:
+    """Returns the masks that have a pixel, and their numbers."""
+    numbers = [number for number, code in enumerate(codes) if masks.area(code)]
+    return CodedMasks([codes[number] for number in numbers], size), np.array(numbers, np.int64)

@@ -21,6 +21,8 @@ from mae.sam.encoder import SamConfig, SamEncoder
 from mae.sam.lora import merge_lora
 from mae.sam.segmenter import Segmenter
 
+WIDTH_SHOWN = "mask_decoder.iou_token.weight"  # [1, out_channels]
+
 
 def load_segmenter(
     path: str | Path | Opened, *, weights: Weights | None = None, like: SamConfig | None = None, **given: Any
@@ -79,19 +81,27 @@ def prompt_and_mask_weights(opened: Opened) -> dict[str, Tensor]:
 
 
 def initialise_segmenter(
-    model: Segmenter, path: Path, pixels: MeanAndDeviation | None = None, weights: Weights | None = None
+    model: Segmenter,
+    path: Path,
+    pixels: MeanAndDeviation | None = None,
+    weights: Weights | None = None,
+    *,
+    decoder: bool = True,
 ) -> list[str]:
     """Warm start of a fresh model, before LoRA is added to it.
 
     path     a masked autoencoder or classifier, a SAM-style encoder, or a whole SAM, whose other parts are taken too
     pixels   mean and deviation of the new run's images, compared with those of the weights; None: not compared
     weights  raw or average, of a checkpoint that holds both
+    decoder  take prompt encoder and mask decoder of a whole SAM too; else they come from elsewhere
     returns  what was resampled or left out, or starts from random weights, a sentence each
 
     Raises CheckpointError or ConfigError if the encoder in it is of another architecture.
     """
     opened = open_weights(path, weights=weights)
     encoder, rest, said = _load_parts(opened, model)
+    if opened.kind == "sam" and decoder and not rest:
+        said.append("it is an encoder alone: prompt encoder and mask decoder start from random weights")
     config, given = model.encoder.config, encoder.config
     if (given.image_size, given.in_channels) != (config.image_size, config.in_channels):
         encoder = encoder.at(config.image_size, in_channels=config.in_channels)
@@ -108,15 +118,44 @@ def initialise_segmenter(
         said.append(channel_sentence(given.in_channels, config.in_channels))
     said += other_scale(opened, pixels)
     model.encoder.load_state_dict(encoder.state_dict())
-    if not rest:
-        return said
-    own = {key: value.shape for key, value in model.state_dict().items() if key.startswith(PARTS)}
-    if differing := [key for key in own.keys() | rest.keys() if key not in rest or own.get(key) != rest[key].shape]:
-        raise CheckpointError(
-            f"init_from={path} has another prompt encoder or mask decoder: {', '.join(sorted(differing)[:8])} differ"
-        )
-    model.load_state_dict(rest, strict=False)
+    if rest and decoder:
+        _assign_parts(model, rest, f"init_from={path}")
     return said
+
+
+def initialise_decoder(model: Segmenter, path: Path) -> None:
+    """Gives a fresh model the prompt encoder and the mask decoder of a whole SAM.
+
+    path  a segment-anything .pth, the folder of a SamModel, or a run of task=segment
+
+    Raises CheckpointError if there are none, or other ones than the model has.
+    """
+    opened = open_weights(path)
+    if opened.kind == "segmentation":
+        parts = {key: value for key, value in opened.weights.items() if key.startswith(PARTS)}
+    else:
+        parts = prompt_and_mask_weights(opened) if opened.kind == "sam" else {}
+    if not parts:
+        raise CheckpointError(
+            f"task.decoder_from={path} holds no prompt encoder and mask decoder: give a whole SAM, which is a .pth of "
+            "segment-anything, the folder of a SamModel, or a run of task=segment"
+        )
+    _assign_parts(model, parts, f"task.decoder_from={path}")
+
+
+def _assign_parts(model: Segmenter, parts: dict[str, Tensor], source: str) -> None:
+    """Loads prompt encoder and mask decoder. Raises CheckpointError if they are not those of the model."""
+    own = {key: value.shape for key, value in model.state_dict().items() if key.startswith(PARTS)}
+    differing = [key for key in own.keys() | parts.keys() if key not in parts or own.get(key) != parts[key].shape]
+    if not differing:
+        model.load_state_dict(parts, strict=False)
+        return
+    channels, shown = model.encoder.config.out_channels, parts.get(WIDTH_SHOWN)
+    if shown is not None and shown.shape[1] != channels:
+        way = f"set task.out_channels={shown.shape[1]} as there, which is {channels} here"
+    else:
+        way = f"{', '.join(sorted(differing)[:8])} differ"
+    raise CheckpointError(f"{source} has another prompt encoder or mask decoder: {way}")
 
 
 def _load_parts(opened: Opened, model: Segmenter) -> tuple[SamEncoder, dict[str, Tensor], list[str]]:
@@ -132,9 +171,7 @@ def _load_parts(opened: Opened, model: Segmenter) -> tuple[SamEncoder, dict[str,
             model.relevance.load_state_dict(whole.relevance.state_dict())
         return whole.encoder, rest, said
     if opened.kind == "sam":
-        rest = prompt_and_mask_weights(opened)
-        said = [] if rest else ["it is an encoder alone: prompt encoder and mask decoder start from random weights"]
-        return load_sam(opened, like=config), rest, said
+        return load_sam(opened, like=config), prompt_and_mask_weights(opened), []
     fields = ("image_size", "patch_size", "window", "global_blocks", "out_channels")
     source = load(opened, **unsaid_heads(opened, config))
     said = [f"left out: its head of {source.classes} classes"] if isinstance(source, Classifier) else []

@@ -74,7 +74,8 @@ def distillation_cost(
     with torch.device("meta"):
         student = build_student()
     flops = distillation_flops(student, teacher.encoder), executed_distillation_flops(student, teacher.encoder)
-    after = ("neck", ("student.neck",)) if isinstance(student, SamStudent) else ("head", ("student.distillation_head",))
+    sam = isinstance(student, SamStudent)
+    after = {"neck": ("student.neck",)} if sam else {"head": ("student.distillation_head",)}
     cost = count_cost(workload, 1 if teacher.is_sam else DRY_BATCH, after, flops, precision)
     parameters = sum(p.numel() for p in teacher.encoder.parameters())
     frozen = sum(p.nbytes for p in teacher.encoder.parameters())

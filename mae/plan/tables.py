@@ -164,6 +164,8 @@ def _remarks(forecast: Forecast) -> list[str]:
             f"precision=16-mixed has a peak of {half / 1e12:,.4g} TFLOP/s in place of "
             f"{forecast.hardware.flops / 1e12:,.4g}: plan it beside this."
         )
+    if forecast.cost.taken is not None:
+        lines.append(forecast.cost.taken)
     if "neck" in forecast.cost.parameters:
         huge = SIZES["sam_huge"]
         lines.append(

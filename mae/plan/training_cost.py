@@ -1,9 +1,10 @@
 """Cost of training a model per image, from its settings alone: parameters, FLOPs by formula, dry steps."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mae.models.attention import set_attention
@@ -14,8 +15,13 @@ from mae.models.flops import classification_flops, pretraining_flops
 from mae.models.mae import MaskedAutoencoder
 from mae.plan.dry_step import ADAMW, DryStep, Workload, dry_step
 from mae.plan.executed_flops import executed_classification_flops, executed_pretraining_flops
+from mae.sam.config import SegmentConfig, build_segmenter, set_trainable
+from mae.sam.convert import sam_config
 from mae.sam.encoder import SamConfig, SamEncoder
-from mae.sam.flops import executed_sam_flops, sam_flops
+from mae.sam.flops import ENCODER_PASSES, executed_sam_flops, neck_flops, sam_flops, session_flops
+from mae.sam.prompts import Draws
+from mae.sam.segmenter import STRIDE, Segmenter
+from mae.sam.session import count_answers, simulate_session
 from mae.train.muon import update_flops
 from mae.train.optim import OptimConfig
 
@@ -36,6 +42,7 @@ class TrainingCost(NamedTuple):
     block       bytes of weights of the largest block
     unblocked   bytes of weights outside the blocks
     frozen      bytes of a teacher that is not trained, whole on every device; 0 without
+    taken       what one image is taken to hold, in words; None: nothing but pixels
     """
 
     parameters: dict[str, int]
@@ -48,6 +55,7 @@ class TrainingCost(NamedTuple):
     block: int
     unblocked: int
     frozen: int = 0
+    taken: str | None = None
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -102,6 +110,46 @@ def sam_training(config: SamConfig) -> Workload:
     return Workload(build, loss)
 
 
+def segmentation(config: MAEConfig, task: SegmentConfig) -> Workload:
+    """Returns the workload of task=segment: photographs of `task.masks_per_image` objects each, with their sessions.
+
+    The attention of the encoder is that of `sam_training`. Tokens that task.embeddings may hold are computed.
+    """
+
+    def build(recompute: bool) -> Segmenter:
+        model = build_segmenter(config, task, BlocksConfig(recompute="all" if recompute else "none"))
+        set_trainable(model, task)
+        return model
+
+    def loss(model: Segmenter, images: int) -> Tensor:
+        pixels = torch.empty(images, config.in_channels, task.image_size, task.image_size)
+        objects, cells = images * task.masks_per_image, task.image_size // STRIDE
+        masks = torch.zeros(objects, cells, cells, dtype=torch.bool)
+        masks[:, : cells // 2] = True
+        repeats = (1, 2 + task.clicks) if task.mask_input else ()
+        draws = Draws(torch.rand(objects, 1), torch.randn(objects, 4), torch.rand(1 + task.clicks, objects, 1), repeats)
+        if task.encoder == "frozen":
+            with torch.no_grad():
+                tokens = model.tokens(pixels)
+            embedding = model.neck(tokens)
+        else:
+            embedding = model(pixels)
+        return simulate_session(
+            model,
+            embedding,
+            masks,
+            torch.arange(objects) // task.masks_per_image,
+            draws,
+            box_share=task.box_share,
+            mask_input=task.mask_input,
+            multimask=task.multimask,
+            alignment=task.alignment,
+            at_a_time=task.masks_at_a_time,
+        ).loss
+
+    return Workload(build, loss)
+
+
 def pretraining_cost(
     config: MAEConfig, precision: str, device: torch.device, optim: OptimConfig = ADAMW, averaged: bool = False
 ) -> TrainingCost:
@@ -110,7 +158,7 @@ def pretraining_cost(
     cost = count_cost(
         pretraining(config, device)._replace(optim=optim),
         DRY_BATCH,
-        ("decoder", ("decoder", "mask_token")),
+        {"decoder": ("decoder", "mask_token")},
         flops,
         precision,
     )
@@ -129,37 +177,59 @@ def classification_cost(
     """Returns the cost of fine-tuning a classifier on `device`; `averaged`: with an average of all weights."""
     flops = classification_flops(config, classes), executed_classification_flops(config, classes)
     workload = classification(config, classes, drop_path, device)._replace(optim=optim)
-    cost = count_cost(workload, DRY_BATCH, ("head", ("fc_norm", "head")), flops, precision)
+    cost = count_cost(workload, DRY_BATCH, {"head": ("fc_norm", "head")}, flops, precision)
     return cost._replace(average=cost.kept.weights if averaged else 0)
 
 
-def sam_cost(config: SamConfig, precision: str, optim: OptimConfig = ADAMW, averaged: bool = False) -> TrainingCost:
-    """Returns the cost of training the SAM-style encoder; `averaged`: with an average of all weights."""
-    flops = 3 * sam_flops(config), executed_sam_flops(config)
-    cost = count_cost(sam_training(config)._replace(optim=optim), 1, ("neck", ("neck",)), flops, precision)
-    return cost._replace(average=cost.kept.weights if averaged else 0)
+def segmentation_cost(
+    config: MAEConfig, task: SegmentConfig, precision: str, optim: OptimConfig = ADAMW, averaged: bool = False
+) -> TrainingCost:
+    """Returns the cost of task=segment; `averaged`: with an average of all weights."""
+    encoder = sam_config(config, task.sam_fields)
+    answers, trained = count_answers(task.clicks, task.mask_input), task.decoder == "trained"
+    sessions = session_flops(encoder, task.masks_per_image, task.clicks, task.mask_input)
+    flops = ENCODER_PASSES[task.encoder] * sam_flops(encoder) + (3 if trained else 2) * sessions
+    repeated = executed_sam_flops(encoder) - 3 * sam_flops(encoder)
+    executed = flops + (2 * neck_flops(encoder) if task.encoder == "frozen" else repeated)
+    parts = {
+        "neck": ("encoder.neck",),
+        "prompt encoder": ("prompt_encoder",),
+        "mask decoder": ("mask_decoder",),
+        "gate": ("relevance",),
+    }
+    cost = count_cost(segmentation(config, task)._replace(optim=optim), 1, parts, (flops, executed), precision)
+    taken = (
+        f"Each photograph is taken to have task.masks_per_image={task.masks_per_image} objects, "
+        f"the most there can be, each answered {answers} times: memory and FLOPs of these sessions grow with both. "
+        "task.masks_at_a_time bounds the memory."
+    )
+    if task.embeddings is not None:
+        taken += " The encoder, whose tokens task.embeddings keeps, is counted as in the first epoch."
+    return cost._replace(average=cost.kept.weights if averaged else 0, taken=taken)
 
 
 def count_cost(
-    workload: Workload, images: int, after_encoder: tuple[str, tuple[str, ...]], flops: tuple[int, int], precision: str
+    workload: Workload, images: int, parts: dict[str, tuple[str, ...]], flops: tuple[int, int], precision: str
 ) -> TrainingCost:
     """Counts parameters and runs the dry steps.
 
-    images         of the dry steps
-    after_encoder  name of the part that follows the encoder, and prefixes of its parameters' names
+    images  of the dry steps
+    parts   name of each part beside the encoder, and prefixes of its parameters' names
     """
     with torch.device("meta"):
         model: Any = workload.build(False)
-    part, prefixes = after_encoder
-    after = sum(p.numel() for name, p in model.named_parameters() if name.startswith(prefixes))
-    # Blocks are checkpointed and sharded one by one, but for the decoder's last: see `last_tokens`.
-    blocks = [sum(p.nbytes for p in block.parameters()) for block in getattr(model, "whole_blocks", model.blocks)]
+    counts = {
+        part: sum(p.numel() for name, p in model.named_parameters() if name.startswith(prefixes))
+        for part, prefixes in parts.items()
+    }
     total = sum(p.numel() for p in model.parameters())
+    counts = {"encoder": total - sum(counts.values())} | {part: count for part, count in counts.items() if count}
+    blocks = [sum(p.nbytes for p in block.parameters()) for block in _blocks(model)]
     kept, recomputed = (
         dry_step(workload, images, precision, recompute=recompute).at(1 / images) for recompute in (False, True)
     )
     return TrainingCost(
-        {"encoder": total - after, part: after},
+        counts,
         *flops,
         kept=kept,
         recomputed=recomputed,
@@ -168,3 +238,10 @@ def count_cost(
         block=max(blocks),
         unblocked=sum(p.nbytes for p in model.parameters()) - sum(blocks),
     )
+
+
+def _blocks(model: Any) -> Iterable[nn.Module]:
+    """Returns the blocks, which are checkpointed and sharded one by one, but for the decoder's last: `last_tokens`."""
+    if isinstance(model, MaskedAutoencoder):
+        return model.whole_blocks
+    return model.encoder.blocks if isinstance(model, Segmenter) else model.blocks

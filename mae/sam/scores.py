@@ -78,14 +78,25 @@ def innermost_click(missed: np.ndarray, wrong: np.ndarray) -> tuple[int, int, in
     return best[1:]
 
 
-def by_clicks(model: Segmenter, embedding: Tensor, photograph: Photograph, truth: Tensor, clicks: int) -> list[Found]:
+def by_clicks(
+    model: Segmenter,
+    embedding: Tensor,
+    photograph: Photograph,
+    truth: Tensor,
+    clicks: int,
+    *,
+    mask_input: bool = True,
+    multimask: bool = True,
+) -> list[Found]:
     """Segments objects with 1, 2, … clicks, each into the largest error of the answer before.
 
     The answer to the first click is the mask with the highest predicted IoU of three; later ones are single masks, for
     which the logits before are a prompt too.
 
-    embedding  [1, C, h, w]
-    truth      [N, height, width]  bool
+    embedding   [1, C, h, w]
+    truth       [N, height, width]  bool
+    mask_input  give the logits of the answer before as a prompt
+    multimask   answer the first click by three masks; else by one, as all later ones
     """
     rows = torch.zeros(len(truth), dtype=torch.long, device=truth.device)
     points, labels = truth.new_empty(len(truth), 0, 2, dtype=torch.float), rows.new_empty(len(truth), 0)
@@ -96,26 +107,30 @@ def by_clicks(model: Segmenter, embedding: Tensor, photograph: Photograph, truth
         clicked = torch.tensor([innermost_click(missed, wrong) for missed, wrong in errors], device=truth.device)
         there = points_to_frame(clicked[:, :2].float(), photograph.original, photograph.inside)
         points, labels = torch.cat([points, there[:, None]], 1), torch.cat([labels, clicked[:, 2:]], 1)
-        prompts = Prompts(points, labels, boxes, boxed, logits)
-        answer = model.answer(embedding, rows, prompts, several=number == 0)
+        prompts = Prompts(points, labels, boxes, boxed, logits if mask_input else None)
+        answer = model.answer(embedding, rows, prompts, several=multimask and number == 0)
         logits = answer.best().float()
         masks = at_photograph(logits, photograph)
         found.append(Found(masks, answer.ious.amax(1), logits, prompts))
     return found
 
 
-def by_box(model: Segmenter, embedding: Tensor, photograph: Photograph, truth: Tensor) -> Found:
-    """Segments objects with the smallest box round each: the mask with the highest predicted IoU of three."""
+def by_box(
+    model: Segmenter, embedding: Tensor, photograph: Photograph, truth: Tensor, *, multimask: bool = True
+) -> Found:
+    """Segments objects with the smallest box round each: the mask with the highest predicted IoU."""
     boxes = boxes_to_frame(bounding_boxes(truth), photograph.original, photograph.inside)
     boxed = torch.ones(len(truth), dtype=torch.bool, device=truth.device)
     no_point, no_label = boxes.new_zeros(len(truth), 1, 2), torch.full_like(boxed, NONE, dtype=torch.long)[:, None]
-    return by_prompts(model, embedding, photograph, Prompts(no_point, no_label, boxes, boxed))
+    return by_prompts(model, embedding, photograph, Prompts(no_point, no_label, boxes, boxed), multimask=multimask)
 
 
-def by_prompts(model: Segmenter, embedding: Tensor, photograph: Photograph, prompts: Prompts) -> Found:
-    """Segments with given prompts: the mask with the highest predicted IoU of three."""
+def by_prompts(
+    model: Segmenter, embedding: Tensor, photograph: Photograph, prompts: Prompts, *, multimask: bool = True
+) -> Found:
+    """Segments with given prompts: the mask with the highest predicted IoU, of three with `multimask`."""
     rows = torch.zeros_like(prompts.boxed, dtype=torch.long)
-    answer = model.answer(embedding, rows, prompts, several=True)
+    answer = model.answer(embedding, rows, prompts, several=multimask)
     return Found(at_photograph(answer.best(), photograph), answer.ious.amax(1), answer.best(), prompts)
 
 
@@ -142,12 +157,15 @@ def score(
     clicks: Sequence[int],
     device: torch.device,
     *,
+    mask_input: bool = True,
+    multimask: bool = True,
     keep: Callable[[Answered], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Computes the mean IoU over all objects, for each model.
 
-    batches    one photograph each, with all its masks: images uint8 [1, 3, S, S], inside, originals [1, 2], masks
-               [N, height, width]
+    batches    one photograph each, with all its masks: images uint8 [1, 3, S, S], inside, originals [1, 2], masks, of
+               which `stack(first, stop)` gives some, bool [n, height, width]
+    mask_input, multimask  as in `by_clicks`
     keep       called with what each model finds, a few objects at a time
     returns    name -> {"clicks": {number: mIoU}, "box": mIoU, "objects": number}; {} if there is no object
     """
@@ -155,17 +173,18 @@ def score(
     objects = 0
     for batch in batches:
         photograph = photograph_of(batch, normalise, device)
-        everything = batch["masks"].to(device)
-        if len(everything) == 0:
+        coded = batch["masks"]
+        if len(coded) == 0:
             continue
-        objects += len(everything)
-        for name, model in models.items():
-            embedding = model(photograph.images)
-            for first in range(0, len(everything), OBJECTS_AT_A_TIME):
-                part = slice(first, first + OBJECTS_AT_A_TIME)
-                truth = everything[part]
-                found = by_clicks(model, embedding, photograph, truth, max(clicks))
-                found.append(by_box(model, embedding, photograph, truth))
+        objects += len(coded)
+        embeddings = {name: model(photograph.images) for name, model in models.items()}
+        for first in range(0, len(coded), OBJECTS_AT_A_TIME):
+            part = slice(first, first + OBJECTS_AT_A_TIME)
+            truth = torch.from_numpy(coded.stack(part.start, part.stop)).to(device)
+            for name, model in models.items():
+                asked = model, embeddings[name], photograph, truth
+                found = by_clicks(*asked, max(clicks), mask_input=mask_input, multimask=multimask)
+                found.append(by_box(*asked, multimask=multimask))
                 sums[name] += torch.stack([intersection_over_union(each.masks, truth).sum() for each in found]).cpu()
                 if keep is not None:
                     named: dict[int | str, Found] = {count: found[count - 1] for count in clicks}

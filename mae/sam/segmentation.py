@@ -8,9 +8,9 @@ from torch.distributed.fsdp import FSDPModule
 
 from mae.sam.config import SegmentConfig
 from mae.sam.embedding_cache import TokenCache
-from mae.sam.flops import sam_flops
+from mae.sam.flops import ENCODER_PASSES, sam_flops
 from mae.sam.segmenter import Segmenter
-from mae.sam.session import Session, simulate_session
+from mae.sam.session import Session, draw_session, simulate_session
 from mae.sam.square_frame import blank_padding
 from mae.train.layer_decay import build_layer_decayed_optimizer
 from mae.train.optim import NamedAdamW
@@ -44,8 +44,8 @@ class Segmentation(Training):
 
     @property
     def flops(self) -> float:
-        """FLOPs of the encoder per image, next to which the rest is small at 1024 x 1024; forward alone if frozen."""
-        return sam_flops(self.model.encoder.config) * (1 if self.task.encoder == "frozen" else 3)
+        """FLOPs of the encoder per image. Those of the sessions depend on how many objects an image has."""
+        return sam_flops(self.model.encoder.config) * ENCODER_PASSES[self.task.encoder]
 
     def shard(self, model: Any, mesh: Any, *, reshard: bool | None = None) -> None:
         shard(model, model.encoder.blocks, mesh, ("tokens", "neck", "answer"), reshard)
@@ -87,10 +87,12 @@ class Segmentation(Training):
             self.embed(model, batch, cache),
             batch["masks"],
             batch["rows"],
-            clicks=task.clicks,
+            draw_session(len(batch["masks"]), task.clicks, task.mask_input, generator),
             box_share=task.box_share,
+            mask_input=task.mask_input,
+            multimask=task.multimask,
             alignment=task.alignment,
-            generator=generator,
+            at_a_time=task.masks_at_a_time,
         )
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
