@@ -52,7 +52,7 @@ def some_masks(count: int = 6, side: int = 16) -> Tensor:
 def test_autocast_does_not_move_prompts() -> None:
     model, masks = randomised(small()), some_masks()
     assert isinstance(model, Segmenter)
-    prompts = first_prompts(masks, 0.5, generator())._replace(logits=torch.randn(6, 1, 16, 16).bfloat16())
+    prompts = first_prompts(masks, 0.5, draws())._replace(logits=torch.randn(6, 1, 16, 16).bfloat16())
     (points, dense), positions = model.embed(prompts), model.positions()
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(model.embed(prompts), (points, dense))
