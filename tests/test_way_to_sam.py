@@ -65,7 +65,9 @@ def test_way_to_sam_runs_at_toy_size_and_each_killed_stage_ends_bit_equal(checko
         words = [sys.executable, *reduced(words, checkout), *LONGER]
         name = name_of(words)
         # The student in SAM style and the SAM that it becomes agree.
-        words += {"small_sam": ["model.patch_size=16"], "sam_small": ["task.global_blocks=[1]"]}.get(name, [])
+        same_blocks = ["task.global_blocks=[1]"]
+        own = {"small_sam": ["model.patch_size=16"], "sam_frozen": same_blocks, "sam_small": same_blocks}
+        words += own.get(name, [])
         run(words, folder=checkout)
         process = start(words, killed)
         wait_for_checkpoint(process, killed / "runs" / name)
@@ -76,7 +78,7 @@ def test_way_to_sam_runs_at_toy_size_and_each_killed_stage_ends_bit_equal(checko
         assert f"resumed at step {int(newest.stem.removeprefix('step-'))}" in said
         assert_same_run(checkout / "runs" / name, killed / "runs" / name)
         trained.append(name)
-    assert trained == ["at224", "at448", "at1024", "small", "small_sam", "sam", "sam_small"]
+    assert trained == ["at224", "at448", "at1024", "small", "small_sam", "sam", "sam_frozen", "sam_small"]
     (block,) = python_blocks(PAGE)
     (checkout / "use.py").write_text(block + SAME_MASKS)
     run([sys.executable, "use.py"], folder=checkout)
