@@ -12,6 +12,7 @@ from mae.sam.prompts import Draws, add_click, draw_uniform, first_prompts
 from mae.sam.segmenter import Segmenter
 
 ANSWERS_WITHOUT_CLICK = 2
+PLACE = 0x5EED  # tells the draw of the place of a repeated answer from the others
 
 
 class Session(NamedTuple):
@@ -34,7 +35,9 @@ def draw_session(objects: int, clicks: int, mask_input: bool, generator: torch.G
     noise = torch.randn(objects, 4, generator=generator, device=device)
     repeats: tuple[int, ...] = ()
     if mask_input:
-        place = int(torch.randint(1, answers - 1, (1,), generator=generator, device=device))
+        # Of the same seed on the host, which would wait for a number that is drawn on a GPU.
+        seed = generator.initial_seed() ^ PLACE
+        place = int(torch.randint(1, answers - 1, (1,), generator=torch.Generator().manual_seed(seed)))
         repeats = place, answers - 1
     further = [draw_uniform(objects, generator) for _ in range(clicks)]
     return Draws(boxed, noise, torch.stack([first, *further]), repeats)
