@@ -42,6 +42,7 @@ def test_gpu_benchmark_runs_every_row_at_small_sizes_on_a_cpu(tmp_path: Path) ->
     assert len((tmp_path / "table.md").read_text().splitlines()) == len(rows) + 4
 
 
+@pytest.mark.slow
 def test_gpu_benchmark_names_rows_that_fail_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def rows(bench: Bench) -> Iterator[Row]:
         yield "a package", lambda: importlib.import_module("no_such_package")

@@ -233,6 +233,7 @@ def test_settings_that_would_have_no_effect_are_refused(tmp_path: Path, built_in
 # Exactness.
 
 
+@pytest.mark.slow
 def test_killed_distillation_resumes_to_the_uninterrupted_run(tmp_path: Path, built_in: Path, teacher: Path) -> None:
     """Over the edge of an epoch, with tokens of the teacher kept from before the kill."""
     words = [*STORED, "max_steps=24", "task.ema=0.9", "optim=muon", "val_every=13", "checkpoint.every_steps=5"]

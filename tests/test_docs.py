@@ -29,6 +29,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_documentation_site_loads_nothing_from_a_server(site: Path) -> None:
     for page in site.rglob("*.html"):
         loaded = re.findall(
@@ -37,6 +38,7 @@ def test_documentation_site_loads_nothing_from_a_server(site: Path) -> None:
         assert loaded and not [url for url in loaded if "//" in url], page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
 def test_documentation_site_works_from_disk_at_desktop_and_phone_width(width: int, browser: Any, site: Path) -> None:
     complaints: list[str] = []
@@ -56,6 +58,7 @@ def test_documentation_site_works_from_disk_at_desktop_and_phone_width(width: in
     assert complaints == []
 
 
+@pytest.mark.slow
 def test_tables_of_shapes_keep_their_columns_on_the_site(site: Path) -> None:
     shown = re.sub(r"<[^>]+>", "", (site / "api" / "use.html").read_text())
     assert "images  [B, C, H, W]  normalised\nnoise   [B, N]        uniform\n" in shown

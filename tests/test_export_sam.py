@@ -46,7 +46,9 @@ def embedding(to: str, out: Path, images: torch.Tensor) -> torch.Tensor:
     return torch.export.load(out).module()(images)
 
 
-@pytest.mark.parametrize("to", SAM_FORMATS)
+@pytest.mark.parametrize(
+    "to", [pytest.param(to, marks=pytest.mark.slow) if to in ("onnx-sam", "pt2-sam") else to for to in SAM_FORMATS]
+)
 def test_sam_encoder_export_gives_the_same_embedding_and_loads_back(tmp_path: Path, to: str) -> None:
     encoder, source = small_sam(), tmp_path / "source.pth"
     torch.save(encoder.state_dict(), source)

@@ -73,7 +73,7 @@ def test_transformers_reads_timm_folders_of_classifiers(tmp_path: Path) -> None:
     assert list(peer.config.id2label.values()) == NAMES
 
 
-@pytest.mark.parametrize("to", ["onnx", "pt2"])
+@pytest.mark.parametrize("to", ["pt2", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_classifier_graph_gives_scores_in_any_batch_and_names_its_axes_and_classes(tmp_path: Path, to: str) -> None:
     model, source = finetuned(tmp_path)
     out = tmp_path / f"out{FORMATS[to].suffix}"
@@ -93,7 +93,8 @@ def test_classifier_graph_gives_scores_in_any_batch_and_names_its_axes_and_class
     torch.testing.assert_close(scores, model(images), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("to", ["onnx", pytest.param("pt2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["onnx", "pt2"])
 def test_half_precision_graph_is_half_as_large_and_compared_within_its_tolerance(tmp_path: Path, to: str) -> None:
     model, source = own_checkpoint(tmp_path, width=128)
     whole, half = (tmp_path / f"{name}{FORMATS[to].suffix}" for name in ("whole", "half"))

@@ -214,7 +214,7 @@ def stamps(folder: Path) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_pack_resumes_and_keeps_its_finished_shards(many, packed, tmp_path, jobs):
     out, partial = tmp_path / "out", tmp_path / "out.partial"
     process = start(many, out, "--shard-size", 10, "--jobs", jobs)

@@ -93,6 +93,7 @@ def sessions(**fields: Any) -> SegmentConfig:
     return SegmentConfig.model_validate(small | fields)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [

@@ -305,6 +305,7 @@ def test_report_to_an_unwritable_place_exits_with_2_and_suggests_out(
     assert "Choose another place with --out" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_report_of_1000_steps_with_pictures_stays_below_5_mb(tmp_path: Path) -> None:
     run = synthetic(tmp_path / "run", 1000, pictures=25)
     page = report(run)

@@ -57,6 +57,7 @@ def test_kernel_equals_the_definition(kernel: str, grid: tuple[int, int], width:
             assert (gradient - its).norm() <= 1e-5 * its.norm()
 
 
+@pytest.mark.slow
 def test_kernel_in_place_equals_the_blocks_attention_when_interpreted() -> None:
     pytest.importorskip("triton", reason="no triton, which comes with torch for CUDA")
     words = [sys.executable, "-m", "tests.interpreted_kernel"]

@@ -120,6 +120,7 @@ def test_masks_equal_those_of_sam_predictor_and_sam_model(
         agree(masks[0][0].numpy(), expected)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_automatic_mask_generator_finds_our_masks_at_each_point_of_its_grid(
     tmp_path: Path, checkpoint: Path, sam_file: Path, photograph, monkeypatch: pytest.MonkeyPatch

@@ -87,6 +87,7 @@ def test_branch_is_the_shorter_run_with_a_folder_and_an_origin_of_its_own(runs: 
     assert "2 steps, to step 10 = 8 / (1 - 0.2), all cool-down, whatever epochs= says; 1 s at the speed" in said
 
 
+@pytest.mark.slow
 def test_branch_carries_muon_and_the_average_on(tmp_path: Path, built_in: Path) -> None:
     words = ("optim=muon", "task.ema=0.9", *WSD)
     trained(tmp_path, built_in, "short", "max_steps=10", *words)

@@ -179,6 +179,7 @@ def test_decoder_from_reads_what_whole_sams_are_kept_in_and_refuses_other_files(
         initialise_decoder(wide, tmp_path / "sam.pth")
 
 
+@pytest.mark.slow
 def test_frozen_decoder_stays_until_a_second_run_trains_all(
     tmp_path: Path, shapes_folder: Path, uninterrupted_run: Path
 ) -> None:

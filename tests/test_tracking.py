@@ -124,6 +124,7 @@ def assert_whole(folder: Path, logged: list[dict[str, Any]]) -> None:
     assert found == expected
 
 
+@pytest.mark.slow
 def test_wandb_files_of_a_killed_run_have_one_id_and_one_value_per_step(tracked: Path) -> None:
     files = parts(tracked)
     assert len(files) == 3
@@ -138,6 +139,7 @@ def test_wandb_files_of_a_killed_run_have_one_id_and_one_value_per_step(tracked:
     assert [bool(start["step"]) for start in starts] == [False, True, True]
 
 
+@pytest.mark.slow
 def test_wandb_config_has_settings_derived_values_and_the_git_commit(tracked: Path) -> None:
     told = wandb_files.config(parts(tracked)[-1])
     settings = yaml.safe_load((tracked / "config.yaml").read_text())
@@ -148,6 +150,7 @@ def test_wandb_config_has_settings_derived_values_and_the_git_commit(tracked: Pa
     assert told["environment"]["packages"]["torch"]
 
 
+@pytest.mark.slow
 def test_wandb_has_reconstruction_tables_and_a_version_per_checkpoint(tracked: Path) -> None:
     artifacts = [artifact for file in parts(tracked) for artifact in wandb_files.artifacts(file)]
     identity = (tracked / "wandb_id.txt").read_text()
@@ -165,6 +168,7 @@ def test_wandb_has_reconstruction_tables_and_a_version_per_checkpoint(tracked: P
         assert table["columns"] == ["step", "original", "masked", "reconstruction"] and len(table["data"]) == 8
 
 
+@pytest.mark.slow
 def test_wandb_sync_uploads_all_starts_as_one_run(tracked: Path) -> None:
     with serving() as server:
         words = [sys.executable, "-m", "wandb", "sync", str(tracked / "wandb")]
@@ -174,6 +178,7 @@ def test_wandb_sync_uploads_all_starts_as_one_run(tracked: Path) -> None:
         assert_whole(tracked, server.rows(*server.runs))
 
 
+@pytest.mark.slow
 def test_tensorboard_has_each_step_of_a_resumed_run_once(tracked: Path) -> None:
     board = EventAccumulator(str(tracked / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     for name in REPEATED:
@@ -182,6 +187,7 @@ def test_tensorboard_has_each_step_of_a_resumed_run_once(tracked: Path) -> None:
     assert len(list((tracked / "tensorboard").glob("events.out.tfevents.*"))) >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*noload.*")  # MLflow's own use of SQLAlchemy
 def test_mlflow_logs_a_resumed_run_as_one_run(tracked: Path) -> None:
     client = MlflowClient(f"sqlite:///{tracked}/mlflow.db")
@@ -206,6 +212,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     wandb.teardown()
 
 
+@pytest.mark.slow
 def test_wandb_export_artifact_names_its_checkpoint(tracked: Path, tmp_path: Path, offline: None) -> None:
     assert export([str(tracked), "--to", "timm", "--out", str(tmp_path / "e.safetensors"), "--wandb"]) == 0
     (artifact,) = wandb_files.artifacts(wandb_files.ended(parts(tracked)[-1]))
@@ -217,6 +224,7 @@ def test_wandb_export_artifact_names_its_checkpoint(tracked: Path, tmp_path: Pat
     assert contents["model.ckpt"] == checkpoints(tracked)[0].resolve().as_uri()
 
 
+@pytest.mark.slow
 def test_wandb_summary_gains_probe_results_and_keeps_the_last_values(tracked: Path, offline: None) -> None:
     (tracked / "eval").mkdir()
     found = {"probe": "knn", "trained": {"top1": 0.5}, "untrained": {"top1": 0.25}, "settings": {"k": 20}}
@@ -228,6 +236,7 @@ def test_wandb_summary_gains_probe_results_and_keeps_the_last_values(tracked: Pa
     assert told["train/loss"] == pytest.approx(float(losses(tracked)[str(STEPS), "train/loss"]))
 
 
+@pytest.mark.slow
 def test_adding_to_an_untracked_or_unfinished_run_raises_config_error(tracked: Path, tmp_path: Path) -> None:
     assert tracked_run(checkpoints(tracked)[0]) == tracked
     with pytest.raises(ConfigError, match="no W&B run to add to"):
@@ -312,6 +321,7 @@ def test_unreachable_wandb_server_leaves_the_run_offline_with_a_warning(
 # MLflow.
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*noload.*")
 def test_mlflow_run_that_is_gone_is_named_with_the_way_out(tracked: Path, tmp_path: Path) -> None:
     known = (tracked / "mlflow_id.txt").read_text()
