@@ -340,7 +340,7 @@ def program(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
     ("experiment", "parameters", "giga", "accumulate"),
     [
         ("imagenet_base", "111,907,840", 58.167, 1),
-        pytest.param("imagenet_huge14", "657,074,508", 290.5, 2, marks=pytest.mark.slow),
+        pytest.param("imagenet_huge14", "657,074,508", 290.5, 1, marks=pytest.mark.slow),
     ],
 )
 def test_plan_of_64_gpus_needs_no_data(
