@@ -75,8 +75,9 @@ def suggest(raw: DictConfig, hydra: Any) -> None:
     plan, stated = settings["plan"], {key: OmegaConf.select(base, key) for key in given if key.startswith("model.")}
     devices = settings["trainer"].get("devices", 1)
     ranks = plan["gpus"] or (topology.ranks if topology else resolve_devices(devices))
-    precision = planned_precision(settings["precision"], plan["gpu"])
-    hardware = find_hardware(plan["gpu"], precision)
+    memory, tflops = plan["memory"], plan["tflops"]
+    precision = planned_precision(settings["precision"], plan["gpu"], memory is not None and tflops is not None)
+    hardware = find_hardware(plan["gpu"], precision, memory, tflops)
     loading = loading_rate(data) if plan["gpu"] is None else None
     facts = Facts(
         images=len(data.order),

@@ -147,7 +147,14 @@ def test_suggested_recipe_is_found_by_its_name_and_is_never_replaced(
         image(tmp_path / "my photos" / f"{number}.png", number)
     pack([str(tmp_path / "my photos"), str(tmp_path / "my set" / "train"), "--jobs", "1"])
     words = [str(ROOT / "train.py"), "suggest=true", "data.path=my set", "suggest.hours=0.5"]
-    words += ["plan.gpu=l4", "plan.gpus=2", "data.flip=false", "trainer.max_time=00:00:40:00"]
+    words += [
+        "plan.gpu=mine",
+        "plan.memory=22",
+        "plan.tflops=121",
+        "plan.gpus=2",
+        "data.flip=false",
+        "trainer.max_time=00:00:40:00",
+    ]
     done = completed([sys.executable, *words], tmp_path)
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
