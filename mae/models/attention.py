@@ -5,7 +5,8 @@ from timm.layers.attention import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LONGEST_PRODUCTS = 1024  # keys up to which batched products are faster on a CPU (benchmarks/attention.py)
+# Keys up to which batched products are not slower on a CPU, by whether gradients are wanted (benchmarks/attention.py).
+LONGEST_PRODUCTS = {True: 1280, False: 160}
 
 
 class SelfAttention(Attention):
@@ -28,7 +29,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, fused: bool | None = None) -> Ten
            they take .6 of a whole training step (ViT-tiny, 65 tokens), else fused. The same function either way
     """
     if fused is None:
-        fused = q.device.type != "cpu" or k.shape[-2] > LONGEST_PRODUCTS
+        fused = q.device.type != "cpu" or k.shape[-2] > LONGEST_PRODUCTS[q.requires_grad]
     if fused:
         return F.scaled_dot_product_attention(q, k, v)
     return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1) @ v
