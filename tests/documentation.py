@@ -53,28 +53,28 @@ def indented(page: Path) -> Iterator[tuple[int, str]]:
 
 
 def unfenced(page: Path) -> str:
-    """The page without what is in fences, as many lines."""
+    """Returns the page without what is in fences, as many lines."""
     return FENCE.sub(lambda block: "\n" * block[0].count("\n"), page.read_text())
 
 
 def python_blocks(page: Path) -> list[str]:
-    """The contents of the fences of Python."""
+    """Returns the contents of the fences of Python."""
     return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
 def links(page: Path) -> list[str]:
-    """The targets of all links and pictures."""
+    """Returns the targets of all links and pictures."""
     return re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", unfenced(page)))
 
 
 def anchors(page: Path) -> set[str]:
-    """What links to headings may end in, as repositories make it of them."""
+    """Returns what links to headings may end in, as repositories make it of them."""
     headings = re.findall(r"^#+ (.+)$", unfenced(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def rows(page: Path) -> list[list[str]]:
-    """The cells of all rows of tables."""
+    """Returns the cells of all rows of tables."""
     lines = [line for line in unfenced(page).splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 

@@ -83,7 +83,7 @@ def test_masked_student_is_compared_at_its_visible_patches_alone() -> None:
 
 
 def ranks_of_cells(noise: Tensor) -> list[list[int]]:
-    """The rank of each of 2 x 2 cells, by the noise of its first patch."""
+    """Returns the rank of each of 2 x 2 cells, by the noise of its first patch."""
     first = noise.view(-1, 4, 4)[:, ::2, ::2].reshape(-1, 4)
     return [[sorted(row).index(value) for value in row] for row in first.tolist()]
 

@@ -137,7 +137,7 @@ def test_segment_run_starts_from_a_masked_autoencoder_or_a_segment_run(tmp_path:
 
 @torch.inference_mode()
 def test_decoder_from_a_published_sam_answers_as_that_sam(tmp_path: Path) -> None:
-    """Of random weights in segment-anything's own classes: its encoder in one file, the whole SAM in another."""
+    """Takes random weights in segment-anything's own classes: its encoder in one file, the whole SAM in another."""
     pytest.importorskip("segment_anything")
     model, task = segmenter()
     sam = peer_sam(model.encoder.config)
@@ -183,7 +183,7 @@ def test_decoder_from_reads_what_whole_sams_are_kept_in_and_refuses_other_files(
 def test_frozen_decoder_stays_until_a_second_run_trains_all(
     tmp_path: Path, shapes_folder: Path, uninterrupted_run: Path
 ) -> None:
-    """The first run resumes, and is evaluated, without the files that it started from."""
+    """Resumes and evaluates the first run without the files that it started from."""
     shutil.copytree(uninterrupted_run, tmp_path / "sam")
     staged = ("name=first", "task.decoder=frozen", f"task.decoder_from={tmp_path / 'sam'}", "checkpoint.every_steps=2")
     trained(tmp_path, shapes_folder, *staged, "max_steps=2")

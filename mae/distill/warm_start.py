@@ -3,10 +3,9 @@
 from pathlib import Path
 
 from mae.distill.student import SamStudent, Student
-from mae.errors import ConfigError
 from mae.formats.load import load
 from mae.formats.load_sam import load_sam
-from mae.formats.load_segmenter import holds_whole_sam, load_segmenter
+from mae.formats.load_segmenter import fit_encoder, holds_whole_sam, load_segmenter
 from mae.formats.opened import MeanAndDeviation, Opened, open_weights, other_scale
 from mae.formats.warm_start import channel_sentence, initialise_from, unsaid_heads
 from mae.run.checkpoint_files import Weights
@@ -33,14 +32,7 @@ def initialise_student(
     opened, config = open_weights(path, weights=weights), model.config
     source = _load(opened, config)
     given = source.config
-    if (given.image_size, given.in_channels) != (config.image_size, config.in_channels):
-        source = source.at(config.image_size, in_channels=config.in_channels)
-    if source.config != config:
-        theirs, ours = source.config.model_dump(), config.model_dump()
-        differing = [f"{name} {theirs[name]} there, {ours[name]} here" for name in ours if theirs[name] != ours[name]]
-        raise ConfigError(
-            f"init_from={path} has another encoder: {', '.join(differing)}. Set model= and task. as there"
-        )
+    source = fit_encoder(source, config, path)
     model.load_state_dict(source.state_dict())
     said = ["left out: its prompt encoder and mask decoder"] if holds_whole_sam(opened) else []
     if given.image_size != config.image_size:

@@ -103,14 +103,7 @@ def initialise_segmenter(
     if opened.kind == "sam" and decoder and not rest:
         said.append("it is an encoder alone: prompt encoder and mask decoder start from random weights")
     config, given = model.encoder.config, encoder.config
-    if (given.image_size, given.in_channels) != (config.image_size, config.in_channels):
-        encoder = encoder.at(config.image_size, in_channels=config.in_channels)
-    if encoder.config != config:
-        theirs, ours = encoder.config.model_dump(), config.model_dump()
-        differing = [f"{name} {theirs[name]} there, {ours[name]} here" for name in ours if theirs[name] != ours[name]]
-        raise ConfigError(
-            f"init_from={path} has another encoder: {', '.join(differing)}. Set model= and task. as there"
-        )
+    encoder = fit_encoder(encoder, config, path)
     if given.image_size != config.image_size:
         sizes = "{} x {} -> {} x {} pixels".format(*given.image_size, *config.image_size)
         said.append(f"images of {sizes}: positions, and relative positions of global blocks, are resized")
@@ -176,3 +169,20 @@ def _load_parts(opened: Opened, model: Segmenter) -> tuple[SamEncoder, dict[str,
     source = load(opened, **unsaid_heads(opened, config))
     said = [f"left out: its head of {source.classes} classes"] if isinstance(source, Classifier) else []
     return to_sam(source, **{name: getattr(config, name) for name in fields}), {}, said
+
+
+def fit_encoder(encoder: SamEncoder, config: SamConfig, path: Path) -> SamEncoder:
+    """Returns an encoder for a start from `path`, resampled to the size and channels of `config`.
+
+    Raises ConfigError if anything else differs.
+    """
+    found = encoder.config
+    if (found.image_size, found.in_channels) != (config.image_size, config.in_channels):
+        encoder = encoder.at(config.image_size, in_channels=config.in_channels)
+    if encoder.config != config:
+        theirs, ours = encoder.config.model_dump(), config.model_dump()
+        differing = [f"{name} {theirs[name]} there, {ours[name]} here" for name in ours if theirs[name] != ours[name]]
+        raise ConfigError(
+            f"init_from={path} has another encoder: {', '.join(differing)}. Set model= and task. as there"
+        )
+    return encoder
